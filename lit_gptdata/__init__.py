@@ -1,0 +1,55 @@
+"""Raw text to the batches that train a GPT, as a PyTorch Lightning DataModule.
+
+    bytes → documents → tokens → windows → batches        GPTDataModule
+    batches → token row + position row                    EmbeddingStem
+    stem → blocks → logits                                GPT
+
+Names are imported when they are first used (PEP 562): a process that only tokenises loads neither
+torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_gptdata.datamodule import GPTDataModule
+    from lit_gptdata.model import GPT
+    from lit_gptdata.stem import EmbeddingStem
+    from lit_gptdata.tokens.store import TokenStore
+    from lit_gptdata.tokens.tokenizer import Tokenizer
+    from lit_gptdata.windows.dataset import WindowDataset
+    from lit_gptdata.windows.loader import create_dataloader
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPT": "lit_gptdata.model",
+    "EmbeddingStem": "lit_gptdata.stem",
+    "GPTDataModule": "lit_gptdata.datamodule",
+    "TokenStore": "lit_gptdata.tokens.store",
+    "Tokenizer": "lit_gptdata.tokens.tokenizer",
+    "WindowDataset": "lit_gptdata.windows.dataset",
+    "create_dataloader": "lit_gptdata.windows.loader",
+}
+
+__all__ = [
+    "GPT",
+    "EmbeddingStem",
+    "GPTDataModule",
+    "TokenStore",
+    "Tokenizer",
+    "WindowDataset",
+    "create_dataloader",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,53 @@
+"""Files that are whole or absent: temporary name beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 20
+"""Bytes read at a time: large enough that Python's own cost disappears, small enough to forget."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that other processes see whole or not at all; raises OSError."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a plain value as indented JSON."""
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut (POSIX asks for a sync of the folder too)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 (hex) of a file's bytes, in constant memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(4 * CHUNK_BYTES):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.hexdigest()

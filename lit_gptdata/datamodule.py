@@ -1,0 +1,206 @@
+"""GPTDataModule: text, tokens and windows wired together; no logic of its own."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+
+from lit_gptdata.text.corpus import CorpusLike, open_corpus
+from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.files import EncodingErrors, check_encoding_errors
+from lit_gptdata.tokens.build import find_store, prepare_store
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
+from lit_gptdata.windows.dataset import Windows, check_enough
+from lit_gptdata.windows.loader import Batch, window_loader
+from lit_gptdata.windows.spans import check_at_least, check_lengths
+from lit_gptdata.windows.split import Split, check_fractions, split_tokens
+
+NUISANCES = (
+    ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
+    ".*LeafSpec.*",  # Lightning's own use of a torch class that is to go; comes with every fit
+)
+"""Lightning's warnings that no user of this module can act on."""
+
+
+class GPTDataModule(L.LightningDataModule):
+    """Download → tokens → windows → train/val/test → order → batches (inputs, targets), int64 (B, T).
+
+    `corpus`: "sample" | "frankenstein" | "tinyshakespeare" | URL | path | folder | glob | list | a
+    `Corpus`. `tokenizer`: a tiktoken encoding's name. `max_length`, `stride`: tokens. `val_fraction`,
+    `test_fraction`: shares of the corpus's UTF-8 bytes, cut from its end. `special_tokens`: what
+    `<|endoftext|>` inside a text becomes, "allow" | "text" | "error". `encoding_errors`: "strict" |
+    "replace". `strip_gutenberg`: leave out Project Gutenberg's licence. `data_dir`: downloads/ and
+    tokens/ live there.
+
+    Raises ValueError, TypeError for an option out of range, when constructed.
+    """
+
+    def __init__(
+        self,
+        corpus: CorpusLike = "sample",
+        tokenizer: str = "gpt2",
+        max_length: int = 256,
+        stride: int = 128,
+        batch_size: int = 4,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+        data_dir: str | os.PathLike[str] = "data",
+        special_tokens: SpecialTokens = "allow",
+        encoding_errors: EncodingErrors = "strict",
+        strip_gutenberg: bool = False,
+    ) -> None:
+        super().__init__()
+        check_lengths(max_length, stride)
+        check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
+        check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
+        check_fractions(val_fraction, test_fraction)
+        check_encoding_errors(encoding_errors)
+        self.tokenizer = Tokenizer(tokenizer, special_tokens)
+        self.data_dir = Path(data_dir)
+        self._corpus = corpus
+        self._store: TokenStore | None = None
+        self._split: Split | None = None
+        # plain values only: anything else in the hparams breaks loading a checkpoint with weights_only
+        corpus, data_dir = _plain(corpus), str(data_dir)
+        self.save_hyperparameters()
+
+    def prepare_data(self) -> None:
+        """Download and tokenise, once; Lightning calls this in one process a node."""
+        prepare_store(self._open_corpus(download=True), self.tokenizer, self.data_dir / "tokens")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and cut it into train, val and test.
+
+        Raises RuntimeError before `prepare_data()`, ValueError if a split leaves no window.
+        """
+        if self._store is not None:
+            return
+        for nuisance in NUISANCES:
+            warnings.filterwarnings("ignore", nuisance)
+        store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
+        if store is None:
+            raise RuntimeError(
+                f"{self._corpus!r} is not tokenised yet under {self.data_dir / 'tokens'} (or changed "
+                "since): call prepare_data() first; a Trainer does so"
+            )
+        hparams = self.hparams
+        split = split_tokens(store, hparams["val_fraction"], hparams["test_fraction"])
+        begin, end = split.train
+        check_enough(end - begin, hparams["max_length"], f"the train split of {self._corpus!r}")
+        self._store, self._split = store, split
+
+    def _open_corpus(self, download: bool) -> Corpus:
+        return open_corpus(
+            self._corpus,
+            downloads=self.data_dir / "downloads",
+            download=download,
+            encoding_errors=self.hparams["encoding_errors"],
+            strip_gutenberg=self.hparams["strip_gutenberg"],
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, known before anything is downloaded."""
+        return self.tokenizer.vocab_size if self._store is None else self._store.vocab_size
+
+    @property
+    def store(self) -> TokenStore:
+        """The token store; raises RuntimeError before `setup()`."""
+        if self._store is None:
+            raise RuntimeError("the token store is not open yet: call prepare_data() and setup() first")
+        return self._store
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for, int64 (vocab_size,); special tokens 0."""
+        return self.store.vocab["n_bytes"].astype(np.int64)
+
+    @functools.cached_property
+    def train_windows(self) -> Windows:
+        """Windows of `max_length` tokens every `stride` tokens."""
+        return self._range("train")
+
+    @functools.cached_property
+    def val_windows(self) -> Windows:
+        """Windows side by side, that score every token once; the last one is filled with target -100."""
+        return self._range("val")
+
+    @functools.cached_property
+    def test_windows(self) -> Windows:
+        """As `val_windows`, over the end of the corpus."""
+        return self._range("test")
+
+    def _range(self, name: str) -> Windows:
+        tokens = self.store.tokens
+        assert self._split is not None
+        begin, end = getattr(self._split, name)
+        length = self.hparams["max_length"]
+        stride, fill = (self.hparams["stride"], False) if name == "train" else (length, True)
+        return Windows(tokens, begin=begin, end=end, max_length=length, stride=stride, fill=fill)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of train windows, in the epoch's order if `shuffle`."""
+        return self._loader(self.train_windows, self.hparams["shuffle"], self.hparams["drop_last"])
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+        """Batches of val windows in the text's order; [] without a val split."""
+        return self._loader(self.val_windows, False, False) if len(self.val_windows) else []
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+        """Batches of test windows in the text's order; [] without a test split."""
+        return self._loader(self.test_windows, False, False) if len(self.test_windows) else []
+
+    def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+        """The same as `val_dataloader`."""
+        return self.val_dataloader()
+
+    def _loader(self, windows: Windows, shuffle: bool, drop_last: bool) -> DataLoader[Batch]:
+        return window_loader(
+            windows,
+            batch_size=self.hparams["batch_size"],
+            shuffle=shuffle,
+            seed=self.hparams["seed"],
+            drop_last=drop_last,
+            num_workers=self.hparams["num_workers"],
+        )
+
+    def __repr__(self) -> str:
+        """Corpus → tokens → windows, with counts and fingerprints as far as they are known."""
+        lines = ["GPTDataModule", f"  corpus   {self._corpus!r}"]
+        if self._store is None or self._split is None:
+            lines.append(f"  tokens   {self.tokenizer!r}, not prepared yet")
+            return "\n".join(lines)
+        store, hparams = self._store, self.hparams
+        lines.append(
+            f"  tokens   {store.n_tokens:,} by {self.tokenizer!r} from {store.n_documents:,} documents, "
+            f"{store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}"
+        )
+        for name in ("train", "val", "test"):
+            begin, end = getattr(self._split, name)
+            windows = self._range(name)
+            lines.append(
+                f"  {name:<8} {len(windows):,} windows of {hparams['max_length']} every "
+                f"{windows.spans.stride} tokens, over tokens [{begin:,}, {end:,})"
+            )
+        lines.append(f"  batches  {hparams['batch_size']} windows, seed {hparams['seed']}")
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+def _plain(corpus: CorpusLike) -> str | list[str]:
+    """A corpus as a checkpoint may hold it."""
+    if isinstance(corpus, (list, tuple)):
+        return [str(entry) for entry in corpus]
+    return str(corpus) if isinstance(corpus, (str, os.PathLike)) else repr(corpus)

@@ -1,0 +1,35 @@
+"""What text is to the rest of the package: a corpus of documents, each read in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text, whole or the rest of one: `Document(source="a.txt", chunks=["It was ", "a dreary"])`."""
+
+    source: str
+    """Where it comes from, for people: a path, a topic."""
+
+    chunks: Iterable[str]
+    """The text in order, newlines already `\\n`, cut anywhere; iterated once."""
+
+    continues: bool = False
+    """True if the text goes on with the document before it (a large file is read in parts)."""
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Documents in a fixed order; write your own with these two members and a `__repr__`."""
+
+    def __iter__(self) -> Iterator[Document]:
+        """The documents, in the same order each time."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that changes whenever the documents do, such as a hash of their text."""
+        ...

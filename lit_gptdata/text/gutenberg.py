@@ -1,0 +1,25 @@
+"""Project Gutenberg's licence header and footer, left out on request."""
+
+from __future__ import annotations
+
+import re
+
+# The lines that stand around every book's own text, e.g. "*** START OF THE PROJECT GUTENBERG EBOOK …".
+_START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
+_END = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
+
+
+def strip_gutenberg(text: str, source: str) -> str:
+    """The book between Gutenberg's two marker lines, without blank lines around it.
+
+    Raises ValueError if `text` lacks one of the markers.
+    """
+    start = _START.search(text)
+    end = _END.search(text, start.end()) if start else None
+    if start is None or end is None:
+        missing = "*** END OF" if start else "*** START OF"
+        raise ValueError(
+            f"strip_gutenberg: {source} has no line '{missing} THE PROJECT GUTENBERG …', so it is "
+            "no Project Gutenberg text, or only a part of one. Set strip_gutenberg=false"
+        )
+    return text[start.end() : end.start()].strip("\n") + "\n"

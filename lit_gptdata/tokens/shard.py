@@ -1,0 +1,148 @@
+"""Flat little-endian token files: append to one, look at many as one sequence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gptdata._io import write_whole
+
+ROW = np.dtype([("token", "<i8"), ("byte", "<i8"), ("source", "<i4"), ("document", "<i4")])
+"""One row of a shard's index, a row a piece of text: its first token and its first UTF-8 byte, both
+counted from the shard's first; the source's number in the manifest; 1 if a document begins here."""
+
+
+class Tokens:
+    """A read-only sequence of ids over one or more arrays or memory-mapped files, one after another.
+
+    Nothing is copied or read until it is asked for. `Tokens([np.arange(5)])[1:3]  ->  [1, 2]`.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], paths: Sequence[Path] = ()) -> None:
+        self.dtype = arrays[0].dtype if arrays else np.dtype("<u2")
+        self._arrays = [array for array in arrays if len(array)]
+        self._paths = list(paths)
+        self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)
+
+    @classmethod
+    def from_files(cls, paths: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> Tokens:
+        """Memory-map files of `dtype`, in order."""
+        return cls([np.memmap(p, dtype=dtype, mode="r") for p in paths], paths)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        """A copy of `[start:stop]`, both within [0, len]."""
+        start, stop, _ = span.indices(len(self))
+        parts, begin = [], 0
+        for array, end in zip(self._arrays, self._ends.tolist(), strict=True):
+            if begin < stop and start < end:
+                parts.append(array[max(0, start - begin) : stop - begin])
+            begin = end
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The ids [s, s + length) of every start s: (B,) int64 → (B, length), dtype of the tokens.
+
+        Every window must lie within the sequence.
+        """
+        if not len(starts):
+            return np.empty((0, length), self.dtype)
+        if len(self._arrays) == 1:
+            return _gather(self._arrays[0], starts, length)
+        out = np.empty((len(starts), length), self.dtype)
+        shards = np.searchsorted(self._ends, starts, side="right")
+        for shard in np.unique(shards).tolist():
+            array, begin = self._arrays[shard], int(self._ends[shard]) - len(self._arrays[shard])
+            inside = shards == shard
+            whole = inside & (starts + length <= self._ends[shard])
+            if whole.any():
+                out[whole] = _gather(array, starts[whole] - begin, length)
+            for row in np.flatnonzero(inside & ~whole).tolist():  # straddles two shards or more
+                out[row] = self[int(starts[row]) : int(starts[row]) + length]
+        return out
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a worker process maps the files again: a pickled map would be a copy of the whole corpus
+        if self._paths:
+            return Tokens.from_files, (self._paths, self.dtype)
+        return Tokens, (self._arrays,)
+
+
+def _gather(array: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    # Each window as one opaque item of a strided view: fancy indexing is then one memcpy a window,
+    # half the cost of the same on a 2-D sliding_window_view.
+    item = array.dtype.itemsize
+    windows: np.ndarray = np.ndarray(
+        shape=(len(array) - length + 1,),
+        dtype=np.dtype((np.void, item * length)),
+        buffer=array,
+        strides=(item,),
+    )
+    gathered: np.ndarray = windows[starts].view(array.dtype).reshape(len(starts), length)
+    return gathered
+
+
+class ShardWriter:
+    """Writes one shard: ids and the index of its pieces; on disk under its name only when whole.
+
+    Raises OSError that names the file, for a full disk or a folder that cannot be written.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.n_tokens = self.n_bytes = self.n_documents = 0
+        self._dtype = dtype
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._folder, self._name = folder, name
+        self._digest = hashlib.sha256()
+        self._part = folder / f"{name}.bin.part"
+        self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 closed by finish or abandon
+
+    def begin_piece(self, source: int, document: bool) -> None:
+        """Note that a piece of text (and with it a document, or not) begins at the next id."""
+        self._rows.append((self.n_tokens, self.n_bytes, source, int(document)))
+        self.n_documents += document
+
+    def append(self, ids: np.ndarray, n_bytes: int) -> None:
+        """Write ids that stand for `n_bytes` UTF-8 bytes of text."""
+        view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
+        self._digest.update(view)
+        written = 0
+        while written < len(view):  # an unbuffered write may stop early, at a signal or a full disk
+            written += self._file.write(view[written:])
+        self.n_tokens += len(ids)
+        self.n_bytes += n_bytes
+
+    def finish(self) -> dict[str, Any]:
+        """Sync and rename; returns the manifest's entry: counts, and name, size, sha256 of each file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        index = np.array(self._rows, dtype=ROW).tobytes()
+        write_whole(self._folder / f"{self._name}.idx", index)
+        os.replace(self._part, self._folder / f"{self._name}.bin")
+        size = self.n_tokens * self._dtype.itemsize
+        return {
+            "n_tokens": self.n_tokens,
+            "n_bytes": self.n_bytes,
+            "n_documents": self.n_documents,
+            "files": [
+                {"name": f"{self._name}.bin", "size": size, "sha256": self._digest.hexdigest()},
+                described(f"{self._name}.idx", index),
+            ],
+        }
+
+    def abandon(self) -> None:
+        """Close and remove what was written."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+def described(name: str, content: bytes) -> dict[str, Any]:
+    """A file as the manifest describes it."""
+    return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

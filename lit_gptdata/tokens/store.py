@@ -1,0 +1,151 @@
+"""A published store: a folder named by its fingerprint, with shards and a manifest; never changed.
+
+<fingerprint>/manifest.json     what is here: tokenizer, sources, counts, sizes, checksums
+              00000-000.bin     ids, flat, little-endian uint16 or uint32
+              00000-000.idx     where each document and piece begins, as ROW
+              vocab.bin         what each id stands for, as VOCAB
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gptdata._io import sha256_file
+from lit_gptdata.tokens.shard import ROW, Tokens
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+FORMAT = 1
+"""Version of the layout; another one is another fingerprint, so never read by mistake."""
+
+VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?")])
+"""One row of vocab.bin, a row an id: its length in UTF-8 bytes (0: special or unused); whether it
+begins with a space; whether its last byte is visible ASCII."""
+
+
+class TokenStore:
+    """The tokens of a corpus on disk, with the places of its documents.
+
+    Opening looks at sizes only, O(shards); `verify()` reads everything. Raises FileNotFoundError,
+    ValueError if something is missing or has another size than the manifest says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path} is no token store: it has no manifest.json. Call prepare_data() to "
+                "build the store"
+            ) from None
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.n_tokens: int = self.manifest["n_tokens"]
+        self.n_bytes: int = self.manifest["n_bytes"]
+        self.n_documents: int = self.manifest["n_documents"]
+        self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
+        self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest["tokenizer"]["dtype"])
+        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        for file in self._files():
+            self._check_size(file)
+
+    def _files(self) -> list[dict[str, Any]]:
+        return [file for shard in self.shards for file in shard["files"]] + [self.manifest["vocab"]]
+
+    def _check_size(self, file: dict[str, Any]) -> None:
+        path = self.path / file["name"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != file["size"]:
+            seen = "is missing" if size is None else f"has {size:,} bytes"
+            raise ValueError(
+                f"the token store is damaged: {path} {seen}, its manifest says {file['size']:,}. "
+                f"Delete the folder {self.path} and run again to build it anew"
+            )
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256; raises ValueError that names the bad ones."""
+        bad = [f["name"] for f in self._files() if sha256_file(self.path / f["name"]) != f["sha256"]]
+        if bad:
+            raise ValueError(
+                f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
+                "match the manifest's SHA-256. Delete the folder and run again to build it anew"
+            )
+
+    @functools.cached_property
+    def tokens(self) -> Tokens:
+        """All ids as one memory-mapped sequence."""
+        return Tokens.from_files([self.path / s["files"][0]["name"] for s in self.shards], self.dtype)
+
+    @functools.cached_property
+    def vocab(self) -> np.ndarray:
+        """What each id stands for, VOCAB (vocab_size,)."""
+        return np.fromfile(self.path / self.manifest["vocab"]["name"], dtype=VOCAB)
+
+    @functools.cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and bytes at the end of each shard."""
+        tokens = np.cumsum([s["n_tokens"] for s in self.shards], dtype=np.int64)
+        return tokens, np.cumsum([s["n_bytes"] for s in self.shards], dtype=np.int64)
+
+    def rows(self, shard: int) -> np.ndarray:
+        """The index of a shard, ROW, with tokens and bytes counted from the store's first."""
+        rows = np.fromfile(self.path / self.shards[shard]["files"][1]["name"], dtype=ROW)
+        ends_token, ends_byte = self._ends
+        rows["token"] += ends_token[shard] - self.shards[shard]["n_tokens"]
+        rows["byte"] += ends_byte[shard] - self.shards[shard]["n_bytes"]
+        return rows
+
+    def document_near(self, byte: int, within: int) -> int | None:
+        """The separator before the document that begins nearest to `byte`, if `within` bytes of it.
+
+        The corpus's first document has none before it, and is no answer.
+        """
+        ends = self._ends[1]
+        first, last = np.searchsorted(ends, [byte - within, byte + within])
+        best: tuple[int, int] | None = None
+        for shard in range(int(first), min(int(last) + 1, len(self.shards))):
+            rows = self.rows(shard)
+            rows = rows[(rows["document"] == 1) & (rows["token"] > 0)]
+            if len(rows):
+                i = int(np.argmin(np.abs(rows["byte"] - byte)))
+                distance = abs(int(rows["byte"][i]) - byte)
+                if distance <= within and (best is None or distance < best[0]):
+                    best = distance, int(rows["token"][i])
+        return None if best is None else best[1] - 1
+
+    def token_at(self, byte: int) -> int:
+        """The token to cut at for `byte`: the next one that begins with a space after visible ASCII.
+
+        Every GPT tokenizer cuts the text there, so that all get the same text on both sides; where
+        there is no such place within 1,000 tokens, the next token at all.
+        """
+        shard = min(int(np.searchsorted(self._ends[1], byte, side="right")), len(self.shards) - 1)
+        rows = self.rows(shard)
+        row = rows[max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)]
+        piece_end = rows["token"][rows["token"] > row["token"]]
+        stop = int(piece_end[0]) if len(piece_end) else int(self._ends[0][shard])
+        begin = int(row["token"])
+        lengths = self.vocab["n_bytes"][self.tokens[begin:stop]].astype(np.int64)
+        cut = begin + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(row["byte"])))
+        near = self.vocab[self.tokens[max(0, cut - 1) : min(cut + 1000, self.n_tokens)]]
+        words = np.flatnonzero(near["starts_space"][1:] & near["ends_visible"][:-1])
+        return max(0, cut - 1) + 1 + int(words[0]) if len(words) else min(cut, self.n_tokens)
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenStore({self.fingerprint[:8]}: {self.n_tokens:,} tokens, {self.n_documents:,} "
+            f"documents, {self.n_bytes:,} bytes, {len(self.shards)} shards of {self.dtype.name})"
+        )
+
+
+def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
+    """What each id of a tokenizer stands for, VOCAB (vocab_size,)."""
+    table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
+    for token, rank in tokenizer.encoding._mergeable_ranks.items():
+        table[rank] = len(token), token[:1] == b" ", 0x21 <= token[-1] <= 0x7E
+    return table

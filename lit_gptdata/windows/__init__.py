@@ -1,0 +1,10 @@
+"""How tokens become batches: integers → windows → batches.
+
+tokens ──split──▶ train | val | test ranges ──spans──▶ windows ──order──▶ loader ──▶ (inputs, targets)
+
+A window is `max_length` ids and the same ids one token later:
+
+tokens     0 1 2 3 4 5 6 7 8 9          max_length=4, stride=3
+window 0   0 1 2 3                      targets 1 2 3 4
+window 1         3 4 5 6                targets 4 5 6 7
+"""

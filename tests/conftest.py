@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_gptdata.text.document import Document
+
+SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Whatever a test writes under relative names lands outside the repository."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def book() -> Path:
+    """Frankenstein as Gutenberg serves it; it is not ours to commit."""
+    if not SHARED_BOOK.is_file():
+        pytest.skip(f"the book is not here: {SHARED_BOOK}")
+    return SHARED_BOOK
+
+
+class ListCorpus:
+    """A corpus of one's own: documents from a list of texts."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __iter__(self):
+        for number, text in enumerate(self.texts):
+            half = len(text) // 2
+            yield Document(source=f"list:{number}", chunks=[text[:half], text[half:]])
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(self.texts)
+
+    def __repr__(self) -> str:
+        return f"ListCorpus({len(self.texts)} texts)"

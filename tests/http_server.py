@@ -1,0 +1,212 @@
+"""A web server on loopback that can misbehave in every way a real one does.
+
+    with FileServer(b"some text") as server:
+        fetch(server.url, path)
+        assert [seen.headers["Range"] for seen in server.requests] == [None]
+
+Attributes may be changed while it runs. `cuts` and `statuses` are used up, one for each request:
+`cuts=[100]` cuts the first body after 100 bytes, `statuses=itertools.repeat(500)` fails for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PATIENCE_S = 120.0  # for what a test waits for, on a loaded machine, before it fails
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request: its path with the query, and its headers (absent: None)."""
+
+    path: str
+    headers: Message
+
+
+class FileServer:
+    """Serves `body` at every path, or, if it is a mapping, `body[path]` at these paths only.
+
+    Used as a context manager; `url` is the address of `/book.txt`, `address(path)` of any other.
+    """
+
+    def __init__(
+        self,
+        body: bytes | Mapping[str, bytes] = b"",
+        *,
+        content_type: str | None = "text/plain; charset=utf-8",
+        etag: str | None = '"v1"',
+        last_modified: str | None = None,
+        ranges: bool = True,  # False: every answer is a 200 with the whole
+        if_range: bool = True,  # False: a Range is answered whatever If-Range says
+        content_range: str | None = None,  # sent with a 206 instead of the right one
+        compress: bool = False,  # gzip, although nobody asked for it
+        length: bool = True,  # False: chunked, without Content-Length
+        cuts: Iterable[int | None] = (),  # bytes after which a body ends; None: whole
+        statuses: Iterable[int] = (),  # answers instead of the body; 200: the body
+        headers: Mapping[str, str] | None = None,  # further ones, with every answer
+        before: Callable[[FileServer], object] | None = None,  # runs as each request comes in
+        hold_after: int | None = None,  # body bytes after which to wait for `release`
+    ) -> None:
+        self.body = body
+        self.content_type = content_type
+        self.etag = etag
+        self.last_modified = last_modified
+        self.ranges = ranges
+        self.if_range = if_range
+        self.content_range = content_range
+        self.compress = compress
+        self.length = length
+        self.cuts = iter(cuts)
+        self.statuses = iter(statuses)
+        self.headers = dict(headers or {})
+        self.before = before
+        self.hold_after = hold_after
+        self.release = threading.Event()
+        self.requests: list[Seen] = []
+
+    def __enter__(self) -> FileServer:
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.files = self
+        # polled often: shutdown() waits for a poll, and there are hundreds of servers in a test run
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release.set()
+        self._server.shutdown()
+        self._server.hang_up()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return self.address("/book.txt")
+
+    def address(self, path: str) -> str:
+        """`path` begins with a slash; a query string may follow."""
+        return f"http://127.0.0.1:{self._server.server_port}{path}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # server_close() joins them: no thread outlives its test
+    files: FileServer
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connections: set[socket.socket] = set()
+
+    def hang_up(self) -> None:
+        """End the connections that clients keep alive, which server_close() would wait for."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet: a client that was killed or gave up is part of the test."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = PATIENCE_S
+    disable_nagle_algorithm = True  # else a kept-alive connection waits 40 ms for each answer
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        files = self.server.files
+        files.requests.append(Seen(self.path, self.headers))
+        if files.before:
+            files.before(files)
+        status = next(files.statuses, 200)
+        body = files.body
+        if isinstance(body, Mapping):
+            found = body.get(self.path.partition("?")[0])
+            body, status = (b"", 404) if found is None else (found, status)
+        if status == 200:
+            self._answer(files, body)
+        else:
+            self._send(status, {**files.headers, "Content-Type": "text/plain"}, b"no text for you")
+
+    def _answer(self, files: FileServer, whole: bytes) -> None:
+        headers = dict(files.headers)
+        for name, value in (
+            ("Content-Type", files.content_type),
+            ("ETag", files.etag),
+            ("Last-Modified", files.last_modified),
+        ):
+            if value is not None:
+                headers[name] = value
+        status, body = 200, whole
+        first = self._first_byte(files)
+        if first is not None and first >= len(whole):
+            return self._send(416, {"Content-Range": f"bytes */{len(whole)}"}, b"")
+        if first is not None:
+            span = f"bytes {first}-{len(whole) - 1}/{len(whole)}"
+            headers["Content-Range"] = files.content_range or span
+            status, body = 206, whole[first:]
+        if files.compress:
+            headers["Content-Encoding"] = "gzip"
+            body = gzip.compress(body)
+        self._send(status, headers, body, next(files.cuts, None), files.hold_after)
+
+    def _first_byte(self, files: FileServer) -> int | None:
+        """Where an honoured Range begins; None: the whole is sent."""
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        wanted = self.headers.get("If-Range")
+        fresh = wanted is None or wanted in (files.etag, files.last_modified)
+        if match is None or not files.ranges or (files.if_range and not fresh):
+            return None
+        return int(match[1])
+
+    def _send(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        cut: int | None = None,
+        hold_after: int | None = None,
+    ) -> None:
+        files = self.server.files
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if files.length:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        sent = body if cut is None else body[:cut]
+        if hold_after is not None:
+            self._write(sent[:hold_after])
+            assert files.release.wait(PATIENCE_S)
+            sent = sent[hold_after:]
+        self._write(sent)
+        if cut is not None:
+            self.close_connection = True  # the client sees the end of the stream
+        elif not files.length:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _write(self, data: bytes) -> None:
+        if data and not self.server.files.length:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        self.wfile.write(data)

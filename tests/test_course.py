@@ -1,0 +1,64 @@
+"""The figures of the course's data chapter; the book comes over HTTP on loopback."""
+
+from __future__ import annotations
+
+import torch
+
+from lit_gptdata import EmbeddingStem, GPTDataModule, create_dataloader
+from tests.http_server import FileServer
+
+INPUTS = [
+    [171, 119, 123, 464],
+    [4935, 20336, 46566, 286],
+    [45738, 26, 1471, 11],
+    [383, 12495, 42696, 198],
+    [220, 220, 220, 220],
+    [198, 1212, 47179, 318],
+    [329, 262, 779, 286],
+    [2687, 6609, 287, 262],
+]
+
+
+def test_download_tokens_windows_and_embeddings(book, tmp_path):
+    with FileServer(book.read_bytes()) as server:
+        data = GPTDataModule(
+            corpus=server.url, max_length=4, stride=4, batch_size=8, shuffle=False,
+            val_fraction=0.0, data_dir=tmp_path,
+        )  # fmt: skip
+        data.prepare_data()
+        data.setup("fit")
+    assert data.store.n_tokens == 106_361
+    assert data.vocab_size == 50_257
+    inputs, targets = next(iter(data.train_dataloader()))
+    assert inputs.tolist() == INPUTS
+    flat = [i for row in INPUTS for i in row]
+    assert targets.flatten()[:-1].tolist() == flat[1:]
+
+    stem = EmbeddingStem(vocab_size=data.vocab_size, max_length=4, embedding_dim=256)
+    x = stem(inputs)
+    assert x.shape == (8, 4, 256)
+    assert stem.position_embedding is not None
+    rows = stem.token_embedding.weight[inputs] + stem.position_embedding.weight[torch.arange(4)]
+    assert torch.equal(x, rows)
+
+
+def test_create_dataloader(book):
+    text = book.read_text(encoding="utf-8")
+    batches = iter(create_dataloader(text, batch_size=1, max_length=4, stride=1, shuffle=False))
+    assert [t.tolist() for t in next(batches)] == [[[171, 119, 123, 464]], [[119, 123, 464, 4935]]]
+    assert [t.tolist() for t in next(batches)] == [
+        [[119, 123, 464, 4935]],
+        [[123, 464, 4935, 20336]],
+    ]
+    inputs, _ = next(iter(create_dataloader(text, 8, 4, 4, shuffle=False)))
+    assert inputs.tolist() == INPUTS
+
+
+def test_the_licence_can_be_left_out(book, tmp_path):
+    data = GPTDataModule(book, strip_gutenberg=True, data_dir=tmp_path)
+    data.prepare_data()
+    data.setup()
+    text = data.tokenizer.decode(data.store.tokens[:])
+    assert text.startswith("Frankenstein;\n\nor, the Modern Prometheus")
+    assert "Project Gutenberg" not in text
+    assert 90_000 < data.store.n_tokens < 106_361

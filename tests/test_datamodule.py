@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
+from lit_gptdata.tokens import build
+from lit_gptdata.windows.dataset import IGNORE_INDEX
+from tests.conftest import ListCorpus
+
+TEXT = "".join(f"Sentence number {i} of a long, long story. " for i in range(400))
+
+
+@pytest.fixture
+def story(tmp_path):
+    (tmp_path / "story.txt").write_text(TEXT)
+    return tmp_path / "story.txt"
+
+
+def ready(corpus, tmp_path, **options) -> GPTDataModule:
+    options = {"max_length": 8, "stride": 8, "data_dir": tmp_path / "data"} | options
+    data = GPTDataModule(corpus, **options)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def tiny_gpt(data: GPTDataModule) -> GPT:
+    torch.manual_seed(0)
+    stem = EmbeddingStem(data.vocab_size, max_length=8, embedding_dim=8)
+    return GPT(stem, n_layers=1, n_heads=2)
+
+
+def trainer(**options) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))
+
+
+def test_batches_are_pairs_of_int64(story, tmp_path):
+    data = ready(story, tmp_path, batch_size=4)
+    inputs, targets = next(iter(data.train_dataloader()))
+    assert inputs.shape == targets.shape == (4, 8)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert len(data.train_dataloader()) == len(data.train_windows) // 4
+
+
+def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path):
+    data = ready(story, tmp_path, stride=5, max_length=8)
+    ids = data.tokenizer.encode(TEXT)
+    assert data.store.tokens[:].tolist() == ids
+    end = data._split.train[1]
+    starts = range(0, end - 8, 5)
+    assert len(data.train_windows) == len(starts)
+    for i, start in enumerate(starts):
+        assert data.train_windows[i][0].tolist() == ids[start : start + 8]
+        assert data.train_windows[i][1].tolist() == ids[start + 1 : start + 9]
+
+
+def test_validation_comes_in_order_and_complete(story, tmp_path):
+    data = ready(story, tmp_path, val_fraction=0.2, test_fraction=0.1, batch_size=4)
+    begin, end = data._split.val
+    for loader in (data.val_dataloader(), data.predict_dataloader()):
+        targets = torch.cat([y.flatten() for _, y in loader])
+        assert targets[targets != IGNORE_INDEX].tolist() == data.store.tokens[begin + 1 : end].tolist()
+    assert sum(len(x) for x, _ in data.test_dataloader()) == len(data.test_windows) > 0
+
+
+def test_empty_splits_give_empty_lists(story, tmp_path):
+    data = ready(story, tmp_path, val_fraction=0.0)
+    assert data.val_dataloader() == data.test_dataloader() == data.predict_dataloader() == []
+    assert data._split.train == (0, data.store.n_tokens)
+
+
+def test_other_windows_tokenise_nothing(story, tmp_path, monkeypatch):
+    first = ready(story, tmp_path)
+    monkeypatch.setattr(build, "_build", lambda *_, **__: pytest.fail("tokenised again"))
+    for options in (
+        {"max_length": 4},
+        {"stride": 3},
+        {"batch_size": 2},
+        {"val_fraction": 0.3},
+        {"seed": 9},
+    ):
+        assert ready(story, tmp_path, **options).store.fingerprint == first.store.fingerprint
+
+
+def test_the_order_follows_the_seed(story, tmp_path):
+    def epoch(**options) -> list[int]:
+        loader = ready(story, tmp_path, batch_size=1, **options).train_dataloader()
+        return [int(x[0, 3]) for x, _ in loader]
+
+    assert epoch(seed=1) == epoch(seed=1)
+    assert epoch(seed=1) != epoch(seed=2)
+    assert sorted(epoch(seed=1)) == sorted(epoch(shuffle=False))
+
+
+def test_it_fits_validates_tests_and_predicts(story, tmp_path):
+    data = GPTDataModule(
+        story, max_length=8, stride=8, val_fraction=0.1, test_fraction=0.1, data_dir=tmp_path / "data"
+    )
+    model = tiny_gpt(data)
+    fitter = trainer(max_steps=3, log_every_n_steps=1)
+    fitter.fit(model, datamodule=data)
+    (val,) = fitter.validate(model, datamodule=data, verbose=False)
+    (test,) = fitter.test(model, datamodule=data, verbose=False)
+    assert set(val) == {"val_loss", "val_perplexity", "val_bits_per_byte"}
+    assert set(test) == {"test_loss", "test_perplexity", "test_bits_per_byte"}
+    predicted = fitter.predict(model, datamodule=data)
+    assert predicted is not None
+    assert sum(p.shape[0] for p in predicted) == len(data.val_windows)
+
+
+def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
+    texts = [TEXT, "ünï 語 " * 200]
+    data = ready(ListCorpus(texts), tmp_path, val_fraction=0.1)
+    model = tiny_gpt(data)
+    (val,) = trainer().validate(model, datamodule=data, verbose=False)
+    begin, end = data._split.val
+    scored = data.store.tokens[begin + 1 : end].tolist()
+    n_bytes = len(data.tokenizer.decode(scored).replace("<|endoftext|>", "").encode())
+    nats = val["val_loss"] * len(scored)
+    bits = nats / torch.log(torch.tensor(2.0, dtype=torch.float64)) / n_bytes
+    assert val["val_bits_per_byte"] == pytest.approx(float(bits), rel=1e-6)
+
+
+def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path):
+    corpus = OmegaConf.create([str(story)])
+    data = GPTDataModule(list(corpus), max_length=8, stride=8, data_dir=tmp_path / "data")
+    assert data.hparams["corpus"] == [str(story)]
+    assert type(data.hparams["data_dir"]) is str
+    model = tiny_gpt(data)
+    fitter = trainer(max_epochs=1, limit_train_batches=2)
+    fitter.fit(model, datamodule=data)
+    path = tmp_path / "model.ckpt"
+    fitter.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["datamodule_hyper_parameters"]["corpus"] == [str(story)]
+    again = GPTDataModule.load_from_checkpoint(path)
+    assert again.hparams == data.hparams
+    fitter = trainer(max_epochs=2, limit_train_batches=2)
+    fitter.fit(tiny_gpt(data), datamodule=data, ckpt_path=path, weights_only=True)
+    assert fitter.global_step == 4
+
+
+@pytest.mark.parametrize("corpus", ["sample", ListCorpus([TEXT])])
+def test_hparams_of_any_corpus_are_plain(corpus, tmp_path):
+    assert isinstance(GPTDataModule(corpus).hparams["corpus"], str)
+    assert GPTDataModule(tmp_path).hparams["corpus"] == str(tmp_path)
+
+
+def test_it_prints_what_it_holds(story, tmp_path):
+    data = GPTDataModule(story, max_length=8, stride=4, data_dir=tmp_path / "data")
+    assert "not prepared yet" in str(data)
+    data.prepare_data()
+    data.setup()
+    printed = str(data)
+    assert "story.txt" in printed
+    assert f"{data.store.n_tokens:,}" in printed
+    assert data.store.fingerprint[:8] in printed
+    assert f"{len(data.train_windows):,} windows of 8 every 4 tokens" in printed
+    assert f"{len(data.val_windows):,} windows of 8 every 8 tokens" in printed
+
+
+def test_setup_before_prepare_data_says_so(story, tmp_path):
+    data = GPTDataModule(story, data_dir=tmp_path / "data")
+    with pytest.raises(RuntimeError, match=r"not tokenised yet under .*: call prepare_data\(\) first"):
+        data.setup()
+    with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
+        _ = data.store
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 0}, "max_length=0 is too small"),
+        ({"stride": 0}, "stride=0 is too small"),
+        ({"batch_size": 0}, "batch_size=0 is too small"),
+        ({"special_tokens": "no"}, "unknown special_tokens 'no'"),
+        ({"encoding_errors": "no"}, "unknown encoding_errors 'no'"),
+    ],
+)
+def test_options_are_checked_when_constructed(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPTDataModule(**options)
+
+
+def test_construction_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    GPTDataModule()
+    assert list(tmp_path.iterdir()) == []

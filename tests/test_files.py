@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_gptdata.text import files as module
+from lit_gptdata.text.corpus import download_path, open_corpus
+from lit_gptdata.text.files import FilesCorpus, read_text
+from lit_gptdata.text.gutenberg import strip_gutenberg
+from lit_gptdata.text.sample import SampleCorpus
+
+
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        path = folder / (name.replace("__", "/") + ".txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def texts(corpus) -> list[str]:
+    return ["".join(document.chunks) for document in corpus]
+
+
+def test_a_path_a_folder_a_glob_and_a_list(tmp_path):
+    write(tmp_path, b="B", a="A", sub__c="C")
+    (tmp_path / "notes.md").write_text("M")
+    assert texts(FilesCorpus(tmp_path / "a.txt")) == ["A"]
+    assert texts(FilesCorpus(tmp_path)) == ["A", "B", "C"]
+    assert texts(FilesCorpus(f"{tmp_path}/*.txt")) == ["A", "B"]
+    assert texts(FilesCorpus(f"{tmp_path}/**/*.txt")) == ["A", "B", "C"]
+    assert texts(FilesCorpus([f"{tmp_path}/b.txt", tmp_path / "notes.md", tmp_path])) == [
+        "B", "M", "A", "C",
+    ]  # fmt: skip
+
+
+def test_a_name_with_glob_characters_is_a_name_if_it_exists(tmp_path):
+    (tmp_path / "book[1].txt").write_text("one")
+    assert texts(FilesCorpus(tmp_path / "book[1].txt")) == ["one"]
+
+
+def test_a_tilde_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, a="A")
+    assert texts(FilesCorpus("~/a.txt")) == ["A"]
+
+
+@given(
+    data=st.lists(
+        st.sampled_from(["a", "é", "語", "🙂", "\r", "\n", "\r\n", "\ufeff", "\0", "\x1c", "\u2028"])
+    ).map("".join),
+    chunk=st.integers(1, 9),
+)
+def test_reading_in_chunks_equals_open(tmp_path_factory, data, chunk):
+    path = tmp_path_factory.mktemp("t") / "x.txt"
+    path.write_bytes(data.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", chunk)
+        read = "".join(read_text(path, "strict"))
+    with open(path, encoding="utf-8") as file:
+        assert read == file.read()
+
+
+@given(data=st.binary(max_size=40), chunk=st.integers(1, 9))
+def test_invalid_bytes_are_replaced_as_open_does(tmp_path_factory, data, chunk):
+    path = tmp_path_factory.mktemp("t") / "x.txt"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", chunk)
+        read = "".join(read_text(path, "replace"))
+    with open(path, encoding="utf-8", errors="replace") as file:
+        assert read == file.read()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_invalid_utf8_names_file_and_offset(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    path = tmp_path / "latin.txt"
+    path.write_bytes("naïve \r\n".encode() + b"caf\xe9 au lait")
+    with pytest.raises(UnicodeError) as caught:
+        list(read_text(path, "strict"))
+    message = str(caught.value)
+    assert f"{path} is not valid UTF-8: byte 0xe9 at offset 12" in message
+    assert "encoding_errors=replace" in message
+
+
+def test_a_file_that_ends_inside_a_character_is_invalid(tmp_path):
+    path = tmp_path / "cut.txt"
+    path.write_bytes("語".encode()[:2])
+    with pytest.raises(UnicodeError, match=r"byte 0xe8 at offset 0 \(unexpected end of data\)"):
+        list(read_text(path, "strict"))
+
+
+def test_a_glob_without_match_names_the_folder(tmp_path):
+    write(tmp_path, a="A")
+    with pytest.raises(FileNotFoundError) as caught:
+        FilesCorpus(f"{tmp_path}/*.text")
+    assert "no file matches" in str(caught.value)
+    assert f"looked in {tmp_path}, there are 1 entries: a.txt" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="books, that folder does not exist"):
+        FilesCorpus("books/*.txt")
+
+
+def test_a_folder_without_text_names_itself(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no text: looked for \*.txt"):
+        FilesCorpus(tmp_path)
+
+
+def test_a_missing_file_says_what_can_be_given(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: book.txt .*'sample'"):
+        FilesCorpus("book.txt")
+
+
+def test_an_empty_file_is_named(tmp_path):
+    write(tmp_path, a="A", b="")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/b.txt is empty \(0 bytes\): remove it"):
+        FilesCorpus(tmp_path)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(ValueError, match="the corpus is an empty list"):
+        FilesCorpus([])
+
+
+def test_an_unknown_error_policy_is_refused(tmp_path):
+    write(tmp_path, a="A")
+    with pytest.raises(ValueError, match="unknown encoding_errors 'ignore': choose 'strict'"):
+        FilesCorpus(tmp_path, encoding_errors="ignore")
+
+
+@pytest.mark.parametrize("corpus", [5, None, ["a.txt", 5], b"a.txt"])
+def test_what_names_no_text_is_refused(corpus):
+    with pytest.raises(TypeError, match=r"names no text. Give 'sample', one of .* a URL, a path"):
+        open_corpus(corpus)
+
+
+def test_the_sample_is_the_language_reference():
+    corpus = open_corpus("sample")
+    assert isinstance(corpus, SampleCorpus)
+    names = [document.source for document in corpus]
+    assert names == sorted(names)
+    assert len(names) > 50
+    assert sum(map(len, texts(corpus))) > 400_000
+    assert corpus.fingerprint == SampleCorpus().fingerprint
+
+
+def test_a_url_not_downloaded_yet_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not downloaded yet: .* Call prepare_data\(\) first"):
+        open_corpus("frankenstein", downloads=tmp_path, download=False)
+
+
+def test_a_scheme_that_cannot_be_fetched_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="ftp"):
+        open_corpus("ftp://example.org/book.txt", downloads=tmp_path)
+
+
+def test_download_names_are_readable_and_tell_urls_apart(tmp_path):
+    one = download_path("https://example.org/84/pg84.txt?a=1", tmp_path)
+    two = download_path("https://example.org/84/pg84.txt?a=2", tmp_path)
+    assert one != two
+    assert one.name.startswith("pg84-")
+    assert one.suffix == ".txt"
+    assert download_path("https://example.org/", tmp_path).parent == tmp_path
+    assert "/" not in download_path("https://example.org/a%2F..%2Fb", tmp_path).name
+
+
+def test_gutenbergs_markers():
+    marker = "*** {} OF THE PROJECT GUTENBERG EBOOK X ***"
+    book = f"licence\n{marker.format('START')}\n\n\nText\n\n{marker.format('END')}\nmore"
+    assert strip_gutenberg(book, "x.txt") == "Text\n"
+    with pytest.raises(ValueError, match=r"x.txt has no line '\*\*\* START OF"):
+        strip_gutenberg("no markers", "x.txt")
+    with pytest.raises(ValueError, match=r"x.txt has no line '\*\*\* END OF"):
+        strip_gutenberg(book.split("*** END")[0], "x.txt")
