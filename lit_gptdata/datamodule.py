@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.text.files import EncodingErrors, check_encoding_errors
+from lit_gptdata.text.formats import EncodingErrors, Reading
 from lit_gptdata.tokens.build import find_store, prepare_store
+from lit_gptdata.tokens.engine import EngineName, check_engine
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Windows, check_enough
@@ -36,8 +37,10 @@ class GPTDataModule(L.LightningDataModule):
     `Corpus`. `tokenizer`: a tiktoken encoding's name. `max_length`, `stride`: tokens. `val_fraction`,
     `test_fraction`: shares of the corpus's UTF-8 bytes, cut from its end. `special_tokens`: what
     `<|endoftext|>` inside a text becomes, "allow" | "text" | "error". `encoding_errors`: "strict" |
-    "replace". `strip_gutenberg`: leave out Project Gutenberg's licence. `data_dir`: downloads/ and
-    tokens/ live there.
+    "replace". `strip_gutenberg`: leave out Project Gutenberg's licence. `text_column`: key or column
+    of jsonl and parquet that holds the text. `max_document_bytes`: refuse longer documents; None: no
+    limit. `engine`: "auto" | "tiktoken" | "gigatoken", the same ids at other speeds. `build_workers`:
+    processes that tokenise; None: one a core. `data_dir`: downloads/ and tokens/ live there.
 
     Raises ValueError, TypeError for an option out of range, when constructed.
     """
@@ -59,13 +62,24 @@ class GPTDataModule(L.LightningDataModule):
         special_tokens: SpecialTokens = "allow",
         encoding_errors: EncodingErrors = "strict",
         strip_gutenberg: bool = False,
+        text_column: str = "text",
+        max_document_bytes: int | None = None,
+        engine: EngineName = "auto",
+        build_workers: int | None = None,
     ) -> None:
         super().__init__()
         check_lengths(max_length, stride)
         check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
         check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
         check_fractions(val_fraction, test_fraction)
-        check_encoding_errors(encoding_errors)
+        check_engine(engine)
+        if build_workers is not None:
+            check_at_least("build_workers", build_workers, 1, "the number of processes that tokenise")
+        if max_document_bytes is not None:
+            check_at_least("max_document_bytes", max_document_bytes, 1, "the longest document in bytes")
+        self._reading = Reading(
+            encoding_errors=encoding_errors, text_column=text_column, strip_gutenberg=strip_gutenberg
+        )
         self.tokenizer = Tokenizer(tokenizer, special_tokens)
         self.data_dir = Path(data_dir)
         self._corpus = corpus
@@ -77,7 +91,14 @@ class GPTDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenise, once; Lightning calls this in one process a node."""
-        prepare_store(self._open_corpus(download=True), self.tokenizer, self.data_dir / "tokens")
+        prepare_store(
+            self._open_corpus(download=True),
+            self.tokenizer,
+            self.data_dir / "tokens",
+            engine=self.hparams["engine"],
+            workers=self.hparams["build_workers"],
+            max_document_bytes=self.hparams["max_document_bytes"],
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and cut it into train, val and test.
@@ -105,8 +126,7 @@ class GPTDataModule(L.LightningDataModule):
             self._corpus,
             downloads=self.data_dir / "downloads",
             download=download,
-            encoding_errors=self.hparams["encoding_errors"],
-            strip_gutenberg=self.hparams["strip_gutenberg"],
+            reading=self._reading,
         )
 
     @property

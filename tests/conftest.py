@@ -31,8 +31,9 @@ class ListCorpus:
 
     def __iter__(self):
         for number, text in enumerate(self.texts):
-            half = len(text) // 2
-            yield Document(source=f"list:{number}", chunks=[text[:half], text[half:]])
+            utf8 = text.encode()
+            half = len(utf8) // 2  # chunks may end anywhere, also inside a character
+            yield Document(source=f"list:{number}", chunks=[utf8[:half], utf8[half:]])
 
     @property
     def fingerprint(self) -> str:

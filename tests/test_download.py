@@ -373,6 +373,7 @@ def test_without_a_strong_validator_nothing_is_kept(path: Path, options: dict[st
         ({"body": text(1000, seed=2), "etag": '"v2"', "if_range": False}, 2),  # 416
         ({"body": text(300_000, seed=2), "etag": '"v2"', "if_range": False}, 2),  # 206 of another
         ({"body": text(300_000, seed=2), "etag": 'W/"v2"', "if_range": False}, 2),
+        ({"body": text(300_000, seed=2), "etag": None, "if_range": False}, 2),
         ({"content_range": "bytes 0-299999/300000"}, 2),
         ({"content_range": "bytes 199998-299999/300000"}, 2),
         ({"content_range": "bytes 199999-299999/*"}, 2),
@@ -517,7 +518,7 @@ def test_cut_short_below_a_library_that_does_not_count(
     turns=st.lists(st.booleans(), max_size=8),
     cuts=st.lists(st.one_of(st.none(), st.integers(0, 2000)), max_size=8),
     statuses=st.lists(st.sampled_from([200, 200, 200, 503]), max_size=8),
-    validators=st.sampled_from(["etag", "last_modified", "both", "none"]),
+    validators=st.sampled_from(["etag", "last_modified", "both", "first", "none"]),
     options=st.fixed_dictionaries(
         {name: st.booleans() for name in ("ranges", "if_range", "length", "compress")}
     ),
@@ -539,7 +540,8 @@ def test_never_a_wrong_file(
     def choose(files: FileServer) -> None:
         version = next(sequence)
         files.body = versions[version]
-        files.etag = f'"v{int(version)}"' if validators in ("etag", "both") else None
+        named = validators in ("etag", "both") or (validators == "first" and not version)
+        files.etag = f'"v{int(version)}"' if named else None
         dates = [OLD_DATE, OLD_DATE.replace("05 GMT", "06 GMT")]
         files.last_modified = dates[version] if validators in ("last_modified", "both") else None
 

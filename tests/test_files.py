@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_gptdata.text import files as module
+from lit_gptdata.text import formats as module
 from lit_gptdata.text.corpus import download_path, open_corpus
-from lit_gptdata.text.files import FilesCorpus, read_text
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import FileSlice, Reading, read_documents
 from lit_gptdata.text.gutenberg import strip_gutenberg
 from lit_gptdata.text.sample import SampleCorpus
 
@@ -21,7 +22,12 @@ def write(folder: Path, **texts: str) -> None:
 
 
 def texts(corpus) -> list[str]:
-    return ["".join(document.chunks) for document in corpus]
+    return [b"".join(document.chunks).decode() for document in corpus]
+
+
+def read_text(path: Path, errors: str) -> str:
+    (text,) = texts(read_documents(FileSlice(path=path), Reading(encoding_errors=errors)))
+    return text
 
 
 def test_a_path_a_folder_a_glob_and_a_list(tmp_path):
@@ -58,7 +64,7 @@ def test_reading_in_chunks_equals_open(tmp_path_factory, data, chunk):
     path.write_bytes(data.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_BYTES", chunk)
-        read = "".join(read_text(path, "strict"))
+        read = read_text(path, "strict")
     with open(path, encoding="utf-8") as file:
         assert read == file.read()
 
@@ -69,7 +75,7 @@ def test_invalid_bytes_are_replaced_as_open_does(tmp_path_factory, data, chunk):
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_BYTES", chunk)
-        read = "".join(read_text(path, "replace"))
+        read = read_text(path, "replace")
     with open(path, encoding="utf-8", errors="replace") as file:
         assert read == file.read()
 
@@ -80,7 +86,7 @@ def test_invalid_utf8_names_file_and_offset(tmp_path, monkeypatch, chunk):
     path = tmp_path / "latin.txt"
     path.write_bytes("naïve \r\n".encode() + b"caf\xe9 au lait")
     with pytest.raises(UnicodeError) as caught:
-        list(read_text(path, "strict"))
+        read_text(path, "strict")
     message = str(caught.value)
     assert f"{path} is not valid UTF-8: byte 0xe9 at offset 12" in message
     assert "encoding_errors=replace" in message
@@ -90,7 +96,7 @@ def test_a_file_that_ends_inside_a_character_is_invalid(tmp_path):
     path = tmp_path / "cut.txt"
     path.write_bytes("語".encode()[:2])
     with pytest.raises(UnicodeError, match=r"byte 0xe8 at offset 0 \(unexpected end of data\)"):
-        list(read_text(path, "strict"))
+        read_text(path, "strict")
 
 
 def test_a_glob_without_match_names_the_folder(tmp_path):
@@ -125,9 +131,8 @@ def test_an_empty_list_is_refused():
 
 
 def test_an_unknown_error_policy_is_refused(tmp_path):
-    write(tmp_path, a="A")
     with pytest.raises(ValueError, match="unknown encoding_errors 'ignore': choose 'strict'"):
-        FilesCorpus(tmp_path, encoding_errors="ignore")
+        Reading(encoding_errors="ignore")
 
 
 @pytest.mark.parametrize("corpus", [5, None, ["a.txt", 5], b"a.txt"])

@@ -26,8 +26,10 @@ HEAVY = (
 # In the order of the data flow: a file imports only from files above it.
 FLOW = [
     "_io",
-    "text.document", "text.download", "text.sample", "text.gutenberg", "text.files", "text.corpus",
-    "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store", "tokens.build",
+    "text.document", "text.download", "text.sample", "text.gutenberg", "text.formats", "text.files",
+    "text.corpus",
+    "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",
+    "tokens.encode", "tokens.parts", "tokens.build",
     "windows.spans", "windows.split", "windows.order", "windows.dataset", "windows.loader",
     "datamodule", "stem", "gpt2_weights", "model", "summary",
 ]  # fmt: skip

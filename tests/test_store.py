@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import Reading
 from lit_gptdata.tokens import build as module
 from lit_gptdata.tokens.build import find_store, prepare_store
 from lit_gptdata.tokens.store import TokenStore
@@ -113,7 +114,7 @@ def test_policies_and_order_have_stores_of_their_own(tmp_path):
         prepare_store(FilesCorpus([a, b]), GPT2, root),
         prepare_store(FilesCorpus([b, a]), GPT2, root),
         prepare_store(FilesCorpus([a, b]), Tokenizer("gpt2", "text"), root),
-        prepare_store(FilesCorpus([a, b], encoding_errors="replace"), GPT2, root),
+        prepare_store(FilesCorpus([a, b], Reading(encoding_errors="replace")), GPT2, root),
     ]
     assert len({store.fingerprint for store in stores}) == 4
     assert stores[1].tokens[:].tolist() == expected_ids(["two", "one<|endoftext|>"], GPT2)
@@ -168,6 +169,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import Reading
 from lit_gptdata.tokens.build import prepare_store
 from lit_gptdata.tokens.tokenizer import Tokenizer
 print(prepare_store(FilesCorpus(sys.argv[1]), Tokenizer("gpt2"), Path(sys.argv[2])).fingerprint)

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
-from lit_gptdata.text.files import EncodingErrors, FilesCorpus
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import Reading
 from lit_gptdata.text.sample import SampleCorpus
 
 NAMED_URLS = {
@@ -32,12 +33,12 @@ def open_corpus(
     *,
     downloads: Path = Path("data/downloads"),
     download: bool = True,
-    encoding_errors: EncodingErrors = "strict",
-    strip_gutenberg: bool = False,
+    reading: Reading | None = None,
 ) -> Corpus:
     """Turn `"sample"`, a name, a URL, a path, a folder, a glob or a list of these into a Corpus.
 
-    `downloads`: where URLs are kept; `download=False` only looks there. Raises TypeError for
+    `downloads`: where URLs are kept; `download=False` only looks there. `reading`: how files become
+    documents. Raises TypeError for
     anything else, ValueError for a scheme that is not http(s), FileNotFoundError, DownloadError.
     """
     if isinstance(corpus, Corpus) and not isinstance(corpus, (str, bytes, list, tuple)):
@@ -53,7 +54,7 @@ def open_corpus(
                 "with __iter__ and fingerprint (lit_gptdata.text.document.Corpus)"
             )
     paths = [_local(entry, downloads, download) for entry in entries]
-    return FilesCorpus(paths, encoding_errors=encoding_errors, strip_gutenberg=strip_gutenberg)
+    return FilesCorpus(paths, reading)
 
 
 def _local(entry: PathLike, downloads: Path, download: bool) -> PathLike:

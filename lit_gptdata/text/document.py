@@ -9,16 +9,19 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, whole or the rest of one: `Document(source="a.txt", chunks=["It was ", "a dreary"])`."""
+    """One text, or the rest of one: `Document(source="a.txt", chunks=[b"It was ", b"a dreary"])`."""
 
     source: str
     """Where it comes from, for people: a path, a topic."""
 
-    chunks: Iterable[str]
-    """The text in order, newlines already `\\n`, cut anywhere; iterated once."""
+    chunks: Iterable[bytes]
+    """The text in order as valid UTF-8, newlines already `\\n`, cut anywhere; iterated once."""
 
     continues: bool = False
     """True if the text goes on with the document before it (a large file is read in parts)."""
+
+    number: int = 0
+    """Which of the corpus's sources it comes from, counted from 0."""
 
 
 @runtime_checkable

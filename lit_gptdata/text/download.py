@@ -235,9 +235,8 @@ def _resumable(job: _Job) -> tuple[int, str]:
 def _fits(response: requests.Response, keep: int, validator: str) -> bool:
     """Whether the answer goes on at byte `keep`, up to the end, in the version that we have."""
     span = _content_range(response)
-    # Some servers honour Range but ignore If-Range; then the validators they send tell.
-    versions = {response.headers.get("ETag"), response.headers.get("Last-Modified")} - {None}
-    same_version = not versions or validator in versions
+    # Some servers honour Range but ignore If-Range: the answer itself has to name the version.
+    same_version = validator in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
     return span is not None and span[0] == keep and same_version and not _coding(response)
 
 

@@ -5,30 +5,33 @@ FilesCorpus("books/*.txt")  ->  one document a file, in the order of their paths
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
-from lit_gptdata._io import CHUNK_BYTES, sha256_file
+from lit_gptdata._io import sha256_file
 from lit_gptdata.text.document import Document
-from lit_gptdata.text.gutenberg import strip_gutenberg
+from lit_gptdata.text.formats import NAME, FileSlice, Reading, format_of, read_documents
 
-EncodingErrors = Literal["strict", "replace"]
+SEARCHED = "*.txt, *.jsonl, *.parquet and these as .gz or .zst"
 
-SUFFIXES = (".txt",)
-"""What a folder is searched for; a file named outright is read as text whatever its name."""
+FindCut = Callable[[bytes, int], int]
+"""(buffer, start) → the first place at or after `start` where a text may be cut, -1 if none."""
+
+CONTEXT = 4
+"""Bytes before a cut that a `FindCut` may look at: the longest character."""
 
 
 class FilesCorpus:
-    """Text files, one document each, read as `open(path, encoding="utf-8")` reads them.
+    """Text files: .txt (a document each), .jsonl, .parquet (a document a row), plain, .gz or .zst.
 
-    `paths`: a path, a folder (searched for .txt, subfolders too), a glob (`**` allowed), or a list
-    of these. Each is expanded in the order of its paths; a list keeps its own order; a file that is
-    named twice is read once.
+    `paths`: a path, a folder (searched, subfolders too), a glob (`**` allowed), or a list of these.
+    Each is expanded in the order of its paths; a list keeps its own order; a file that is named twice
+    is read once. Text is read as `open(path, encoding="utf-8")` reads it.
 
     Raises FileNotFoundError if something named does not exist or matches nothing, ValueError for an
     empty file.
@@ -37,13 +40,9 @@ class FilesCorpus:
     def __init__(
         self,
         paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        *,
-        encoding_errors: EncodingErrors = "strict",
-        strip_gutenberg: bool = False,
+        reading: Reading | None = None,
     ) -> None:
-        check_encoding_errors(encoding_errors)
-        self.encoding_errors: EncodingErrors = encoding_errors
-        self.strip_gutenberg = strip_gutenberg
+        self.reading = reading or Reading()
         named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if not named:
             raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
@@ -56,19 +55,63 @@ class FilesCorpus:
                 raise ValueError(f"{path} is empty (0 bytes): remove it from the corpus, or fill it")
 
     def __iter__(self) -> Iterator[Document]:
-        for path in self.files:
-            chunks = read_text(path, self.encoding_errors)
-            if self.strip_gutenberg:
-                chunks = iter([strip_gutenberg("".join(chunks), str(path))])
-            yield Document(source=str(path), chunks=chunks)
+        for number, path in enumerate(self.files):
+            yield from read_documents(FileSlice(path=path, number=number), self.reading)
+
+    def parts(self, part_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
+        """The corpus as slices of about `part_bytes`, some small files or a piece of a large one each.
+
+        Where they fall depends on the files alone. `find_cut=None`: a text must stay whole.
+        """
+        parts: list[list[FileSlice]] = [[]]
+        room = part_bytes
+        for number, path in enumerate(self.files):
+            size = path.stat().st_size
+            for part in self._slices(path, number, size, part_bytes, find_cut):
+                length = (part.stop or size) - part.start
+                if length > room and parts[-1]:
+                    parts.append([])
+                    room = part_bytes
+                parts[-1].append(part)
+                room -= length
+        return parts
+
+    def _slices(
+        self, path: Path, number: int, size: int, part_bytes: int, find_cut: FindCut | None
+    ) -> list[FileSlice]:
+        kind, compression = format_of(path)
+        if kind == "jsonl":
+            find_cut = _after_newline
+        elif kind == "parquet" or self.reading.strip_gutenberg:
+            find_cut = None
+        n = -(-size // part_bytes)
+        if compression or find_cut is None or n < 2:
+            return [FileSlice(path=path, number=number)]
+        inner = [_cut_in_file(path, size * i // n, find_cut) for i in range(1, n)]
+        edges = sorted({0, *inner, size})
+        return [
+            FileSlice(path=path, number=number, start=start, stop=stop)
+            for start, stop in itertools.pairwise(edges)
+        ]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the files' contents, in order, and how they are read; reads them all."""
-        digest = hashlib.sha256(f"{self.encoding_errors} {self.strip_gutenberg}".encode())
-        for path in self.files:
-            digest.update(sha256_file(path).encode())
-        return digest.hexdigest()
+        return hashlib.sha256(
+            repr((self.reading, [s["sha256"] for s in self.sources()])).encode()
+        ).hexdigest()
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Path, size in bytes, format and SHA-256 of every file; reads them all."""
+        return [
+            {
+                "path": str(path),
+                "size": path.stat().st_size,
+                "format": "".join(format_of(path)),
+                "sha256": sha256_file(path),
+            }
+            for path in self.files
+        ]
 
     def stamps(self) -> list[list[str | int]]:
         """Path, size in bytes and mtime in ns of every file: equal stamps mean unchanged contents."""
@@ -81,13 +124,24 @@ class FilesCorpus:
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {shown})"
 
 
-def check_encoding_errors(encoding_errors: str) -> None:
-    """Raise ValueError for an unknown policy."""
-    if encoding_errors not in get_args(EncodingErrors):
-        raise ValueError(
-            f"unknown encoding_errors {encoding_errors!r}: choose 'strict' (invalid UTF-8 is an "
-            "error) or 'replace' (it becomes U+FFFD)"
-        )
+def _cut_in_file(path: Path, at: int, find_cut: FindCut) -> int:
+    """The first cut at or after byte `at`; the file's size if there is none."""
+    with open(path, "rb", buffering=0) as file:
+        begin = at - CONTEXT
+        file.seek(begin)
+        buffer = b""
+        while chunk := file.read(1 << 16):
+            buffer = buffer[-CONTEXT:] + chunk
+            cut = find_cut(buffer, CONTEXT)
+            if cut >= 0:
+                return begin + cut
+            begin += len(buffer) - CONTEXT
+        return path.stat().st_size
+
+
+def _after_newline(buffer: bytes, start: int) -> int:
+    """jsonl may be cut after any \\n: none stands inside a line."""
+    return buffer.find(b"\n", start - 1) + 1 or -1
 
 
 def expand(name: str | os.PathLike[str]) -> list[Path]:
@@ -97,11 +151,11 @@ def expand(name: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(p for p in path.rglob("*") if NAME.search(p.name) and p.is_file())
         if not found:
             raise FileNotFoundError(
-                f"the folder {path.resolve()} holds no text: looked for *{', *'.join(SUFFIXES)} in "
-                "it and its subfolders. Name another folder, or the files themselves"
+                f"the folder {path.resolve()} holds no text: looked for {SEARCHED} in it and its "
+                "subfolders. Name another folder, or the files themselves"
             )
         return found
     if path.exists():
@@ -125,33 +179,3 @@ def expand(name: str | os.PathLike[str]) -> list[Path]:
 def _listing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     return f"{len(names)} entries: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-
-
-def read_text(path: Path, errors: EncodingErrors) -> Iterator[str]:
-    """The text of a UTF-8 file in chunks, with universal newlines and a BOM kept.
-
-    Raises UnicodeError that names the file and the byte offset.
-    """
-    offset, rest, held = 0, b"", ""
-    with open(path, "rb", buffering=0) as file:
-        while True:
-            read = file.read(CHUNK_BYTES)
-            data = rest + read
-            try:
-                text, used = codecs.utf_8_decode(data, errors, not read)
-            except UnicodeDecodeError as error:
-                raise UnicodeError(
-                    f"{path} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-                    f"{offset + error.start} ({error.reason}). Convert the file "
-                    "(iconv -f latin1 -t utf-8 …), or set encoding_errors=replace"
-                ) from None
-            offset, rest = offset + used, data[used:]
-            text = held + text
-            held = "\r" if read and text.endswith("\r") else ""  # its \n may come next
-            text = text[: len(text) - len(held)]
-            if "\r" in text:
-                text = text.replace("\r\n", "\n").replace("\r", "\n")
-            if text:
-                yield text
-            if not read:
-                return

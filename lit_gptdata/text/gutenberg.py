@@ -9,7 +9,7 @@ _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.M
 _END = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
 
 
-def strip_gutenberg(text: str, source: str) -> str:
+def strip_gutenberg(text: str, source: object) -> str:
     """The book between Gutenberg's two marker lines, without blank lines around it.
 
     Raises ValueError if `text` lacks one of the markers.

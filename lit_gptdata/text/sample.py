@@ -31,7 +31,7 @@ class SampleCorpus:
 
     def __iter__(self) -> Iterator[Document]:
         for name, text in self.topics.items():
-            yield Document(source=f"sample:{name}", chunks=[text])
+            yield Document(source=f"sample:{name}", chunks=[text.encode()])
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -14,65 +14,202 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
-from lit_gptdata._io import sha256_file, sync_folder, write_json, write_whole
-from lit_gptdata.text.document import Corpus, Document
+from lit_gptdata._io import sync_folder, write_json, write_whole
+from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.tokens.shard import ShardWriter, described
+from lit_gptdata.tokens.encode import Job
+from lit_gptdata.tokens.engine import EngineName
+from lit_gptdata.tokens.parts import write_parts
+from lit_gptdata.tokens.shard import described
 from lit_gptdata.tokens.store import FORMAT, TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
+
+ABANDONED_DAYS = 7
+"""A killed build that nobody took up again for so long is removed by the next build."""
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A corpus and a tokenizer, and where their tokens are kept."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    root: Path
+
+    def stamps(self) -> list[list[str | int]]:
+        """What tells without reading whether the text is still the same: path, size, mtime."""
+        if isinstance(self.corpus, FilesCorpus):
+            return self.corpus.stamps()
+        return [[repr(self.corpus), self.corpus.fingerprint]]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the same bytes become text."""
+        return asdict(self.corpus.reading) if isinstance(self.corpus, FilesCorpus) else {}
+
+    def sources(self) -> list[dict[str, Any]]:
+        """What the tokens come from, for the manifest: path, size in bytes, sha256; reads it all."""
+        if isinstance(self.corpus, FilesCorpus):
+            return self.corpus.sources()
+        return [{"path": repr(self.corpus), "size": None, "sha256": self.corpus.fingerprint}]
+
+    def fingerprint(self, sources: list[dict[str, Any]]) -> str:
+        """What the store is named by: contents and tokenizer, not paths and times."""
+        contents = [[source.get("format"), source["sha256"]] for source in sources]
+        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, contents])
+
+    @property
+    def key(self) -> str:
+        """What the request is named by, before any content is read: paths and tokenizer."""
+        names = [stamp[0] for stamp in self.stamps()]
+        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, names])
+
+    @property
+    def answer(self) -> Path:
+        """The file that names the store and the stamps it was made from."""
+        return self.root / ".requests" / f"{self.key}.json"
+
+
 def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
     """The published store of a corpus, known by its files' sizes and times; none of them is read."""
-    request = _request_path(corpus, tokenizer, root)
+    return _find(Request(corpus=corpus, tokenizer=tokenizer, root=root))
+
+
+def _find(request: Request) -> TokenStore | None:
     try:
-        answer = json.loads(request.read_bytes())
+        answer = json.loads(request.answer.read_bytes())
     except FileNotFoundError:
         return None
-    if answer["stamps"] != _stamps(corpus) or not (root / answer["fingerprint"]).is_dir():
+    if answer["stamps"] != request.stamps() or not (request.root / answer["fingerprint"]).is_dir():
         return None
-    return TokenStore(root / answer["fingerprint"])
+    return TokenStore(request.root / answer["fingerprint"])
 
 
-def prepare_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore:
-    """The store of a corpus, built if need be; of many processes one builds and the others wait."""
-    store = find_store(corpus, tokenizer, root)
+def prepare_store(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    root: Path,
+    *,
+    engine: EngineName = "auto",
+    workers: int | None = 1,
+    max_document_bytes: int | None = None,
+) -> TokenStore:
+    """The store of a corpus, built if need be; of many processes one builds and the others wait.
+
+    `workers`: processes that tokenise; None: one a core. Raises ValueError for text that cannot be
+    read, OSError for a folder that cannot be written; then nothing is published.
+    """
+    request = Request(corpus=corpus, tokenizer=tokenizer, root=root)
+    store = _find(request)
     if store is not None:
         return store
-    key = _key(corpus, tokenizer)
     for folder in (".requests", ".building", ".locks"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    with _held(FileLock(root / ".locks" / key), f"the tokens of {corpus!r}"):
-        store = find_store(corpus, tokenizer, root)  # another process may have built it meanwhile
-        if store is not None:
-            return store
-        stamps = _stamps(corpus)
-        sources = _sources(corpus)
-        fingerprint = _fingerprint(tokenizer, sources, _reading(corpus))
-        building = root / ".building" / key
-        if not (root / fingerprint).is_dir():
-            shutil.rmtree(building, ignore_errors=True)
-            (building / "store").mkdir(parents=True)
-            _build(corpus, tokenizer, building / "store", fingerprint, sources)
-        if _stamps(corpus) != stamps:
-            raise RuntimeError(f"{corpus!r} changed while it was read: run again")
-        write_json(
-            _request_path(corpus, tokenizer, root), {"stamps": stamps, "fingerprint": fingerprint}
-        )
-        if not (root / fingerprint).is_dir():
-            os.rename(building / "store", root / fingerprint)
-            sync_folder(root)
-        shutil.rmtree(building, ignore_errors=True)
-        return TokenStore(root / fingerprint)
+    with _held(_lock(root, request.key), f"the tokens of {corpus!r}"):
+        store = _find(request)  # another process may have built it meanwhile
+        if store is None:
+            _sweep(root, keep=request.key)
+            job = Job(
+                tokenizer=tokenizer,
+                folder=root / ".building" / request.key,
+                engine=engine,
+                max_document_bytes=max_document_bytes,
+            )
+            store = _make(request, job, workers)
+    return store
+
+
+def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
+    stamps = request.stamps()
+    fingerprint = _known(request) or _build(request, job, workers)
+    if request.stamps() != stamps:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
+    published = request.root / fingerprint
+    # first the answer, then the store: killed between the two, the next run finds all parts whole
+    write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
+    if not published.is_dir():
+        os.rename(job.folder / "store", published)
+        sync_folder(request.root)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return TokenStore(published)
+
+
+def _known(request: Request) -> str | None:
+    """The fingerprint of a store of the same text, as of files that were touched, moved or copied."""
+    if all(entry.name.startswith(".") for entry in request.root.iterdir()):
+        return None  # no store at all: spare the reading
+    fingerprint = request.fingerprint(request.sources())
+    return fingerprint if (request.root / fingerprint).is_dir() else None
+
+
+def _build(request: Request, job: Job, workers: int | None) -> str:
+    """Write shards and manifest under `job.folder`; returns the fingerprint."""
+    _take_up(job.folder, plan={"format": FORMAT, "stamps": request.stamps()})
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(request.sources)  # while the text is in the page cache
+        shards = write_parts(request.corpus, job, workers)
+        sources = hashing.result()
+    store = job.folder / "store"
+    if not shards:
+        raise ValueError(f"{request.corpus!r} holds no text at all: give files with text in them")
+    vocab = vocab_table(job.tokenizer).tobytes()
+    write_whole(store / "vocab.bin", vocab)
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": request.fingerprint(sources),
+        "tokenizer": {
+            "name": job.tokenizer.name,
+            "special_tokens": job.tokenizer.special_tokens,
+            "fingerprint": job.tokenizer.fingerprint,
+            "vocab_size": job.tokenizer.vocab_size,
+            "dtype": job.tokenizer.dtype.str,
+        },
+        "reading": request.reading,
+        **{count: sum(s[count] for s in shards) for count in ("n_tokens", "n_bytes", "n_documents")},
+        "sources": sources,
+        "vocab": described("vocab.bin", vocab),
+        "shards": shards,
+    }
+    write_json(store / "manifest.json", manifest)
+    return str(manifest["fingerprint"])
+
+
+def _take_up(folder: Path, plan: dict[str, Any]) -> None:
+    """Keep what a killed build of the same text left whole; else begin anew."""
+    try:
+        same = json.loads((folder / "plan.json").read_bytes()) == plan
+    except (FileNotFoundError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("store", "parts"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", plan)
+
+
+def _sweep(root: Path, keep: str) -> None:
+    """Remove builds that were killed long ago, never one whose builder lives."""
+    for folder in (root / ".building").iterdir():
+        if folder.name == keep or time.time() - folder.stat().st_mtime < ABANDONED_DAYS * 86_400:
+            continue
+        with contextlib.suppress(Timeout), _lock(root, folder.name).acquire(timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(root: Path, key: str) -> FileLock:
+    return FileLock(root / ".locks" / key)
 
 
 @contextlib.contextmanager
@@ -86,93 +223,6 @@ def _held(lock: FileLock, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _build(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    folder: Path,
-    fingerprint: str,
-    sources: list[dict[str, Any]],
-) -> None:
-    """Write shards and manifest into `folder`."""
-    shards = _write_shards(corpus, tokenizer, folder)
-    vocab = vocab_table(tokenizer).tobytes()
-    write_whole(folder / "vocab.bin", vocab)
-    manifest = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "special_tokens": tokenizer.special_tokens,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.str,
-        },
-        **{count: sum(s[count] for s in shards) for count in ("n_tokens", "n_bytes", "n_documents")},
-        "sources": sources,
-        "vocab": described("vocab.bin", vocab),
-        "shards": shards,
-    }
-    write_json(folder / "manifest.json", manifest)
-
-
-def _write_shards(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> list[dict[str, Any]]:
-    writer = ShardWriter(folder, "00000-000", tokenizer.dtype)
-    separator = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    try:
-        for number, document in enumerate(corpus):
-            if number:
-                writer.append(separator, 0)
-            text = "".join(document.chunks)
-            writer.begin_piece(source=0, document=True)
-            writer.append(np.array(_encode(tokenizer, document, text)), len(text.encode()))
-        return [writer.finish()]
-    except BaseException:
-        writer.abandon()
-        raise
-
-
-def _encode(tokenizer: Tokenizer, document: Document, text: str) -> list[int]:
-    try:
-        return tokenizer.encode(text)
-    except ValueError as error:
-        raise ValueError(f"{document.source}: {error}") from None
-
-
-def _stamps(corpus: Corpus) -> list[list[str | int]]:
-    return corpus.stamps() if isinstance(corpus, FilesCorpus) else [[repr(corpus), corpus.fingerprint]]
-
-
-def _reading(corpus: Corpus) -> dict[str, Any]:
-    """How the same bytes become text."""
-    if isinstance(corpus, FilesCorpus):
-        return {"errors": corpus.encoding_errors, "strip_gutenberg": corpus.strip_gutenberg}
-    return {}
-
-
-def _sources(corpus: Corpus) -> list[dict[str, Any]]:
-    """What the tokens come from, for the manifest: path, size in bytes, sha256."""
-    if isinstance(corpus, FilesCorpus):
-        return [
-            {"path": str(p), "size": p.stat().st_size, "sha256": sha256_file(p)} for p in corpus.files
-        ]
-    return [{"path": repr(corpus), "size": None, "sha256": corpus.fingerprint}]
-
-
-def _fingerprint(tokenizer: Tokenizer, sources: list[dict[str, Any]], reading: dict[str, Any]) -> str:
-    """What the store is named by: contents and tokenizer, not paths and times."""
-    return _hash([FORMAT, tokenizer.fingerprint, reading, [source["sha256"] for source in sources]])
-
-
-def _key(corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """What a request is named by, before any content is read: paths and tokenizer."""
-    names = [stamp[0] for stamp in _stamps(corpus)]
-    return _hash([FORMAT, tokenizer.fingerprint, _reading(corpus), names])
-
-
-def _request_path(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> Path:
-    return root / ".requests" / f"{_key(corpus, tokenizer)}.json"
 
 
 def _hash(value: Any) -> str:

@@ -114,8 +114,16 @@ class ShardWriter:
         view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self._digest.update(view)
         written = 0
-        while written < len(view):  # an unbuffered write may stop early, at a signal or a full disk
-            written += self._file.write(view[written:])
+        try:
+            while written < len(view):  # an unbuffered write may stop early, as at a full disk
+                written += self._file.write(view[written:])
+        except OSError as error:  # which does not say of which file
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the tokens cannot be written. Free some space, or set data_dir to a "
+                "folder with more of it, and run again: what is whole is kept",
+                str(self._part),
+            ) from None
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
 
@@ -138,7 +146,7 @@ class ShardWriter:
         }
 
     def abandon(self) -> None:
-        """Close and remove what was written."""
+        """Close and remove what was written; nothing after `finish`."""
         self._file.close()
         self._part.unlink(missing_ok=True)
 

@@ -1,0 +1,122 @@
+"""Documents to shards: what one process does of a build.
+
+    write_part(job, 3, documents, …)  ->  shards 00003-000, 00003-001, … and their manifest entries
+
+A part is a number of small files or a piece of a large one. Where parts and shards end depends on the
+text alone, so any number of processes writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gptdata._io import write_json
+from lit_gptdata.text.document import Document
+from lit_gptdata.tokens.engine import Engine, EngineName
+from lit_gptdata.tokens.pieces import CutRule, cut_rule, pieces
+from lit_gptdata.tokens.shard import ShardWriter
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+SHARD_BYTES = 64 << 20
+"""UTF-8 bytes of text in a shard and in a part: seconds of work, so that a kill costs little, and still
+only 16,000 files for a terabyte."""
+
+Shards = list[dict[str, Any]]
+
+OnProgress = Callable[[int, int], object]
+"""Called with the UTF-8 bytes and the tokens written since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is the same for every part of a build."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    """Holds `store/`, where shards go, and `parts/`, a note for every part whose shards are whole."""
+
+    engine: EngineName = "auto"
+    max_document_bytes: int | None = None
+    """UTF-8 bytes; a longer document is refused. None: no limit."""
+
+    shard_bytes: int = SHARD_BYTES
+
+    @functools.cached_property
+    def rule(self) -> CutRule | None:
+        """Where texts may be cut for this tokenizer; None: nowhere."""
+        encoding = self.tokenizer.encoding
+        return cut_rule(encoding._pat_str, encoding.special_tokens_set)
+
+    @functools.cached_property
+    def separator(self) -> np.ndarray:
+        """The id between two documents, (1,)."""
+        return np.array([self.tokenizer.end_of_text], dtype=self.tokenizer.dtype)
+
+    def writer(self, part: int, shard: int) -> ShardWriter:
+        """Writes shard number `shard` of a part."""
+        return ShardWriter(self.folder / "store", f"{part:05d}-{shard:03d}", self.tokenizer.dtype)
+
+    def note(self, part: int) -> Path:
+        """The file that lists the shards of a part; it is there once they are whole."""
+        return self.folder / "parts" / f"{part:05d}.json"
+
+
+def write_part(
+    job: Job, part: int, documents: Iterable[Document], engine: Engine, on_progress: OnProgress
+) -> Shards:
+    """Encode a part into shards and note them on disk; returns their entries for the manifest.
+
+    Raises ValueError that names the document, OSError that names the file.
+    """
+    shards: Shards = []
+    writer = job.writer(part, 0)
+    try:
+        for index, document in enumerate(documents):
+            begins = not document.continues
+            if begins and (part or index):
+                writer.append(job.separator, 0)
+            for piece, ids in _encoded(document, job, engine):
+                if writer.n_bytes >= job.shard_bytes:
+                    shards.append(writer.finish())
+                    writer = job.writer(part, len(shards))
+                writer.begin_piece(document.number, begins)
+                writer.append(ids, len(piece))
+                on_progress(len(piece), len(ids))
+                begins = False
+            if begins:  # an empty document
+                writer.begin_piece(document.number, True)
+        if writer.n_tokens:
+            shards.append(writer.finish())
+    finally:
+        writer.abandon()
+    write_json(job.note(part), shards)
+    return shards
+
+
+def _encoded(document: Document, job: Job, engine: Engine) -> Iterator[tuple[bytes, np.ndarray]]:
+    """The pieces of a document with their ids."""
+    try:
+        for piece in pieces(_bounded(document, job.max_document_bytes), job.rule):
+            yield piece, engine.encode(piece)
+    except ValueError as error:
+        if document.source in str(error):
+            raise
+        raise type(error)(f"{document.source}: {error}") from None
+
+
+def _bounded(document: Document, limit: int | None) -> Iterator[bytes]:
+    n_bytes = 0
+    for chunk in document.chunks:
+        n_bytes += len(chunk)
+        if limit is not None and n_bytes > limit:
+            raise ValueError(
+                f"the document is longer than max_document_bytes={limit:,}: leave it out, or raise "
+                "the limit"
+            )
+        yield chunk
