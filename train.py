@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> float:
         callbacks=list(instantiate(cfg.callbacks).values()),
         logger=list(instantiate(cfg.logger).values()),
     )
+    if data.hparams.val_fraction and cfg.ckpt_path is None:
+        trainer.validate(model, datamodule=data, verbose=False)  # the curve begins before training
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
 
     metrics = dict(trainer.callback_metrics)

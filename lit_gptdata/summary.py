@@ -63,10 +63,13 @@ def draw_losses(metrics_csv: Path, picture: Path) -> None:
     with open(metrics_csv, newline="") as file:
         rows = list(csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    # Lightning writes the number of the last step where it validates while it fits, and how many
+    # steps there were where it validates before or after: 0 based, then 1 based.
+    last = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
     for name, style in (("train_loss", {"alpha": 0.6}), ("val_loss", {"marker": "o"})):
-        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+        points = {min(int(row["step"]) + 1, last): float(row[name]) for row in rows if row.get(name)}
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+            axes.plot(list(points), list(points.values()), label=name.replace("_", " "), **style)
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,0 +1,225 @@
+"""File → published token store, against tiktoken's `encode` of the whole text in the same run.
+
+    python benchmarks/tokenize.py                      # 100 MB, 5 rounds
+    python benchmarks/tokenize.py --megabytes 1000 --rounds 1 --only ours,ours-tiktoken
+    python benchmarks/tokenize.py --files 4 --only ours,ours-2-workers
+
+Every measurement is a process of its own; a round runs all candidates one after the other, and ratios
+are taken within a round. Text: source code and prose of the installed Python packages in shuffled
+order, with a tenth of made-up Russian, Chinese and emoji. Peak memory is above what the imports take.
+LitData and gigatoken are measured where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+BASELINE = "tiktoken-encode"
+PIECE = 1 << 20
+
+
+def tiktoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
+    """One call of `encode` on the whole text, one thread; reading is not counted."""
+    encoding = Tokenizer("gpt2").encoding
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    return lambda: sum(len(encoding.encode(t, allowed_special={"<|endoftext|>"})) for t in texts)
+
+
+def gigatoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
+    """gigatoken alone, on pieces of 1 MiB in memory: nothing read, checked or written."""
+    from lit_gptdata.tokens.engine import GigatokenEngine, load_engine
+
+    engine = load_engine(Tokenizer("gpt2"), "gigatoken")
+    assert isinstance(engine, GigatokenEngine)
+    data = b"".join(path.read_bytes() for path in files)
+    pieces = [data[i : i + PIECE] for i in range(0, len(data), PIECE)]
+    return lambda: sum(len(engine._gigatoken.encode(piece)) for piece in pieces)
+
+
+def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[], int]]:
+    """`prepare_store`: read, check, encode, hash, write, sync, publish."""
+
+    def candidate(files: list[Path], out: Path) -> Callable[[], int]:
+        from lit_gptdata.text.files import FilesCorpus
+        from lit_gptdata.tokens.build import prepare_store
+
+        tokenizer = Tokenizer("gpt2")
+        tokenizer.encoding  # noqa: B018 loaded before the clock starts, as for the others
+        return lambda: (
+            prepare_store(FilesCorpus(files), tokenizer, out, engine=engine, workers=workers).n_tokens
+        )
+
+    return candidate
+
+
+def nanogpt_way(files: list[Path], out: Path) -> Callable[[], int]:
+    """As nanoGPT's prepare.py is described: each document's ids as a list, then a memory map written."""
+    encoding = Tokenizer("gpt2").encoding
+
+    def run() -> int:
+        ids = []
+        for path in files:
+            ids.append([*encoding.encode_ordinary(path.read_text(encoding="utf-8")), encoding.eot_token])
+        n = sum(map(len, ids))
+        written = np.memmap(out / "train.bin", dtype=np.uint16, mode="w+", shape=(n,))
+        at = 0
+        for document in ids:
+            written[at : at + len(document)] = document
+            at += len(document)
+        written.flush()
+        return n
+
+    return run
+
+
+def _litdata_items(path: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    encoding = Tokenizer("gpt2").encoding
+    with open(path, encoding="utf-8") as file:
+        while text := file.read(PIECE):
+            yield torch.tensor(encoding.encode_ordinary(text), dtype=torch.int32)
+
+
+def litdata_optimize(files: list[Path], out: Path) -> Callable[[], int]:
+    """LitData's `optimize` with 2 workers and a TokensLoader, a file an input, tiktoken inside."""
+    from litdata import TokensLoader, optimize
+
+    inputs = [str(path) for path in files]
+
+    def run() -> int:
+        optimize(
+            fn=_litdata_items, inputs=inputs, output_dir=str(out / "litdata"), num_workers=2,
+            chunk_size=2049 * 8192, item_loader=TokensLoader(block_size=2049),
+        )  # fmt: skip
+        return 0
+
+    return run
+
+
+CANDIDATES = {
+    BASELINE: tiktoken_encode,
+    "gigatoken-encode": gigatoken_encode,
+    "ours": ours("auto", 1),
+    "ours-2-workers": ours("auto", 2),
+    "ours-tiktoken": ours("tiktoken", 1),
+    "nanogpt-way": nanogpt_way,
+    "litdata-optimize": litdata_optimize,
+}
+NEEDS = {
+    "gigatoken-encode": "gigatoken", "ours": "gigatoken", "ours-2-workers": "gigatoken",
+    "litdata-optimize": "litdata",
+}  # fmt: skip
+
+
+def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
+    """`files` files of `megabytes` MB each."""
+    chance = random.Random(0)
+    suffixes = {".py", ".pyi", ".txt", ".md", ".rst", ".h", ".hpp", ".json"}
+    roots = {Path(np.__file__).parents[1], Path(json.__file__).parents[1]}
+    sources = sorted(
+        p for root in roots for p in root.rglob("*") if p.suffix in suffixes and p.is_file()
+    )
+    chance.shuffle(sources)
+    paths, at = [], 0
+    for number in range(files):
+        path = folder / f"text-{number}.txt"
+        with open(path, "wb") as out:
+            while out.tell() < megabytes * 1_000_000:
+                source = sources[at % len(sources)].read_bytes()[: 1 << 20]
+                at += 1
+                out.write(source.decode("utf-8", "ignore").replace("\0", "").encode())
+                if chance.random() < 0.5:
+                    out.write(foreign(chance, len(source) // 5).encode())
+        paths.append(path)
+    return paths
+
+
+def foreign(chance: random.Random, length: int) -> str:
+    """Words that nobody wrote: Cyrillic, Chinese and emoji."""
+    words = []
+    while length > 0:
+        kind = chance.randrange(3)
+        low, high = ((0x430, 0x44F), (0x4E00, 0x5E00), (0x1F600, 0x1F64F))[kind]
+        word = "".join(chr(chance.randint(low, high)) for _ in range(chance.randint(1, 8)))
+        words.append(word)
+        length -= len(word.encode()) + 1
+    return " ".join(words) + "\n"
+
+
+def measure(name: str, files: list[Path], out: Path) -> dict[str, float]:
+    """Run one candidate in this process: seconds, and MB of peak memory above the imports."""
+    import tiktoken  # noqa: F401
+
+    import lit_gptdata.tokens.build  # noqa: F401
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = CANDIDATES[name](files, out)
+    start = time.perf_counter()
+    n_tokens = run()
+    seconds = time.perf_counter() - start
+    peak = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {"seconds": seconds, "n_tokens": n_tokens, "memory_mb": (peak - before) / 1000}
+
+
+def in_a_process(name: str, files: list[Path], folder: Path) -> dict[str, float]:
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    command = [sys.executable, __file__, "--measure", name, "--out", str(out), *map(str, files)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--files", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="candidates, comma-separated; the baseline is always run")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("paths", nargs="*", type=Path, help="text files to use instead")
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.paths, args.out)))
+        return
+    wanted = [BASELINE, *args.only.split(",")] if args.only else list(CANDIDATES)
+    names = [n for n in dict.fromkeys(wanted) if n not in NEEDS or importlib.util.find_spec(NEEDS[n])]
+    with tempfile.TemporaryDirectory() as folder:
+        files = args.paths or make_text(Path(folder), args.megabytes, args.files)
+        total = sum(path.stat().st_size for path in files) / 1e6
+        rounds = [
+            {name: in_a_process(name, files, Path(folder)) for name in names} for _ in range(args.rounds)
+        ]
+    print(f"\n{len(files)} file(s), {total:,.0f} MB, medians of {args.rounds} rounds\n")
+    print(f"| candidate | speed ÷ {BASELINE} | lowest – highest | memory ÷ {BASELINE} | memory MB |")
+    print("|---|---|---|---|---|")
+    for name in names:
+        ratios = [r[BASELINE]["seconds"] / r[name]["seconds"] for r in rounds]
+        memory = statistics.median(r[name]["memory_mb"] for r in rounds)
+        share = statistics.median(r[name]["memory_mb"] / r[BASELINE]["memory_mb"] for r in rounds)
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"| {name} | {middle:.2f} | {low:.2f} – {high:.2f} | {share:.3f} | {memory:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
