@@ -15,6 +15,12 @@ def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
+@pytest.fixture(autouse=True)
+def _loopback_without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+
+
 @pytest.fixture
 def book() -> Path:
     """Frankenstein as Gutenberg serves it; it is not ours to commit."""

@@ -47,12 +47,6 @@ def fetch(url: str, path: Path | str, sha256: str | None = None, **kwargs: Any) 
     return download.fetch(url, path, sha256, **{"backoff_s": 0.001, **kwargs})
 
 
-@pytest.fixture(autouse=True)
-def _loopback_without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1,localhost")
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "downloads" / "book.txt"

@@ -31,7 +31,7 @@ FLOW = [
     "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",
     "tokens.encode", "tokens.parts", "tokens.build",
     "windows.spans", "windows.split", "windows.order", "windows.dataset", "windows.loader",
-    "datamodule", "stem", "gpt2_weights", "model", "summary",
+    "datamodule", "stem", "block", "gpt2_weights", "model", "summary",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {"datamodule", "stem", "model", "callbacks", "summary"}
 

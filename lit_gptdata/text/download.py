@@ -30,6 +30,8 @@ import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
+from lit_gptdata._io import sha256_file
+
 ATTEMPTS = 5  # in a row that bring no new byte
 BACKOFF_S = 0.5  # before the second attempt, then doubled: 7.5 s in all, less the jitter
 RETRY_AFTER_CAP_S = 60.0  # a server may ask for an hour; nobody watches a command for that long
@@ -160,7 +162,7 @@ def _is_there(job: _Job) -> bool:
             f"{job.target} is a folder, and {_redact(job.url)} needs the name of a file: give one, "
             f"such as {job.target / 'corpus.txt'}"
         )
-    if job.sha256 and (found := _file_sha256(job.target)) != job.sha256:
+    if job.sha256 and (found := sha256_file(job.target)) != job.sha256:
         raise DownloadError(
             f"{job.target} has sha256 {found}, expected {job.sha256}: another file, or another "
             f"version. Delete it (rm '{job.target}') to download it again, or correct sha256"
@@ -364,7 +366,7 @@ def _publish(job: _Job) -> None:
         error = job.error(problem, "Check the address in a browser")
     elif HTML_HEAD.match(head) and not _html_is_meant(job.url):
         error = _html_error(job, f"it begins with {head.lstrip()[:40]!r}")
-    elif job.sha256 and (found := _file_sha256(job.part)) != job.sha256:
+    elif job.sha256 and (found := sha256_file(job.part)) != job.sha256:
         problem = f"sha256 is {found}, expected {job.sha256}; what was downloaded is removed"
         error = job.error(problem, "Correct sha256 or run the same command again")
     if error:
@@ -372,14 +374,6 @@ def _publish(job: _Job) -> None:
         raise error
     os.replace(job.part, job.target)
     job.note.unlink(missing_ok=True)
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _text_sha256(text: str) -> str:

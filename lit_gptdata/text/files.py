@@ -101,14 +101,17 @@ class FilesCorpus:
             repr((self.reading, [s["sha256"] for s in self.sources()])).encode()
         ).hexdigest()
 
-    def sources(self) -> list[dict[str, Any]]:
-        """Path, size in bytes, format and SHA-256 of every file; reads them all."""
+    def sources(self, on_bytes: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
+        """Path, size in bytes, format and SHA-256 of every file; reads them all.
+
+        `on_bytes` is called with the bytes read since the last call.
+        """
         return [
             {
-                "path": str(path),
+                "path": _printable(path),
                 "size": path.stat().st_size,
                 "format": "".join(format_of(path)),
-                "sha256": sha256_file(path),
+                "sha256": sha256_file(path, on_bytes),
             }
             for path in self.files
         ]
@@ -116,10 +119,12 @@ class FilesCorpus:
     def stamps(self) -> list[list[str | int]]:
         """Path, size in bytes and mtime in ns of every file: equal stamps mean unchanged contents."""
         stats = [(path, path.stat()) for path in self.files]
-        return [[os.path.abspath(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return [
+            [_printable(os.path.abspath(path)), stat.st_size, stat.st_mtime_ns] for path, stat in stats
+        ]
 
     def __repr__(self) -> str:
-        names = [str(path) for path in self.files]
+        names = [_printable(path) for path in self.files]
         shown = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {shown})"
 
@@ -127,16 +132,29 @@ class FilesCorpus:
 def _cut_in_file(path: Path, at: int, find_cut: FindCut) -> int:
     """The first cut at or after byte `at`; the file's size if there is none."""
     with open(path, "rb", buffering=0) as file:
-        begin = at - CONTEXT
+        begin = max(0, at - CONTEXT)
         file.seek(begin)
         buffer = b""
         while chunk := file.read(1 << 16):
-            buffer = buffer[-CONTEXT:] + chunk
-            cut = find_cut(buffer, CONTEXT)
+            buffer += chunk
+            cut = find_cut(buffer, at - begin)
             if cut >= 0:
                 return begin + cut
-            begin += len(buffer) - CONTEXT
+            # the longest match begins 3 bytes before the end, and looks CONTEXT bytes back
+            at = max(at, begin + len(buffer) - 2)
+            dropped = max(0, at - CONTEXT - begin)
+            begin, buffer = begin + dropped, buffer[dropped:]
         return path.stat().st_size
+
+
+def _is_text(path: Path) -> bool:
+    found = NAME.search(path.name)
+    return found is not None and found["format"] is not None and path.is_file()
+
+
+def _printable(path: str | os.PathLike[str]) -> str:
+    """The path as text that JSON can hold: a name on disk may be any bytes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _after_newline(buffer: bytes, start: int) -> int:
@@ -151,7 +169,7 @@ def expand(name: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if NAME.search(p.name) and p.is_file())
+        found = sorted(p for p in path.rglob("*") if _is_text(p))
         if not found:
             raise FileNotFoundError(
                 f"the folder {path.resolve()} holds no text: looked for {SEARCHED} in it and its "

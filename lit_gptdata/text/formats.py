@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import importlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -25,14 +26,17 @@ from lit_gptdata.text.gutenberg import strip_gutenberg
 
 EncodingErrors = Literal["strict", "replace"]
 
-NAME = re.compile(r"\.(?P<format>txt|jsonl|parquet)(?P<compression>\.gz|\.zst)?$", re.IGNORECASE)
-"""What a file's name says of its format; any other name is plain text, if it is named outright."""
+NAME = re.compile(r"(\.(?P<format>txt|jsonl|parquet))?(?P<compression>\.gz|\.zst)?$", re.IGNORECASE)
+"""What a file's name says of its format; without one it is plain text, if it is named outright."""
 
 LINE_LIMIT = 1 << 28
 """Bytes of a line of JSON, which must be held whole: beyond it the file is hardly one."""
 
 ROWS = 256
-"""Rows of a parquet file read at a time."""
+"""Rows of a parquet file read at a time, fewer where rows are long."""
+
+BATCH_BYTES = 16 << 20
+"""Bytes of rows of a parquet file read at a time, by what the file says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,8 @@ class FileSlice:
 def format_of(path: Path) -> tuple[str, str]:
     """(txt | jsonl | parquet, "" | .gz | .zst) by the file's name."""
     found = NAME.search(path.name)
-    if not found:
-        return "txt", ""
-    return found["format"].lower(), (found["compression"] or "").lower()
+    assert found  # the pattern also matches nothing, at the end
+    return (found["format"] or "txt").lower(), (found["compression"] or "").lower()
 
 
 def read_documents(part: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -111,11 +114,12 @@ def _opened(path: Path, compression: str) -> Iterator[IO[bytes]]:
                 yield unpacked  # type: ignore[misc]
         elif compression == ".zst":
             zstandard = needs("zstandard", "zstd", path)
-            with (
-                open(path, "rb") as packed,
-                zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as unpacked,
-            ):
-                yield unpacked
+            with open(path, "rb", buffering=0) as packed:
+                _check_frames(packed.fileno(), zstandard)
+                with zstandard.ZstdDecompressor().stream_reader(
+                    packed, read_across_frames=True
+                ) as unpacked:
+                    yield unpacked
         else:
             with open(path, "rb", buffering=0) as file:
                 yield file
@@ -125,6 +129,31 @@ def _opened(path: Path, compression: str) -> Iterator[IO[bytes]]:
         if type(error).__name__ != "ZstdError":
             raise
         raise _broken(path, error) from error
+
+
+def _check_frames(fd: int, zstandard: Any) -> None:
+    """Raise EOFError if a zstd file ends inside a frame: its reader takes that for the end.
+
+    Goes from block to block (RFC 8878, section 3.1), which hold up to 128 KiB, and unpacks none.
+    """
+    size, at = os.fstat(fd).st_size, 0
+    while at < size:
+        head = os.pread(fd, 18, at)
+        if head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":  # a frame to skip
+            at += 8 + int.from_bytes(head[4:8], "little")
+            continue
+        checksum = zstandard.get_frame_parameters(head).has_checksum
+        at += zstandard.frame_header_size(head)
+        last = False
+        while not last:
+            if at >= size:
+                raise EOFError("it ends inside a frame")
+            block = int.from_bytes(os.pread(fd, 3, at), "little")
+            last, repeated, length = block & 1 == 1, block >> 1 & 3 == 1, block >> 3
+            at += 3 + (1 if repeated else length)
+        at += 4 if checksum else 0
+    if at > size:
+        raise EOFError("it ends inside a frame")
 
 
 def _broken(path: Path, error: Exception) -> OSError:
@@ -192,13 +221,14 @@ def _valid(
 def _jsonl(raw: Iterable[bytes], part: FileSlice, reading: Reading) -> Iterator[Document]:
     """A document a line: the string at `text_column`; lines that are blank or null there are skipped."""
     for offset, line in _lines(raw, part):
-        if line.isspace():
+        line = line.removeprefix(codecs.BOM_UTF8)  # as Windows tools begin a file
+        if not line.strip():
             continue
         source = f"{part.path}: line at byte {offset}"
         text, _ = _valid(line, reading.encoding_errors, True, source, offset)
         try:
-            row = json.loads(text)
-        except ValueError as error:
+            row = json.loads(text.decode())  # from bytes it would guess at UTF-16
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{source} is no JSON ({error}): it reads {line[:60]!r}") from None
         if not isinstance(row, dict) or reading.text_column not in row:
             has = f"has the keys {sorted(row)}" if isinstance(row, dict) else "is no JSON object"
@@ -217,17 +247,16 @@ def _lines(raw: Iterable[bytes], part: FileSlice) -> Iterator[tuple[int, bytes]]
     offset, rest = part.start, bytearray()
     for chunk in raw:
         rest += chunk
-        if len(rest) > LINE_LIMIT:
-            raise ValueError(
-                f"{part.path}: the line at byte {offset} is longer than {LINE_LIMIT:,} bytes; a jsonl "
-                "file has a document a line, ended by \\n"
-            )
-        *lines, last = rest.split(b"\n") if b"\n" in chunk else [rest]
+        *lines, rest = rest.split(b"\n") if b"\n" in chunk else [rest]
         for line in lines:
             if line:
                 yield offset, bytes(line)
             offset += len(line) + 1
-        rest = last
+        if len(rest) > LINE_LIMIT:
+            raise ValueError(
+                f"{part.path}: the line at byte {offset} is longer than {LINE_LIMIT:,} bytes; a jsonl "
+                "file has a document a line, ended by \\n: cut the text into several documents"
+            )
     if rest:
         yield offset, bytes(rest)
 
@@ -256,8 +285,10 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
     column = reading.text_column
     try:
         file = parquet.ParquetFile(part.path, buffer_size=CHUNK_BYTES, pre_buffer=False)
-    except arrow.ArrowException as error:
-        raise ValueError(f"{part.path} is no parquet file: {error}") from None
+    except (arrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's, which names the file
+            raise
+        raise ValueError(f"{part.path} is no parquet file, or cut short: {error}") from None
     with file:
         kinds = {field.name: field.type for field in file.schema_arrow}
         if column not in kinds:
@@ -270,11 +301,21 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
                 f"{part.path}: the column {column!r} holds {kinds[column]}, expected text: set "
                 "data.text_column"
             )
-        batches = file.iter_batches(ROWS, columns=[column])
-        for number, row in enumerate(row for batch in batches for row in batch.column(0)):
+        for number, row in enumerate(_rows(file, column, part.path, arrow)):
             if row.is_valid:
                 source = f"{part.path}: row {number}"
                 # arrow does not check that its strings are UTF-8
                 data = row.as_buffer().to_pybytes()
                 utf8, _ = _valid(data, reading.encoding_errors, True, source)
                 yield Document(source=source, chunks=[utf8], number=part.number)
+
+
+def _rows(file: Any, column: str, path: Path, arrow: Any) -> Iterator[Any]:
+    """The values of a column, a batch of bounded size in memory at a time."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    mean = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+    try:
+        for batch in file.iter_batches(max(1, min(ROWS, BATCH_BYTES // max(1, mean))), columns=[column]):
+            yield from batch.column(column)
+    except (arrow.ArrowException, OSError) as error:  # which do not say of which file
+        raise OSError(f"{path} is broken ({error}): fetch it again") from error

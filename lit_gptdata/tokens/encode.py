@@ -20,7 +20,7 @@ from lit_gptdata._io import write_json
 from lit_gptdata.text.document import Document
 from lit_gptdata.tokens.engine import Engine, EngineName
 from lit_gptdata.tokens.pieces import CutRule, cut_rule, pieces
-from lit_gptdata.tokens.shard import ShardWriter
+from lit_gptdata.tokens.shard import ShardWriter, writing
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 SHARD_BYTES = 64 << 20
@@ -68,10 +68,17 @@ class Job:
 
 
 def write_part(
-    job: Job, part: int, documents: Iterable[Document], engine: Engine, on_progress: OnProgress
+    job: Job,
+    part: int,
+    documents: Iterable[Document],
+    engine: Engine,
+    on_progress: OnProgress,
+    *,
+    leads: bool = False,
 ) -> Shards:
     """Encode a part into shards and note them on disk; returns their entries for the manifest.
 
+    `leads`: no document comes before this part's, so that no separator does.
     Raises ValueError that names the document, OSError that names the file.
     """
     shards: Shards = []
@@ -79,7 +86,7 @@ def write_part(
     try:
         for index, document in enumerate(documents):
             begins = not document.continues
-            if begins and (part or index):
+            if begins and not (leads and index == 0):
                 writer.append(job.separator, 0)
             for piece, ids in _encoded(document, job, engine):
                 if writer.n_bytes >= job.shard_bytes:
@@ -91,11 +98,12 @@ def write_part(
                 begins = False
             if begins:  # an empty document
                 writer.begin_piece(document.number, True)
-        if writer.n_tokens:
+        if writer.n_tokens or writer.n_documents:
             shards.append(writer.finish())
     finally:
         writer.abandon()
-    write_json(job.note(part), shards)
+    with writing(job.note(part)):
+        write_json(job.note(part), shards)
     return shards
 
 
@@ -107,7 +115,8 @@ def _encoded(document: Document, job: Job, engine: Engine) -> Iterator[tuple[byt
     except ValueError as error:
         if document.source in str(error):
             raise
-        raise type(error)(f"{document.source}: {error}") from None
+        kind = UnicodeError if isinstance(error, UnicodeError) else ValueError
+        raise kind(f"{document.source}: {error}") from None
 
 
 def _bounded(document: Document, limit: int | None) -> Iterator[bytes]:

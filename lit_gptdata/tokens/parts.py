@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -15,6 +16,8 @@ import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
@@ -33,7 +36,9 @@ def write_parts(corpus: Corpus, job: Job, workers: int | None) -> Shards:
     """
     if not isinstance(corpus, FilesCorpus):
         with _progress(None) as progress:
-            return write_part(job, 0, corpus, load_engine(job.tokenizer, job.engine), progress.add)
+            engine = load_engine(job.tokenizer, job.engine)
+            return write_part(job, 0, corpus, engine, progress.add, leads=True)
+    _check_sizes(corpus, job)
     parts = corpus.parts(job.shard_bytes, job.rule.first_cut if job.rule else None)
     whole = {part: shards for part in range(len(parts)) if (shards := _whole(job, part)) is not None}
     _remove_others(job, whole)
@@ -48,8 +53,26 @@ def write_parts(corpus: Corpus, job: Job, workers: int | None) -> Shards:
             engine = load_engine(job.tokenizer, job.engine)
             for part, slices in todo.items():
                 documents = _documents(slices, corpus.reading)
-                whole[part] = write_part(job, part, documents, engine, progress.add)
+                whole[part] = write_part(job, part, documents, engine, progress.add, leads=part == 0)
+    first = next((part for part in range(len(parts)) if whole[part]), 0)
+    if first:  # the parts before hold no document at all: nothing to separate it from
+        documents = _documents(parts[first], corpus.reading)
+        engine = load_engine(job.tokenizer, job.engine)
+        whole[first] = write_part(job, first, documents, engine, lambda *_: None, leads=True)
+    _remove_others(job, whole)
     return [shard for part in range(len(parts)) for shard in whole[part]]
+
+
+def _check_sizes(corpus: FilesCorpus, job: Job) -> None:
+    """Refuse a text too long for `max_document_bytes` by its file's size: its parts do not know it."""
+    limit = job.max_document_bytes
+    for path in corpus.files:
+        size = path.stat().st_size
+        if limit is not None and size > max(limit, job.shard_bytes) and format_of(path) == ("txt", ""):
+            raise ValueError(
+                f"{path}: the document is longer than max_document_bytes={limit:,}, the file has "
+                f"{size:,}: leave it out, or raise the limit"
+            )
 
 
 def _documents(slices: list[FileSlice], reading: Reading) -> Iterator[Document]:
@@ -73,7 +96,7 @@ def _size(job: Job, name: str) -> int | None:
 
 
 def _remove_others(job: Job, whole: dict[int, Shards]) -> None:
-    """Remove what a kill left half-written."""
+    """Remove what a kill left half-written, by this process or by its parent's last breath."""
     keep = {file["name"] for shards in whole.values() for shard in shards for file in shard["files"]}
     for path in (job.folder / "store").iterdir():
         if path.name not in keep:
@@ -82,7 +105,7 @@ def _remove_others(job: Job, whole: dict[int, Shards]) -> None:
 
 # Worker processes ----------------------------------------------------------------------------------
 
-_worker: tuple[Job, Reading, Engine] | None = None
+_worker: tuple[Job, Reading] | None = None
 """What a worker process keeps between two parts."""
 
 
@@ -90,16 +113,22 @@ def _by_processes(
     job: Job, todo: dict[int, list[FileSlice]], reading: Reading, workers: int, progress: _Progress
 ) -> dict[int, Shards]:
     spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
+    lifeline, held_here = spawn.Pipe(duplex=False)
     whole = {}
-    with ProcessPoolExecutor(workers, spawn, _begin_worker, (job, reading)) as pool:
+    with held_here, ProcessPoolExecutor(workers, spawn, _begin_worker, (job, reading, lifeline)) as pool:
         try:
-            with _bare_main():  # the pool starts its processes while tasks are submitted
+            with _bare_main(), _no_ctrl_c():  # the pool starts its processes while tasks are submitted
                 futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
             for future in as_completed(futures):
                 shards = whole[futures[future]] = future.result()
                 progress.add(sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards))
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that tokenises was killed, perhaps because memory ran out: run again, with "
+                f"fewer than build_workers={workers}; what is whole is kept"
+            ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            held_here.close()  # ends the workers at once: a part may take minutes
             raise
     return whole
 
@@ -115,25 +144,38 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _begin_worker(job: Job, reading: Reading) -> None:
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C; this one sees it afterwards and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(job: Job, reading: Reading, lifeline: Connection) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = job, reading, load_engine(job.tokenizer, job.engine)
+    _worker = job, reading
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent does: a killed build must not go on writing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+def _end_with_parent(lifeline: Connection) -> None:
+    """End this process when its parent ends or gives up: a killed build must not go on writing."""
+    multiprocessing.connection.wait([lifeline])  # the parent holds the other end, and sends nothing
     os._exit(1)
+
+
+@functools.cache
+def _engine(job: Job) -> Engine:
+    return load_engine(job.tokenizer, job.engine)
 
 
 def _work(part: int, slices: list[FileSlice]) -> Shards:
     assert _worker is not None
-    job, reading, engine = _worker
-    return write_part(job, part, _documents(slices, reading), engine, lambda n_bytes, n_tokens: None)
+    job, reading = _worker
+    documents = _documents(slices, reading)
+    return write_part(job, part, documents, _engine(job), lambda *_: None, leads=part == 0)
 
 
 # Progress ------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,10 @@ class Tokens:
     @classmethod
     def from_files(cls, paths: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Memory-map files of `dtype`, in order."""
-        return cls([np.memmap(p, dtype=dtype, mode="r") for p in paths], paths)
+        arrays = [  # an empty file, of documents without text, cannot be mapped
+            np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype) for p in paths
+        ]
+        return cls(arrays, paths)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -89,6 +95,28 @@ def _gather(array: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     return gathered
 
 
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
+_REMEDY = (
+    "the tokens cannot be written. Free some space, or set data_dir to a folder that can be written and "
+    "has more of it, and run again: what is whole is kept"
+)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make an OSError say which file or folder cannot be written, and what helps."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE or _REMEDY in str(error.strerror):
+            raise
+        message = f"{error.strerror}: {_REMEDY}"
+        raise OSError(error.errno, message, str(error.filename or path)) from error
+
+
 class ShardWriter:
     """Writes one shard: ids and the index of its pieces; on disk under its name only when whole.
 
@@ -101,8 +129,10 @@ class ShardWriter:
         self._rows: list[tuple[int, int, int, int]] = []
         self._folder, self._name = folder, name
         self._digest = hashlib.sha256()
-        self._part = folder / f"{name}.bin.part"
-        self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 closed by finish or abandon
+        # unlike any other: a process whose parent was killed may write for another moment
+        self._part = folder / f".{name}.bin.{uuid.uuid4().hex}.tmp"
+        with writing(folder):
+            self._file = open(self._part, "xb", buffering=0)  # noqa: SIM115 closed by finish or abandon
 
     def begin_piece(self, source: int, document: bool) -> None:
         """Note that a piece of text (and with it a document, or not) begins at the next id."""
@@ -114,26 +144,20 @@ class ShardWriter:
         view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self._digest.update(view)
         written = 0
-        try:
+        with writing(self._part):
             while written < len(view):  # an unbuffered write may stop early, as at a full disk
                 written += self._file.write(view[written:])
-        except OSError as error:  # which does not say of which file
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: the tokens cannot be written. Free some space, or set data_dir to a "
-                "folder with more of it, and run again: what is whole is kept",
-                str(self._part),
-            ) from None
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
 
     def finish(self) -> dict[str, Any]:
         """Sync and rename; returns the manifest's entry: counts, and name, size, sha256 of each file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
         index = np.array(self._rows, dtype=ROW).tobytes()
-        write_whole(self._folder / f"{self._name}.idx", index)
-        os.replace(self._part, self._folder / f"{self._name}.bin")
+        with writing(self._part):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            write_whole(self._folder / f"{self._name}.idx", index)
+            os.replace(self._part, self._folder / f"{self._name}.bin")
         size = self.n_tokens * self._dtype.itemsize
         return {
             "n_tokens": self.n_tokens,

@@ -1,0 +1,58 @@
+"""A transformer block as in GPT-2: attention and MLP, each behind its norm and added to what came in.
+
+B: batch, T: tokens in a sequence, D: embedding_dim, H: n_heads. Radford et al. 2019, "Language Models
+are Unsupervised Multitask Learners", section 2.3.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-5
+
+
+class Attention(nn.Module):
+    """Causal self-attention, (B, T, D) → (B, T, D)."""
+
+    def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
+        self.out = nn.Linear(embedding_dim, embedding_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D/H)
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return self.out(x.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """To four times the width and back, (B, T, D) → (B, T, D)."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(embedding_dim, 4 * embedding_dim)
+        self.contract = nn.Linear(4 * embedding_dim, embedding_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.expand(x), approximate="tanh")  # (B, T, 4D)
+        return self.contract(x)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each behind its norm and added to its input: (B, T, D) → (B, T, D)."""
+
+    def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embedding_dim, eps=NORM_EPS)
+        self.attention = Attention(embedding_dim, n_heads, dropout)
+        self.mlp_norm = nn.LayerNorm(embedding_dim, eps=NORM_EPS)
+        self.mlp = MLP(embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
