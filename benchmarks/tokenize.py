@@ -12,6 +12,10 @@ LitData and gigatoken are measured where they are installed.
 
 from __future__ import annotations
 
+import sys
+
+sys.path.pop(0)  # this folder: its tokenize.py would hide the standard library's
+
 import argparse
 import importlib.util
 import json
@@ -20,7 +24,6 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable

@@ -131,6 +131,8 @@ def test_a_sweep(tmp_path):
 def test_a_mistake_ends_in_a_message_and_a_status(tmp_path):
     printed = train(*FAST, "data=files", "data.corpus=books/*.txt", cwd=tmp_path, expect=1)
     assert "no file matches 'books/*.txt'" in printed
+    printed = train(*FAST, "data=files", cwd=tmp_path, expect=1)
+    assert "Missing mandatory value: data.corpus" in printed
     printed = train(*FAST, "data.stride=0", cwd=tmp_path, expect=1)
     assert "stride=0 is too small" in printed
 
