@@ -140,6 +140,7 @@ def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
         p for root in roots for p in root.rglob("*") if p.suffix in suffixes and p.is_file()
     )
     chance.shuffle(sources)
+    words = made_up_words(chance)
     paths, at = [], 0
     for number in range(files):
         path = folder / f"text-{number}.txt"
@@ -149,21 +150,25 @@ def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
                 at += 1
                 out.write(source.decode("utf-8", "ignore").replace("\0", "").encode())
                 if chance.random() < 0.5:
-                    out.write(foreign(chance, len(source) // 5).encode())
+                    out.write(foreign(chance, words, len(source) // 5).encode())
         paths.append(path)
     return paths
 
 
-def foreign(chance: random.Random, length: int) -> str:
-    """Words that nobody wrote: Cyrillic, Chinese and emoji."""
-    words = []
-    while length > 0:
-        kind = chance.randrange(3)
-        low, high = ((0x430, 0x44F), (0x4E00, 0x5E00), (0x1F600, 0x1F64F))[kind]
-        word = "".join(chr(chance.randint(low, high)) for _ in range(chance.randint(1, 8)))
-        words.append(word)
-        length -= len(word.encode()) + 1
-    return " ".join(words) + "\n"
+def made_up_words(chance: random.Random) -> list[str]:
+    """5,000 words that nobody wrote, Cyrillic, Chinese or emoji."""
+    scripts = ((0x430, 0x44F, 9), (0x4E00, 0x5E00, 3), (0x1F600, 0x1F64F, 2))  # first, last, letters
+    chosen = [scripts[chance.randrange(3)] for _ in range(5000)]
+    return [
+        "".join(chr(chance.randint(low, high)) for _ in range(chance.randint(1, letters)))
+        for low, high, letters in chosen
+    ]
+
+
+def foreign(chance: random.Random, words: list[str], length: int) -> str:
+    """Some words, a few of them often (Zipf's law, as in language); about `length` bytes."""
+    ranks = [int(len(words) ** chance.random()) for _ in range(length // 12)]
+    return " ".join(words[rank] for rank in ranks) + "\n"
 
 
 def measure(name: str, files: list[Path], out: Path) -> dict[str, float]:

@@ -230,8 +230,8 @@ def test_a_wrong_rule_is_found(
     ],
 )
 def test_cuts(pattern: str, text: str, cuts: list[str]) -> None:
-    parts = pieces([text.encode()], rule_of(pattern), size=1)
-    assert [part.decode() for part in parts] == cuts
+    for chunks in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
+        assert [part.decode() for part in pieces(chunks, rule_of(pattern), size=1)] == cuts
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])

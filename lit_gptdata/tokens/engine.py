@@ -57,8 +57,9 @@ COMPARED_BYTES = 1 << 16
 # Bytes. gigatoken 0.10.0 keeps every word it meets: 0.6 bytes a byte of mixed text, up to 8 where hardly
 # a word returns. A new instance costs 0.1 s and all words known, so memory decides when: each
 # `CHECK_EVERY` bytes of text it is looked at, and a growth by `CACHE_LIMIT` is too much. An instance
-# begins with 30 MB; in 1.5 GB of random Chinese, with 80 renewals, the most seen was 200 MB.
-CACHE_LIMIT = 128 << 20
+# begins with 30 MB, and 200 MB was the most seen (random words, random Chinese, up to 1.5 GB); with
+# 128 MiB it was 300 MB, since the table of words got to double once more.
+CACHE_LIMIT = 96 << 20
 CHECK_EVERY = 4 << 20
 
 # Bytes of text after which a new instance comes where memory cannot be looked at (not Linux).

@@ -92,7 +92,7 @@ class CutRule:
         The buffer may begin and end anywhere in a UTF-8 text, also inside a character, and newlines
         need not be translated: no cut divides a character or CR from LF.
         """
-        found = self.cut.search(buffer, max(start, 1))
+        found = self.cut.search(buffer, start)
         return found.start() if found else -1
 
 
