@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHUNK_BYTES = 1 << 20
-"""Bytes read at a time: large enough that Python's own cost disappears, small enough to forget."""
+CHUNK_BYTES = 1 << 16
+"""Bytes read at a time: they stay in a core's cache while they are checked, 1 MiB does not."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -47,7 +47,7 @@ def sha256_file(path: str | Path, on_bytes: Callable[[int], None] = lambda _: No
     """SHA-256 (hex) of a file's bytes, in constant memory."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(4 * CHUNK_BYTES):
+        while chunk := file.read(1 << 22):
             digest.update(chunk)
             on_bytes(len(chunk))
     return digest.hexdigest()

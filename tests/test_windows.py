@@ -174,3 +174,11 @@ def test_a_text_too_short_for_one_window_is_refused():
 def test_text_that_is_no_string_is_refused():
     with pytest.raises(TypeError, match="text is a bytes: give the text itself as a str"):
         WindowDataset(b"hello", "gpt2")
+
+
+def test_a_million_spaces_are_no_trouble():
+    text = "a" + " " * 1_000_001 + "b" + " " * 10
+    dataset = WindowDataset(text, "gpt2", max_length=4, stride=4)
+    ids = dataset.tokens[:].tolist()
+    assert dataset.tokenizer.decode(ids) == text
+    assert ids[-3:] == dataset.tokenizer.encode(" b" + " " * 10)[-3:]

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata.tokens.pieces import GPT2_PATTERN, LONG_RUN, R50K_PATTERN, cut_rule
+from lit_gptdata.tokens.pieces import GPT2_PATTERN, LONG_RUN, R50K_PATTERN, cut_rule, pieces, utf8
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 EngineName = Literal["auto", "tiktoken", "gigatoken"]
@@ -147,6 +147,15 @@ def _rank_file(tokenizer: Tokenizer) -> bytes:
     """The encoding's ranks as a .tiktoken file: a line for each token, in base64, with its rank."""
     ranks = sorted(tokenizer.encoding._mergeable_ranks.items(), key=lambda item: item[1])
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
+
+
+def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
+    """A text in memory to ids, in the tokenizer's dtype, by tiktoken."""
+    encoding = tokenizer.encoding
+    rule = cut_rule(encoding._pat_str, encoding.special_tokens_set)
+    engine = TiktokenEngine(tokenizer)
+    ids = [engine.encode(piece) for piece in pieces([utf8(text)], rule)]
+    return np.concatenate(ids) if ids else np.empty(0, tokenizer.dtype)
 
 
 class TiktokenEngine:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_gptdata.tokens.engine import encode_text
 from lit_gptdata.tokens.shard import Tokens
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.spans import Spans, check_lengths
@@ -110,7 +111,7 @@ class WindowDataset(Windows):
             )
         check_lengths(max_length, stride)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
-        ids = np.array(self.tokenizer.encode(text), dtype=self.tokenizer.dtype)
+        ids = encode_text(text, self.tokenizer)
         check_enough(len(ids), max_length, "the text")
         super().__init__(Tokens([ids]), begin=0, end=len(ids), max_length=max_length, stride=stride)
 
