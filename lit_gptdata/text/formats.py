@@ -32,8 +32,9 @@ NAME = re.compile(r"(\.(?P<format>txt|jsonl|parquet))?(?P<compression>\.gz|\.zst
 LINE_LIMIT = 1 << 28
 """Bytes of a line of JSON, which must be held whole: beyond it the file is hardly one."""
 
-ROWS = 256
-"""Rows of a parquet file read at a time, fewer where rows are long."""
+ROWS = 64
+"""Rows of a parquet file read at a time, fewer where rows are long: 256 are no faster, and a page of a
+few bytes may stand for as many long texts, all the same."""
 
 BATCH_BYTES = 16 << 20
 """Bytes of rows of a parquet file read at a time, by what the file says of itself."""
@@ -107,28 +108,35 @@ def read_documents(part: FileSlice, reading: Reading) -> Iterator[Document]:
 
 @contextlib.contextmanager
 def _opened(path: Path, compression: str) -> Iterator[IO[bytes]]:
-    """The uncompressed bytes; a broken archive raises OSError that names the file."""
-    try:
-        if compression == ".gz":
-            with gzip.open(path, "rb") as unpacked:
-                yield unpacked  # type: ignore[misc]
-        elif compression == ".zst":
-            zstandard = needs("zstandard", "zstd", path)
-            with open(path, "rb", buffering=0) as packed:
+    """The uncompressed bytes."""
+    if compression == ".gz":
+        with gzip.open(path, "rb") as unpacked:
+            yield unpacked  # type: ignore[misc]
+    elif compression == ".zst":
+        zstandard = needs("zstandard", "zstd", path)
+        with open(path, "rb", buffering=0) as packed:
+            with _intact(path):
                 _check_frames(packed.fileno(), zstandard)
-                with zstandard.ZstdDecompressor().stream_reader(
-                    packed, read_across_frames=True
-                ) as unpacked:
-                    yield unpacked
-        else:
-            with open(path, "rb", buffering=0) as file:
-                yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _broken(path, error) from error
+            with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as unpacked:
+                yield unpacked
+    else:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Make what a broken archive raises an OSError that names the file."""
+    try:
+        yield
     except Exception as error:
-        if type(error).__name__ != "ZstdError":
+        broken = isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile))
+        if not broken and type(error).__name__ != "ZstdError":
             raise
-        raise _broken(path, error) from error
+        raise OSError(
+            f"{path} is broken or cut short ({error}): fetch it again, or test it with gzip -t or "
+            "zstd -t"
+        ) from error
 
 
 def _check_frames(fd: int, zstandard: Any) -> None:
@@ -156,12 +164,6 @@ def _check_frames(fd: int, zstandard: Any) -> None:
         raise EOFError("it ends inside a frame")
 
 
-def _broken(path: Path, error: Exception) -> OSError:
-    return OSError(
-        f"{path} is broken or cut short ({error}): fetch it again, or test it with gzip -t or zstd -t"
-    )
-
-
 def needs(module: str, extra: str, path: Path) -> Any:
     """An optional package; its absence answers with the pip line."""
     try:
@@ -175,7 +177,8 @@ def _limited(file: IO[bytes], part: FileSlice) -> Iterator[bytes]:
     at = part.start
     while part.stop is None or at < part.stop:
         want = CHUNK_BYTES if part.stop is None else min(CHUNK_BYTES, part.stop - at)
-        chunk = file.read(want)
+        with _intact(part.path):  # here: where documents are read, `_opened` sees no error
+            chunk = file.read(want)
         if not chunk:
             return
         at += len(chunk)
@@ -293,8 +296,8 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
         kinds = {field.name: field.type for field in file.schema_arrow}
         if column not in kinds:
             raise ValueError(
-                f"{part.path} has the columns {sorted(kinds)}, and text_column={column!r} is wanted: set "
-                "data.text_column"
+                f"{part.path} has the columns {sorted(kinds)}, and text_column={column!r} is wanted: "
+                "set data.text_column"
             )
         if kinds[column] not in (arrow.string(), arrow.large_string(), arrow.string_view()):
             raise ValueError(

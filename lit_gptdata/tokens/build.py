@@ -14,8 +14,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.encode import Job
 from lit_gptdata.tokens.engine import EngineName
 from lit_gptdata.tokens.parts import write_parts
-from lit_gptdata.tokens.shard import described
+from lit_gptdata.tokens.shard import described, writing
 from lit_gptdata.tokens.store import FORMAT, TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -58,10 +59,10 @@ class Request:
         """How the same bytes become text."""
         return asdict(self.corpus.reading) if isinstance(self.corpus, FilesCorpus) else {}
 
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self, on_bytes: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
         """What the tokens come from, for the manifest: path, size in bytes, sha256; reads it all."""
         if isinstance(self.corpus, FilesCorpus):
-            return self.corpus.sources()
+            return self.corpus.sources(on_bytes)
         return [{"path": repr(self.corpus), "size": None, "sha256": self.corpus.fingerprint}]
 
     def fingerprint(self, sources: list[dict[str, Any]]) -> str:
@@ -89,7 +90,7 @@ def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore |
 def _find(request: Request) -> TokenStore | None:
     try:
         answer = json.loads(request.answer.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if answer["stamps"] != request.stamps() or not (request.root / answer["fingerprint"]).is_dir():
         return None
@@ -111,18 +112,22 @@ def prepare_store(
     read, OSError for a folder that cannot be written; then nothing is published.
     """
     request = Request(corpus=corpus, tokenizer=tokenizer, root=root)
+    folder = root / ".building" / request.key
     store = _find(request)
     if store is not None:
+        if folder.exists():  # a kill came between publishing and cleaning up
+            _remove(root, folder)
         return store
-    for folder in (".requests", ".building", ".locks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        for name in (".requests", ".building", ".locks"):
+            (root / name).mkdir(parents=True, exist_ok=True)
     with _held(_lock(root, request.key), f"the tokens of {corpus!r}"):
         store = _find(request)  # another process may have built it meanwhile
         if store is None:
-            _sweep(root, keep=request.key)
+            _sweep(request)
             job = Job(
                 tokenizer=tokenizer,
-                folder=root / ".building" / request.key,
+                folder=folder,
                 engine=engine,
                 max_document_bytes=max_document_bytes,
             )
@@ -138,12 +143,21 @@ def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
         raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
     published = request.root / fingerprint
     # first the answer, then the store: killed between the two, the next run finds all parts whole
-    write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
-    if not published.is_dir():
-        os.rename(job.folder / "store", published)
-        sync_folder(request.root)
+    with writing(request.root):
+        write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
+        if not published.is_dir():
+            _publish(job.folder / "store", published)
     shutil.rmtree(job.folder, ignore_errors=True)
     return TokenStore(published)
+
+
+def _publish(store: Path, published: Path) -> None:
+    try:
+        os.rename(store, published)
+    except OSError:
+        if not published.is_dir():  # else a copy of the same text was built at the same time
+            raise
+    sync_folder(published.parent)
 
 
 def _known(request: Request) -> str | None:
@@ -156,16 +170,17 @@ def _known(request: Request) -> str | None:
 
 def _build(request: Request, job: Job, workers: int | None) -> str:
     """Write shards and manifest under `job.folder`; returns the fingerprint."""
-    _take_up(job.folder, plan={"format": FORMAT, "stamps": request.stamps()})
-    with ThreadPoolExecutor(1) as beside:
-        hashing = beside.submit(request.sources)  # while the text is in the page cache
+    plan = {"format": FORMAT, "stamps": request.stamps(), "shard_bytes": job.shard_bytes}
+    with writing(job.folder):
+        _take_up(job.folder, plan)
+    with _beside(request.sources) as hashing:  # while the text is in the page cache
         shards = write_parts(request.corpus, job, workers)
-        sources = hashing.result()
+        sources = hashing()
     store = job.folder / "store"
-    if not shards:
+    if not any(shard["n_tokens"] for shard in shards):
+        shutil.rmtree(job.folder, ignore_errors=True)
         raise ValueError(f"{request.corpus!r} holds no text at all: give files with text in them")
     vocab = vocab_table(job.tokenizer).tobytes()
-    write_whole(store / "vocab.bin", vocab)
     manifest = {
         "format": FORMAT,
         "fingerprint": request.fingerprint(sources),
@@ -182,8 +197,28 @@ def _build(request: Request, job: Job, workers: int | None) -> str:
         "vocab": described("vocab.bin", vocab),
         "shards": shards,
     }
-    write_json(store / "manifest.json", manifest)
+    with writing(store):
+        write_whole(store / "vocab.bin", vocab)
+        write_json(store / "manifest.json", manifest)
     return str(manifest["fingerprint"])
+
+
+@contextlib.contextmanager
+def _beside(
+    sources: Callable[[Callable[[int], None]], list[dict[str, Any]]],
+) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Hash the sources in a thread; it ends at once where the build fails."""
+    stop = threading.Event()
+
+    def check(n_bytes: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("the build failed meanwhile")
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(sources, check).result
+        finally:
+            stop.set()
 
 
 def _take_up(folder: Path, plan: dict[str, Any]) -> None:
@@ -199,13 +234,21 @@ def _take_up(folder: Path, plan: dict[str, Any]) -> None:
     write_json(folder / "plan.json", plan)
 
 
-def _sweep(root: Path, keep: str) -> None:
-    """Remove builds that were killed long ago, never one whose builder lives."""
-    for folder in (root / ".building").iterdir():
-        if folder.name == keep or time.time() - folder.stat().st_mtime < ABANDONED_DAYS * 86_400:
-            continue
-        with contextlib.suppress(Timeout), _lock(root, folder.name).acquire(timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+def _sweep(request: Request) -> None:
+    """Remove what was killed: an answer half-written, builds of long ago, none whose builder lives."""
+    for path in request.answer.parent.glob(f".{request.answer.name}.*"):
+        path.unlink(missing_ok=True)
+    for folder in (request.root / ".building").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # its builder may be publishing it
+            age = time.time() - folder.stat().st_mtime
+            if folder.name != request.key and age > ABANDONED_DAYS * 86_400:
+                _remove(request.root, folder)
+
+
+def _remove(root: Path, folder: Path) -> None:
+    """Remove the folder of a build, unless its builder lives."""
+    with contextlib.suppress(Timeout, OSError), _lock(root, folder.name).acquire(timeout=0):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(root: Path, key: str) -> FileLock:
@@ -214,11 +257,12 @@ def _lock(root: Path, key: str) -> FileLock:
 
 @contextlib.contextmanager
 def _held(lock: FileLock, what: str) -> Iterator[None]:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("waiting for another process that makes %s (lock %s)", what, lock.lock_file)
-        lock.acquire()
+    with writing(Path(lock.lock_file)):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another process that makes %s (lock %s)", what, lock.lock_file)
+            lock.acquire()
     try:
         yield
     finally:

@@ -96,11 +96,11 @@ def _size(job: Job, name: str) -> int | None:
 
 
 def _remove_others(job: Job, whole: dict[int, Shards]) -> None:
-    """Remove what a kill left half-written, by this process or by its parent's last breath."""
+    """Remove what a kill left half-written, or a worker in the moment after its parent's death."""
     keep = {file["name"] for shards in whole.values() for shard in shards for file in shard["files"]}
     for path in (job.folder / "store").iterdir():
         if path.name not in keep:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 # Worker processes ----------------------------------------------------------------------------------
@@ -115,7 +115,8 @@ def _by_processes(
     spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
     lifeline, held_here = spawn.Pipe(duplex=False)
     whole = {}
-    with held_here, ProcessPoolExecutor(workers, spawn, _begin_worker, (job, reading, lifeline)) as pool:
+    begin = _begin_worker, (job, reading, lifeline)
+    with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
         try:
             with _bare_main(), _no_ctrl_c():  # the pool starts its processes while tasks are submitted
                 futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
@@ -147,11 +148,21 @@ def _bare_main() -> Iterator[None]:
 @contextlib.contextmanager
 def _no_ctrl_c() -> Iterator[None]:
     """Processes started meanwhile never see Ctrl-C; this one sees it afterwards and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    seen: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)  # None: not Python's
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set it
+        handler = None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the processes inherit
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _begin_worker(job: Job, reading: Reading, lifeline: Connection) -> None:

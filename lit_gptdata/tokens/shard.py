@@ -36,7 +36,8 @@ class Tokens:
     def from_files(cls, paths: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Memory-map files of `dtype`, in order."""
         arrays = [  # an empty file, of documents without text, cannot be mapped
-            np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype) for p in paths
+            np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype)
+            for p in paths
         ]
         return cls(arrays, paths)
 

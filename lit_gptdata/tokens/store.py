@@ -145,7 +145,10 @@ class TokenStore:
 
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
     """What each id of a tokenizer stands for, VOCAB (vocab_size,)."""
+    ranks = tokenizer.encoding._mergeable_ranks
+    ids = list(ranks.values())
     table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
-    for token, rank in tokenizer.encoding._mergeable_ranks.items():
-        table[rank] = len(token), token[:1] == b" ", 0x21 <= token[-1] <= 0x7E
+    table["n_bytes"][ids] = [len(token) for token in ranks]
+    table["starts_space"][ids] = [token[0] == 0x20 for token in ranks]
+    table["ends_visible"][ids] = [0x21 <= token[-1] <= 0x7E for token in ranks]
     return table
