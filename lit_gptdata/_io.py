@@ -46,8 +46,9 @@ def sync_folder(folder: Path) -> None:
 def sha256_file(path: str | Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory."""
     digest = hashlib.sha256()
+    view = memoryview(buffer := bytearray(1 << 22))  # one for all: fresh memory costs page faults
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-            on_bytes(len(chunk))
+        while n_bytes := file.readinto(buffer):
+            digest.update(view[:n_bytes])
+            on_bytes(n_bytes)
     return digest.hexdigest()

@@ -210,6 +210,8 @@ def _valid(
     data: bytes, errors: EncodingErrors, final: bool, where: object, offset: int = 0
 ) -> tuple[bytes, int]:
     """(valid UTF-8, how many bytes of `data` it stands for): all but a character not whole yet."""
+    if data.isascii():
+        return data, len(data)
     try:
         text, used = codecs.utf_8_decode(data, errors, final)
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ goes to tiktoken: ids never depend on the engine.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import ctypes
 import functools
 import hashlib
@@ -146,7 +146,8 @@ def _unproved_versions() -> str | None:
 def _rank_file(tokenizer: Tokenizer) -> bytes:
     """The encoding's ranks as a .tiktoken file: a line for each token, in base64, with its rank."""
     ranks = sorted(tokenizer.encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
+    lines = [b"%s %d" % (binascii.b2a_base64(token, newline=False), rank) for token, rank in ranks]
+    return b"\n".join([*lines, b""])
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
