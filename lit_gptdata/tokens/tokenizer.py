@@ -131,14 +131,6 @@ class Tokenizer:
         policy = "" if self.special_tokens == "allow" else f", special_tokens={self.special_tokens!r}"
         return f"Tokenizer({self.name!r}{policy})"
 
-    def __getstate__(self) -> dict[str, object]:
-        # the encoding known by name is loaded again where it is needed: cheaper than its 50,000 ranks
-        return {
-            "special_tokens": self.special_tokens,
-            "name": self.name,
-            "_encoding": self._encoding,
-        }
-
 
 def _content_hash(encoding: tiktoken.Encoding) -> str:
     digest = hashlib.sha256(encoding._pat_str.encode())
