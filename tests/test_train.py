@@ -172,7 +172,7 @@ def test_every_config_runs_a_step(choice, tmp_path, monkeypatch):
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, stem=instantiate(cfg.stem, vocab_size=data.vocab_size))
     callbacks, loggers = (list(instantiate(node).values()) for node in (cfg.callbacks, cfg.logger))
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_progress_bar=False)
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(model, datamodule=data)
     assert trainer.global_step == 1
     assert math.isfinite(float(trainer.callback_metrics["val_loss"]))

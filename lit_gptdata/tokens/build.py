@@ -137,7 +137,12 @@ def prepare_store(
 
 def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
     stamps = request.stamps()
-    fingerprint = _known(request) or _build(request, job, workers)
+    # a store that is here already may be of this text: touched, moved or copied
+    any_store = any(not entry.name.startswith(".") for entry in request.root.iterdir())
+    sources = request.sources() if any_store else None
+    fingerprint = request.fingerprint(sources) if sources else None
+    if fingerprint is None or not (request.root / fingerprint).is_dir():
+        fingerprint = _build(request, job, workers, sources)
     if request.stamps() != stamps:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
@@ -160,20 +165,15 @@ def _publish(store: Path, published: Path) -> None:
     sync_folder(published.parent)
 
 
-def _known(request: Request) -> str | None:
-    """The fingerprint of a store of the same text, as of files that were touched, moved or copied."""
-    if all(entry.name.startswith(".") for entry in request.root.iterdir()):
-        return None  # no store at all: spare the reading
-    fingerprint = request.fingerprint(request.sources())
-    return fingerprint if (request.root / fingerprint).is_dir() else None
+def _build(request: Request, job: Job, workers: int | None, known: list[dict[str, Any]] | None) -> str:
+    """Write shards and manifest under `job.folder`; returns the fingerprint.
 
-
-def _build(request: Request, job: Job, workers: int | None) -> str:
-    """Write shards and manifest under `job.folder`; returns the fingerprint."""
+    `known`: the sources, if they were hashed already.
+    """
     plan = {"format": FORMAT, "stamps": request.stamps(), "shard_bytes": job.shard_bytes}
     with writing(job.folder):
         _take_up(job.folder, plan)
-    with _beside(request.sources) as hashing:  # while the text is in the page cache
+    with _beside(lambda check: known or request.sources(check)) as hashing:
         shards = write_parts(request.corpus, job, workers)
         sources = hashing()
     store = job.folder / "store"
