@@ -123,13 +123,15 @@ def _by_processes(
             for future in as_completed(futures):
                 shards = whole[futures[future]] = future.result()
                 progress.add(sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards))
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process that tokenises was killed, perhaps because memory ran out: run again, with "
-                f"fewer than build_workers={workers}; what is whole is kept"
-            ) from error
-        except BaseException:
-            held_here.close()  # ends the workers at once: a part may take minutes
+        except BaseException as error:
+            # Ends the workers at once, where a part may take minutes; and after one was killed the
+            # pool's own signal does not always reach the others, for which it would wait for ever.
+            held_here.close()
+            if isinstance(error, BrokenProcessPool):
+                raise RuntimeError(
+                    "a process that tokenises was killed, perhaps because memory ran out: run again, "
+                    f"with fewer than build_workers={workers}; what is whole is kept"
+                ) from error
             raise
     return whole
 
