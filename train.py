@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata.summary import draw_losses, summarise
@@ -36,7 +38,10 @@ def main(cfg: DictConfig) -> float:
     )
     if data.hparams.val_fraction and cfg.ckpt_path is None:
         trainer.validate(model, datamodule=data, verbose=False)  # the curve begins before training
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except SIGTERMException as stopped:  # exits with 0 by itself, as if the training were done
+        raise SystemExit(128 + signal.SIGTERM) from stopped
 
     metrics = dict(trainer.callback_metrics)
     if len(data.val_windows):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from lit_gptdata.resume import Resume, check_same, legs_of
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
@@ -19,9 +22,11 @@ from lit_gptdata.tokens.engine import EngineName, check_engine
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Windows, check_enough
-from lit_gptdata.windows.loader import Batch, window_loader
+from lit_gptdata.windows.loader import Batch, WindowLoader, WindowSampler, window_loader
+from lit_gptdata.windows.order import EpochOrder
 from lit_gptdata.windows.spans import check_at_least, check_lengths
 from lit_gptdata.windows.split import Split, check_fractions, split_tokens
+from lit_gptdata.windows.steps import Leg, Position, Steps, find
 
 NUISANCES = (
     ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
@@ -85,6 +90,8 @@ class GPTDataModule(L.LightningDataModule):
         self._corpus = corpus
         self._store: TokenStore | None = None
         self._split: Split | None = None
+        self._resume = Resume(key=type(self).__qualname__)
+        self._loaded: dict[str, Any] | None = None
         # plain values only: anything else in the hparams breaks loading a checkpoint with weights_only
         corpus, data_dir = _plain(corpus), str(data_dir)
         self.save_hyperparameters()
@@ -105,8 +112,12 @@ class GPTDataModule(L.LightningDataModule):
 
         Raises RuntimeError before `prepare_data()`, ValueError if a split leaves no window.
         """
-        if self._store is not None:
-            return
+        if self._store is None:
+            self._open()
+        if self.trainer is not None and stage == "fit":
+            self._resume.attach(self.trainer, self._train_steps)
+
+    def _open(self) -> None:
         for nuisance in NUISANCES:
             warnings.filterwarnings("ignore", nuisance)
         store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
@@ -170,30 +181,133 @@ class GPTDataModule(L.LightningDataModule):
         return Windows(tokens, begin=begin, end=end, max_length=length, stride=stride, fill=fill)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of train windows, in the epoch's order if `shuffle`."""
-        return self._loader(self.train_windows, self.hparams["shuffle"], self.hparams["drop_last"])
+        """Batches of train windows, in the epoch's order if `shuffle`; each rank has its slice."""
+        seed = self.hparams["seed"] if self.hparams["shuffle"] else None
+        loader = self._loader(self.train_windows, self._train_steps, seed)
+        self._resume.follow(cast(WindowSampler, loader.sampler))
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """Batches of val windows in the text's order; [] without a val split."""
-        return self._loader(self.val_windows, False, False) if len(self.val_windows) else []
+        """Batches of val windows in the text's order; [] without a val split.
+
+        Each rank has as many batches: on several ranks the last ones may hold windows of fillers,
+        every target -100, which a sum over targets leaves out and a mean over nothing else is NaN.
+        """
+        return self._eval_loader(self.val_windows)
 
     def test_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """Batches of test windows in the text's order; [] without a test split."""
-        return self._loader(self.test_windows, False, False) if len(self.test_windows) else []
+        """As `val_dataloader`, of test windows."""
+        return self._eval_loader(self.test_windows)
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
         """The same as `val_dataloader`."""
         return self.val_dataloader()
 
-    def _loader(self, windows: Windows, shuffle: bool, drop_last: bool) -> DataLoader[Batch]:
-        return window_loader(
-            windows,
+    @property
+    def _ranks(self) -> dict[str, int]:
+        """`rank` and `num_replicas` of this process under its Trainer."""
+        kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return kwargs or {"rank": 0, "num_replicas": 1}
+
+    @property
+    def _train_steps(self) -> Steps:
+        return Steps(
+            n=len(self.train_windows),
             batch_size=self.hparams["batch_size"],
-            shuffle=shuffle,
-            seed=self.hparams["seed"],
-            drop_last=drop_last,
-            num_workers=self.hparams["num_workers"],
+            world_size=self._ranks["num_replicas"],
+            tail="drop" if self.hparams["drop_last"] else "share",
         )
+
+    def _eval_loader(self, windows: Windows) -> DataLoader[Batch] | list[Batch]:
+        steps = Steps(
+            n=len(windows),
+            batch_size=self.hparams["batch_size"],
+            world_size=self._ranks["num_replicas"],
+            tail="fill",
+        )
+        return self._loader(windows, steps, seed=None) if len(windows) else []
+
+    def _loader(self, windows: Windows, steps: Steps, seed: int | None) -> WindowLoader:
+        rank, num_workers = self._ranks["rank"], self.hparams["num_workers"]
+        return window_loader(windows, steps, seed=seed, rank=rank, num_workers=num_workers)
+
+    # Resume -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which windows, the position, and all ranks' random generators."""
+        if self.trainer is None or self._store is None or not self._resume.legs:
+            return {}
+        return {"data": self._identity, **self._resume.state_dict_of(self.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with any batch size and number of ranks.
+
+        Raises ValueError that names corpus, tokenizer, max_length, stride, split or seed, and both
+        values, if they differ.
+        """
+        if self.trainer is None:
+            self._loaded = state_dict
+        elif self.trainer.state.fn == "fit":
+            check_same(state_dict["data"], self._identity)
+            self._resume.load_state_dict_of(self.trainer, state_dict, self._train_steps)
+
+    @property
+    def _legs(self) -> list[Leg]:
+        """What is known of the run: of this process's, of a checkpoint's, or that it has not begun."""
+        if self._resume.legs:
+            return self._resume.legs
+        steps = self._train_steps
+        if self._loaded is not None:
+            check_same(self._loaded["data"], self._identity)
+            return legs_of(self._loaded, steps.n)
+        return [Leg(batch=0, start=Position(0, 0), steps=steps, limit=steps.left())]
+
+    def batch_at(
+        self,
+        step: int,
+        *,
+        epoch: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Batch:
+        """The batch of a training step, without running it: inputs, targets, int64 (B, max_length).
+
+        `step`: counted from 0 over the whole run, or within `epoch`; it is a batch: optimizer step s
+        of accumulate_grad_batches=k has the batches k * s to k * s + k - 1. `rank`, `world_size`: of
+        the run, by default this process's. After `GPTDataModule.load_from_checkpoint(path)` and
+        `setup()` the run is the checkpoint's, with every change of batch size and ranks up to it.
+
+        Raises ValueError for a step, epoch or rank that does not exist, RuntimeError before `setup()`.
+        """
+        legs = self._legs
+        if world_size is not None and world_size != legs[-1].steps.world_size:
+            steps = replace(self._train_steps, world_size=world_size)
+            legs = [Leg(batch=0, start=Position(0, 0), steps=steps, limit=steps.left())]
+        steps, position = find(legs, step, epoch)
+        rank = self._ranks["rank"] if rank is None else rank
+        if not 0 <= rank < steps.world_size:
+            raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
+        seed = self.hparams["seed"] if self.hparams["shuffle"] else None
+        order = EpochOrder(n=steps.n, seed=seed, epoch=position.epoch)
+        return self.train_windows.batch(order.at(np.arange(*steps.share(position.index, rank))))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What decides which windows there are and their order, in plain values."""
+        options = (
+            "corpus",
+            "tokenizer",
+            "special_tokens",
+            "encoding_errors",
+            "strip_gutenberg",
+            "text_column",
+        )
+        windows = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
+        return {
+            "store": self.store.fingerprint,
+            **{name: self.hparams[name] for name in (*options, *windows)},
+            "train_tokens": [self.train_windows.begin, self.train_windows.end],
+        }
 
     def __repr__(self) -> str:
         """Corpus → tokens → windows, with counts and fingerprints as far as they are known."""

@@ -98,7 +98,7 @@ class GPT(L.LightningModule):
         self.final_norm = nn.LayerNorm(D, eps=NORM_EPS) if n_layers else nn.Identity()
         self._init_blocks()
 
-        self.register_buffer("token_bytes", None, persistent=False)
+        self.token_bytes = None  # no buffer: DDP would send it to every rank at every step
         self._totals = torch.zeros(3)  # nats, scored targets, their bytes; see _start_scoring
         self._tokens_since = 0  # tokens trained on since the moment below, on all ranks
         self._since = self._validation_start = 0.0  # time.perf_counter(), in seconds

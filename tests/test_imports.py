@@ -30,10 +30,11 @@ FLOW = [
     "text.corpus",
     "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",
     "tokens.encode", "tokens.parts", "tokens.build",
-    "windows.spans", "windows.split", "windows.order", "windows.dataset", "windows.loader",
-    "datamodule", "stem", "block", "gpt2_weights", "model", "summary",
+    "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
+    "windows.loader",
+    "rng", "resume", "datamodule", "stem", "block", "gpt2_weights", "model", "summary",
 ]  # fmt: skip
-MAY_IMPORT_LIGHTNING = {"datamodule", "stem", "model", "callbacks", "summary"}
+MAY_IMPORT_LIGHTNING = {"resume", "datamodule", "stem", "model", "callbacks", "summary"}
 
 
 def python(code: str, cwd: Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,7 @@ def test_a_run_leaves_its_results_and_repeats(tmp_path):
 def test_main_returns_the_loss(tmp_path):
     code = f"""
 import sys
+import time
 sys.path.insert(0, {str(ROOT)!r})
 from hydra import compose, initialize_config_dir
 import train
@@ -185,3 +188,33 @@ def test_every_data_option_stands_in_the_default_config():
 
     options = set(inspect.signature(GPTDataModule).parameters)
     assert set(composed().data) == options | {"_target_", "_convert_"}
+
+
+def test_a_run_that_slurm_preempts_goes_on_as_if_it_had_not_been(tmp_path):
+    small = (
+        "model.dropout=0.1", "data.max_length=8", "data.stride=8", "stem.embedding_dim=16",
+        "model.n_heads=2", "model.n_layers=1", "trainer.max_steps=60", "trainer.val_check_interval=20",
+        "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    train(*small, "hydra.run.dir=whole", cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *small, "hydra.run.dir=first"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while not (tmp_path / "first" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    train(*small, "hydra.run.dir=second", "ckpt_path=first/checkpoints/last.ckpt", cwd=tmp_path)
+
+    def column(run: str, name: str) -> dict[int, float]:
+        with open(tmp_path / run / "metrics.csv") as file:
+            return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+    for name in ("train_loss", "val_loss"):
+        whole, second = column("whole", name), column("second", name)
+        assert second
+        assert second == {step: whole[step] for step in whole if step >= min(second)}
+    assert len(column("second", "train_loss")) < 60

@@ -95,6 +95,20 @@ def test_filled_windows_score_every_token_with_a_predecessor_once(n, max_length,
         assert (inputs[targets == IGNORE_INDEX] == 0).all()
 
 
+@pytest.mark.parametrize("n", [20, 21, 22, 25])
+@pytest.mark.parametrize("cuts", [[], [3, 9, 17, 30]], ids=["one array", "shards"])
+def test_filled_windows_beyond_the_last_are_all_filling(n, cuts):
+    tokens = cut_up(list(range(1000, 1040)), cuts)  # more tokens follow, which must not leak in
+    windows = Windows(tokens, begin=2, end=2 + n, max_length=4, stride=4, fill=True)
+    length = len(windows)
+    filling = ([0] * 4, [IGNORE_INDEX] * 4)
+    for indices in ([length], [length, length + 1, length + 99], [0, length, length - 1, length + 7]):
+        inputs, targets = windows.batch(indices)
+        expected = [as_lists(windows)[i] if i < length else filling for i in indices]
+        assert inputs.tolist() == [x for x, _ in expected]
+        assert targets.tolist() == [y for _, y in expected]
+
+
 def test_batches_are_contiguous_int64_pairs():
     windows = Windows(Tokens([np.arange(50, dtype="<u2")]), begin=0, end=50, max_length=8, stride=3)
     inputs, targets = windows.batch([2, 0])

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lit_gptdata.windows.dataset import WindowDataset, Windows
 from lit_gptdata.windows.order import EpochOrder
 from lit_gptdata.windows.spans import check_at_least
+from lit_gptdata.windows.steps import Position, Steps
 
 Batch = tuple[Tensor, Tensor]
 
@@ -22,30 +24,50 @@ BLOCK = 16_384
 """Positions that are turned into windows at a time: enough that Python's cost a call disappears."""
 
 
-class EpochSampler(Sampler[int]):
-    """Every window once an epoch, in the order of (seed, epoch); each `iter()` begins the next epoch.
+class WindowSampler(DistributedSampler[Any]):
+    """A rank's slice of every step of an epoch, in the order of (seed, epoch).
 
-    Lightning calls `set_epoch` before it iterates.
+    `seed=None`: in the text's order. Each `iter()` begins the next epoch, if `set_epoch` does not say
+    which. It is a DistributedSampler because Lightning calls its `set_epoch` and leaves it in place.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+    def __init__(self, steps: Steps, *, seed: int | None, rank: int = 0) -> None:
+        self.steps, self.order_seed, self.rank = steps, seed, rank
+        self.start_at(Position(0, 0))
+
+    def start_at(self, position: Position) -> None:
+        """Begin with this epoch, at this index; other epochs begin at 0."""
+        self.start, self.epoch = position, position.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next `iter()`, counted from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = EpochOrder(n=self.n, seed=self.seed, epoch=self.epoch)
+        epoch = self.epoch
         self.epoch += 1
-        return (
-            index
-            for start in range(0, self.n, BLOCK)
-            for index in order.block(start, min(start + BLOCK, self.n)).tolist()
-        )
+        index = self.start.index if epoch == self.start.epoch else 0
+        order = EpochOrder(n=self.steps.n, seed=self.order_seed, epoch=epoch)
+        return (window for block in self._blocks(index) for window in order.at(block).tolist())
+
+    def _blocks(self, index: int) -> Iterator[np.ndarray]:
+        """The rank's positions from position `index` on, about BLOCK at a time."""
+        steps = self.steps
+        left, full = steps.left(index), (steps.n - index) // steps.width
+        at_a_time = max(1, BLOCK // steps.batch_size)
+        for step in range(0, full, at_a_time):
+            begins = index + np.arange(step, min(step + at_a_time, full)) * steps.width  # (S,)
+            slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
+            yield slices.ravel()  # (S, B) → (S * B,)
+        if left > full:
+            yield np.arange(*steps.share(index + full * steps.width, self.rank))
 
     def __len__(self) -> int:
-        return self.n
+        """Windows that the rank has of a whole epoch, whatever of the first is left to do."""
+        steps = self.steps
+        full = steps.n // steps.width
+        begin, end = steps.share(full * steps.width, self.rank) if steps.left() > full else (0, 0)
+        return full * steps.batch_size + end - begin
 
 
 class _Batches(Dataset[Batch]):
@@ -64,38 +86,49 @@ class _Batches(Dataset[Batch]):
         return self.windows.batch(indices)
 
 
+class WindowLoader(DataLoader[Batch]):
+    """A DataLoader that begins, and starts its workers, when the first batch is asked for.
+
+    Lightning asks for an iterator before it has restored a checkpoint and before `set_epoch`.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 def _as_it_is(batch: Any) -> Batch:
     return batch  # type: ignore[no-any-return]
 
 
 def window_loader(
     windows: Windows,
+    steps: Steps,
     *,
-    batch_size: int,
-    shuffle: bool,
-    seed: int,
-    drop_last: bool,
-    num_workers: int,
-) -> DataLoader[Batch]:
-    """A DataLoader of (inputs, targets), int64 (batch_size, max_length), contiguous.
+    seed: int | None,
+    rank: int = 0,
+    num_workers: int = 0,
+) -> WindowLoader:
+    """A DataLoader of a rank's (inputs, targets), int64 (batch_size, max_length), contiguous.
 
-    Raises ValueError if `batch_size` or `num_workers` is too small, or if there is not one batch.
+    `seed=None`: in the text's order. Raises ValueError if `num_workers` is negative, or if there is
+    not one batch.
     """
-    check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
     check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
-    n = len(windows)
-    if drop_last and n < batch_size:
+    if not steps.left():
+        ranks = f" on {steps.world_size} ranks" if steps.world_size > 1 else ""
         raise ValueError(
-            f"batch_size={batch_size} with drop_last=True leaves no batch: there are {n} windows. Set "
-            f"batch_size <= {n}, a smaller stride, or drop_last=False"
+            f"batch_size={steps.batch_size}{ranks} with drop_last={steps.tail == 'drop'} leaves no "
+            f"batch: there are {steps.n} windows. Set batch_size <= {steps.n // steps.world_size}, "
+            "a smaller stride, or drop_last=False"
         )
-    return DataLoader(
+    return WindowLoader(
         _Batches(windows),
-        batch_size=batch_size,
-        sampler=EpochSampler(n, seed) if shuffle else SequentialSampler(range(n)),
-        drop_last=drop_last,
+        batch_size=steps.batch_size,
+        sampler=WindowSampler(steps, seed=seed, rank=rank),
+        drop_last=steps.tail == "drop",
         num_workers=num_workers,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else each iter() draws from the global one, which dropout uses
     )
 
 
@@ -113,13 +146,8 @@ def create_dataloader(
     Unshuffled, the windows come in the text's order; shuffled, each `iter()` has every window once in
     an order of its own, which `torch.manual_seed` before this call decides.
     """
+    check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
     windows = WindowDataset(text, "gpt2", max_length=max_length, stride=stride)
+    steps = Steps(n=len(windows), batch_size=batch_size, tail="drop" if drop_last else "share")
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    return window_loader(
-        windows,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        drop_last=drop_last,
-        num_workers=num_workers,
-    )
+    return window_loader(windows, steps, seed=seed if shuffle else None, num_workers=num_workers)

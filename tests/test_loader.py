@@ -1,49 +1,30 @@
+"""Batches from a DataLoader: every window once an epoch, in the epoch's order."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lit_gptdata import create_dataloader
 from lit_gptdata.tokens.shard import Tokens
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.loader import window_loader
-from lit_gptdata.windows.order import EpochOrder
+from lit_gptdata.windows.steps import Steps
 
 TEXT = " ".join(f"word{i}" for i in range(400))
 
 
-def loader_over(n_tokens: int, **options):
+def loader_over(n_tokens: int, *, batch_size: int = 2, tail: str = "share", num_workers: int = 0):
     tokens = Tokens([np.arange(n_tokens, dtype="<u2")])
     windows = Windows(tokens, begin=0, end=n_tokens, max_length=4, stride=4)
-    defaults = {"batch_size": 2, "shuffle": True, "seed": 0, "drop_last": False, "num_workers": 0}
-    return window_loader(windows, **(defaults | options))
+    steps = Steps(n=len(windows), batch_size=batch_size, tail=tail)
+    return window_loader(windows, steps, seed=0, num_workers=num_workers)
 
 
 def first_tokens(loader) -> list[int]:
     """The windows of an epoch, each by its first token, which is its place in the text."""
     return [int(x) for inputs, _ in loader for x in inputs[:, 0]]
-
-
-@given(n=st.integers(0, 2000), seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 2**40))
-def test_an_epoch_has_every_window_once(n, seed, epoch):
-    order = EpochOrder(n=n, seed=seed, epoch=epoch)
-    assert sorted(order.block(0, n).tolist()) == list(range(n))
-    half = n // 2
-    assert [*order.block(0, half), *order.block(half, n)] == order.block(0, n).tolist()
-
-
-def test_the_order_is_pinned_for_good():
-    assert EpochOrder(n=10, seed=0, epoch=0).block(0, 10).tolist() == [2, 6, 5, 3, 0, 4, 7, 1, 8, 9]
-    assert EpochOrder(n=10, seed=0, epoch=1).block(0, 10).tolist() == [3, 2, 7, 5, 4, 1, 8, 6, 9, 0]
-    assert EpochOrder(n=10, seed=1, epoch=0).block(0, 10).tolist() == [7, 8, 9, 1, 0, 3, 5, 6, 4, 2]
-
-
-def test_seed_and_epoch_change_the_order():
-    seen = {tuple(EpochOrder(n=50, seed=s, epoch=e).block(0, 50)) for s in range(9) for e in range(9)}
-    assert len(seen) == 81
 
 
 def test_every_epoch_has_every_window_once_in_an_order_of_its_own():
@@ -62,7 +43,7 @@ def test_worker_processes_load_the_same_batches():
 
 def test_drop_last_leaves_out_the_small_batch():
     assert [len(x) for x, _ in loader_over(29, batch_size=3)] == [3, 3, 1]
-    loader = loader_over(29, batch_size=3, drop_last=True)
+    loader = loader_over(29, batch_size=3, tail="drop")
     assert [len(x) for x, _ in loader] == [3, 3]
     assert len(loader) == 2
     assert loader.batch_size == 3
@@ -73,7 +54,7 @@ def test_no_batch_at_all_is_refused():
         "batch_size=8 with drop_last=True leaves no batch: there are 7 windows. Set batch_size <= 7"
     )
     with pytest.raises(ValueError, match=message):
-        loader_over(29, batch_size=8, drop_last=True)
+        loader_over(29, batch_size=8, tail="drop")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+"""A run that was stopped and resumed is the run that was never stopped: same windows, same weights."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lit_gptdata.windows.order import EpochOrder
+from tests.training import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
+
+pytestmark = [
+    # A resumed run saves where the first one did.
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed.*"),
+]
+
+ROOT = Path(__file__).parents[1]
+
+LIMITS = {  # into a third epoch; steps by accumulate_grad_batches, an epoch's last step may have fewer
+    "max_steps": {1: 60, 3: 22, 4: 17},
+    "max_epochs": {1: 3, 3: 3, 4: 3},
+}
+AT = {1: 10, 2: EPOCH_BATCHES + 10}  # a batch in the middle of the epoch, and of accumulation
+
+WAYS = {
+    "by step": {"every_n_train_steps": 2},
+    "at a validation": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+    "at an epoch's end": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+    "exception": {"save_on_exception": True, "every_n_epochs": 99},
+    "SIGTERM": {"save_on_exception": True, "every_n_epochs": 99},
+    "SIGKILL": {"every_n_train_steps": 2},
+}
+
+GRID = [
+    pytest.param(*cell, marks=[] if cell in FAST else pytest.mark.heavy)
+    for FAST in [
+        {
+            ("by step", 3, 0, "max_epochs", 1),
+            ("at a validation", 1, 2, "max_steps", 2),
+            ("at an epoch's end", 1, 0, "max_steps", 1),
+            ("exception", 4, 0, "max_steps", 2),
+            ("SIGTERM", 3, 2, "max_epochs", 2),
+        }
+    ]
+    for cell in itertools.product(WAYS, (1, 3, 4), (0, 2), ("max_steps", "max_epochs"), (1, 2))
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Two would wait for each other where other processes run, and the models are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@functools.cache
+def uninterrupted(folder: Path, accumulate: int, limit: str):
+    """The run that the others are compared with."""
+    return train(folder, **run_options(accumulate, limit))
+
+
+def run_options(accumulate: int, limit: str) -> dict:
+    return {
+        "accumulate_grad_batches": accumulate,
+        "val_check_interval": 10,
+        "check_val_every_n_epoch": 1,
+        limit: LIMITS[limit][accumulate],
+    }
+
+
+@pytest.mark.parametrize(("way", "accumulate", "workers", "limit", "epoch"), GRID)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    folder, tmp_path, way, accumulate, workers, limit, epoch
+):
+    whole, weights = uninterrupted(folder, accumulate, limit)
+    assert len(whole.seen) > AT[2]
+    options = run_options(accumulate, limit)
+    options |= {"data": {"num_workers": workers}}
+    save = {"dirpath": tmp_path, "filename": "{epoch}-{step}", **WAYS[way]}
+    stop = {"stop": way, "stop_at": AT[epoch]} if way in ("exception", "SIGTERM", "SIGKILL") else {}
+    if way == "SIGKILL":
+        job = {"folder": str(folder), "out": str(tmp_path / "out"), **options, **stop}
+        assert run_jobs([job | {"save": save | {"dirpath": str(tmp_path)}}], tmp_path) == -signal.SIGKILL
+    else:
+        first, _ = train(folder, save=save, **options, **stop)
+        assert first.seen == whole.seen[: len(first.seen)]
+        assert len(first.seen) == (AT[epoch] + 1 if stop else len(whole.seen))
+    ckpt = checkpoint(tmp_path, way, epoch)
+    resumed, resumed_weights = train(folder, ckpt_path=ckpt, save=save, **options)
+
+    assert resumed.seen
+    assert resumed.seen == whole.seen[len(whole.seen) - len(resumed.seen) :]
+    first_batch = len(whole.seen) - len(resumed.seen)
+    assert first_batch % EPOCH_BATCHES % accumulate == 0, "gradients of a part of a step are lost"
+    if stop:
+        assert AT[epoch] - first_batch <= (accumulate if way != "SIGKILL" else 2 * accumulate)
+    assert weights.keys() == resumed_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, resumed_weights[name]), name
+    # what a checkpoint at a validation has validated already
+    assert (
+        resumed.validated_at == whole.validated_at[len(whole.validated_at) - len(resumed.validated_at) :]
+    )
+    assert resumed.val_loss == whole.val_loss[len(whole.val_loss) - len(resumed.val_loss) :]
+
+
+def checkpoint(folder: Path, way: str, epoch: int) -> Path:
+    """The last one in the epoch, or in its middle."""
+    steps = {p: int(p.stem.split("step=")[1]) for p in folder.glob("*.ckpt")}
+    batches = {p: torch.load(p, weights_only=True)["GPTDataModule"]["batches"] for p in steps}
+    if way == "at an epoch's end":
+        return next(p for p in batches if batches[p] == epoch * EPOCH_BATCHES)
+    within = [p for p in steps if (epoch - 1) * EPOCH_BATCHES < batches[p] <= AT[epoch] + 1]
+    return max(within, key=lambda p: (batches[p], p.stat().st_mtime))
+
+
+def run_jobs(jobs: list[dict], folder: Path, **options) -> int:
+    """Run jobs in a process of their own, or with `devices` in several; the exit status."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training", str(path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    if done.returncode > 0:
+        pytest.fail(done.stdout + done.stderr)
+    return done.returncode
+
+
+# Several ranks, and a change of their number ------------------------------------------------------
+
+
+SAVE_5 = {"filename": "{step}", "every_n_train_steps": 5}
+
+
+def results(folder: Path) -> list[dict]:
+    """What the ranks of a job wrote."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def seen_by_all(ranks: list[dict]) -> list[list[int]]:
+    """The windows of every step over all ranks, in the ranks' order."""
+    return [list(chain(*step)) for step in zip(*(rank["seen"] for rank in ranks), strict=True)]
+
+
+def order_from(epoch: int, index: int, width: int) -> list[list[int]]:
+    """The steps that are left of an epoch, as the order says; its tail is left out."""
+    order = EpochOrder(n=N_WINDOWS, seed=0, epoch=epoch).at(np.arange(N_WINDOWS))[index:].tolist()
+    return [order[i : i + width] for i in range(0, len(order) - width + 1, width)]
+
+
+def ranks_job(folder: Path, name: str, devices: int, batch_size: int, **options) -> dict:
+    data = {"batch_size": batch_size} | options.pop("data", {})
+    out = {"folder": str(folder), "out": str(folder / name), "data": data}
+    return out | {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"} | options
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder) -> Path:
+    """Runs on 2 ranks: two epochs of 2 × 4 that save at step 5, that resumed, and validation."""
+    ckpt = str(folder / "ckpt" / "step=5.ckpt")
+    save = SAVE_5 | {"dirpath": str(folder / "ckpt")}
+    jobs = [
+        ranks_job(folder, "whole", 2, 4, max_epochs=2, save=save),
+        ranks_job(folder, "same", 2, 4, max_epochs=2, ckpt_path=ckpt),
+        ranks_job(folder, "2x2", 2, 2, max_epochs=2, ckpt_path=ckpt),
+        ranks_job(folder, "2x6", 2, 6, max_epochs=2, ckpt_path=ckpt),
+        ranks_job(folder, "val", 2, 8, data={"val_fraction": 0.912}, validate=True),
+    ]
+    assert run_jobs(jobs, folder) == 0
+    return folder
+
+
+def test_two_ranks_see_what_one_sees(two_ranks):
+    ranks = results(two_ranks / "whole")
+    assert len(ranks) == 2
+    assert seen_by_all(ranks) == order_from(0, 0, 8) + order_from(1, 0, 8)
+
+
+def test_batch_at_is_what_every_rank_saw_of_two_epochs(two_ranks):
+    ranks = results(two_ranks / "whole")
+    for number, rank in enumerate(ranks):
+        assert [step[number] for step in rank["batch_at"]] == rank["seen"]
+        assert rank["batch_at"] == ranks[0]["batch_at"]
+    alone, _ = train(two_ranks, max_epochs=2)
+    at = [windows_of(alone.data.batch_at(step)[0]) for step in range(len(alone.seen))]
+    assert at == alone.seen
+    assert len(at) == 2 * EPOCH_BATCHES
+
+
+def test_two_ranks_resume_with_the_same_weights(two_ranks):
+    whole, same = results(two_ranks / "whole"), results(two_ranks / "same")
+    assert seen_by_all(same) == seen_by_all(whole)[5:]
+    for rank, resumed in zip(whole, same, strict=True):
+        assert resumed["weights"] == rank["weights"]
+
+
+@pytest.mark.parametrize("resumed", ["2x2", "2x6"])
+def test_two_ranks_go_on_with_another_batch_size(two_ranks, resumed):
+    width = 2 * int(resumed[-1])
+    ranks = results(two_ranks / resumed)
+    assert seen_by_all(ranks) == order_from(0, 5 * 8, width) + order_from(1, 0, width)
+    for number, rank in enumerate(ranks):
+        assert [step[number] for step in rank["batch_at"]] == rank["seen"]
+
+
+@pytest.mark.parametrize("batch_size", [8, 4])
+def test_one_rank_goes_on_where_two_stopped(two_ranks, batch_size):
+    ckpt = two_ranks / "ckpt" / "step=5.ckpt"
+    data = {"batch_size": batch_size}
+    alone, _ = train(two_ranks, data=data, save=SAVE_5, ckpt_path=ckpt, max_epochs=2)
+    assert alone.seen == order_from(0, 5 * 8, batch_size) + order_from(1, 0, batch_size)
+
+
+@pytest.mark.heavy
+def test_four_ranks_go_on_where_two_stopped(two_ranks):
+    ckpt = str(two_ranks / "ckpt" / "step=5.ckpt")
+    jobs = [ranks_job(two_ranks, "4x2", 4, 2, max_epochs=2, ckpt_path=ckpt)]
+    assert run_jobs(jobs, two_ranks) == 0
+    ranks = results(two_ranks / "4x2")
+    assert len(ranks) == 4
+    assert seen_by_all(ranks) == order_from(0, 5 * 8, 8) + order_from(1, 0, 8)
+
+
+def test_validation_counts_every_token_once_on_two_ranks(two_ranks):
+    alone = validate(two_ranks, data={"val_fraction": 0.912, "batch_size": 8})
+    assert alone["n_windows"] == 103
+    first, last = alone["val_tokens"]
+    assert alone["n_targets"] == last - first - 1
+    for rank in results(two_ranks / "val"):
+        assert rank["n_windows"] == 103
+        assert rank["n_targets"] == alone["n_targets"]
+        assert rank["val_loss"] == pytest.approx(alone["val_loss"], rel=0, abs=1e-6)
+        assert rank["val_bits_per_byte"] == pytest.approx(alone["val_bits_per_byte"], rel=0, abs=1e-6)
