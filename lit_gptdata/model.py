@@ -8,7 +8,6 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", sect
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -41,7 +40,7 @@ class GPT(L.LightningModule):
     `min_learning_rate_ratio` of it (see `learning_rate_scale`). `weight_decay`: on matrices only.
     ValueError: a value out of range, or an embedding_dim that n_heads does not divide.
 
-    Logged: train_loss and tokens_per_second while training; val_loss, val_perplexity and
+    Logged: train_loss while training; val_loss, val_perplexity and
     val_bits_per_byte (test_… likewise), exact over all scored targets of all ranks.
     """
 
@@ -100,9 +99,6 @@ class GPT(L.LightningModule):
 
         self.token_bytes = None  # no buffer: DDP would send it to every rank at every step
         self._totals = torch.zeros(3)  # nats, scored targets, their bytes; see _start_scoring
-        self._tokens_since = 0  # tokens trained on since the moment below, on all ranks
-        self._since = self._validation_start = 0.0  # time.perf_counter(), in seconds
-        self._logged_step = 0
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
@@ -225,30 +221,6 @@ class GPT(L.LightningModule):
                 sync_dist=True,
                 batch_size=1,
             )
-
-    # Tokens per second ------------------------------------------------------------------------
-
-    def on_train_start(self) -> None:
-        self._tokens_since, self._since = 0, time.perf_counter()
-        self._logged_step = self.trainer.global_step
-
-    def on_validation_start(self) -> None:
-        self._validation_start = time.perf_counter()
-
-    def on_validation_end(self) -> None:
-        # The clock stands still meanwhile: it also leaves out the checkpoint saved at the end.
-        self._since += time.perf_counter() - self._validation_start
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self._tokens_since += batch[0].numel() * self.trainer.world_size
-        step = self.trainer.global_step  # the same for all batches of one gradient accumulation
-        every = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set late
-        if step == self._logged_step or step % every:
-            return
-        now = time.perf_counter()
-        rate = self._tokens_since / max(now - self._since, 1e-9)
-        self.log("tokens_per_second", rate, on_step=True, on_epoch=False)
-        self._tokens_since, self._since, self._logged_step = 0, now, step
 
     # Optimizer --------------------------------------------------------------------------------
 

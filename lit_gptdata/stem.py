@@ -112,7 +112,7 @@ class EmbeddingStem(L.LightningModule):
             )
         x: Tensor = _lookup(self.token_embedding, ids, "ids", "vocab_size", self.vocab_size)  # (B, T, D)
         if self.position != "none":
-            x = x + self._position_rows(ids, positions)  # (B, T, D) + (T, D) or (B, T, D)
+            x += self._position_rows(ids, positions)  # in place: nobody else has these token rows
         return self.dropout(x)  # type: ignore[no-any-return]
 
     def _position_rows(self, ids: Tensor, positions: Tensor | None) -> Tensor:
@@ -120,7 +120,8 @@ class EmbeddingStem(L.LightningModule):
         table = self.position_embedding.weight if self.position_embedding else self.sinusoids
         assert table is not None
         if positions is None:
-            return table[: ids.shape[1]]  # a view: no arange, no gather, no copy
+            # The table, or a view of it: no arange, no gather, no copy.
+            return table if ids.shape[1] == len(table) else table[: ids.shape[1]]
         positions = _as_index("positions", positions)
         if positions.shape != ids.shape[-positions.ndim :]:
             raise ValueError(

@@ -32,9 +32,10 @@ FLOW = [
     "tokens.encode", "tokens.parts", "tokens.build",
     "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
     "windows.loader",
-    "rng", "resume", "datamodule", "stem", "block", "gpt2_weights", "model", "summary",
+    "rng", "resume", "compact", "datamodule", "callbacks",
+    "stem", "block", "gpt2_weights", "model", "summary",
 ]  # fmt: skip
-MAY_IMPORT_LIGHTNING = {"resume", "datamodule", "stem", "model", "callbacks", "summary"}
+MAY_IMPORT_LIGHTNING = {"resume", "compact", "datamodule", "stem", "model", "callbacks", "summary"}
 
 
 def python(code: str, cwd: Path) -> str:

@@ -294,48 +294,13 @@ def test_a_fit_logs_its_metrics(tmp_path):
         "epoch",
         "step",
         "train_loss",
-        "tokens_per_second",
         "val_loss",
         "val_perplexity",
         "val_bits_per_byte",
     }
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
     assert [row["step"] for row in rows if row["train_loss"]] == ["1", "3", "5"]
-    assert [row["step"] for row in rows if row["tokens_per_second"]] == ["1", "3", "5"]
     assert [row["step"] for row in rows if row["val_loss"]] == ["2", "5"]
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_tokens_per_second_leaves_validation_out(tmp_path, monkeypatch, accumulate):
-    """A clock that advances 1 s for each training batch and 1,000 s for each validation batch."""
-    now = 0.0
-    monkeypatch.setattr("lit_gptdata.model.time.perf_counter", lambda: now)
-
-    class Clocked(GPT):
-        rates: list = []  # noqa: RUF012
-
-        def training_step(self, batch, batch_idx):
-            nonlocal now
-            now += 1
-            return super().training_step(batch, batch_idx)
-
-        def validation_step(self, batch, batch_idx):
-            nonlocal now
-            now += 1000
-            super().validation_step(batch, batch_idx)
-
-        def log(self, name, value, **options):
-            super().log(name, value, **options)
-            if name == "tokens_per_second":
-                self.rates.append(value)
-
-    stem = {"vocab_size": V, "max_length": MAX_LENGTH, "embedding_dim": D}
-    model = Clocked(stem, n_layers=1)
-    run = trainer(
-        tmp_path, log_every_n_steps=2, val_check_interval=3, accumulate_grad_batches=accumulate
-    )
-    run.fit(model, Data())
-    assert model.rates == [4 * MAX_LENGTH] * 2  # batches of 4 windows, one a second
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, from tracing

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import types
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,8 +30,9 @@ class Tokens:
 
     def __init__(self, arrays: Sequence[np.ndarray], paths: Sequence[Path] = ()) -> None:
         self.dtype = arrays[0].dtype if arrays else np.dtype("<u2")
-        self._arrays = [array for array in arrays if len(array)]
+        self._arrays = [np.ascontiguousarray(array) for array in arrays if len(array)]
         self._paths = list(paths)
+        self._windows_of: dict[int, np.ndarray] = {}
         self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)
 
     @classmethod
@@ -57,43 +60,78 @@ class Tokens:
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The ids [s, s + length) of every start s: (B,) int64 → (B, length), dtype of the tokens.
 
-        Every window must lie within the sequence.
+        Raises IndexError unless every window lies within the sequence.
         """
         if not len(starts):
             return np.empty((0, length), self.dtype)
-        if len(self._arrays) == 1:
-            return _gather(self._arrays[0], starts, length)
-        out = np.empty((len(starts), length), self.dtype)
+        return next(self.batches(starts, length, len(starts)))
+
+    def batches(self, starts: np.ndarray, length: int, size: int) -> Iterator[np.ndarray]:
+        """`gather`, `size` starts at a time; what can be done for all of them is done once."""
+        if not len(starts):
+            return
+        if not 0 <= starts.min() <= starts.max() <= len(self) - length:
+            raise IndexError(f"windows of {length} ids reach outside the {len(self)} that there are")
         shards = np.searchsorted(self._ends, starts, side="right")
-        for shard in np.unique(shards).tolist():
-            array, begin = self._arrays[shard], int(self._ends[shard]) - len(self._arrays[shard])
-            inside = shards == shard
-            whole = inside & (starts + length <= self._ends[shard])
-            if whole.any():
-                out[whole] = _gather(array, starts[whole] - begin, length)
-            for row in np.flatnonzero(inside & ~whole).tolist():  # straddles two shards or more
-                out[row] = self[int(starts[row]) : int(starts[row]) + length]
-        return out
+        straddling = starts + length > self._ends[shards]
+        rows = np.flatnonzero(straddling).tolist()[::-1]
+        items, windows = starts + self._shifts[shards], self._windows(length)
+        for begin in range(0, len(starts), size):
+            batch = slice(begin, begin + size)
+            if not rows or rows[-1] >= begin + size:
+                yield windows[items[batch]].view(self.dtype).reshape(-1, length)
+                continue
+            whole = ~straddling[batch]
+            ids = np.empty((len(whole), length), self.dtype)
+            ids[whole] = windows[items[batch][whole]].view(self.dtype).reshape(-1, length)
+            while rows and rows[-1] < begin + size:
+                row = rows.pop()
+                ids[row - begin] = self[int(starts[row]) : int(starts[row]) + length]
+            yield ids
+
+    @functools.cached_property
+    def _addresses(self) -> np.ndarray:
+        return np.array([array.__array_interface__["data"][0] for array in self._arrays], np.int64)
+
+    @functools.cached_property
+    def _shifts(self) -> np.ndarray:
+        """What to add to a token's number for its distance, in ids, from the lowest address."""
+        item = self.dtype.itemsize
+        begins: np.ndarray = self._ends - [len(array) for array in self._arrays]
+        distances: np.ndarray = (self._addresses - self._addresses.min()) // item
+        shifts: np.ndarray = distances - begins
+        return shifts
+
+    def _windows(self, length: int) -> np.ndarray:
+        """Window i begins i ids behind the lowest address of all arrays; only those inside one exist.
+
+        A window is one opaque item, so that picking some is a memcpy each, half the cost of a 2-D
+        view; and one array for all shards is a fancy index instead of one a shard. `batches` sees to
+        it that nothing between two arrays is touched.
+        """
+        if length in self._windows_of:
+            return self._windows_of[length]
+        item = self.dtype.itemsize
+        ends = self._addresses + [array.nbytes for array in self._arrays]
+        n_items = int(ends.max() - self._addresses.min()) // item - length + 1
+        memory = types.SimpleNamespace(
+            __array_interface__={
+                "version": 3,
+                "data": (int(self._addresses.min()), True),
+                "typestr": f"|V{item * length}",
+                "shape": (max(0, n_items),),
+                "strides": (item,),
+            }
+        )
+        windows: np.ndarray = np.asarray(memory)
+        self._windows_of[length] = windows
+        return windows
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a worker process maps the files again: a pickled map would be a copy of the whole corpus
         if self._paths:
             return Tokens.from_files, (self._paths, self.dtype)
         return Tokens, (self._arrays,)
-
-
-def _gather(array: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    # Each window as one opaque item of a strided view: fancy indexing is then one memcpy a window,
-    # half the cost of the same on a 2-D sliding_window_view.
-    item = array.dtype.itemsize
-    windows: np.ndarray = np.ndarray(
-        shape=(len(array) - length + 1,),
-        dtype=np.dtype((np.void, item * length)),
-        buffer=array,
-        strides=(item,),
-    )
-    gathered: np.ndarray = windows[starts].view(array.dtype).reshape(len(starts), length)
-    return gathered
 
 
 UNWRITABLE = (

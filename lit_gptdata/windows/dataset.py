@@ -5,7 +5,7 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), target
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,9 @@ from lit_gptdata.windows.spans import Spans, check_lengths
 
 if TYPE_CHECKING:
     import tiktoken
+
+Batch = tuple[Tensor, Tensor]
+"""(inputs, targets), int64 (B, max_length), targets one token later."""
 
 IGNORE_INDEX = -100
 """The target that no loss counts: `torch.nn.functional.cross_entropy`'s default."""
@@ -57,34 +60,48 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         inputs, targets = self.batch([index % n])
         return inputs[0], targets[0]
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Windows by index, each within [0, len): (B,) → inputs, targets, int64 (B, max_length)."""
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Windows by index, each within [0, len): (B,) → inputs, targets, int64 (B, max_length).
+
+        With `fill`, an index from len on gives a filler: inputs 0, targets -100.
+        """
+        starts = np.asarray(indices, dtype=np.int64) * self.spans.stride
+        if not self.spans.fill:
+            return split(self.tokens.gather(starts + self.begin, self.spans.max_length + 1))
+        inputs, targets = split(self._filled(starts))
+        n_targets = self.spans.n_tokens - 1 - starts[:, None]  # (B, 1)
+        beyond = torch.from_numpy(np.arange(self.spans.max_length) >= n_targets)  # (B, L)
+        return inputs.masked_fill_(beyond, 0), targets.masked_fill_(beyond, IGNORE_INDEX)
+
+    def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Training windows, `size` at a time: (N,) → (size, max_length + 1), dtype of the tokens."""
+        starts = indices * self.spans.stride + self.begin
+        return self.tokens.batches(starts, self.spans.max_length + 1, size)
+
+    def _filled(self, starts: np.ndarray) -> np.ndarray:
+        """(B,) → (B, max_length + 1), with zeros beyond the range's end."""
         spans = self.spans
-        starts = np.asarray(indices, dtype=np.int64) * spans.stride
-        pair = np.empty((2, len(starts), spans.max_length), np.int64)
-        short = starts + spans.max_length + 1 > spans.n_tokens  # a filled range's last window, if any
-        ids = self._filled(starts, short) if short.any() else self._gather(starts)
-        pair[0] = ids[:, :-1]
-        pair[1] = ids[:, 1:]
-        if short.any():
-            n_targets = spans.n_tokens - 1 - starts[:, None]  # (B, 1)
-            beyond = short[:, None] & (np.arange(spans.max_length) >= n_targets)
-            pair[0][beyond] = 0
-            pair[1][beyond] = IGNORE_INDEX
-        inputs, targets = torch.from_numpy(pair)
-        return inputs, targets  # (B, L), (B, L)
-
-    def _gather(self, starts: np.ndarray) -> np.ndarray:
-        return self.tokens.gather(starts + self.begin, self.spans.max_length + 1)  # (B, L + 1)
-
-    def _filled(self, starts: np.ndarray, short: np.ndarray) -> np.ndarray:
-        """As `_gather`, with zeros where a window reaches beyond the range."""
-        ids = np.zeros((len(starts), self.spans.max_length + 1), self.tokens.dtype)
-        ids[~short] = self._gather(starts[~short])
-        for row in np.flatnonzero(short).tolist():
+        ids = np.zeros((len(starts), spans.max_length + 1), self.tokens.dtype)
+        whole = starts + spans.max_length + 1 <= spans.n_tokens
+        ids[whole] = self.tokens.gather(starts[whole] + self.begin, spans.max_length + 1)
+        for row in np.flatnonzero(~whole).tolist():
             rest = self.tokens[self.begin + int(starts[row]) : self.end]
             ids[row, : len(rest)] = rest
         return ids
+
+
+def split(ids: np.ndarray) -> Batch:
+    """Windows (B, L + 1) → inputs, targets, int64 (B, L), contiguous."""
+    pair = np.empty((2, len(ids), ids.shape[1] - 1), np.int64)
+    pair[0] = ids[:, :-1]
+    pair[1] = ids[:, 1:]
+    return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
+
+
+def split_into_views(ids: np.ndarray) -> Batch:
+    """As `split`, at half the cost: both are views of one tensor, on which `.view(-1)` fails."""
+    wide = ids.astype(np.int64)
+    return torch.from_numpy(wide[:, :-1]), torch.from_numpy(wide[:, 1:])
 
 
 class WindowDataset(Windows):

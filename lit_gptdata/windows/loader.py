@@ -5,23 +5,34 @@ create_dataloader(text, batch_size=4, max_length=256, stride=128)  ->  (inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
-from lit_gptdata.windows.dataset import WindowDataset, Windows
+from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split, split_into_views
 from lit_gptdata.windows.order import EpochOrder
 from lit_gptdata.windows.spans import check_at_least
 from lit_gptdata.windows.steps import Position, Steps
 
-Batch = tuple[Tensor, Tensor]
-
 BLOCK = 16_384
 """Positions that are turned into windows at a time: enough that Python's cost a call disappears."""
+
+
+Form = Literal["contiguous", "views", "compact"]
+"""What a training loader gives: two tensors of their own, two views of one, or the windows as they lie
+in the store, (B, max_length + 1), uint16 or uint32, to be split later."""
+
+
+FORMS: dict[Form, Callable[[np.ndarray], Batch | Tensor]] = {
+    "contiguous": split,
+    "views": split_into_views,
+    "compact": torch.from_numpy,
+}
 
 
 class WindowSampler(DistributedSampler[Any]):
@@ -44,13 +55,17 @@ class WindowSampler(DistributedSampler[Any]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        return (window for block in self.blocks() for window in block.tolist())
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The next epoch's windows, int64, in blocks of whole batches; the last may be smaller."""
         epoch = self.epoch
         self.epoch += 1
         index = self.start.index if epoch == self.start.epoch else 0
         order = EpochOrder(n=self.steps.n, seed=self.order_seed, epoch=epoch)
-        return (window for block in self._blocks(index) for window in order.at(block).tolist())
+        return (order.at(positions) for positions in self._positions(index))
 
-    def _blocks(self, index: int) -> Iterator[np.ndarray]:
+    def _positions(self, index: int) -> Iterator[np.ndarray]:
         """The rank's positions from position `index` on, about BLOCK at a time."""
         steps = self.steps
         left, full = steps.left(index), (steps.n - index) // steps.width
@@ -71,10 +86,11 @@ class WindowSampler(DistributedSampler[Any]):
 
 
 class _Batches(Dataset[Batch]):
-    """Lets DataLoader ask for a batch's windows together: one gather instead of B items and a stack."""
+    """Lets a DataLoader ask for a batch's windows together: one gather, not B items and a stack."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    def __init__(self, windows: Windows, form: Form) -> None:
+        self.windows, self.form = windows, form
+        self.waited = 0.0  # seconds that whoever iterates has waited for batches
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -82,22 +98,55 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.windows[index]
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return self.windows.batch(indices)
+    def __getitems__(self, indices: Sequence[int]) -> Batch | Tensor:
+        if self.windows.spans.fill:
+            return self.windows.batch(indices)
+        # Worker processes send an eighth of the bytes this way; whoever asked them splits.
+        return torch.from_numpy(next(self.windows.ids(np.asarray(indices), len(indices))))
+
+    def inline(self, sampler: WindowSampler) -> Iterator[Batch | Tensor]:
+        """An epoch's batches without the DataLoader's machinery, which costs more than they do."""
+        size = sampler.steps.batch_size
+        for block in sampler.blocks():
+            if self.windows.spans.fill:
+                for begin in range(0, len(block), size):
+                    yield self.windows.batch(block[begin : begin + size])
+            else:
+                yield from map(FORMS[self.form], self.windows.ids(block, size))
 
 
-class WindowLoader(DataLoader[Batch]):
+class WindowLoader(DataLoader[Any]):
     """A DataLoader that begins, and starts its workers, when the first batch is asked for.
 
     Lightning asks for an iterator before it has restored a checkpoint and before `set_epoch`.
     """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+    dataset: _Batches
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches, dataset, clock = self._batches(), self.dataset, time.perf_counter
+        while True:
+            asked = clock()
+            batch = next(batches, None)
+            dataset.waited += clock() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def _batches(self) -> Iterator[Batch | Tensor]:
+        # Lightning puts another sampler, or a batch sampler that takes notes, in place to overfit
+        # and to predict.
+        sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
+        if isinstance(sampler, WindowSampler) and untouched and not self.num_workers:
+            return self.dataset.inline(sampler)
+        return (
+            FORMS[self.dataset.form](batch.numpy()) if isinstance(batch, Tensor) else batch
+            for batch in super().__iter__()
+        )
 
 
-def _as_it_is(batch: Any) -> Batch:
-    return batch  # type: ignore[no-any-return]
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def window_loader(
@@ -107,11 +156,12 @@ def window_loader(
     seed: int | None,
     rank: int = 0,
     num_workers: int = 0,
+    form: Form = "contiguous",
 ) -> WindowLoader:
-    """A DataLoader of a rank's (inputs, targets), int64 (batch_size, max_length), contiguous.
+    """A DataLoader of a rank's (inputs, targets), int64 (batch_size, max_length).
 
-    `seed=None`: in the text's order. Raises ValueError if `num_workers` is negative, or if there is
-    not one batch.
+    `seed=None`: in the text's order. `form`: of training windows. Raises ValueError if `num_workers`
+    is negative, or if there is not one batch.
     """
     check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
     if not steps.left():
@@ -122,7 +172,7 @@ def window_loader(
             "a smaller stride, or drop_last=False"
         )
     return WindowLoader(
-        _Batches(windows),
+        _Batches(windows, form),
         batch_size=steps.batch_size,
         sampler=WindowSampler(steps, seed=seed, rank=rank),
         drop_last=steps.tail == "drop",

@@ -1,0 +1,200 @@
+"""What the scripts beside it share: stores of random tokens, the course's class, children, tables.
+
+The scripts are run from the repository's root, as in `python -m benchmarks.loader`: with this folder
+first on the path, its tokenize.py would hide the standard library's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_gptdata.text.document import Document
+from lit_gptdata.tokens import build
+from lit_gptdata.tokens.encode import Job
+from lit_gptdata.tokens.shard import ShardWriter
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+Round = dict[str, dict[str, float]]
+"""What one round measured: candidate → quantity → value."""
+
+PIECE = 8_000_000
+PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets")
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """A corpus without text: its store holds random ids of gpt2's vocabulary, in equal shards."""
+
+    n_tokens: int
+    shards: int = 1
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter(())
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(self)
+
+    def publish(self, data_dir: Path) -> None:
+        """`prepare_store` as it is, with random ids in place of encoded text."""
+
+        def write_parts(corpus: Any, job: Job, workers: int | None) -> list[dict[str, Any]]:
+            return [self._write_shard(number, job) for number in range(self.shards)]
+
+        with patch.object(build, "write_parts", write_parts):
+            build.prepare_store(self, Tokenizer("gpt2"), data_dir / "tokens")
+
+    def _write_shard(self, number: int, job: Job) -> dict[str, Any]:
+        writer = ShardWriter(job.folder / "store", f"{number:05}-000", job.tokenizer.dtype)
+        writer.begin_piece(source=0, document=number == 0)
+        ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
+        for begin in range(*ends, PIECE):
+            writer.append(random_ids(min(PIECE, ends[1] - begin), seed=begin), n_bytes=0)
+        return writer.finish()
+
+
+def random_ids(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 50_257, n, dtype=np.uint16)
+
+
+class CourseDataset(Dataset[tuple[Tensor, Tensor]]):
+    """As the course's class is described: every window is kept, twice, as a tensor in a list."""
+
+    def __init__(self, ids: Sequence[int] | np.ndarray, max_length: int, stride: int) -> None:
+        self.inputs, self.targets = [], []
+        for begin in range(0, len(ids) - max_length, stride):
+            window = ids[begin : begin + max_length + 1]
+            self.inputs.append(torch.tensor(window[:-1], dtype=torch.int64))
+            self.targets.append(torch.tensor(window[1:], dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
+def options(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The options of every script."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser
+
+
+def child_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a script that runs each candidate in a child; the child gets the hidden two."""
+    parser.add_argument("--only", help="candidates, comma-separated; the baseline is always run")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+
+
+def chosen(names: Sequence[str], only: str | None, baseline: str) -> list[str]:
+    """The candidates to run; raises ValueError for one that does not exist."""
+    wanted = [baseline, *only.split(",")] if only else list(names)
+    if unknown := set(wanted) - set(names):
+        raise ValueError(f"no candidates: {sorted(unknown)}; there are {list(names)}")
+    return [name for name in names if name in wanted]
+
+
+def run_rounds(
+    module: str, names: Sequence[str], rounds: int, folder: Path, arguments: Sequence[str] = ()
+) -> list[Round]:
+    """Each candidate in a process of its own, one after the other, `rounds` times over."""
+    command = [sys.executable, "-m", module, f"--folder={folder}", *arguments, "--measure"]
+    return [{name: _child([*command, name], folder) for name in names} for _ in range(rounds)]
+
+
+def _child(command: list[str], folder: Path) -> dict[str, float]:
+    _read_all(folder)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _read_all(folder: Path) -> None:
+    """Bring every file into the page cache, which may have lost some since it was written."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as file:
+                while file.read(1 << 22):
+                    pass
+
+
+def median(rounds: Sequence[Round], name: str, key: str) -> float:
+    return statistics.median(r[name][key] for r in rounds)
+
+
+def ratios(rounds: Sequence[Round], name: str, key: str, baseline: str) -> list[str]:
+    """Baseline ÷ candidate within each round: the median, and lowest – highest."""
+    each = [r[baseline][key] / r[name][key] for r in rounds]
+    return [three(statistics.median(each)), f"{three(min(each))} – {three(max(each))}"]
+
+
+def three(value: float) -> str:
+    """Three digits, and no more: 0.0123, 1.23, 12.3, 12,345."""
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    return f"{value:,.{digits}f}"
+
+
+def machine() -> str:
+    """Processor, versions and the commit that was measured."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    parts = [f"{(models or [platform.processor()])[0]}, {os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts.append(f"Python {platform.python_version()}")
+    installed = {d.name.lower() for d in importlib.metadata.distributions() if d.name}
+    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if name in installed]
+    return ", ".join([*parts, f"commit {_commit()}"])
+
+
+def _commit() -> str:
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "../lit_gptdata"]).returncode
+    return head.stdout.strip() + (" with changes" if changed else "")
+
+
+def report(
+    setting: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    measured: Any,
+    notes: Sequence[str] = (),
+    to: Path | None,
+) -> None:
+    """Print the table, and write it with all that was `measured` if `to` is given."""
+    result = {
+        "setting": setting, "columns": columns, "rows": rows, "notes": notes, "machine": machine(),
+        "measured": measured,
+    }  # fmt: skip
+    print("\n" + markdown(result))
+    if to:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    table = [result["columns"], ["---"] * len(result["columns"]), *result["rows"]]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n\n".join([result["setting"], "\n".join(lines), *result["notes"], result["machine"]])
