@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import inspect
 import itertools
 import json
 import os
@@ -144,8 +143,6 @@ def missing(name: str) -> str | None:
     """Why a candidate cannot be measured here; None if it can."""
     if name in ("litdata", "datasets") and importlib.util.find_spec(name) is None:
         return "is not installed"
-    if name == "ours-not-contiguous" and "contiguous" not in inspect.signature(GPTDataModule).parameters:
-        return "is not an option of this commit"
     return None
 
 

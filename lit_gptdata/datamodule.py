@@ -190,13 +190,14 @@ class GPTDataModule(L.LightningDataModule):
         A Trainer on a GPU gets them as the store has them, an eighth of the bytes, and they become
         (inputs, targets) there.
         """
-        seed = self.hparams["seed"] if self.hparams["shuffle"] else None
         form: Form = "contiguous" if self.hparams["contiguous"] else "views"
         if self.trainer is not None and sends_compact(self.trainer):
             form = "compact"
             # Of this object and not of its class: Lightning would prefer it to the model's own hook.
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
-        loader = self._loader(self.train_windows, self._train_steps, seed, form)
+        else:
+            vars(self).pop("on_after_batch_transfer", None)
+        loader = self._loader(self.train_windows, self._train_steps, self._order_seed, form)
         self._resume.follow(cast(WindowSampler, loader.sampler))
         return loader
 
@@ -215,6 +216,10 @@ class GPTDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
         """The same as `val_dataloader`."""
         return self.val_dataloader()
+
+    @property
+    def _order_seed(self) -> int | None:
+        return self.hparams["seed"] if self.hparams["shuffle"] else None
 
     @property
     def _ranks(self) -> dict[str, int]:
@@ -308,8 +313,7 @@ class GPTDataModule(L.LightningDataModule):
         rank = self._ranks["rank"] if rank is None else rank
         if not 0 <= rank < steps.world_size:
             raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
-        seed = self.hparams["seed"] if self.hparams["shuffle"] else None
-        order = EpochOrder(n=steps.n, seed=seed, epoch=position.epoch)
+        order = EpochOrder(n=steps.n, seed=self._order_seed, epoch=position.epoch)
         return self.train_windows.batch(order.at(np.arange(*steps.share(position.index, rank))))
 
     @property
