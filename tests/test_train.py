@@ -193,7 +193,7 @@ def test_every_data_option_stands_in_the_default_config():
 def test_a_run_that_slurm_preempts_goes_on_as_if_it_had_not_been(tmp_path):
     small = (
         "model.dropout=0.1", "data.max_length=8", "data.stride=8", "stem.embedding_dim=16",
-        "model.n_heads=2", "model.n_layers=1", "trainer.max_steps=60", "trainer.val_check_interval=20",
+        "model.n_heads=2", "model.n_layers=1", "trainer.max_steps=30", "trainer.val_check_interval=10",
         "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1",
     )  # fmt: skip
     train(*small, "hydra.run.dir=whole", cwd=tmp_path)
@@ -217,4 +217,4 @@ def test_a_run_that_slurm_preempts_goes_on_as_if_it_had_not_been(tmp_path):
         whole, second = column("whole", name), column("second", name)
         assert second
         assert second == {step: whole[step] for step in whole if step >= min(second)}
-    assert len(column("second", "train_loss")) < 60
+    assert len(column("second", "train_loss")) < 30
