@@ -14,7 +14,7 @@ def torch_states(device: torch.device) -> dict[str, Tensor]:
     """States of torch's global generator and the device's: "torch" and, off the CPU, "device", uint8."""
     states = {"torch": torch.get_rng_state()}
     if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state(device)
+        states["device"] = torch.get_device_module(device).get_rng_state()
     return states
 
 
@@ -40,7 +40,7 @@ def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
     *keys, place, has_spare, bits = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, _float(bits)))
     if "device" in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states["device"].clone(), device)
+        torch.get_device_module(device).set_rng_state(states["device"].clone())
 
 
 def _bits(spare: float | None) -> tuple[int, int]:

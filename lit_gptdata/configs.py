@@ -1,0 +1,20 @@
+"""Where the shipped Hydra configs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the package in a wheel, beside it in a checkout or an editable install.
+
+    Raises FileNotFoundError if it is in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"there is no conf/train.yaml in {package} or {package.parent}: this install is not whole, "
+        "install lit-gptdata again"
+    )
