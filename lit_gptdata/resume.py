@@ -148,7 +148,7 @@ class Resume(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:  # type: ignore[attr-defined]
             return
         loops = checkpoint["loops"]["fit_loop"]
         if self.key in checkpoint:

@@ -290,6 +290,21 @@ def test_a_text_in_parts_is_not_longer_than_allowed(tmp_path, workers):
     prepare_store(FilesCorpus(path), GPT2, tmp_path / "t", workers=workers, max_document_bytes=90_000)
 
 
+def test_a_lower_limit_is_not_met_by_what_an_earlier_build_wrote(tmp_path):
+    (tmp_path / "books").mkdir()
+    write_txt(tmp_path / "books" / "a.txt", words(90_000))
+    write_txt(tmp_path / "books" / "b.txt", words(95_000))
+    for limit, name in ((92_000, "b.txt"), (80_000, "a.txt")):
+        with pytest.raises(ValueError, match=rf"{name}: the document is longer than max_document_bytes"):
+            prepare_store(
+                FilesCorpus(tmp_path / "books"),
+                GPT2,
+                tmp_path / "t",
+                workers=1,
+                max_document_bytes=limit,
+            )
+
+
 def test_a_corpus_that_is_not_utf8_is_named(tmp_path):
     class Broken:
         fingerprint = "1"

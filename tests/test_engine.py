@@ -16,6 +16,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens import engine as engine_module
 from lit_gptdata.tokens.engine import (
     CLASSES_DIFFER,
@@ -34,7 +35,6 @@ from lit_gptdata.tokens.pieces import (
     _run,
     cut_rule,
     pieces,
-    utf8,
 )
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
+from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens.pieces import (
     CL100K_PATTERN,
     GPT2_PATTERN,
@@ -23,7 +24,6 @@ from lit_gptdata.tokens.pieces import (
     CutRule,
     cut_rule,
     pieces,
-    utf8,
 )
 from lit_gptdata.tokens.tokenizer import Tokenizer
 

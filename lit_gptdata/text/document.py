@@ -36,3 +36,14 @@ class Corpus(Protocol):
     def fingerprint(self) -> str:
         """A string that changes whenever the documents do, such as a hash of their text."""
         ...
+
+
+def utf8(text: str) -> bytes:
+    """The text's UTF-8, with lone surrogates replaced as tiktoken replaces them.
+
+    utf8("a\\ud800")  ->  b"a\\xef\\xbf\\xbd"
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

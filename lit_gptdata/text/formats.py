@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from lit_gptdata._io import CHUNK_BYTES
-from lit_gptdata.text.document import Document
+from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
 
 EncodingErrors = Literal["strict", "replace"]
@@ -243,8 +243,9 @@ def _jsonl(raw: Iterable[bytes], part: FileSlice, reading: Reading) -> Iterator[
             )
         value = row[reading.text_column]
         if value is not None:
-            utf8 = _json_text(value, source, reading)
-            yield Document(source=source, chunks=[utf8], number=part.number)
+            yield Document(
+                source=source, chunks=[_json_text(value, source, reading)], number=part.number
+            )
 
 
 def _lines(raw: Iterable[bytes], part: FileSlice) -> Iterator[tuple[int, bytes]]:
@@ -280,7 +281,7 @@ def _json_text(value: object, source: str, reading: Reading) -> bytes:
                 f"{source} holds a lone surrogate {value[error.start]!r}: mend the file, or set "
                 "encoding_errors=replace"
             ) from None
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        return utf8(value)
 
 
 def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -311,8 +312,8 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
                 source = f"{part.path}: row {number}"
                 # arrow does not check that its strings are UTF-8
                 data = row.as_buffer().to_pybytes()
-                utf8, _ = _valid(data, reading.encoding_errors, True, source)
-                yield Document(source=source, chunks=[utf8], number=part.number)
+                text, _ = _valid(data, reading.encoding_errors, True, source)
+                yield Document(source=source, chunks=[text], number=part.number)
 
 
 def _rows(file: Any, column: str, path: Path, arrow: Any) -> Iterator[Any]:

@@ -170,7 +170,12 @@ def _build(request: Request, job: Job, workers: int | None, known: list[dict[str
 
     `known`: the sources, if they were hashed already.
     """
-    plan = {"format": FORMAT, "stamps": request.stamps(), "shard_bytes": job.shard_bytes}
+    plan = {
+        "format": FORMAT,
+        "stamps": request.stamps(),
+        "shard_bytes": job.shard_bytes,
+        "max_document_bytes": job.max_document_bytes,  # what is whole was within another limit
+    }
     with writing(job.folder):
         _take_up(job.folder, plan)
     with _beside(lambda check: known or request.sources(check)) as hashing:

@@ -24,7 +24,8 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata.tokens.pieces import GPT2_PATTERN, LONG_RUN, R50K_PATTERN, cut_rule, pieces, utf8
+from lit_gptdata.text.document import utf8
+from lit_gptdata.tokens.pieces import GPT2_PATTERN, LONG_RUN, R50K_PATTERN, cut_rule, pieces
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 EngineName = Literal["auto", "tiktoken", "gigatoken"]

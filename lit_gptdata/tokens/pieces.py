@@ -198,14 +198,3 @@ def _uncut(buffer: bytearray, given: int, size: int, max_uncut: int) -> str:
         f"on; it reads {sample!r}. One run of letters, digits, marks or spaces needs about 140 bytes "
         "of memory a byte to be tokenized. Put spaces or line ends into it, or raise max_uncut"
     )
-
-
-def utf8(text: str) -> bytes:
-    """The text's UTF-8, with lone surrogates replaced as tiktoken replaces them.
-
-    utf8("a\\ud800")  ->  b"a\\xef\\xbf\\xbd"
-    """
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
