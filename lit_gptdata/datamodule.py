@@ -298,6 +298,21 @@ class GPTDataModule(L.LightningDataModule):
     ) -> Batch:
         """The batch of a training step, without running it: inputs, targets, int64 (B, max_length).
 
+        The arguments and errors are those of `windows_at`.
+        """
+        windows = self.windows_at(step, epoch=epoch, rank=rank, world_size=world_size)
+        return self.train_windows.batch(windows)
+
+    def windows_at(
+        self,
+        step: int,
+        *,
+        epoch: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> np.ndarray:
+        """Which of `train_windows` are the batch of a training step: int64 (B,).
+
         `step`: counted from 0 over the whole run, or within `epoch`; it is a batch: optimizer step s
         of accumulate_grad_batches=k has the batches k * s to k * s + k - 1. `rank`, `world_size`: of
         the run, by default this process's. After `GPTDataModule.load_from_checkpoint(path)` and
@@ -314,7 +329,7 @@ class GPTDataModule(L.LightningDataModule):
         if not 0 <= rank < steps.world_size:
             raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
         order = EpochOrder(n=steps.n, seed=self._order_seed, epoch=position.epoch)
-        return self.train_windows.batch(order.at(np.arange(*steps.share(position.index, rank))))
+        return order.at(np.arange(*steps.share(position.index, rank)))
 
     @property
     def _identity(self) -> dict[str, Any]:

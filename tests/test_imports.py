@@ -29,11 +29,12 @@ FLOW = [
     "text.document", "text.download", "text.sample", "text.gutenberg", "text.formats", "text.files",
     "text.corpus",
     "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",
-    "tokens.encode", "tokens.parts", "tokens.build",
+    "tokens.usage", "tokens.encode", "tokens.parts", "tokens.build",
     "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
     "windows.loader",
     "rng", "resume", "compact", "datamodule", "callbacks",
     "stem", "block", "gpt2_weights", "model", "summary",
+    "cli", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {"resume", "compact", "datamodule", "stem", "model", "callbacks", "summary"}
 

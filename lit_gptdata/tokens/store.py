@@ -12,13 +12,13 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lit_gptdata._io import sha256_file
 from lit_gptdata.tokens.shard import ROW, Tokens
-from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT = 1
 """Version of the layout; another one is another fingerprint, so never read by mistake."""
@@ -26,6 +26,22 @@ FORMAT = 1
 VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?")])
 """One row of vocab.bin, a row an id: its length in UTF-8 bytes (0: special or unused); whether it
 begins with a space; whether its last byte is visible ASCII."""
+
+
+class Place(NamedTuple):
+    """Where a token comes from: `str(place)  ->  "books/a.txt, document 1, byte 512"`."""
+
+    source: str
+    """The path or name in the manifest: that of the build, if the text was moved since."""
+
+    document: int
+    """Counted from 1 over the whole store."""
+
+    byte: int
+    """Of the document's UTF-8 text with newlines as `\\n`, counted from 0."""
+
+    def __str__(self) -> str:
+        return f"{self.source}, document {self.document:,}, byte {self.byte:,}"
 
 
 class TokenStore:
@@ -51,10 +67,12 @@ class TokenStore:
         self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
         self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest["tokenizer"]["dtype"])
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
-        for file in self._files():
+        for file in self.files:
             self._check_size(file)
 
-    def _files(self) -> list[dict[str, Any]]:
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """Every file but the manifest: name, size in bytes, sha256."""
         return [file for shard in self.shards for file in shard["files"]] + [self.manifest["vocab"]]
 
     def _check_size(self, file: dict[str, Any]) -> None:
@@ -69,7 +87,7 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256; raises ValueError that names the bad ones."""
-        bad = [f["name"] for f in self._files() if sha256_file(self.path / f["name"]) != f["sha256"]]
+        bad = [f["name"] for f in self.files if sha256_file(self.path / f["name"]) != f["sha256"]]
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
@@ -117,6 +135,35 @@ class TokenStore:
                 if distance <= within and (best is None or distance < best[0]):
                     best = distance, int(rows["token"][i])
         return None if best is None else best[1] - 1
+
+    def place(self, token: int) -> Place:
+        """Where token number `token` comes from, O(tokens of a piece).
+
+        A separator counts to the document before it, at that one's end. Raises IndexError for a token
+        that does not exist.
+        """
+        if not 0 <= token < self.n_tokens:
+            raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,})")
+        shard = int(np.searchsorted(self._ends[0], token, side="right"))
+        rows = self.rows(shard)
+        at = int(np.searchsorted(rows["token"], token, side="right")) - 1
+        if at < 0:  # a separator that leads a shard
+            shard -= 1
+            rows = self.rows(shard)
+            at = len(rows) - 1
+        piece = rows[at]
+        before = self.vocab["n_bytes"][self.tokens[int(piece["token"]) : token]]
+        # a special token inside a text stands for its name there
+        special = len(END_OF_TEXT) * int(np.count_nonzero(before == 0))
+        byte = int(piece["byte"]) + int(before.sum(dtype=np.int64)) + special
+        source = self.manifest["sources"][int(piece["source"])]["path"]
+        rows = rows[: at + 1]
+        document = sum(s["n_documents"] for s in self.shards[:shard]) + int(rows["document"].sum())
+        while not rows["document"].any():  # the document begins in a shard before
+            shard -= 1
+            rows = self.rows(shard)
+        begin = rows["byte"][np.flatnonzero(rows["document"])[-1]]
+        return Place(source, document, byte - int(begin))
 
     def token_at(self, byte: int) -> int:
         """The token to cut at for `byte`: the next one that begins with a space after visible ASCII.
