@@ -25,7 +25,7 @@ HEAVY = (
 
 # In the order of the data flow: a file imports only from files above it.
 FLOW = [
-    "_io", "configs",
+    "_io", "configs", "hydra_plugin",
     "text.document", "text.download", "text.sample", "text.gutenberg", "text.formats", "text.files",
     "text.corpus",
     "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",

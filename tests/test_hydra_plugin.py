@@ -1,0 +1,235 @@
+"""The shipped configs in an app that is not ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gptdata import hydra_plugin
+from lit_gptdata.configs import conf_dir
+from lit_gptdata.hydra_plugin import GROUPS, LitGptdataConfigs
+
+ROOT = Path(__file__).parents[1]
+CONF = conf_dir()
+SHIPPED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+# What trainer, callbacks and logger read of the app around them.
+AROUND = {"output_dir": "run", "trainer": {"val_check_interval": 7}}
+
+
+@pytest.fixture(autouse=True)
+def _plugin(monkeypatch):
+    """Hydra has the plugin's class from here, no installed copy of it, and nothing stored by either."""
+    plugins = Plugins.instance()
+    others = [c for c in plugins.discover(SearchPathPlugin) if c.__name__ != "LitGptdataConfigs"]
+    monkeypatch.setitem(
+        plugins.plugin_type_to_subclass_list, SearchPathPlugin, [*others, LitGptdataConfigs]
+    )
+    repo = {name: node for name, node in ConfigStore.instance().repo.items() if name != "lit_gptdata"}
+    monkeypatch.setattr(ConfigStore.instance(), "repo", repo)
+
+
+def app(defaults: list, *overrides: str, **config) -> DictConfig:
+    """What an app in the working folder composes from these defaults and its own values."""
+    conf = Path("conf").absolute()
+    conf.mkdir(exist_ok=True)
+    OmegaConf.save({"defaults": [*defaults, "_self_"], **config}, conf / "config.yaml")
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def ours(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def raw(node) -> object:
+    return OmegaConf.to_container(node, resolve=False)
+
+
+@pytest.mark.parametrize("choice", SHIPPED)
+def test_every_config_composes_as_it_does_in_train_py(choice):
+    group, name = choice.split("=")
+    cfg = app([{f"lit_gptdata/{group}@{group}": name}])
+    assert list(cfg) == [group]
+    assert raw(cfg[group]) == raw(ours(choice)[group])
+    elsewhere = app([{f"lit_gptdata/{group}@mine.here": name}])
+    assert list(elsewhere) == ["mine"]
+    assert raw(elsewhere.mine.here) == raw(cfg[group])
+
+
+@pytest.mark.parametrize("choice", SHIPPED)
+def test_every_config_resolves(choice):
+    group, name = choice.split("=")
+    around = {} if group in ("data", "stem", "model") else AROUND
+    cfg = app([{f"lit_gptdata/{group}@{group}": name}], **around)
+    missing = {f"{group}.corpus"} if name in ("files", "url", "options") else set()
+    assert OmegaConf.missing_keys(cfg) == missing
+    OmegaConf.resolve(cfg)
+    assert "${" not in OmegaConf.to_yaml(cfg)
+    nodes = cfg[group].values() if group in ("callbacks", "logger") else [cfg[group]]
+    for node in nodes:
+        assert callable(get_object(node._target_))
+
+
+@pytest.mark.parametrize("name", ["micro", "gpt2"])
+def test_the_sizes_around_a_model_are_a_choice_of_their_own(name):
+    groups = {"data": "sample", "stem": "learned", "model": name}
+    defaults = [{f"lit_gptdata/{group}@{group}": choice} for group, choice in groups.items()]
+    cfg = app([*defaults, {"lit_gptdata/sizes": name}])
+    expected = ours(f"model={name}")
+    for group in groups:
+        assert raw(cfg[group]) == raw(expected[group])
+    assert cfg.stem.embedding_dim > 96 == app(defaults).stem.embedding_dim
+
+
+def test_the_app_has_the_last_word():
+    default = {"lit_gptdata/data@data": "frankenstein"}
+    cfg = app([default], "data.stride=3", data={"max_length": 8}, seed=5)
+    assert (cfg.data.corpus, cfg.data.max_length, cfg.data.stride) == ("frankenstein", 8, 3)
+    assert cfg.data.seed == 5
+    assert app([default], "lit_gptdata/data@data=sample").data.corpus == "sample"
+    both = app([default, {"lit_gptdata/stem@stem": "learned"}], data={"max_length": 8})
+    assert both.stem.max_length == 8
+
+
+def test_what_the_app_stores_itself_stays():
+    ConfigStore.instance().store("frankenstein", {"corpus": "mine"}, group="lit_gptdata/data")
+    for _ in range(2):
+        assert app([{"lit_gptdata/data@data": "frankenstein"}]).data == {"corpus": "mine"}
+
+
+def test_no_default_leads_out_of_the_groups():
+    app([])
+    store = ConfigStore.instance()
+    names = [
+        f"lit_gptdata/{group}/{name}" for group in GROUPS for name in store.list(f"lit_gptdata/{group}")
+    ]
+    assert len(names) == len(SHIPPED)
+    for name in names:
+        for default in store.load(name).node.defaults:
+            assert re.match(r"/lit_gptdata/|\w+$", default), f"{name}: {default}"
+
+
+def test_without_conf_it_warns_once_and_the_app_goes_on(monkeypatch):
+    def nowhere():
+        raise FileNotFoundError("no conf")
+
+    monkeypatch.setattr(hydra_plugin, "conf_dir", nowhere)
+    monkeypatch.setattr(LitGptdataConfigs, "warned", False)
+    with pytest.warns(UserWarning, match=r"configs lit_gptdata/… are not there: no conf"):
+        assert app([], x=1) == {"x": 1}
+    assert app([], x=2) == {"x": 2}  # a second warning would be an error
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_hydras_own_values_are_read_in_hydras_own_node_alone(path):
+    config = OmegaConf.load(path)
+    config.pop("hydra", None)  # elsewhere, compose() cannot resolve it
+    assert "${hydra" not in OmegaConf.to_yaml(config)
+
+
+def test_the_plugin_loads_nothing_heavy():
+    code = """
+import sys
+from lit_gptdata.hydra_plugin import LitGptdataConfigs
+LitGptdataConfigs().manipulate_search_path(None)
+heavy = {"torch", "lightning", "numpy", "tiktoken"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}
+    )
+
+
+APP = """
+import json, sys
+from pathlib import Path
+import hydra
+from omegaconf import OmegaConf
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg):
+    import lit_gptdata
+    import hydra_plugins.lit_gptdata as plugin
+    loaded = sorted({"torch", "lightning", "numpy"} & set(sys.modules))
+    files = [plugin.__file__, lit_gptdata.__file__]
+    cfg = OmegaConf.to_container(cfg, resolve=True)
+    print(json.dumps({"cfg": cfg, "loaded": loaded, "files": files}))
+
+main()
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=100, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["wheel", "editable"])
+def test_another_app_finds_the_configs_of_an_install(how, tmp_path):
+    tree = tmp_path / "tree"
+    junk = shutil.ignore_patterns(".*", "__pycache__", "outputs", "multirun", "dist", "build")
+    shutil.copytree(ROOT, tree, ignore=junk)
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    # This interpreter's packages, behind the venv's own, without its .pth files (an editable install).
+    (site / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    have_backend = all(importlib.util.find_spec(name) for name in ("hatchling", "editables"))
+    isolation = ["--no-build-isolation"] if have_backend else []  # without: pip fetches the backend
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "-q"]
+    what = ["-e", tree] if how == "editable" else [tree]
+    run(*pip, "install", "--no-deps", "--force-reinstall", *isolation, *what, cwd=tmp_path)
+    if how == "wheel":
+        shutil.rmtree(tree)
+
+    home = tmp_path / "app"
+    (home / "conf").mkdir(parents=True)
+    (home / "app.py").write_text(APP)
+    (home / "conf" / "config.yaml").write_text(
+        "defaults:\n"
+        "  - lit_gptdata/data@data: frankenstein\n"
+        "  - lit_gptdata/stem@stem: learned\n"
+        "  - lit_gptdata/model@model: micro\n"
+        "  - _self_\n"
+        "data:\n"
+        "  max_length: 128\n"
+    )
+    said = json.loads(run(python, "app.py", "data.stride=128", cwd=home))
+    data, stem, model = (said["cfg"][name] for name in ("data", "stem", "model"))
+    assert (data["_target_"], data["corpus"]) == ("lit_gptdata.GPTDataModule", "frankenstein")
+    assert data["max_length"] == data["stride"] == stem["max_length"] == 128
+    assert (model["_target_"], model["n_layers"]) == ("lit_gptdata.GPT", 6)
+    assert said["loaded"] == []
+    assert said["files"] == [
+        str(site / "hydra_plugins" / "lit_gptdata.py"),
+        str((tree if how == "editable" else site) / "lit_gptdata" / "__init__.py"),
+    ]
+    run(python, "app.py", "-m", "lit_gptdata/data@data=frankenstein,sample", cwd=home)
+    if how == "editable":  # the configs are those of the checkout, as they are now
+        path = tree / "conf" / "data" / "frankenstein.yaml"
+        path.write_text(path.read_text().replace("corpus: frankenstein", "corpus: other"))
+        assert json.loads(run(python, "app.py", cwd=home))["cfg"]["data"]["corpus"] == "other"
