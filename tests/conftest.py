@@ -21,6 +21,17 @@ def _loopback_without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "127.0.0.1,localhost")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors this small lose time to threads, and much of it where other programs run."""
+    import torch  # most tests do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def book() -> Path:
     """Frankenstein as Gutenberg serves it; it is not ours to commit."""

@@ -12,16 +12,9 @@ from torch.utils.data import DataLoader
 from lit_gptdata.model import GPT, IGNORE_INDEX, learning_rate_scale
 from lit_gptdata.stem import EmbeddingStem
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V, MAX_LENGTH, D = 50, 8, 16
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small lose time to threads, and much of it where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(n_layers: int = 2, n_heads: int = 4, position: str = "learned", **options) -> GPT:

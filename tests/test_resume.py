@@ -20,6 +20,7 @@ from lit_gptdata.windows.order import EpochOrder
 from tests.training import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # A resumed run saves where the first one did.
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed.*"),
@@ -55,15 +56,6 @@ GRID = [
     ]
     for cell in itertools.product(WAYS, (1, 3, 4), (0, 2), ("max_steps", "max_epochs"), (1, 2))
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two would wait for each other where other processes run, and the models are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

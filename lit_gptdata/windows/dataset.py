@@ -99,7 +99,7 @@ def split(ids: np.ndarray) -> Batch:
 
 
 def split_into_views(ids: np.ndarray) -> Batch:
-    """As `split`, at half the cost: both are views of one tensor, on which `.view(-1)` fails."""
+    """As `split`, in less time: both are views of one tensor, on which `.view(-1)` fails."""
     wide = ids.astype(np.int64)
     return torch.from_numpy(wide[:, :-1]), torch.from_numpy(wide[:, 1:])
 

@@ -74,6 +74,11 @@ class Leg:
     limit: int
     """Steps that the trainer takes of an epoch: `steps.left()`, or fewer."""
 
+    @classmethod
+    def whole(cls, steps: Steps) -> Leg:
+        """A run of these steps from its beginning on."""
+        return cls(batch=0, start=Position(0, 0), steps=steps, limit=steps.left())
+
     @property
     def first(self) -> int:
         """How many batches the leg takes of its first epoch."""
