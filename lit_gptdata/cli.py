@@ -1,6 +1,7 @@
 """The command `lit-gptdata`: prepare, look at and check the data of the Hydra configs, without training.
 
 lit-gptdata show step=3 data=files data.corpus=books/
+lit-gptdata report multirun/2026-11-22/10-00-00
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_gptdata.datamodule import GPTDataModule
 
-DESCRIPTION = "Prepare, look at and check the data that train.py trains on, with the same overrides."
+DESCRIPTION = (
+    "Prepare, look at and check the data that train.py trains on, with the same overrides; "
+    "report on a sweep."
+)
 EPILOG = """overrides are Hydra's, as for train.py:
   lit-gptdata prepare data=files data.corpus=books/
   lit-gptdata info --plot tokens.png data=files data.corpus=books/
   lit-gptdata show step=3 data=files data.corpus=books/ data.max_length=128
+report takes a sweep's folder:
+  lit-gptdata report multirun/2026-11-22/10-00-00-123456
 """
 
 SEPARATOR = "·"
@@ -82,10 +89,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     subparsers = parser.add_subparsers(metavar="command", required=True)
     commands = {}
-    for run in (prepare, info, show, verify):
+    for run in (prepare, info, show, verify, report):
         says = (run.__doc__ or "").splitlines()[0]
         command = subparsers.add_parser(run.__name__, help=says, description=says, allow_abbrev=False)
+        commands[run.__name__] = command
         command.set_defaults(run=run)
+        if run is report:
+            command.add_argument("folder", metavar="DIR", help="a sweep's folder, under multirun/")
+            continue
         if run is info:
             command.add_argument(
                 "--plot", metavar="FILE.png", help="draw token lengths and frequencies, reading it all"
@@ -94,7 +105,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         if run is show:
             what = f"step=N, from 0 on (without: step=0), or window=N; others are {what}"
         command.add_argument("overrides", nargs="*", metavar="override", help=what)
-        commands[run.__name__] = command
     return parser, commands
 
 
@@ -159,12 +169,20 @@ def verify(args: argparse.Namespace) -> None:
     print(f"{store.path}: {size:,} bytes in {len(store.files):,} files read, every SHA-256 is right")
 
 
+def report(args: argparse.Namespace) -> None:
+    """Report on a sweep: sweep.html, sweep.csv and PNGs in its folder."""
+    from lit_gptdata.report.files import tell
+
+    tell(Path(args.folder))
+
+
 def _data(overrides: Sequence[str]) -> GPTDataModule:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from lit_gptdata.configs import conf_dir
+    from lit_gptdata.configs import conf_dir, register_resolvers
 
+    register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
     data: GPTDataModule = instantiate(cfg.data)

@@ -1,7 +1,8 @@
-"""Where the shipped Hydra configs are."""
+"""Where the shipped Hydra configs are, and the arithmetic that they use."""
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 
@@ -18,3 +19,10 @@ def conf_dir() -> Path:
         f"there is no conf/train.yaml in {package} or {package.parent}: this install is not whole, "
         "install lit-gptdata again"
     )
+
+
+def register_resolvers() -> None:
+    """Let configs divide whole numbers: `${lit_gptdata.floordiv:256,${data.max_length}}`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("lit_gptdata.floordiv", operator.floordiv, replace=True)

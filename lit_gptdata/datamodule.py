@@ -119,7 +119,7 @@ class GPTDataModule(L.LightningDataModule):
         if self._store is None:
             self._open()
         if self.trainer is not None and stage == "fit":
-            self._resume.attach(self.trainer, self._train_steps)
+            self._resume.attach(self.trainer, self.train_steps)
 
     def _open(self) -> None:
         for nuisance in NUISANCES:
@@ -197,7 +197,7 @@ class GPTDataModule(L.LightningDataModule):
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
         else:
             vars(self).pop("on_after_batch_transfer", None)
-        loader = self._loader(self.train_windows, self._train_steps, self._order_seed, form)
+        loader = self._loader(self.train_windows, self.train_steps, self._order_seed, form)
         self._resume.follow(cast(WindowSampler, loader.sampler))
         return loader
 
@@ -228,7 +228,8 @@ class GPTDataModule(L.LightningDataModule):
         return kwargs or {"rank": 0, "num_replicas": 1}
 
     @property
-    def _train_steps(self) -> Steps:
+    def train_steps(self) -> Steps:
+        """How an epoch's train windows are dealt out in steps, and each step to the ranks."""
         return Steps(
             n=len(self.train_windows),
             batch_size=self.hparams["batch_size"],
@@ -275,14 +276,14 @@ class GPTDataModule(L.LightningDataModule):
             self._loaded = state_dict
         elif self.trainer.state.fn == "fit":
             check_same(state_dict["data"], self._identity)
-            self._resume.load_state_dict_of(self.trainer, state_dict, self._train_steps)
+            self._resume.load_state_dict_of(self.trainer, state_dict, self.train_steps)
 
     @property
     def _legs(self) -> list[Leg]:
         """What is known of the run: of this process's, of a checkpoint's, or that it has not begun."""
         if self._resume.legs:
             return self._resume.legs
-        steps = self._train_steps
+        steps = self.train_steps
         if self._loaded is not None:
             check_same(self._loaded["data"], self._identity)
             return legs_of(self._loaded, steps.n)
@@ -322,7 +323,7 @@ class GPTDataModule(L.LightningDataModule):
         """
         legs = self._legs
         if world_size is not None and world_size != legs[-1].steps.world_size:
-            legs = [Leg.whole(replace(self._train_steps, world_size=world_size))]
+            legs = [Leg.whole(replace(self.train_steps, world_size=world_size))]
         steps, position = find(legs, step, epoch)
         rank = self._ranks["rank"] if rank is None else rank
         if not 0 <= rank < steps.world_size:

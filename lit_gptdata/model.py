@@ -36,7 +36,8 @@ class GPT(L.LightningModule):
     `stem`: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints keep.
     `n_layers=0` is the bigram model: stem and head alone, without a final norm.
     `dropout`: on attention weights and on what a block adds; the stem has its own.
-    `learning_rate`: the peak, reached after `warmup_steps` optimizer steps; it ends at
+    `learning_rate`: the peak, reached after `warmup_steps` optimizer steps, or the share of all steps
+    that a `warmup_steps` below 1 says; it ends at
     `min_learning_rate_ratio` of it (see `learning_rate_scale`). `weight_decay`: on matrices only.
     ValueError: a value out of range, or an embedding_dim that n_heads does not divide.
 
@@ -54,7 +55,7 @@ class GPT(L.LightningModule):
         dropout: float = 0.0,
         learning_rate: float = 1e-3,
         min_learning_rate_ratio: float = 0.1,
-        warmup_steps: int = 100,
+        warmup_steps: int | float = 100,
         weight_decay: float = 0.1,
         betas: Sequence[float] = (0.9, 0.95),
     ) -> None:
@@ -87,7 +88,7 @@ class GPT(L.LightningModule):
                 "dropout": float(dropout),
                 "learning_rate": float(learning_rate),
                 "min_learning_rate_ratio": float(min_learning_rate_ratio),
-                "warmup_steps": int(warmup_steps),
+                "warmup_steps": float(warmup_steps) if 0 < warmup_steps < 1 else int(warmup_steps),
                 "weight_decay": float(weight_decay),
                 "betas": [float(beta) for beta in betas],
             }
@@ -241,10 +242,18 @@ class GPT(L.LightningModule):
             betas=tuple(options["betas"]),
         )
         total_steps = self.trainer.estimated_stepping_batches  # inf or -1 where there is no end
+        warmup_steps = options["warmup_steps"]
+        if 0 < warmup_steps < 1:
+            if total_steps < 1 or math.isinf(total_steps):
+                raise ValueError(
+                    f"warmup_steps={warmup_steps} is a share of all optimizer steps, and this run has "
+                    "no end: give a whole number, or the Trainer max_steps or max_epochs"
+                )
+            warmup_steps = round(warmup_steps * total_steps)
 
         def scale(step: int) -> float:
             return learning_rate_scale(
-                step, total_steps, options["warmup_steps"], options["min_learning_rate_ratio"]
+                step, total_steps, warmup_steps, options["min_learning_rate_ratio"]
             )
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
@@ -368,7 +377,10 @@ def _within(low: float, below: float) -> tuple[str, Callable[[Any], bool]]:
 _ALLOWED = {
     "n_layers": _whole(0),
     "n_heads": _whole(1),
-    "warmup_steps": _whole(0),
+    "warmup_steps": (
+        "a whole number of at least 0, or a share of all steps in (0, 1)",
+        lambda value: _whole(0)[1](value) or _within(0, 1)[1](value),
+    ),
     "max_new_tokens": _whole(0),
     "top_k": _whole(1),
     "dropout": _within(0, 1),

@@ -50,7 +50,7 @@ class Resume(L.Callback):
             batch=fit.epoch_loop.batch_progress.total.processed,
             start=Position(fit.epoch_progress.current.processed, 0),
             steps=steps,
-            limit=_limit(trainer, steps),
+            limit=steps.limited(trainer.limit_train_batches),
         )
         self.legs, self._rng, self._alone = [self._here], None, False
 
@@ -133,7 +133,10 @@ class Resume(L.Callback):
 
     def load_state_dict_of(self, trainer: L.Trainer, state: dict[str, Any], steps: Steps) -> None:
         """Go on from a state; another batch size or number of ranks begins a leg of its own."""
-        start, limit = Position(state["epoch"], state["index"]), _limit(trainer, steps)
+        start, limit = (
+            Position(state["epoch"], state["index"]),
+            steps.limited(trainer.limit_train_batches),
+        )
         if steps.before(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
         self._here = Leg(batch=state["batches"], start=start, steps=steps, limit=limit)
@@ -228,12 +231,6 @@ DECIDE_WINDOWS = (
     "train_tokens",
 )
 """What must not change between a checkpoint and the run that goes on from it, besides the store."""
-
-
-def _limit(trainer: L.Trainer, steps: Steps) -> int:
-    """Steps that the trainer takes of an epoch."""
-    limit = trainer.limit_train_batches
-    return min(limit, steps.left()) if isinstance(limit, int) else int(steps.left() * limit)
 
 
 def _validation_is_due(trainer: L.Trainer, leg: Leg, done: int) -> bool:

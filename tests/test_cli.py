@@ -76,7 +76,7 @@ def test_as_a_module_it_lists_its_commands_and_loads_little(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("usage: lit-gptdata ")
-    for name in ("prepare", "info", "show", "verify"):
+    for name in ("prepare", "info", "show", "verify", "report"):
         assert re.search(rf"^    {name} +[A-Z].*\.$", done.stdout, re.MULTILINE)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "lit_gptdata.cli" in loaded

@@ -32,11 +32,14 @@ FLOW = [
     "tokens.usage", "tokens.encode", "tokens.parts", "tokens.build",
     "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
     "windows.loader",
-    "rng", "resume", "compact", "datamodule", "callbacks",
+    "rng", "resume", "compact", "datamodule", "callbacks", "budget",
     "stem", "block", "gpt2_weights", "model", "summary",
+    "report.jobs", "report.axes", "report.plots", "report.page", "report.files", "sweep",
     "cli", "__main__",
 ]  # fmt: skip
-MAY_IMPORT_LIGHTNING = {"resume", "compact", "datamodule", "stem", "model", "callbacks", "summary"}
+MAY_IMPORT_LIGHTNING = {
+    "resume", "compact", "datamodule", "callbacks", "budget", "stem", "model", "summary", "sweep",
+}  # fmt: skip
 
 
 def python(code: str, cwd: Path) -> str:

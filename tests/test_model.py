@@ -409,6 +409,23 @@ def test_the_stem_keeps_its_own_dropout_in_hparams():
     assert model.hparams["dropout"] == 0.125
 
 
+@pytest.mark.parametrize(("share", "steps"), [(0.25, 3), (3, 3), (0.0, 0)])
+def test_warmup_is_a_number_of_steps_or_a_share_of_them(tmp_path, share, steps):
+    run = trainer(tmp_path, max_steps=12)
+    model = make(warmup_steps=share)
+    run.fit(model, Data())
+    (scheduler,) = run.lr_scheduler_configs
+    scale = scheduler.scheduler.lr_lambdas[0]
+    expected = [learning_rate_scale(step, 12, steps, 0.1) for step in range(12)]
+    assert [scale(step) for step in range(12)] == expected
+
+
+def test_a_share_of_a_run_without_end_is_refused(tmp_path):
+    run = trainer(tmp_path, max_steps=-1, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"warmup_steps=0\.1 is a share .* give a whole number"):
+        run.fit(make(warmup_steps=0.1), Data())
+
+
 # Bad arguments ---------------------------------------------------------------------------------
 
 
@@ -424,6 +441,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         ("n_layers", 1.5, "whole number"),
         ("n_heads", 0, "at least 1"),
         ("warmup_steps", -5, "at least 0"),
+        ("warmup_steps", 1.5, "a share of all steps in (0, 1)"),
         ("learning_rate", "1e-3", "a number"),
         ("learning_rate", -1e-3, "[0, inf)"),
         ("weight_decay", math.nan, "[0, inf)"),

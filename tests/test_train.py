@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lit_gptdata import GPT
+from lit_gptdata.configs import register_resolvers
 from tests.http_server import FileServer
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def train(*overrides: str, cwd: Path, expect: int = 0) -> str:
 
 
 def composed(*overrides: str):
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
@@ -148,7 +150,7 @@ def test_no_network_points_to_the_sample(tmp_path, monkeypatch):
 
 
 GROUPS = sorted(
-    f"{path.parent.relative_to(CONF)}={path.stem}"
+    f"{'+' if path.parent.name == 'sweep' else ''}{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.rglob("*.yaml")
     if path.parent != CONF
 )

@@ -48,6 +48,10 @@ class Steps:
         least = {"drop": self.width, "share": self.world_size, "fill": 1}[self.tail]
         return full + (rest >= least)
 
+    def limited(self, limit: int | float) -> int:
+        """Steps of an epoch under `Trainer(limit_train_batches=limit)`: a number, or a share."""
+        return min(limit, self.left()) if isinstance(limit, int) else int(self.left() * limit)
+
     def before(self, index: int) -> int:
         """Steps that count as done at position `index`: with those left, they make a whole epoch."""
         return self.left() - self.left(index)
