@@ -13,13 +13,15 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata.budget import TokenBudget
 from lit_gptdata.configs import register_resolvers
+from lit_gptdata.ranks import check_launcher, share_run_name, sweeping
 from lit_gptdata.summary import draw_losses, summarise
-from lit_gptdata.sweep import recorded, reported, sweeping
+from lit_gptdata.sweep import recorded, reported
 
 THREADS = torch.get_num_threads()
 register_resolvers()
@@ -40,7 +42,7 @@ def main(cfg: DictConfig) -> float:
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with recorded(folder) as result:
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        rank_zero_only(OmegaConf.save)(cfg, folder / "config.yaml", resolve=True)
         train(cfg, folder, result)
     metrics = result["metrics"]
     return metrics["val_loss" if "val_loss" in metrics else "train_loss"]
@@ -58,6 +60,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         callbacks=[budget, *instantiate(cfg.callbacks).values()],
         logger=list(instantiate(cfg.logger).values()),
     )
+    check_launcher(trainer)
     if data.hparams.val_fraction and cfg.ckpt_path is None:
         trainer.validate(model, datamodule=data, verbose=False)  # the curve begins before training
     try:
@@ -65,24 +68,29 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     except SIGTERMException as stopped:  # exits with 0 by itself, as if the training were done
         raise SystemExit(128 + signal.SIGTERM) from stopped
 
-    metrics = dict(trainer.callback_metrics)
+    data.setup()  # where a spawn or fork strategy trained, only its own processes have done so
+    trained = trainer.callback_metrics
+    metrics = dict(trained)
     if len(data.val_windows):
         metrics |= trainer.validate(model, datamodule=data, verbose=False)[0]
     if len(data.test_windows):
         metrics |= trainer.test(model, datamodule=data, verbose=False)[0]
     result |= {
-        "tokens": budget.tokens,
-        "steps": trainer.global_step,
+        # where the strategy trained in processes of its own, this one's callback has counted nothing
+        "tokens": max(budget.tokens, int(trained.get("tokens", 0))),
+        "steps": trainer.global_step or None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "metrics": {name: float(value) for name, value in metrics.items() if name != "tokens"},
     }
-    if (folder / "metrics.csv").exists():
-        draw_losses(folder / "metrics.csv", folder / "loss.png")
-    summary = summarise(data, model, result["metrics"], folder)
-    (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
-    print(f"\n{summary}")
+    summary = summarise(data, model, result["metrics"], folder)  # on every rank: shards need them all
+    if trainer.is_global_zero:
+        if (folder / "metrics.csv").exists():
+            draw_losses(folder / "metrics.csv", folder / "loss.png")
+        (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
+        print(f"\n{summary}")
 
 
 if __name__ == "__main__":
+    share_run_name()
     with reported():
         main()

@@ -32,6 +32,7 @@ from lit_gptdata.windows.steps import Leg, Steps, find
 NUISANCES = (
     ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
     ".*LeafSpec.*",  # Lightning's own use of a torch class that is to go; comes with every fit
+    ".*functional.all_gather is deprecated.*",  # Lightning's own use, when ranks save a checkpoint
 )
 """Lightning's warnings that no user of this module can act on."""
 
@@ -39,18 +40,33 @@ NUISANCES = (
 class GPTDataModule(L.LightningDataModule):
     """Download → tokens → windows → train/val/test → order → batches (inputs, targets), int64 (B, T).
 
-    `corpus`: "sample" | "frankenstein" | "tinyshakespeare" | URL | path | folder | glob | list | a
-    `Corpus`. `tokenizer`: a tiktoken encoding's name. `max_length`, `stride`: tokens. `val_fraction`,
-    `test_fraction`: shares of the corpus's UTF-8 bytes, cut from its end. `special_tokens`: what
-    `<|endoftext|>` inside a text becomes, "allow" | "text" | "error". `encoding_errors`: "strict" |
-    "replace". `strip_gutenberg`: leave out Project Gutenberg's licence. `text_column`: key or column
-    of jsonl and parquet that holds the text. `max_document_bytes`: refuse longer documents; None: no
-    limit. `engine`: "auto" | "tiktoken" | "gigatoken", the same ids at other speeds. `build_workers`:
-    processes that tokenise; None: one a core. `data_dir`: downloads/ and tokens/ live there.
-    `num_workers`: processes that load batches; one costs the main process over 20 times what loading
-    inline does. `contiguous=False`: inputs and targets as views of one tensor, in a fifth less time.
+    Args:
+        corpus: "sample" | "frankenstein" | "tinyshakespeare" | URL | path | folder | glob | list | a
+            `Corpus`
+        tokenizer: a tiktoken encoding's name
+        max_length: tokens in a window's inputs
+        stride: tokens between the starts of two train windows; of val and test windows: max_length
+        batch_size: windows in a batch, on each rank
+        shuffle: train windows in a seeded order, a new one each epoch
+        drop_last: leave out an epoch's last, smaller train batch
+        num_workers: processes that load batches; one costs the main process over 20 times what loading
+            inline, 0, does
+        contiguous: False: inputs and targets are views of one tensor, in a fifth less time
+        val_fraction: share of the corpus's UTF-8 bytes, cut from its end
+        test_fraction: share of the corpus's UTF-8 bytes, cut behind val
+        seed: of the order
+        data_dir: downloads/ and tokens/ live there
+        special_tokens: what `<|endoftext|>` inside a text is: "allow" (the special token) | "text" |
+            "error"
+        encoding_errors: invalid UTF-8: "strict" (an error) | "replace" (U+FFFD)
+        strip_gutenberg: leave out Project Gutenberg's licence
+        text_column: key or column of jsonl and parquet that holds the text
+        max_document_bytes: refuse longer documents; None: no limit
+        engine: "auto" | "tiktoken" | "gigatoken", the same ids at other speeds
+        build_workers: processes that tokenise; None: one a core
 
-    Raises ValueError, TypeError for an option out of range, when constructed.
+    Raises:
+        ValueError, TypeError: an option out of range, when constructed
     """
 
     def __init__(

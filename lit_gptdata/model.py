@@ -33,16 +33,23 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
 class GPT(L.LightningModule):
     """Integers (B, T) → logits (B, T, vocab_size), in the steps that Lightning's Trainer calls.
 
-    `stem`: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints keep.
-    `n_layers=0` is the bigram model: stem and head alone, without a final norm.
-    `dropout`: on attention weights and on what a block adds; the stem has its own.
-    `learning_rate`: the peak, reached after `warmup_steps` optimizer steps, or the share of all steps
-    that a `warmup_steps` below 1 says; it ends at
-    `min_learning_rate_ratio` of it (see `learning_rate_scale`). `weight_decay`: on matrices only.
-    ValueError: a value out of range, or an embedding_dim that n_heads does not divide.
-
     Logged: train_loss while training; val_loss, val_perplexity and
     val_bits_per_byte (test_… likewise), exact over all scored targets of all ranks.
+
+    Args:
+        stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints keep
+        n_layers: blocks; 0 is the bigram model: stem and head alone, without a final norm
+        n_heads: of attention; they must divide the stem's embedding_dim
+        dropout: on attention weights and on what a block adds; the stem has its own
+        learning_rate: the peak, reached after warmup_steps
+        min_learning_rate_ratio: where the learning rate ends, as a share of the peak (see
+            `learning_rate_scale`)
+        warmup_steps: optimizer steps from a rate of nearly 0 to the peak; below 1 a share of all steps
+        weight_decay: on matrices only
+        betas: AdamW's two averages
+
+    Raises:
+        ValueError: a value out of range, or an embedding_dim that n_heads does not divide
     """
 
     token_bytes: Tensor | None  # (V,) int64: UTF-8 bytes of each token, as the data module says
@@ -138,6 +145,21 @@ class GPT(L.LightningModule):
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.stem.token_embedding.weight)  # (…, D) → (…, V)
 
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy, share the parameters among the ranks (FSDP2)."""
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+        if isinstance(self, FSDPModule):  # Lightning asks before each of validate, fit and test
+            return
+        for block in self.blocks:
+            fully_shard(block, mesh=mesh["data_parallel"])
+        # What is left is one unit: the stem's token table is also the head's.
+        fully_shard(self, mesh=mesh["data_parallel"])
+        register_fsdp_forward_method(self, "generate")
+
     # Losses and metrics -----------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> Tensor:
@@ -157,7 +179,8 @@ class GPT(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         counted = (batch[1] != IGNORE_INDEX).sum()
         loss = self.losses(batch).sum() / counted.clamp(min=1)
-        self.log("train_loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        # Over all ranks, as the gradients are.
+        self.log("train_loss", loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -128,6 +129,10 @@ class Resume(L.Callback):
         # All ranks agree on SIGTERM. Any other end may be this rank's own; to wait for the others'
         # generators would keep it from saving.
         self._alone = not isinstance(exception, SIGTERMException)
+        if self._alone and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+            # Nor can a sharded model be saved by one rank: it would hang, or crash and hide why.
+            for callback in trainer.checkpoint_callbacks:
+                callback.save_on_exception = False  # type: ignore[attr-defined]
 
     # Loading ----------------------------------------------------------------------------------
 

@@ -35,9 +35,16 @@ _OTHER_INTEGER_DTYPES = (
 class EmbeddingStem(L.LightningModule):
     """Integers (B, T) → float vectors (B, T, embedding_dim): token rows + position rows.
 
-    `position`: "learned" (GPT-2: a second table), "sinusoidal" (a fixed one, see `sinusoids`) or
-    "none" (token rows alone). `max_length` is the longest sequence taken, in tokens, in all three.
-    ValueError: a size below 1, an unknown `position`, `dropout` outside [0, 1).
+    Args:
+        vocab_size: rows of the token table, the data's `vocab_size`
+        max_length: the longest sequence taken, in tokens, whatever `position` is
+        embedding_dim: width of a row
+        position: "learned" (GPT-2: a second table) | "sinusoidal" (a fixed one, see `sinusoids`) |
+            "none" (token rows alone)
+        dropout: share of the values set to 0 while training, in [0, 1)
+
+    Raises:
+        ValueError: a size below 1, an unknown `position`, `dropout` outside [0, 1)
 
     >>> stem = EmbeddingStem(vocab_size=50257, max_length=4, embedding_dim=256)
     >>> stem(torch.tensor([[171, 119, 123, 464]])).shape

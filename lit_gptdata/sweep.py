@@ -18,17 +18,12 @@ from typing import Any, ClassVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
+from lit_gptdata.ranks import sweeping
 from lit_gptdata.report.files import tell
-
-
-def sweeping() -> bool:
-    """Whether this is a job of a sweep, `python train.py -m`."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager

@@ -33,12 +33,13 @@ FLOW = [
     "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
     "windows.loader",
     "rng", "resume", "compact", "datamodule", "callbacks", "budget",
-    "stem", "block", "gpt2_weights", "model", "summary",
+    "stem", "block", "gpt2_weights", "model", "summary", "ranks",
     "report.jobs", "report.axes", "report.plots", "report.page", "report.files", "sweep",
-    "cli", "__main__",
+    "lightning_cli", "cli", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
-    "resume", "compact", "datamodule", "callbacks", "budget", "stem", "model", "summary", "sweep",
+    "resume", "compact", "datamodule", "callbacks", "budget", "stem", "model", "summary", "ranks",
+    "sweep", "lightning_cli",
 }  # fmt: skip
 
 

@@ -164,7 +164,10 @@ STAND_INS = {
 }
 
 
-@pytest.mark.parametrize("choice", GROUPS)
+SEVERAL_PROCESSES = {"trainer=ddp", "trainer=fsdp"}  # tests/test_ranks.py runs them
+
+
+@pytest.mark.parametrize("choice", sorted({*GROUPS} - SEVERAL_PROCESSES))
 def test_every_config_runs_a_step(choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("story.txt").write_text("It was on a dreary night of November. " * 300)

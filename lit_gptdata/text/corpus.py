@@ -25,7 +25,9 @@ NAMED_URLS = {
 }
 
 PathLike = str | os.PathLike[str]
-CorpusLike = PathLike | Sequence[PathLike] | Corpus
+# LightningCLI takes the first that fits: last a PathLike, which to it is whatever has a str(). Without
+# Path it would take a path for its own, of a YAML file with the value.
+CorpusLike = str | Sequence[PathLike] | Corpus | Path | os.PathLike[str]
 
 
 def open_corpus(
