@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from lit_gptdata._remote import shown
 from lit_gptdata.compact import sends_compact, split_on_device
 from lit_gptdata.resume import Resume, check_same, legs_of
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
@@ -64,6 +65,7 @@ class GPTDataModule(L.LightningDataModule):
         max_document_bytes: refuse longer documents; None: no limit
         engine: "auto" | "tiktoken" | "gigatoken", the same ids at other speeds
         build_workers: processes that tokenise; None: one a core
+        stream: read http(s) texts where they are, as those of s3:// and others, and keep no download
 
     Raises:
         ValueError, TypeError: an option out of range, when constructed
@@ -91,6 +93,7 @@ class GPTDataModule(L.LightningDataModule):
         max_document_bytes: int | None = None,
         engine: EngineName = "auto",
         build_workers: int | None = None,
+        stream: bool = False,
     ) -> None:
         super().__init__()
         check_lengths(max_length, stride)
@@ -143,13 +146,14 @@ class GPTDataModule(L.LightningDataModule):
         store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
         if store is None:
             raise RuntimeError(
-                f"{self._corpus!r} is not tokenised yet under {self.data_dir / 'tokens'} (or changed "
-                "since): call prepare_data() first; a Trainer does so"
+                f"{shown(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} (or "
+                "changed since): call prepare_data() first; a Trainer does so"
             )
         hparams = self.hparams
         split = split_tokens(store, hparams["val_fraction"], hparams["test_fraction"])
         begin, end = split.train
-        check_enough(end - begin, hparams["max_length"], f"the train split of {self._corpus!r}")
+        what = f"the train split of {shown(repr(self._corpus))}"
+        check_enough(end - begin, hparams["max_length"], what)
         self._store, self._split = store, split
 
     def _open_corpus(self, download: bool) -> Corpus:
@@ -157,6 +161,7 @@ class GPTDataModule(L.LightningDataModule):
             self._corpus,
             downloads=self.data_dir / "downloads",
             download=download,
+            stream=self.hparams["stream"],
             reading=self._reading,
         )
 
@@ -367,7 +372,7 @@ class GPTDataModule(L.LightningDataModule):
 
     def __repr__(self) -> str:
         """Corpus → tokens → windows, with counts and fingerprints as far as they are known."""
-        lines = ["GPTDataModule", f"  corpus   {self._corpus!r}"]
+        lines = ["GPTDataModule", f"  corpus   {shown(repr(self._corpus))}"]
         if self._store is None or self._split is None:
             lines.append(f"  tokens   {self.tokenizer!r}, not prepared yet")
             return "\n".join(lines)

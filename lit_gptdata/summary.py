@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lit_gptdata._remote import shown
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.model import GPT
 
@@ -19,8 +20,9 @@ def summarise(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: 
     """The closing summary as text: data, model, figures, a sample and where the files are."""
     store = data.store
     windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
+    corpus = shown(data.hparams["corpus"])
     rows = {
-        "corpus": f"{data.hparams['corpus']} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
+        "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
         "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",
         "windows": ", ".join(f"{count:,} {name}" for name, count in windows.items() if count)
         + f", {data.hparams['max_length']} tokens each",

@@ -371,7 +371,7 @@ def test_a_build_that_fails_does_not_wait_for_the_hashes(tmp_path, monkeypatch):
             time.sleep(0.01)
             on_bytes(1)
 
-    monkeypatch.setattr(files, "sha256_file", slow)
+    monkeypatch.setattr(files, "sha256_of", slow)
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     start = time.monotonic()
     with pytest.raises(UnicodeError):
@@ -667,7 +667,7 @@ def test_an_unchanged_corpus_is_not_read_and_a_moved_one_not_tokenised(tmp_path,
 
     monkeypatch.setattr(parts, "read_documents", forbidden)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sha256_file", forbidden)
+        patch.setattr(files, "sha256_of", forbidden)
         patch.setattr("builtins.open", forbidden)
         assert prepare_store(FilesCorpus(folder), GPT2, root).path == first.path
         assert find_store(FilesCorpus(folder), GPT2, root)

@@ -20,13 +20,15 @@ HEAVY = (
     "gigatoken",
     "requests",
     "tiktoken",
+    "fsspec",
     "numpy",
 )
 
 # In the order of the data flow: a file imports only from files above it.
 FLOW = [
-    "_io", "configs", "hydra_plugin",
-    "text.document", "text.download", "text.sample", "text.gutenberg", "text.formats", "text.files",
+    "_io", "_remote", "configs", "hydra_plugin",
+    "text.document", "text.download", "text.sample", "text.gutenberg", "text.remote",
+    "text.formats", "text.listing", "text.files",
     "text.corpus",
     "tokens.tokenizer", "tokens.pieces", "tokens.engine", "tokens.shard", "tokens.store",
     "tokens.usage", "tokens.encode", "tokens.parts", "tokens.build",

@@ -88,7 +88,7 @@ class Sweep:
     common: Sequence[str]
     """Overrides that all jobs share: "model=nano"."""
     study: str = ""
-    """What Optuna found best, in earlier sweeps too: "4.1234 with stem.embedding_dim=64"; "": no study."""
+    """Optuna's best, in earlier sweeps too: "4.1234 with stem.embedding_dim=64"; "": no study."""
 
     @property
     def best(self) -> Job | None:

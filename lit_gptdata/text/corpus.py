@@ -1,6 +1,6 @@
 """The one place that guesses: what a user calls a corpus → a Corpus.
 
-open_corpus("sample") | open_corpus("https://…/book.txt") | open_corpus("books/*.txt")
+open_corpus("sample") | open_corpus("https://…/book.txt") | open_corpus("s3://…/*.jsonl.gz") | …
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lit_gptdata._remote import redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
 from lit_gptdata.text.files import FilesCorpus
@@ -35,13 +36,16 @@ def open_corpus(
     *,
     downloads: Path = Path("data/downloads"),
     download: bool = True,
+    stream: bool = False,
     reading: Reading | None = None,
 ) -> Corpus:
     """Turn `"sample"`, a name, a URL, a path, a folder, a glob or a list of these into a Corpus.
 
-    `downloads`: where URLs are kept; `download=False` only looks there. `reading`: how files become
-    documents. Raises TypeError for
-    anything else, ValueError for a scheme that is not http(s), FileNotFoundError, DownloadError.
+    `downloads`: where texts of http(s) are kept; `download=False` only looks there; `stream`: they are
+    read where they are, as those of other URLs (s3://, gs://, hf://, …) always. `reading`: how files
+    become documents.
+    Raises TypeError for anything else, ValueError for a scheme that fsspec does not know,
+    FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for an extra that is missing.
     """
     if isinstance(corpus, Corpus) and not isinstance(corpus, (str, bytes, list, tuple)):
         return corpus
@@ -55,21 +59,22 @@ def open_corpus(
                 f"{sorted(NAMED_URLS)}, a URL, a path, a folder, a glob, a list of these, or an object "
                 "with __iter__ and fingerprint (lit_gptdata.text.document.Corpus)"
             )
-    paths = [_local(entry, downloads, download) for entry in entries]
+    keep = () if stream else ("http://", "https://")
+    paths = [_kept(entry, downloads, download, keep) for entry in entries]
     return FilesCorpus(paths, reading)
 
 
-def _local(entry: PathLike, downloads: Path, download: bool) -> PathLike:
-    """The path of an entry; a URL's after it was downloaded."""
+def _kept(entry: PathLike, downloads: Path, download: bool, keep: tuple[str, ...]) -> PathLike:
+    """The path of an entry whose URL begins with one of `keep`, after it was downloaded; or itself."""
     url = NAMED_URLS.get(str(entry), str(entry))
-    if "://" not in url:
-        return entry
+    if not url.lower().startswith(keep):
+        return url if "://" in url else entry
     path = download_path(url, downloads)
     if download:
         return fetch(url, path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{url} is not downloaded yet: {path} does not exist. Call prepare_data() first"
+            f"{redact(url)} is not downloaded yet: {path} does not exist. Call prepare_data() first"
         )
     return path
 

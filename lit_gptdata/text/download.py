@@ -31,6 +31,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lit_gptdata._io import sha256_file
+from lit_gptdata._remote import redact
 
 ATTEMPTS = 5  # in a row that bring no new byte
 BACKOFF_S = 0.5  # before the second attempt, then doubled: 7.5 s in all, less the jitter
@@ -88,7 +89,7 @@ class _Job:
 
     def error(self, problem: str, step: str) -> DownloadError:
         by_hand = f"or put the file at {self.target} by hand"
-        return DownloadError(f"{_redact(self.url)}: {_redact(problem)}. {step}, {by_hand}")
+        return DownloadError(f"{redact(self.url)}: {redact(problem)}. {step}, {by_hand}")
 
 
 def fetch(
@@ -144,7 +145,7 @@ def _check_arguments(url: str, sha256: str | None) -> None:
         valid = False
     if not valid:
         raise ValueError(
-            f"cannot download {_redact(url)!r}: a url begins with http:// or https:// and names a "
+            f"cannot download {redact(url)!r}: a url begins with http:// or https:// and names a "
             "host. Correct it; for a file on this machine give its path instead"
         )
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
@@ -159,7 +160,7 @@ def _is_there(job: _Job) -> bool:
         return False
     if job.target.is_dir():
         raise DownloadError(
-            f"{job.target} is a folder, and {_redact(job.url)} needs the name of a file: give one, "
+            f"{job.target} is a folder, and {redact(job.url)} needs the name of a file: give one, "
             f"such as {job.target / 'corpus.txt'}"
         )
     if job.sha256 and (found := sha256_file(job.target)) != job.sha256:
@@ -197,7 +198,7 @@ def _attempt_until_done(job: _Job, session: requests.Session) -> None:
                 raise job.error(problem, LATER if answered else OFFLINE) from None
             backoff = job.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1)
             wait_s = max(backoff, error.retry_after_s)
-            _log.warning("%s: %s, next in %.1f s", *map(_redact, (job.url, problem)), wait_s)
+            _log.warning("%s: %s, next in %.1f s", *map(redact, (job.url, problem)), wait_s)
             time.sleep(wait_s)
 
 
@@ -384,9 +385,3 @@ def _cause(error: Exception) -> str:
     """The reason at the bottom, without the layers that repeat the address."""
     inner = error.args[0] if error.args else error
     return str(getattr(inner, "reason", inner))
-
-
-def _redact(text: str) -> str:
-    """`text` without a url's user:password and without its query string."""
-    text = re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
-    return re.sub(r"\?[^\s'\")]+", "?…", text)

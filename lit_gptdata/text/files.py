@@ -1,10 +1,12 @@
-"""Text files on disk: path | glob | folder | list → documents.
+"""Text files, here or at a URL: path | glob | folder | list → documents.
 
-FilesCorpus("books/*.txt")  ->  one document a file, in the order of their paths
+FilesCorpus("books/*.txt")         ->  one document a file, in the order of their paths
+FilesCorpus("s3://bucket/books/")  ->  the same, listed and read where they are
 """
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -12,12 +14,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from lit_gptdata._io import sha256_file
 from lit_gptdata.text.document import Document
-from lit_gptdata.text.formats import NAME, FileSlice, Reading, format_of, read_documents
+from lit_gptdata.text.formats import SEARCHED, FileSlice, Reading, format_of, is_text, read_documents
+from lit_gptdata.text.listing import expand_url
+from lit_gptdata.text.remote import (
+    RemoteFile,
+    TextFile,
+    at_once,
+    gone,
+    open_raw,
+    sha256_of,
+    size_of,
+)
 
-SEARCHED = "*.txt, *.jsonl, *.parquet and these as .gz or .zst"
+HASHERS = 4
+"""Remote files hashed at a time: a single one waits for its connection."""
 
 FindCut = Callable[[bytes, int], int]
 """(buffer, start) → the first place at or after `start` where a text may be cut, -1 if none."""
@@ -29,12 +42,13 @@ CONTEXT = 4
 class FilesCorpus:
     """Text files: .txt (a document each), .jsonl, .parquet (a document a row), plain, .gz or .zst.
 
-    `paths`: a path, a folder (searched, subfolders too), a glob (`**` allowed), or a list of these.
-    Each is expanded in the order of its paths; a list keeps its own order; a file that is named twice
-    is read once. Text is read as `open(path, encoding="utf-8")` reads it.
+    `paths`: a path, a folder (searched, subfolders too), a glob (`**` allowed), each of them on this
+    machine or at a URL that fsspec knows, or a list of these. Each is expanded in the order of its
+    paths; a list keeps its own order; a file that is named twice is read once. Text is read as
+    `open(path, encoding="utf-8")` reads it.
 
     Raises FileNotFoundError if something named does not exist or matches nothing, ValueError for an
-    empty file.
+    empty file, RemoteError (an OSError) for a URL that cannot be read.
     """
 
     def __init__(
@@ -46,13 +60,20 @@ class FilesCorpus:
         named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if not named:
             raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
-        once: dict[str, Path] = {}
-        for path in (path for name in named for path in expand(name)):
-            once.setdefault(os.path.realpath(path), path)
+        self._urls = [name for name in named if isinstance(name, str) and _is_remote(name)]
+        listed = self._listed()
+        once: dict[str, TextFile] = {}
+        for path in (path for name in named for path in listed.get(str(name)) or expand(name)):
+            once.setdefault(path.url if isinstance(path, RemoteFile) else os.path.realpath(path), path)
         self.files = list(once.values())
         for path in self.files:
-            if path.stat().st_size == 0:
+            if size_of(path) == 0:
                 raise ValueError(f"{path} is empty (0 bytes): remove it from the corpus, or fill it")
+
+    def _listed(self) -> dict[str, list[RemoteFile]]:
+        """Each URL that was named → its files as they are now."""
+        found = at_once(expand_url, self._urls)
+        return dict(zip(self._urls, found, strict=True))
 
     def __iter__(self) -> Iterator[Document]:
         for number, path in enumerate(self.files):
@@ -66,7 +87,7 @@ class FilesCorpus:
         parts: list[list[FileSlice]] = [[]]
         room = part_bytes
         for number, path in enumerate(self.files):
-            size = path.stat().st_size
+            size = size_of(path)
             for part in self._slices(path, number, size, part_bytes, find_cut):
                 length = (part.stop or size) - part.start
                 if length > room and parts[-1]:
@@ -77,7 +98,7 @@ class FilesCorpus:
         return parts
 
     def _slices(
-        self, path: Path, number: int, size: int, part_bytes: int, find_cut: FindCut | None
+        self, path: TextFile, number: int, size: int, part_bytes: int, find_cut: FindCut | None
     ) -> list[FileSlice]:
         kind, compression = format_of(path)
         if kind == "jsonl":
@@ -87,7 +108,9 @@ class FilesCorpus:
         n = -(-size // part_bytes)
         if compression or find_cut is None or n < 2:
             return [FileSlice(path=path, number=number)]
-        inner = [_cut_in_file(path, size * i // n, find_cut) for i in range(1, n)]
+        cut = functools.partial(_cut_in_file, path, find_cut=find_cut)
+        near = (size * i // n for i in range(1, n))
+        inner = at_once(cut, near) if isinstance(path, RemoteFile) else map(cut, near)
         edges = sorted({0, *inner, size})
         return [
             FileSlice(path=path, number=number, start=start, stop=stop)
@@ -106,22 +129,36 @@ class FilesCorpus:
 
         `on_bytes` is called with the bytes read since the last call.
         """
+        hashed = functools.partial(sha256_of, on_bytes=on_bytes)
+        remote = [file for file in self.files if isinstance(file, RemoteFile)]
+        known: dict[TextFile, str] = dict(zip(remote, at_once(hashed, remote, HASHERS), strict=True))
         return [
             {
                 "path": _printable(path),
-                "size": path.stat().st_size,
+                "size": size_of(path),
                 "format": "".join(format_of(path)),
-                "sha256": sha256_file(path, on_bytes),
+                "sha256": known.get(path) or hashed(path),
             }
             for path in self.files
         ]
 
-    def stamps(self) -> list[list[str | int]]:
-        """Path, size in bytes and mtime in ns of every file: equal stamps mean unchanged contents."""
-        stats = [(path, path.stat()) for path in self.files]
+    @property
+    def names(self) -> list[str]:
+        """What tells every file from any other, without looking at it: its absolute path or its URL."""
         return [
-            [_printable(os.path.abspath(path)), stat.st_size, stat.st_mtime_ns] for path, stat in stats
+            file.label if isinstance(file, RemoteFile) else _printable(os.path.abspath(file))
+            for file in self.files
         ]
+
+    def stamps(self) -> list[list[str | int]]:
+        """Name, size in bytes and version of every file, now: equal stamps mean unchanged contents.
+
+        The version is the mtime in ns, or what a URL's server calls it. Each URL is listed once, and
+        from then on its files are read as long as they are now.
+        """
+        now = {file.url: file for files in self._listed().values() for file in files}
+        self.files = [_as_listed(file, now) for file in self.files]
+        return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
     def __repr__(self) -> str:
         names = [_printable(path) for path in self.files]
@@ -129,11 +166,25 @@ class FilesCorpus:
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {shown})"
 
 
-def _cut_in_file(path: Path, at: int, find_cut: FindCut) -> int:
+def _as_listed(file: TextFile, now: dict[str, RemoteFile]) -> TextFile:
+    if isinstance(file, Path):
+        return file
+    if file.url not in now:
+        raise gone(file)
+    return now[file.url]
+
+
+def _version(file: TextFile) -> tuple[int, int | str]:
+    if isinstance(file, RemoteFile):
+        return file.size, file.version
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _cut_in_file(path: TextFile, at: int, find_cut: FindCut) -> int:
     """The first cut at or after byte `at`; the file's size if there is none."""
-    with open(path, "rb", buffering=0) as file:
-        begin = max(0, at - CONTEXT)
-        file.seek(begin)
+    begin = max(0, at - CONTEXT)
+    with open_raw(path, begin) as file:
         buffer = b""
         while chunk := file.read(1 << 16):
             buffer += chunk
@@ -144,16 +195,17 @@ def _cut_in_file(path: Path, at: int, find_cut: FindCut) -> int:
             at = max(at, begin + len(buffer) - 2)
             dropped = max(0, at - CONTEXT - begin)
             begin, buffer = begin + dropped, buffer[dropped:]
-        return path.stat().st_size
+        return size_of(path)
 
 
-def _is_text(path: Path) -> bool:
-    found = NAME.search(path.name)
-    return found is not None and found["format"] is not None and path.is_file()
+def _is_remote(name: str) -> bool:
+    return "://" in name and not name.startswith("file://")
 
 
-def _printable(path: str | os.PathLike[str]) -> str:
-    """The path as text that JSON can hold: a name on disk may be any bytes."""
+def _printable(path: str | TextFile) -> str:
+    """The path as text that JSON can hold: a name on disk may be any bytes; a URL without secrets."""
+    if isinstance(path, RemoteFile):
+        return str(path)
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -167,9 +219,13 @@ def expand(name: str | os.PathLike[str]) -> list[Path]:
 
     Raises FileNotFoundError that names the folder it looked in.
     """
+    if str(name).startswith("file://"):
+        name = unquote(str(name).removeprefix("file://"))
+        if not name.startswith("/"):
+            raise ValueError(f"file://{name} names no path on this machine: give file:///… or a path")
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if _is_text(p))
+        found = sorted(p for p in path.rglob("*") if is_text(p.name) and p.is_file())
         if not found:
             raise FileNotFoundError(
                 f"the folder {path.resolve()} holds no text: looked for {SEARCHED} in it and its "

@@ -11,23 +11,28 @@ import codecs
 import contextlib
 import gzip
 import importlib
+import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from lit_gptdata._io import CHUNK_BYTES
+from lit_gptdata._remote import RemoteError
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
+from lit_gptdata.text.remote import RemoteFile, TextFile, open_raw
 
 EncodingErrors = Literal["strict", "replace"]
 
 NAME = re.compile(r"(\.(?P<format>txt|jsonl|parquet))?(?P<compression>\.gz|\.zst)?$", re.IGNORECASE)
 """What a file's name says of its format; without one it is plain text, if it is named outright."""
+
+SEARCHED = "*.txt, *.jsonl, *.parquet and these as .gz or .zst"
+"""What counts as text in a folder."""
 
 LINE_LIMIT = 1 << 28
 """Bytes of a line of JSON, which must be held whole: beyond it the file is hardly one."""
@@ -65,17 +70,23 @@ class Reading:
 class FileSlice:
     """The documents of a file between two byte offsets; offsets other than the ends are cuts."""
 
-    path: Path
+    path: TextFile
     number: int = 0
     start: int = 0
     stop: int | None = None
 
 
-def format_of(path: Path) -> tuple[str, str]:
+def format_of(path: TextFile) -> tuple[str, str]:
     """(txt | jsonl | parquet, "" | .gz | .zst) by the file's name."""
     found = NAME.search(path.name)
     assert found  # the pattern also matches nothing, at the end
     return (found["format"] or "txt").lower(), (found["compression"] or "").lower()
+
+
+def is_text(name: str) -> bool:
+    """Whether a file in a folder is read: its name says a format."""
+    found = NAME.search(name)
+    return found is not None and found["format"] is not None
 
 
 def read_documents(part: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -92,8 +103,7 @@ def read_documents(part: FileSlice, reading: Reading) -> Iterator[Document]:
             )
         yield from _parquet(part, reading)
         return
-    with _opened(part.path, compression) as file:
-        file.seek(part.start)
+    with _opened(part, compression) as file:
         raw = _limited(file, part)
         if kind == "jsonl":
             yield from _jsonl(raw, part, reading)
@@ -107,25 +117,28 @@ def read_documents(part: FileSlice, reading: Reading) -> Iterator[Document]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, compression: str) -> Iterator[IO[bytes]]:
-    """The uncompressed bytes."""
-    if compression == ".gz":
-        with gzip.open(path, "rb") as unpacked:
-            yield unpacked  # type: ignore[misc]
-    elif compression == ".zst":
-        zstandard = needs("zstandard", "zstd", path)
-        with open(path, "rb", buffering=0) as packed:
-            with _intact(path):
-                _check_frames(packed.fileno(), zstandard)
-            with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as unpacked:
+def _opened(part: FileSlice, compression: str) -> Iterator[IO[bytes]]:
+    """The uncompressed bytes from the slice's start on; packed files are not sliced."""
+    with open_raw(part.path, part.start, part.stop) as file:
+        if compression == ".gz":
+            with gzip.open(file, "rb") as unpacked:
+                yield unpacked  # type: ignore[misc]
+        elif compression == ".zst":
+            zstandard = needs("zstandard", "zstd", part.path)
+            frames: Any = file
+            if isinstance(part.path, RemoteFile):
+                frames = _CheckedFrames(file, part.path.size, zstandard)
+            else:
+                with _intact(part.path):
+                    _check_frames(file.fileno(), zstandard)
+            with zstandard.ZstdDecompressor().stream_reader(frames, read_across_frames=True) as unpacked:
                 yield unpacked
-    else:
-        with open(path, "rb", buffering=0) as file:
-            yield file
+        else:
+            yield file  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _intact(path: Path) -> Iterator[None]:
+def _intact(path: TextFile) -> Iterator[None]:
     """Make what a broken archive raises an OSError that names the file."""
     try:
         yield
@@ -139,14 +152,15 @@ def _intact(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_frames(fd: int, zstandard: Any) -> None:
+def _frames(size: int, zstandard: Any) -> Generator[tuple[int, int], bytes, None]:
     """Raise EOFError if a zstd file ends inside a frame: its reader takes that for the end.
 
-    Goes from block to block (RFC 8878, section 3.1), which hold up to 128 KiB, and unpacks none.
+    Asks for (offset, n) and is sent the n bytes there, or those up to the end. Goes from block to
+    block (RFC 8878, section 3.1), which hold up to 128 KiB, and unpacks none.
     """
-    size, at = os.fstat(fd).st_size, 0
+    at = 0
     while at < size:
-        head = os.pread(fd, 18, at)
+        head = yield at, 18
         if head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":  # a frame to skip
             at += 8 + int.from_bytes(head[4:8], "little")
             continue
@@ -156,7 +170,7 @@ def _check_frames(fd: int, zstandard: Any) -> None:
         while not last:
             if at >= size:
                 raise EOFError("it ends inside a frame")
-            block = int.from_bytes(os.pread(fd, 3, at), "little")
+            block = int.from_bytes((yield at, 3), "little")
             last, repeated, length = block & 1 == 1, block >> 1 & 3 == 1, block >> 3
             at += 3 + (1 if repeated else length)
         at += 4 if checksum else 0
@@ -164,7 +178,42 @@ def _check_frames(fd: int, zstandard: Any) -> None:
         raise EOFError("it ends inside a frame")
 
 
-def needs(module: str, extra: str, path: Path) -> Any:
+def _check_frames(fd: int, zstandard: Any) -> None:
+    """Follow the frames of a file on disk before it is read: a look at few of its bytes."""
+    walk = _frames(os.fstat(fd).st_size, zstandard)
+    with contextlib.suppress(StopIteration):
+        at, n = next(walk)
+        while True:
+            at, n = walk.send(os.pread(fd, n, at))
+
+
+class _CheckedFrames:
+    """A remote zstd file, its frames followed while they come by: a look at each would be a request."""
+
+    def __init__(self, file: io.RawIOBase, size: int, zstandard: Any) -> None:
+        self._file, self._size = file, size
+        self._walk = _frames(size, zstandard)
+        self._wanted = next(self._walk, None)
+        self._held, self._begin = b"", 0  # the last bytes that came, from `_begin` on
+
+    def read(self, n_bytes: int) -> bytes:
+        """The next bytes; raises EOFError at the end if that is inside a frame."""
+        data: bytes = self._file.read(n_bytes) or b""
+        self._held += data
+        came = self._begin + len(self._held)
+        while self._wanted and (sum(self._wanted) <= came or came == self._size):
+            at, n = self._wanted
+            found = self._held[at - self._begin :][:n]
+            try:
+                self._wanted = self._walk.send(found)
+            except StopIteration:
+                self._wanted = None
+        keep = min(self._wanted[0], came) if self._wanted else came
+        self._held, self._begin = self._held[keep - self._begin :], keep
+        return data
+
+
+def needs(module: str, extra: str, path: TextFile) -> Any:
     """An optional package; its absence answers with the pip line."""
     try:
         return importlib.import_module(module)
@@ -289,8 +338,12 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
     arrow = needs("pyarrow", "parquet", part.path)
     parquet = needs("pyarrow.parquet", "parquet", part.path)
     column = reading.text_column
+    # arrow's own reading of a path holds no Python; a remote file it asks for ranges
+    place = part.path.open() if isinstance(part.path, RemoteFile) else part.path
     try:
-        file = parquet.ParquetFile(part.path, buffer_size=CHUNK_BYTES, pre_buffer=False)
+        file = parquet.ParquetFile(place, buffer_size=CHUNK_BYTES, pre_buffer=False)
+    except RemoteError:
+        raise
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's, which names the file
             raise
@@ -316,12 +369,14 @@ def _parquet(part: FileSlice, reading: Reading) -> Iterator[Document]:
                 yield Document(source=source, chunks=[text], number=part.number)
 
 
-def _rows(file: Any, column: str, path: Path, arrow: Any) -> Iterator[Any]:
+def _rows(file: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
     """The values of a column, a batch of bounded size in memory at a time."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     mean = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
     try:
         for batch in file.iter_batches(max(1, min(ROWS, BATCH_BYTES // max(1, mean))), columns=[column]):
             yield from batch.column(column)
+    except RemoteError:
+        raise
     except (arrow.ArrowException, OSError) as error:  # which do not say of which file
         raise OSError(f"{path} is broken ({error}): fetch it again") from error

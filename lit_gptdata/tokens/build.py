@@ -48,8 +48,13 @@ class Request:
     tokenizer: Tokenizer
     root: Path
 
+    @property
+    def names(self) -> list[str]:
+        """What the text is called, known without looking at it."""
+        return self.corpus.names if isinstance(self.corpus, FilesCorpus) else [repr(self.corpus)]
+
     def stamps(self) -> list[list[str | int]]:
-        """What tells without reading whether the text is still the same: path, size, mtime."""
+        """What tells without reading whether the text is still the same: path, size, version."""
         if isinstance(self.corpus, FilesCorpus):
             return self.corpus.stamps()
         return [[repr(self.corpus), self.corpus.fingerprint]]
@@ -73,8 +78,7 @@ class Request:
     @property
     def key(self) -> str:
         """What the request is named by, before any content is read: paths and tokenizer."""
-        names = [stamp[0] for stamp in self.stamps()]
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, names])
+        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, self.names])
 
     @property
     def answer(self) -> Path:
@@ -92,7 +96,8 @@ def _find(request: Request) -> TokenStore | None:
         answer = json.loads(request.answer.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if answer["stamps"] != request.stamps() or not (request.root / answer["fingerprint"]).is_dir():
+    # stamps last: those of a remote corpus are a listing
+    if not (request.root / answer["fingerprint"]).is_dir() or answer["stamps"] != request.stamps():
         return None
     return TokenStore(request.root / answer["fingerprint"])
 
@@ -142,7 +147,7 @@ def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
     sources = request.sources() if any_store else None
     fingerprint = request.fingerprint(sources) if sources else None
     if fingerprint is None or not (request.root / fingerprint).is_dir():
-        fingerprint = _build(request, job, workers, sources)
+        fingerprint = _build(request, job, workers, stamps, sources)
     if request.stamps() != stamps:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
@@ -165,14 +170,20 @@ def _publish(store: Path, published: Path) -> None:
     sync_folder(published.parent)
 
 
-def _build(request: Request, job: Job, workers: int | None, known: list[dict[str, Any]] | None) -> str:
+def _build(
+    request: Request,
+    job: Job,
+    workers: int | None,
+    stamps: list[list[str | int]],
+    known: list[dict[str, Any]] | None,
+) -> str:
     """Write shards and manifest under `job.folder`; returns the fingerprint.
 
     `known`: the sources, if they were hashed already.
     """
     plan = {
         "format": FORMAT,
-        "stamps": request.stamps(),
+        "stamps": stamps,
         "shard_bytes": job.shard_bytes,
         "max_document_bytes": job.max_document_bytes,  # what is whole was within another limit
     }

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from lit_gptdata.text.document import Corpus, Document
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
+from lit_gptdata.text.remote import size_of
 from lit_gptdata.tokens.encode import Job, Shards, write_part
 from lit_gptdata.tokens.engine import Engine, load_engine
 
@@ -67,7 +68,7 @@ def _check_sizes(corpus: FilesCorpus, job: Job) -> None:
     """Refuse a text too long for `max_document_bytes` by its file's size: its parts do not know it."""
     limit = job.max_document_bytes
     for path in corpus.files:
-        size = path.stat().st_size
+        size = size_of(path)
         if limit is not None and size > max(limit, job.shard_bytes) and format_of(path) == ("txt", ""):
             raise ValueError(
                 f"{path}: the document is longer than max_document_bytes={limit:,}, the file has "
@@ -198,7 +199,7 @@ def _text_bytes(corpus: FilesCorpus) -> int | None:
     """Bytes of text to come; None where files are packed, and only reading them would tell."""
     if any(format_of(path) not in (("txt", ""), ("jsonl", "")) for path in corpus.files):
         return None
-    return sum(path.stat().st_size for path in corpus.files)
+    return sum(map(size_of, corpus.files))
 
 
 class _Progress:
