@@ -35,7 +35,7 @@ Round = dict[str, dict[str, float]]
 """What one round measured: candidate → quantity → value."""
 
 PIECE = 8_000_000
-PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets")
+PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets", "gigatoken", "ray")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RandomTokens:
     def publish(self, data_dir: Path) -> None:
         """`prepare_store` as it is, with random ids in place of encoded text."""
 
-        def write_parts(corpus: Any, job: Job, workers: int | None) -> list[dict[str, Any]]:
+        def write_parts(corpus: Any, job: Job, run: Any) -> list[dict[str, Any]]:
             return [self._write_shard(number, job) for number in range(self.shards)]
 
         with patch.object(build, "write_parts", write_parts):

@@ -19,7 +19,7 @@ from lit_gptdata.resume import Resume, check_same, legs_of
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
-from lit_gptdata.tokens.build import find_store, prepare_store
+from lit_gptdata.tokens.build import BuildName, check_build, find_store, prepare_store
 from lit_gptdata.tokens.engine import EngineName, check_engine
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
@@ -64,7 +64,12 @@ class GPTDataModule(L.LightningDataModule):
         text_column: key or column of jsonl and parquet that holds the text
         max_document_bytes: refuse longer documents; None: no limit
         engine: "auto" | "tiktoken" | "gigatoken", the same ids at other speeds
-        build_workers: processes that tokenise; None: one a core
+        build: who tokenises: "processes" of this machine | "ray": tasks on a cluster whose nodes all see
+            the text and `data_dir` under the same paths; the same tokens
+        build_workers: processes or tasks at a time; None: one a core
+        ray_address: of the cluster, as `ray.init` takes it; None: the one that RAY_ADDRESS names or
+            `ray start` began here, else a local one for as long as it takes; a program that is connected
+            already stays so
         stream: read http(s) texts where they are, as those of s3:// and others, and keep no download
 
     Raises:
@@ -92,7 +97,9 @@ class GPTDataModule(L.LightningDataModule):
         text_column: str = "text",
         max_document_bytes: int | None = None,
         engine: EngineName = "auto",
+        build: BuildName = "processes",
         build_workers: int | None = None,
+        ray_address: str | None = None,
         stream: bool = False,
     ) -> None:
         super().__init__()
@@ -101,6 +108,7 @@ class GPTDataModule(L.LightningDataModule):
         check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
         check_fractions(val_fraction, test_fraction)
         check_engine(engine)
+        check_build(build)
         if build_workers is not None:
             check_at_least("build_workers", build_workers, 1, "the number of processes that tokenise")
         if max_document_bytes is not None:
@@ -128,6 +136,8 @@ class GPTDataModule(L.LightningDataModule):
             engine=self.hparams["engine"],
             workers=self.hparams["build_workers"],
             max_document_bytes=self.hparams["max_document_bytes"],
+            build=self.hparams["build"],
+            ray_address=self.hparams["ray_address"],
         )
 
     def setup(self, stage: str | None = None) -> None:

@@ -316,6 +316,22 @@ def test_a_corpus_that_is_not_utf8_is_named(tmp_path):
         prepare_store(Broken(), GPT2, tmp_path, engine="tiktoken")
 
 
+@pytest.mark.parametrize(
+    ("build", "error", "says"),
+    [
+        ("ray", ImportError, r"build='ray' needs the package ray: pip install 'lit-gptdata\[ray\]'"),
+        ("dask", ValueError, r"unknown build 'dask': choose 'processes' .* or 'ray' \(tasks on a Ray"),
+    ],
+)
+def test_a_way_to_build_that_is_not_there_is_named(tmp_path, monkeypatch, build, error, says):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "lit_gptdata.tokens.build_ray", raising=False)
+    path = write_txt(tmp_path / "a.txt", "some text")
+    with pytest.raises(error, match=says):
+        prepare_store(FilesCorpus(path), GPT2, tmp_path / "t", build=build)
+    assert not (tmp_path / "t").exists()
+
+
 # Errors of a worker --------------------------------------------------------------------------------
 
 
@@ -423,6 +439,30 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, written, workers):
     assert set(written) == set(range(n_parts)) - whole
     assert {name: (store.path / name).stat().st_ino for name in listed} == inodes
     assert_holds(store, [read_txt(path)])
+    assert not litter(root)
+
+
+def test_what_comes_late_from_a_build_of_another_text_is_lost(tmp_path, monkeypatch):
+    """As from a node of a cluster that was cut off, and does not know that its driver is gone."""
+    path = write_txt(tmp_path / "a.txt", "caf\u00e9 " * 20_000)
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    root = tmp_path / "tokens"
+    with pytest.raises(UnicodeError):
+        prepare_store(FilesCorpus(tmp_path), GPT2, root)
+    (store,) = root.glob(".building/*/store")
+    late = shard.ShardWriter(store, "00000-000", GPT2.dtype)
+    write_parts = module.write_parts
+
+    def meddled(*args):
+        shards = write_parts(*args)
+        with pytest.raises(FileNotFoundError):
+            late.finish()
+        return shards
+
+    monkeypatch.setattr(module, "write_parts", meddled)
+    write_txt(path, "tea " * 20_000)
+    (tmp_path / "b.txt").write_bytes(b"coffee")
+    assert_holds(prepare_store(FilesCorpus(tmp_path), GPT2, root), ["tea " * 20_000, "coffee"])
     assert not litter(root)
 
 

@@ -180,6 +180,7 @@ def test_setup_before_prepare_data_says_so(story, tmp_path):
         ({"batch_size": 0}, "batch_size=0 is too small"),
         ({"special_tokens": "no"}, "unknown special_tokens 'no'"),
         ({"encoding_errors": "no"}, "unknown encoding_errors 'no'"),
+        ({"build": "no"}, "unknown build 'no'"),
     ],
 )
 def test_options_are_checked_when_constructed(options, message):

@@ -2,13 +2,14 @@
 
 <root>/<fingerprint>/     published stores
 <root>/.requests/<key>    which store answers (paths, tokenizer), with the sizes and times seen
-<root>/.building/<key>/   a build under way, or one that was killed and will be taken up again
+<root>/.building/<key>-<plan>/  a build under way, or one that was killed and will be taken up again
 <root>/.locks/<key>       held by the one builder; the system frees it when the process dies
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -18,21 +19,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens.build_processes import by_processes
 from lit_gptdata.tokens.encode import Job
 from lit_gptdata.tokens.engine import EngineName
-from lit_gptdata.tokens.parts import write_parts
+from lit_gptdata.tokens.parts import RunParts, write_parts
 from lit_gptdata.tokens.shard import described, writing
 from lit_gptdata.tokens.store import FORMAT, TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
+
+BuildName = Literal["processes", "ray"]
 
 ABANDONED_DAYS = 7
 """A killed build that nobody took up again for so long is removed by the next build."""
@@ -85,6 +89,10 @@ class Request:
         """The file that names the store and the stamps it was made from."""
         return self.root / ".requests" / f"{self.key}.json"
 
+    def builds(self) -> list[Path]:
+        """The folders of its builds: one under way or killed, and what is left of other plans."""
+        return list((self.root / ".building").glob(f"{self.key}-*"))
+
 
 def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
     """The published store of a corpus, known by its files' sizes and times; none of them is read."""
@@ -110,19 +118,22 @@ def prepare_store(
     engine: EngineName = "auto",
     workers: int | None = 1,
     max_document_bytes: int | None = None,
+    build: BuildName = "processes",
+    ray_address: str | None = None,
 ) -> TokenStore:
     """The store of a corpus, built if need be; of many processes one builds and the others wait.
 
-    `workers`: processes that tokenise; None: one a core. Raises ValueError for text that cannot be
-    read, OSError for a folder that cannot be written; then nothing is published.
+    `workers`: processes that tokenise; None: one a core. `build`, `ray_address`: `GPTDataModule`'s.
+    Raises ValueError for text that cannot be read, OSError for a folder that cannot be written,
+    ConnectionError for a Ray cluster that is not there; then nothing is published.
     """
     request = Request(corpus=corpus, tokenizer=tokenizer, root=root)
-    folder = root / ".building" / request.key
     store = _find(request)
     if store is not None:
-        if folder.exists():  # a kill came between publishing and cleaning up
+        for folder in request.builds():  # a kill came between publishing and cleaning up
             _remove(root, folder)
         return store
+    run = _way_to_run(build, workers, ray_address)
     with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -132,22 +143,51 @@ def prepare_store(
             _sweep(request)
             job = Job(
                 tokenizer=tokenizer,
-                folder=folder,
+                folder=root / ".building",
                 engine=engine,
                 max_document_bytes=max_document_bytes,
             )
-            store = _make(request, job, workers)
+            store = _make(request, job, run)
     return store
 
 
-def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
+def check_build(build: str) -> None:
+    """Raise ValueError for an unknown way to build."""
+    if build not in get_args(BuildName):
+        raise ValueError(
+            f"unknown build {build!r}: choose 'processes' (of this machine) or 'ray' (tasks on a Ray "
+            "cluster, or on a local one)"
+        )
+
+
+def _way_to_run(build: BuildName, workers: int | None, ray_address: str | None) -> RunParts:
+    check_build(build)
+    if build == "processes":
+        return functools.partial(by_processes, workers=workers)
+    from lit_gptdata.tokens.build_ray import by_ray
+
+    return functools.partial(by_ray, workers=workers, address=ray_address)
+
+
+def _make(request: Request, job: Job, run: RunParts) -> TokenStore:
     stamps = request.stamps()
+    plan = {
+        "format": FORMAT,
+        "stamps": stamps,
+        "shard_bytes": job.shard_bytes,
+        "max_document_bytes": job.max_document_bytes,  # what is whole was within another limit
+    }
+    # a folder for each plan: what comes late from a build of other text, as from a node of a cluster
+    # that was cut off, finds its own folder gone
+    job = replace(job, folder=job.folder / f"{request.key}-{_hash(plan)}")
     # a store that is here already may be of this text: touched, moved or copied
     any_store = any(not entry.name.startswith(".") for entry in request.root.iterdir())
     sources = request.sources() if any_store else None
     fingerprint = request.fingerprint(sources) if sources else None
     if fingerprint is None or not (request.root / fingerprint).is_dir():
-        fingerprint = _build(request, job, workers, stamps, sources)
+        with writing(job.folder):
+            _take_up(request, job.folder, plan)
+        fingerprint = _build(request, job, run, sources)
     if request.stamps() != stamps:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
@@ -157,7 +197,8 @@ def _make(request: Request, job: Job, workers: int | None) -> TokenStore:
         write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
         if not published.is_dir():
             _publish(job.folder / "store", published)
-    shutil.rmtree(job.folder, ignore_errors=True)
+    for folder in request.builds():
+        shutil.rmtree(folder, ignore_errors=True)
     return TokenStore(published)
 
 
@@ -170,27 +211,13 @@ def _publish(store: Path, published: Path) -> None:
     sync_folder(published.parent)
 
 
-def _build(
-    request: Request,
-    job: Job,
-    workers: int | None,
-    stamps: list[list[str | int]],
-    known: list[dict[str, Any]] | None,
-) -> str:
+def _build(request: Request, job: Job, run: RunParts, known: list[dict[str, Any]] | None) -> str:
     """Write shards and manifest under `job.folder`; returns the fingerprint.
 
     `known`: the sources, if they were hashed already.
     """
-    plan = {
-        "format": FORMAT,
-        "stamps": stamps,
-        "shard_bytes": job.shard_bytes,
-        "max_document_bytes": job.max_document_bytes,  # what is whole was within another limit
-    }
-    with writing(job.folder):
-        _take_up(job.folder, plan)
     with _beside(lambda check: known or request.sources(check)) as hashing:
-        shards = write_parts(request.corpus, job, workers)
+        shards = write_parts(request.corpus, job, run)
         sources = hashing()
     store = job.folder / "store"
     if not any(shard["n_tokens"] for shard in shards):
@@ -237,14 +264,11 @@ def _beside(
             stop.set()
 
 
-def _take_up(folder: Path, plan: dict[str, Any]) -> None:
-    """Keep what a killed build of the same text left whole; else begin anew."""
-    try:
-        same = json.loads((folder / "plan.json").read_bytes()) == plan
-    except (FileNotFoundError, ValueError):
-        same = False
-    if not same:
-        shutil.rmtree(folder, ignore_errors=True)
+def _take_up(request: Request, folder: Path, plan: dict[str, Any]) -> None:
+    """Keep what a killed build of the same plan left whole, and nothing of any other."""
+    for other in request.builds():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
     for name in ("store", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", plan)
@@ -257,14 +281,19 @@ def _sweep(request: Request) -> None:
     for folder in (request.root / ".building").iterdir():
         with contextlib.suppress(FileNotFoundError):  # its builder may be publishing it
             age = time.time() - folder.stat().st_mtime
-            if folder.name != request.key and age > ABANDONED_DAYS * 86_400:
+            if _key_of(folder) != request.key and age > ABANDONED_DAYS * 86_400:
                 _remove(request.root, folder)
 
 
 def _remove(root: Path, folder: Path) -> None:
     """Remove the folder of a build, unless its builder lives."""
-    with contextlib.suppress(Timeout, OSError), _lock(root, folder.name).acquire(timeout=0):
+    with contextlib.suppress(Timeout, OSError), _lock(root, _key_of(folder)).acquire(timeout=0):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key_of(folder: Path) -> str:
+    """The key of the request that a folder under .building/ belongs to."""
+    return folder.name.partition("-")[0]
 
 
 def _lock(root: Path, key: str) -> FileLock:

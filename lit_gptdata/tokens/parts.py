@@ -1,4 +1,7 @@
-"""All parts of a corpus, written by this process or by several; parts that are whole are kept."""
+"""All parts of a corpus, those that a killed build left whole and the others, however they are run.
+
+write_parts(corpus, job, run)  ->  the shards of all parts, in order
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,9 @@ import contextlib
 import functools
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import sys
-import threading
 import time
-import types
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -26,14 +20,53 @@ from lit_gptdata.text.document import Corpus, Document
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.remote import size_of
-from lit_gptdata.tokens.encode import Job, Shards, write_part
+from lit_gptdata.tokens.encode import Job, OnProgress, Shards, write_part
 from lit_gptdata.tokens.engine import Engine, load_engine
 
+Todo = dict[int, list[FileSlice]]
+"""Parts to write: their numbers and slices."""
 
-def write_parts(corpus: Corpus, job: Job, workers: int | None) -> Shards:
+RunParts = Callable[[Job, Reading, Todo, OnProgress], dict[int, Shards]]
+"""A way to write parts, by processes or on a cluster: returns the shards of each.
+
+Raises what `write_part` raises, in a worker too; RuntimeError if workers are lost.
+"""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Writes parts, one after the other; the engine is loaded for the first of them."""
+
+    job: Job
+    reading: Reading
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Takes a second to load, and remembers the words that it has met."""
+        return load_engine(self.job.tokenizer, self.job.engine)
+
+    def write(
+        self,
+        part: int,
+        slices: list[FileSlice],
+        on_progress: OnProgress = lambda *_: None,
+        *,
+        leads: bool = False,
+    ) -> Shards:
+        """`write_part` of these slices."""
+        documents = _documents(slices, self.reading)
+        return write_part(self.job, part, documents, self.engine, on_progress, leads=leads or part == 0)
+
+
+def counted(shards: Shards) -> tuple[int, int]:
+    """UTF-8 bytes and tokens in shards, as an `OnProgress` takes them."""
+    return sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards)
+
+
+def write_parts(corpus: Corpus, job: Job, run: RunParts) -> Shards:
     """Write the parts that are not there yet; returns the shards of all parts, in order.
 
-    `workers`: processes; None: one a core. A corpus that is not files is written by this one.
+    A corpus that is not files is written by this process, whatever `run` is.
     """
     if not isinstance(corpus, FilesCorpus):
         with _progress(None) as progress:
@@ -44,22 +77,14 @@ def write_parts(corpus: Corpus, job: Job, workers: int | None) -> Shards:
     whole = {part: shards for part in range(len(parts)) if (shards := _whole(job, part)) is not None}
     _remove_others(job, whole)
     todo = {part: slices for part, slices in enumerate(parts) if part not in whole}
-    workers = min(workers or os.cpu_count() or 1, len(todo))
     with _progress(_text_bytes(corpus)) as progress:
         for shards in whole.values():
-            progress.add(sum(s["n_bytes"] for s in shards), 0)
-        if workers > 1:
-            whole |= _by_processes(job, todo, corpus.reading, workers, progress)
-        elif todo:
-            engine = load_engine(job.tokenizer, job.engine)
-            for part, slices in todo.items():
-                documents = _documents(slices, corpus.reading)
-                whole[part] = write_part(job, part, documents, engine, progress.add, leads=part == 0)
+            progress.add(counted(shards)[0], 0)
+        if todo:
+            whole |= run(job, corpus.reading, todo, progress.add)
     first = next((part for part in range(len(parts)) if whole[part]), 0)
     if first:  # the parts before hold no document at all: nothing to separate it from
-        documents = _documents(parts[first], corpus.reading)
-        engine = load_engine(job.tokenizer, job.engine)
-        whole[first] = write_part(job, first, documents, engine, lambda *_: None, leads=True)
+        whole[first] = Worker(job, corpus.reading).write(first, parts[first], leads=True)
     _remove_others(job, whole)
     return [shard for part in range(len(parts)) for shard in whole[part]]
 
@@ -102,94 +127,6 @@ def _remove_others(job: Job, whole: dict[int, Shards]) -> None:
     for path in (job.folder / "store").iterdir():
         if path.name not in keep:
             path.unlink(missing_ok=True)
-
-
-# Worker processes ----------------------------------------------------------------------------------
-
-_worker: tuple[Job, Reading] | None = None
-"""What a worker process keeps between two parts."""
-
-
-def _by_processes(
-    job: Job, todo: dict[int, list[FileSlice]], reading: Reading, workers: int, progress: _Progress
-) -> dict[int, Shards]:
-    spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
-    lifeline, held_here = spawn.Pipe(duplex=False)
-    whole = {}
-    begin = _begin_worker, (job, reading, lifeline)
-    with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
-        try:
-            with _bare_main(), _no_ctrl_c():  # the pool starts its processes while tasks are submitted
-                futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
-            for future in as_completed(futures):
-                shards = whole[futures[future]] = future.result()
-                progress.add(sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards))
-        except BaseException as error:
-            # Ends the workers at once, where a part may take minutes; and after one was killed the
-            # pool's own signal does not always reach the others, for which it would wait for ever.
-            held_here.close()
-            if isinstance(error, BrokenProcessPool):
-                raise RuntimeError(
-                    "a process that tokenises was killed, perhaps because memory ran out: run again, "
-                    f"with fewer than build_workers={workers}; what is whole is kept"
-                ) from error
-            raise
-    return whole
-
-
-@contextlib.contextmanager
-def _bare_main() -> Iterator[None]:
-    """Keep spawned processes from importing the user's script: it would load torch, or run twice."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _no_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C; this one sees it afterwards and ends them."""
-    seen: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)  # None: not Python's
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set it
-        handler = None
-    if handler is not None:
-        signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the processes inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        if seen:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _begin_worker(job: Job, reading: Reading, lifeline: Connection) -> None:
-    global _worker
-    _worker = job, reading
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-
-
-def _end_with_parent(lifeline: Connection) -> None:
-    """End this process when its parent ends or gives up: a killed build must not go on writing."""
-    multiprocessing.connection.wait([lifeline])  # the parent holds the other end, and sends nothing
-    os._exit(1)
-
-
-@functools.cache
-def _engine(job: Job) -> Engine:
-    return load_engine(job.tokenizer, job.engine)
-
-
-def _work(part: int, slices: list[FileSlice]) -> Shards:
-    assert _worker is not None
-    job, reading = _worker
-    documents = _documents(slices, reading)
-    return write_part(job, part, documents, _engine(job), lambda *_: None, leads=part == 0)
 
 
 # Progress ------------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""64 files → published store on a local Ray cluster of two nodes, against the process build.
+
+    python -m benchmarks.build_ray                     # 64 files, 1 GB, 5 rounds
+    python -m benchmarks.build_ray --megabytes 2 --rounds 1
+    python -m benchmarks.build_ray --json benchmarks/results/build_ray.json
+
+The cluster, a core a node, runs before the clock starts; the clock has connecting to it, its worker
+processes, their engines, every shard, the hashes and publishing. Every measurement is a driver process
+of its own, after the imports; a round runs all candidates one after the other, and ratios are taken
+within a round. Every store is verified, and its manifest compared with the first one's. The engine is
+gigatoken where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from benchmarks.measure import median, options, ratios, report, run_rounds, three
+from benchmarks.tokenize import make_text
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens import build_ray
+from lit_gptdata.tokens.build import BuildName, prepare_store
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+CANDIDATES: dict[str, tuple[BuildName, int]] = {
+    "processes-1": ("processes", 1),
+    "processes-2": ("processes", 2),
+    "ray-1": ("ray", 1),
+    "ray-2": ("ray", 2),
+}
+BASELINES = ("processes-1", "ray-1")
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path) -> Iterator[str]:
+    """The address of a cluster of two nodes of this machine, a core each; its logs are in `folder`."""
+    os.environ |= {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def measure(name: str, folder: Path, address: str) -> dict[str, float]:
+    """Run one candidate in this process: seconds, and millions of tokens a second."""
+    assert build_ray.by_ray  # imported before the clock starts
+    build, workers = CANDIDATES[name]
+    tokenizer = Tokenizer("gpt2")
+    tokenizer.encoding  # noqa: B018 loaded before the clock starts
+    out = folder / "out"
+    start = time.perf_counter()
+    store = prepare_store(
+        FilesCorpus(folder / "text"), tokenizer, out, workers=workers, build=build, ray_address=address
+    )
+    seconds = time.perf_counter() - start
+    store.verify()
+    known = folder / "manifest.json"  # of the first candidate: every shard's size and SHA-256
+    manifest = json.dumps(store.manifest)
+    if not known.exists():
+        known.write_text(manifest)
+    assert manifest == known.read_text(), name
+    shutil.rmtree(out)
+    return {"seconds": seconds, "million_tokens_per_s": store.n_tokens / seconds / 1e6}
+
+
+def main() -> None:
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--megabytes", type=int, default=16, help="of each of the 64 files")
+    for hidden in ("--measure", "--folder", "--address"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, Path(args.folder), args.address)))
+        return
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # short: a socket's path holds 107 bytes
+        folder = Path(name)
+        (folder / "text").mkdir()
+        files = make_text(folder / "text", args.megabytes, files=64)
+        total = sum(path.stat().st_size for path in files) / 1e6
+        with two_nodes(folder / "ray") as address:
+            rounds = run_rounds(
+                "benchmarks.build_ray", list(CANDIDATES), args.rounds, folder, [f"--address={address}"]
+            )
+    rows = [
+        [
+            name,
+            three(median(rounds, name, "seconds")),
+            three(median(rounds, name, "million_tokens_per_s")),
+            *(cell for baseline in BASELINES for cell in ratios(rounds, name, "seconds", baseline)),
+        ]
+        for name in CANDIDATES
+    ]
+    spread = "lowest – highest"
+    columns = [column for baseline in BASELINES for column in (f"speed ÷ {baseline}", spread)]
+    report(
+        f"64 files, {total:,.0f} MB, to a published store; medians of {args.rounds} rounds",
+        ["candidate", "s", "million tokens/s", *columns],
+        rows, measured=rounds, to=args.json,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
