@@ -28,6 +28,7 @@ EPILOG = """overrides are Hydra's, as for train.py:
   lit-gptdata prepare data=files data.corpus=books/
   lit-gptdata info --plot tokens.png data=files data.corpus=books/
   lit-gptdata show step=3 data=files data.corpus=books/ data.max_length=128
+  lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
 report takes a sweep's folder:
   lit-gptdata report multirun/2026-11-22/10-00-00-123456
 """
@@ -89,7 +90,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     subparsers = parser.add_subparsers(metavar="command", required=True)
     commands = {}
-    for run in (prepare, info, show, verify, report):
+    for run in (prepare, info, show, verify, publish, report):
         says = (run.__doc__ or "").splitlines()[0]
         command = subparsers.add_parser(run.__name__, help=says, description=says, allow_abbrev=False)
         commands[run.__name__] = command
@@ -101,6 +102,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             command.add_argument(
                 "--plot", metavar="FILE.png", help="draw token lengths and frequencies, reading it all"
             )
+        if run is publish:
+            command.add_argument("url", metavar="URL", help="a folder, s3://bucket/tokens, gs://…")
         what = "Hydra's, such as data.max_length=128"
         if run is show:
             what = f"step=N, from 0 on (without: step=0), or window=N; others are {what}"
@@ -120,14 +123,14 @@ def info(args: argparse.Namespace) -> None:
     """Count corpus, tokens, windows and batches; --plot draws tokens."""
     data = _opened(args.overrides)
     store = data.store
-    files = [*(store.path / file["name"] for file in store.files), store.path / "manifest.json"]
-    size = sum(path.stat().st_size for path in files)
+    manifest = (store.path / "manifest.json").stat().st_size
+    size = manifest + sum(file["size"] for file in store.files)
     print(data)
     print(
         f"  epoch    {len(data.train_dataloader()):,} train batches, {len(data.val_dataloader()):,} val"
     )
     print(f"  text     {store.n_bytes / store.n_tokens:.2f} bytes a token")
-    print(f"  store    {store.path}, {size:,} bytes in {len(files):,} files")
+    print(f"  store    {store.location}, {size:,} bytes in {len(store.files) + 1:,} files")
     if args.plot is not None:
         from lit_gptdata.tokens.usage import draw_usage
 
@@ -166,7 +169,14 @@ def verify(args: argparse.Namespace) -> None:
     store = _opened(args.overrides).store
     store.verify()
     size = sum(file["size"] for file in store.files)
-    print(f"{store.path}: {size:,} bytes in {len(store.files):,} files read, every SHA-256 is right")
+    print(f"{store.location}: {size:,} bytes in {len(store.files):,} files read, every SHA-256 is right")
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Send the tokens to URL/<fingerprint>, to train from anywhere, and print that."""
+    from lit_gptdata.tokens.publish import publish
+
+    print(publish(_opened(args.overrides).store, args.url))
 
 
 def report(args: argparse.Namespace) -> None:

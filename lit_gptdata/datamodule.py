@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lit_gptdata._remote import shown
@@ -20,7 +21,10 @@ from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
 from lit_gptdata.tokens.build import BuildName, check_build, find_store, prepare_store
+from lit_gptdata.tokens.cache import Cache
 from lit_gptdata.tokens.engine import EngineName, check_engine
+from lit_gptdata.tokens.objects import check_url
+from lit_gptdata.tokens.remote import RemoteStore, open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Batch, Windows, check_enough
@@ -71,6 +75,9 @@ class GPTDataModule(L.LightningDataModule):
             `ray start` began here, else a local one for as long as it takes; a program that is connected
             already stays so
         stream: read http(s) texts where they are, as those of s3:// and others, and keep no download
+        store_url: a published store, a folder or a URL that fsspec reaches, to train from in place of
+            `corpus`, which is then not read
+        cache_gb: 10^9 bytes that data_dir/cache may hold of such stores on this machine; None: no bound
 
     Raises:
         ValueError, TypeError: an option out of range, when constructed
@@ -101,6 +108,8 @@ class GPTDataModule(L.LightningDataModule):
         build_workers: int | None = None,
         ray_address: str | None = None,
         stream: bool = False,
+        store_url: str | None = None,
+        cache_gb: float | None = 32.0,
     ) -> None:
         super().__init__()
         check_lengths(max_length, stride)
@@ -113,6 +122,13 @@ class GPTDataModule(L.LightningDataModule):
             check_at_least("build_workers", build_workers, 1, "the number of processes that tokenise")
         if max_document_bytes is not None:
             check_at_least("max_document_bytes", max_document_bytes, 1, "the longest document in bytes")
+        if store_url is not None:
+            store_url = os.fspath(store_url)
+            check_url(store_url)
+        if cache_gb is not None and (isinstance(cache_gb, bool) or not cache_gb > 0):
+            raise ValueError(
+                f"cache_gb={cache_gb!r} is no size: give 10^9 bytes, such as 32.0, or None for no bound"
+            )
         self._reading = Reading(
             encoding_errors=encoding_errors, text_column=text_column, strip_gutenberg=strip_gutenberg
         )
@@ -128,7 +144,13 @@ class GPTDataModule(L.LightningDataModule):
         self.save_hyperparameters()
 
     def prepare_data(self) -> None:
-        """Download and tokenise, once; Lightning calls this in one process a node."""
+        """Download and tokenise, once; Lightning calls this in one process a node.
+
+        Of a store at `store_url`, only what opening it needs is fetched.
+        """
+        if self.hparams["store_url"] is not None:
+            self._check_tokenizer(prepare_store_at(self.hparams["store_url"], self._cache))
+            return
         prepare_store(
             self._open_corpus(download=True),
             self.tokenizer,
@@ -153,18 +175,59 @@ class GPTDataModule(L.LightningDataModule):
     def _open(self) -> None:
         for nuisance in NUISANCES:
             warnings.filterwarnings("ignore", nuisance)
+        store, hparams = self._find_store(), self.hparams
+        split = split_tokens(store, hparams["val_fraction"], hparams["test_fraction"])
+        begin, end = split.train
+        check_enough(
+            end - begin, hparams["max_length"], f"the train split of {shown(repr(self._source))}"
+        )
+        self._store, self._split = store, split
+        if isinstance(store, RemoteStore) and not store.fits and hparams["shuffle"]:
+            rank_zero_warn(
+                f"the store has {store.n_file_bytes / 1e9:.3g} GB and its cache at most "
+                f"{hparams['cache_gb']:g}: with shuffle=True nearly every batch needs shards from all "
+                "over it, which are fetched again and again. The batches are the same, but slow. Set "
+                f"cache_gb >= {store.n_file_bytes / 1e9:.3g}, or shuffle=False"
+            )
+
+    def _find_store(self) -> TokenStore:
+        if self.hparams["store_url"] is not None:
+            store = open_store(self.hparams["store_url"], self._cache)
+            if store is None:
+                raise RuntimeError(
+                    f"the store at {self._source} was not opened on this machine yet, under "
+                    f"{self._cache.folder}: call prepare_data() first; a Trainer does so"
+                )
+            self._check_tokenizer(store)
+            return store
         store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
         if store is None:
             raise RuntimeError(
                 f"{shown(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} (or "
                 "changed since): call prepare_data() first; a Trainer does so"
             )
-        hparams = self.hparams
-        split = split_tokens(store, hparams["val_fraction"], hparams["test_fraction"])
-        begin, end = split.train
-        what = f"the train split of {shown(repr(self._corpus))}"
-        check_enough(end - begin, hparams["max_length"], what)
-        self._store, self._split = store, split
+        return store
+
+    @property
+    def _source(self) -> CorpusLike:
+        """What the tokens come from, as the user named it."""
+        return self.hparams["store_url"] or self._corpus
+
+    @property
+    def _cache(self) -> Cache:
+        gb = self.hparams["cache_gb"]
+        return Cache(self.data_dir / "cache", None if gb is None else int(gb * 1e9))
+
+    def _check_tokenizer(self, store: TokenStore) -> None:
+        """Raise ValueError unless the store's ids are those of this module's tokenizer."""
+        theirs, ours = store.manifest["tokenizer"], self.tokenizer
+        if theirs["fingerprint"] != ours.fingerprint:
+            raise ValueError(
+                f"the store {store.location} was made with tokenizer={theirs['name']!r} and "
+                f"special_tokens={theirs['special_tokens']!r} ({theirs['fingerprint'][:8]}), this run "
+                f"has {ours.name!r} and {ours.special_tokens!r} ({ours.fingerprint[:8]}). Take the "
+                "store's"
+            )
 
     def _open_corpus(self, download: bool) -> Corpus:
         return open_corpus(
@@ -366,7 +429,6 @@ class GPTDataModule(L.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         """What decides which windows there are and their order, in plain values."""
         options = (
-            "corpus",
             "tokenizer",
             "special_tokens",
             "encoding_errors",
@@ -377,12 +439,13 @@ class GPTDataModule(L.LightningDataModule):
         return {
             "store": self.store.fingerprint,
             **{name: self.hparams[name] for name in (*options, *windows)},
+            "corpus": _plain(self._source),
             "train_tokens": [self.train_windows.begin, self.train_windows.end],
         }
 
     def __repr__(self) -> str:
         """Corpus → tokens → windows, with counts and fingerprints as far as they are known."""
-        lines = ["GPTDataModule", f"  corpus   {shown(repr(self._corpus))}"]
+        lines = ["GPTDataModule", f"  corpus   {shown(repr(self._source))}"]
         if self._store is None or self._split is None:
             lines.append(f"  tokens   {self.tokenizer!r}, not prepared yet")
             return "\n".join(lines)

@@ -20,7 +20,7 @@ def summarise(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: 
     """The closing summary as text: data, model, figures, a sample and where the files are."""
     store = data.store
     windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
-    corpus = shown(data.hparams["corpus"])
+    corpus = shown(data.hparams["store_url"] or data.hparams["corpus"])
     rows = {
         "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
         "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",

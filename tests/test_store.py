@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -163,6 +164,43 @@ def test_a_file_cut_short_is_found_on_opening_and_a_flipped_byte_by_verify(tmp_p
 def test_a_folder_that_is_no_store_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no token store: it has no manifest.json"):
         TokenStore(tmp_path)
+
+
+def test_the_nearest_document_is_found_without_reading_shards_further_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Job", functools.partial(module.Job, shard_bytes=30))
+    texts = ["ab " * n for n in (1, 40, 0, 0, 3, 90, 2, 2, 2, 2, 2, 60, 1, 0)]
+    store = prepare_store(ListCorpus(texts), GPT2, tmp_path)
+    every = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
+    begins = every[(every["document"] == 1) & (every["token"] > 0)]
+    read: list[int] = []
+    rows = store.rows
+    monkeypatch.setattr(store, "rows", lambda shard: read.append(shard) or rows(shard))
+    for byte in range(0, store.n_bytes + 1, 5):
+        for within in (0, 4, 50, store.n_bytes):
+            away = zip(np.abs(begins["byte"] - byte).tolist(), begins["token"].tolist(), strict=True)
+            nearest = min((pair for pair in away if pair[0] <= within), default=None)
+            expected = None if nearest is None else nearest[1] - 1
+            assert store.document_near(byte, within) == expected
+    assert len(store.shards) > 4
+    read.clear()
+    store.document_near(0, store.n_bytes)
+    assert len(read) < len(store.shards)
+
+
+def test_more_shards_are_mapped_than_files_may_be_open_by_default(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from lit_gptdata.tokens.shard import Tokens
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+paths = [Path(sys.argv[1]) / str(number) for number in range(300)]
+for number, path in enumerate(paths):
+    path.write_bytes(number.to_bytes(2, "little"))
+assert Tokens.from_files(paths, np.dtype("<u2"))[:].tolist() == list(range(300))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
 
 
 BUILD = """

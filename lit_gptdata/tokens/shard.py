@@ -33,16 +33,21 @@ class Tokens:
         self._arrays = [np.ascontiguousarray(array) for array in arrays if len(array)]
         self._paths = list(paths)
         self._windows_of: dict[int, np.ndarray] = {}
-        self._ends = np.cumsum([len(array) for array in self._arrays], dtype=np.int64)
+        self._set_lengths([len(array) for array in self._arrays])
 
     @classmethod
     def from_files(cls, paths: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Memory-map files of `dtype`, in order."""
+        allow_open_files(len(paths))
         arrays = [  # an empty file, of documents without text, cannot be mapped
             np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype)
             for p in paths
         ]
         return cls(arrays, paths)
+
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        self._begins = self._ends - np.array(lengths, dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -50,12 +55,17 @@ class Tokens:
     def __getitem__(self, span: slice) -> np.ndarray:
         """A copy of `[start:stop]`, both within [0, len]."""
         start, stop, _ = span.indices(len(self))
-        parts, begin = [], 0
-        for array, end in zip(self._arrays, self._ends.tolist(), strict=True):
-            if begin < stop and start < end:
-                parts.append(array[max(0, start - begin) : stop - begin])
-            begin = end
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+        if start >= stop:
+            return np.empty(0, self.dtype)
+        first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
+        parts = []
+        for shard in range(first, last + 1):
+            begin = int(self._begins[shard])
+            parts.append(self._part(shard, max(0, start - begin), stop - begin))
+        return np.concatenate(parts)
+
+    def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
+        return self._arrays[shard][start:stop]
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The ids [s, s + length) of every start s: (B,) int64 → (B, length), dtype of the tokens.
@@ -70,8 +80,7 @@ class Tokens:
         """`gather`, `size` starts at a time; what can be done for all of them is done once."""
         if not len(starts):
             return
-        if not 0 <= starts.min() <= starts.max() <= len(self) - length:
-            raise IndexError(f"windows of {length} ids reach outside the {len(self)} that there are")
+        self._check_inside(starts, length)
         shards = np.searchsorted(self._ends, starts, side="right")
         straddling = starts + length > self._ends[shards]
         rows = np.flatnonzero(straddling).tolist()[::-1]
@@ -89,6 +98,17 @@ class Tokens:
                 ids[row - begin] = self[int(starts[row]) : int(starts[row]) + length]
             yield ids
 
+    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
+        """`batches` as they are; `plan`: the starts of each one's windows, in the same order.
+
+        What is on this machine needs no plan. Where ids have to be fetched, it says which ones when.
+        """
+        return batches
+
+    def _check_inside(self, starts: np.ndarray, length: int) -> None:
+        if not 0 <= starts.min() <= starts.max() <= len(self) - length:
+            raise IndexError(f"windows of {length} ids reach outside the {len(self)} that there are")
+
     @functools.cached_property
     def _addresses(self) -> np.ndarray:
         return np.array([array.__array_interface__["data"][0] for array in self._arrays], np.int64)
@@ -97,9 +117,8 @@ class Tokens:
     def _shifts(self) -> np.ndarray:
         """What to add to a token's number for its distance, in ids, from the lowest address."""
         item = self.dtype.itemsize
-        begins: np.ndarray = self._ends - [len(array) for array in self._arrays]
         distances: np.ndarray = (self._addresses - self._addresses.min()) // item
-        shifts: np.ndarray = distances - begins
+        shifts: np.ndarray = distances - self._begins
         return shifts
 
     def _windows(self, length: int) -> np.ndarray:
@@ -132,6 +151,27 @@ class Tokens:
         if self._paths:
             return Tokens.from_files, (self._paths, self.dtype)
         return Tokens, (self._arrays,)
+
+
+OTHER_FILES = 512
+"""Files and connections that a process may have open besides its shards."""
+
+
+def allow_open_files(n: int) -> int:
+    """Raise this process's limit so that `n` more files can stay mapped; returns how many can.
+
+    A mapped file counts as an open one, and 1,024 are allowed by default on Linux.
+    """
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return n
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n + OTHER_FILES
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    return n if limit == resource.RLIM_INFINITY else max(1, min(n, limit - OTHER_FILES))
 
 
 UNWRITABLE = (

@@ -67,13 +67,21 @@ class TokenStore:
         self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
         self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest["tokenizer"]["dtype"])
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
-        for file in self.files:
-            self._check_size(file)
+        self._check_files()
 
     @property
     def files(self) -> list[dict[str, Any]]:
         """Every file but the manifest: name, size in bytes, sha256."""
         return [file for shard in self.shards for file in shard["files"]] + [self.manifest["vocab"]]
+
+    @property
+    def location(self) -> str:
+        """Where the store is, as people read it."""
+        return str(self.path)
+
+    def _check_files(self) -> None:
+        for file in self.files:
+            self._check_size(file)
 
     def _check_size(self, file: dict[str, Any]) -> None:
         path = self.path / file["name"]
@@ -102,7 +110,10 @@ class TokenStore:
     @functools.cached_property
     def vocab(self) -> np.ndarray:
         """What each id stands for, VOCAB (vocab_size,)."""
-        return np.fromfile(self.path / self.manifest["vocab"]["name"], dtype=VOCAB)
+        return self._read(self.manifest["vocab"], VOCAB)
+
+    def _read(self, file: dict[str, Any], dtype: np.dtype[Any]) -> np.ndarray:
+        return np.fromfile(self.path / file["name"], dtype=dtype)
 
     @functools.cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +123,7 @@ class TokenStore:
 
     def rows(self, shard: int) -> np.ndarray:
         """The index of a shard, ROW, with tokens and bytes counted from the store's first."""
-        rows = np.fromfile(self.path / self.shards[shard]["files"][1]["name"], dtype=ROW)
+        rows = self._read(self.shards[shard]["files"][1], ROW)
         ends_token, ends_byte = self._ends
         rows["token"] += ends_token[shard] - self.shards[shard]["n_tokens"]
         rows["byte"] += ends_byte[shard] - self.shards[shard]["n_bytes"]
@@ -125,15 +136,20 @@ class TokenStore:
         """
         ends = self._ends[1]
         first, last = np.searchsorted(ends, [byte - within, byte + within])
-        best: tuple[int, int] | None = None
-        for shard in range(int(first), min(int(last) + 1, len(self.shards))):
+        near = range(int(first), min(int(last) + 1, len(self.shards)))
+        begins = ends - [shard["n_bytes"] for shard in self.shards]
+        away = np.maximum(np.maximum(begins - byte, byte - ends), 0)
+        best: tuple[int, int] | None = None  # distance in bytes, token
+        for shard in sorted(near, key=away.__getitem__):
+            if best is not None and away[shard] > best[0]:
+                break  # no need to read, or to fetch, what lies further away
             rows = self.rows(shard)
             rows = rows[(rows["document"] == 1) & (rows["token"] > 0)]
             if len(rows):
                 i = int(np.argmin(np.abs(rows["byte"] - byte)))
-                distance = abs(int(rows["byte"][i]) - byte)
-                if distance <= within and (best is None or distance < best[0]):
-                    best = distance, int(rows["token"][i])
+                found = abs(int(rows["byte"][i]) - byte), int(rows["token"][i])
+                if found[0] <= within and (best is None or found < best):
+                    best = found
         return None if best is None else best[1] - 1
 
     def place(self, token: int) -> Place:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gptdata.tokens.shard import Tokens
 from lit_gptdata.tokens.store import TokenStore
 
 CHUNK = 1 << 20
@@ -20,10 +19,8 @@ LONGEST = 16
 def count_ids(store: TokenStore) -> np.ndarray:
     """How often each id is in the store, int64 (vocab_size,); reads it all, in bounded memory."""
     counts = np.zeros(store.vocab_size, dtype=np.int64)
-    for shard in store.shards:
-        tokens = Tokens.from_files([store.path / shard["files"][0]["name"]], store.dtype)
-        for begin in range(0, len(tokens), CHUNK):
-            counts += np.bincount(tokens[begin : begin + CHUNK], minlength=store.vocab_size)
+    for begin in range(0, store.n_tokens, CHUNK):
+        counts += np.bincount(store.tokens[begin : begin + CHUNK], minlength=store.vocab_size)
     return counts
 
 

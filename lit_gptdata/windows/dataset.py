@@ -6,7 +6,7 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), target
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -77,6 +77,15 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """Training windows, `size` at a time: (N,) → (size, max_length + 1), dtype of the tokens."""
         starts = indices * self.spans.stride + self.begin
         return self.tokens.batches(starts, self.spans.max_length + 1, size)
+
+    def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
+        """`batches` as they are, of the windows in `blocks`, `size` each; see `Tokens.ahead`."""
+        plan = (
+            block[i : i + size] * self.spans.stride + self.begin
+            for block in blocks
+            for i in range(0, len(block), size)
+        )
+        return self.tokens.ahead(batches, plan, self.spans.max_length + 1)
 
     def _filled(self, starts: np.ndarray) -> np.ndarray:
         """(B,) → (B, max_length + 1), with zeros beyond the range's end."""

@@ -59,8 +59,13 @@ class WindowSampler(DistributedSampler[Any]):
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The next epoch's windows, int64, in blocks of whole batches; the last may be smaller."""
-        epoch = self.epoch
+        blocks = self.upcoming()
         self.epoch += 1
+        return blocks
+
+    def upcoming(self) -> Iterator[np.ndarray]:
+        """The blocks that the next `iter()` or `blocks()` gives."""
+        epoch = self.epoch
         index = self.start.index if epoch == self.start.epoch else 0
         order = EpochOrder(n=self.steps.n, seed=self.order_seed, epoch=epoch)
         return (order.at(positions) for positions in self._positions(index))
@@ -137,12 +142,15 @@ class WindowLoader(DataLoader[Any]):
         # Lightning puts another sampler, or a batch sampler that takes notes, in place to overfit
         # and to predict.
         sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
-        if isinstance(sampler, WindowSampler) and untouched and not self.num_workers:
-            return self.dataset.inline(sampler)
-        return (
-            FORMS[self.dataset.form](batch.numpy()) if isinstance(batch, Tensor) else batch
-            for batch in super().__iter__()
-        )
+        if not isinstance(sampler, WindowSampler) or not untouched:
+            return self._loaded()
+        upcoming = sampler.upcoming()
+        batches = self._loaded() if self.num_workers else self.dataset.inline(sampler)
+        return self.dataset.windows.ahead(batches, upcoming, sampler.steps.batch_size)
+
+    def _loaded(self) -> Iterator[Batch | Tensor]:
+        for batch in super().__iter__():
+            yield FORMS[self.dataset.form](batch.numpy()) if isinstance(batch, Tensor) else batch
 
 
 def _as_it_is(batch: Any) -> Any:
