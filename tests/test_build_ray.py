@@ -66,8 +66,10 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         options = {"num_cpus": 1, "object_store_memory": 100 << 20}
+        handler = signal.getsignal(signal.SIGTERM)  # a node puts its own in place
         nodes = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
         nodes.add_node(**options)
+        signal.signal(signal.SIGTERM, handler)
         try:
             yield nodes.address
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ from tests.training import make_trainer
 
 ROOT = Path(__file__).parents[1]
 TEXT = b"It was on a dreary night of November. " * 300
-SMALL = ["debug=fast", "~callbacks.progress"]
+SMALL = ["debug=fast", "max_tokens=512", "~callbacks.progress"]  # 4 steps of 8 windows, over all ranks
 TWO = ["trainer.accelerator=cpu", "data.batch_size=4"]
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 
@@ -80,6 +81,10 @@ def test_a_sweep_of_ddp_and_fsdp_under_torchrun_gives_what_one_process_gives(tmp
     (sweep,) = tmp_path.glob("multirun/*/*")
     ddp, fsdp = sweep / "0", sweep / "1"
     assert printed.count("\nfolder ") == 2
+    results = [json.loads((run / "result.json").read_text()) for run in (ddp, fsdp)]
+    assert [result["tokens"] for result in results] == [512, 512]
+    assert printed.count("\nreport ") == 1
+    assert (sweep / "sweep.html").exists()
     for run in (ddp, fsdp):
         assert_close(losses(run), one)
         names = {path.name for path in run.iterdir()}

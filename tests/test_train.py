@@ -123,16 +123,6 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     assert steps == [4, 5]
 
 
-def test_a_sweep(tmp_path):
-    train(
-        "-m", "debug=fast", "data.max_length=8,16", "stem.embedding_dim=8,16", "hydra.sweep.dir=sweep",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert len(list(tmp_path.glob("sweep/*/summary.txt"))) == 4
-    stores = [p for p in (tmp_path / "data" / "tokens").iterdir() if not p.name.startswith(".")]
-    assert len(stores) == 1
-
-
 def test_a_mistake_ends_in_a_message_and_a_status(tmp_path):
     printed = train(*FAST, "data=files", "data.corpus=books/*.txt", cwd=tmp_path, expect=1)
     assert "no file matches 'books/*.txt'" in printed

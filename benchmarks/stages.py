@@ -1,0 +1,122 @@
+"""What each stage costs, from text to batches: CPU seconds a GB of text, on one core.
+
+    python -m benchmarks.stages                        # 200 MB, 3 rounds
+    python -m benchmarks.stages --json benchmarks/results/stages.json
+
+Every measurement is a process of its own, after the imports; a round runs all stages one after the
+other, and ratios are taken within a round. CPU seconds are of all threads of the process, so that what
+waits for a disk or a network is not in them. Publishing and fetching go to fsspec's memory file system:
+checksums, files and syncs are counted, a network's encryption is not. docs/scaling.md uses the table.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import median, options, ratios, report, run_rounds, three
+from benchmarks.tokenize import make_text
+from lit_gptdata._io import sha256_file
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens.build import find_store, prepare_store
+from lit_gptdata.tokens.cache import Cache
+from lit_gptdata.tokens.publish import publish
+from lit_gptdata.tokens.remote import prepare_store_at
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.windows.dataset import Windows
+from lit_gptdata.windows.loader import window_loader
+from lit_gptdata.windows.steps import Steps
+
+STAGES = ("build-tiktoken", "build", "hash", "publish", "fetch", "batches")
+BASELINE = "build-tiktoken"
+LENGTH, BATCH_SIZE = 1024, 8
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(stage: str, folder: Path) -> dict[str, float]:
+    """Run one stage in this process: CPU seconds a GB of text."""
+    files = sorted((folder / "text").glob("*"))
+    gigabytes = sum(path.stat().st_size for path in files) / 1e9
+    tokenizer, corpus = Tokenizer("gpt2"), FilesCorpus(files)
+    tokenizer.encoding  # noqa: B018 loaded before the clock starts
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if stage in ("publish", "fetch", "batches"):
+            store = find_store(corpus, tokenizer, folder / "tokens")
+            assert store is not None
+        if stage == "fetch":
+            url = publish(store, "memory://tokens")
+        start = cpu_s()
+        if stage.startswith("build"):
+            engine = "tiktoken" if stage == "build-tiktoken" else "auto"
+            prepare_store(corpus, tokenizer, Path(scratch), engine=engine, workers=1)
+        elif stage == "hash":
+            for path in files:
+                sha256_file(path)
+        elif stage == "publish":
+            publish(store, "memory://tokens")
+        elif stage == "fetch":
+            _read_all(prepare_store_at(url, Cache(Path(scratch), None)))
+        elif stage == "batches":
+            _an_epoch(store)
+        return {"cpu_s_per_gb": (cpu_s() - start) / gigabytes}
+
+
+def _read_all(store: TokenStore) -> None:
+    """A window of every shard, so that all are fetched."""
+    ends = np.cumsum([shard["n_tokens"] for shard in store.shards])
+    store.tokens.gather(np.array([0, *ends[:-1]]), 1)
+
+
+def _an_epoch(store: TokenStore) -> None:
+    windows = Windows(store.tokens, begin=0, end=store.n_tokens, max_length=LENGTH, stride=LENGTH)
+    for _ in window_loader(windows, Steps(n=len(windows), batch_size=BATCH_SIZE), seed=0):
+        pass
+
+
+def main() -> None:
+    parser = options(__doc__ or "", rounds=3)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--measure", help="one stage, in this process")
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "text").mkdir()
+        files = make_text(folder / "text", args.megabytes, files=1)
+        store = prepare_store(FilesCorpus(files), Tokenizer("gpt2"), folder / "tokens", workers=None)
+        n_bytes = sum(path.stat().st_size for path in store.path.iterdir())
+        rounds = run_rounds("benchmarks.stages", STAGES, args.rounds, folder)
+    key = "cpu_s_per_gb"
+    rows = [
+        [stage, three(median(rounds, stage, key)), *ratios(rounds, stage, key, BASELINE)]
+        for stage in STAGES
+    ]
+    note = (
+        f"{store.n_bytes / store.n_tokens:.2f} bytes of text a token, {n_bytes / store.n_bytes:.2f} "
+        "bytes on disk a byte of text"
+    )
+    report(
+        f"{args.megabytes} MB of text, gpt2; medians of {args.rounds} rounds; batches of "
+        f"({BATCH_SIZE}, {LENGTH})",
+        ["stage", "CPU s a GB of text", f"{BASELINE} ÷ stage", "lowest – highest"],
+        rows,
+        measured=rounds,
+        notes=[note],
+        to=args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
