@@ -138,10 +138,8 @@ class Resume(L.Callback):
 
     def load_state_dict_of(self, trainer: L.Trainer, state: dict[str, Any], steps: Steps) -> None:
         """Go on from a state; another batch size or number of ranks begins a leg of its own."""
-        start, limit = (
-            Position(state["epoch"], state["index"]),
-            steps.limited(trainer.limit_train_batches),
-        )
+        start = Position(state["epoch"], state["index"])
+        limit = steps.limited(trainer.limit_train_batches)
         if steps.before(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
         self._here = Leg(batch=state["batches"], start=start, steps=steps, limit=limit)
