@@ -30,7 +30,7 @@ from lit_gptdata.text.remote import (
 )
 
 HASHERS = 4
-"""Remote files hashed at a time: a single one waits for its connection."""
+"""Remote files hashed at a time, or more: a single one waits for its connection."""
 
 FindCut = Callable[[bytes, int], int]
 """(buffer, start) → the first place at or after `start` where a text may be cut, -1 if none."""
@@ -129,17 +129,19 @@ class FilesCorpus:
 
         `on_bytes` is called with the bytes read since the last call.
         """
-        hashed = functools.partial(sha256_of, on_bytes=on_bytes)
-        remote = [file for file in self.files if isinstance(file, RemoteFile)]
-        known: dict[TextFile, str] = dict(zip(remote, at_once(hashed, remote, HASHERS), strict=True))
+        # half of the cores: it goes on beside a build, and one core hashes what ten encode
+        n = max(1, (os.cpu_count() or 1) // 2)
+        if self._urls:
+            n = max(n, HASHERS)
+        hashes = at_once(functools.partial(sha256_of, on_bytes=on_bytes), self.files, n)
         return [
             {
                 "path": _printable(path),
                 "size": size_of(path),
                 "format": "".join(format_of(path)),
-                "sha256": known.get(path) or hashed(path),
+                "sha256": sha256,
             }
-            for path in self.files
+            for path, sha256 in zip(self.files, hashes, strict=True)
         ]
 
     @property
