@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from lit_gptdata.text.document import Document
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun with `&`: no child would see Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
 

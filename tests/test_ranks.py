@@ -101,6 +101,7 @@ def test_a_sweep_of_ddp_and_fsdp_under_torchrun_gives_what_one_process_gives(tmp
     assert samples[0] == samples[1]
 
 
+@pytest.mark.heavy
 def test_two_processes_of_lightning_build_once_however_long_it_takes(tmp_path):
     slow = "data.corpus={_target_: tests.distributed.SlowCorpus, seconds: 5}"
     impatient = "trainer.strategy={_target_: tests.distributed.ImpatientDDP}"

@@ -103,6 +103,7 @@ def test_a_sweep_with_a_job_that_fails(tmp_path, sweep):
     assert curve == [0, 512, 1024, 1024]
 
 
+@pytest.mark.heavy
 def test_the_jobs_of_a_sweep_leave_nothing_behind(tmp_path):
     code = f"""
 import gc, runpy, sys
@@ -130,6 +131,7 @@ assert Counting.alive == [2, 2, 2, 2], Counting.alive
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.heavy
 def test_jobs_that_would_write_over_each_other_are_refused(tmp_path, sweep):
     printed = sweep("-m", "seed=0,1", "output_dir=one", "hydra.sweep.dir=sweep", expect=1)
     assert "output_dir=one: the jobs of a sweep would write over each other" in printed

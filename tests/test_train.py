@@ -97,6 +97,7 @@ def test_without_val_it_trains_and_says_the_training_loss(tmp_path):
     assert "val loss" not in printed
 
 
+@pytest.mark.heavy
 def test_frankenstein_files_and_urls(tmp_path, book):
     with FileServer(book.read_bytes()) as server:
         printed = train(
@@ -112,6 +113,7 @@ def test_frankenstein_files_and_urls(tmp_path, book):
     assert "2 documents" in printed
 
 
+@pytest.mark.heavy
 def test_it_goes_on_from_a_checkpoint(tmp_path):
     train("debug=fast", "hydra.run.dir=one", cwd=tmp_path)
     train(
@@ -123,6 +125,7 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     assert steps == [4, 5]
 
 
+@pytest.mark.heavy
 def test_a_mistake_ends_in_a_message_and_a_status(tmp_path):
     printed = train(*FAST, "data=files", "data.corpus=books/*.txt", cwd=tmp_path, expect=1)
     assert "no file matches 'books/*.txt'" in printed
@@ -132,6 +135,7 @@ def test_a_mistake_ends_in_a_message_and_a_status(tmp_path):
     assert "stride=0 is too small" in printed
 
 
+@pytest.mark.heavy
 def test_no_network_points_to_the_sample(tmp_path, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there
     printed = train(*FAST, "data=frankenstein", cwd=tmp_path, expect=1)
@@ -185,6 +189,7 @@ def test_every_data_option_stands_in_the_default_config():
     assert set(composed().data) == options | {"_target_", "_convert_"}
 
 
+@pytest.mark.heavy
 def test_a_run_that_slurm_preempts_goes_on_as_if_it_had_not_been(tmp_path):
     small = (
         "model.dropout=0.1", "data.max_length=8", "data.stride=8", "stem.embedding_dim=16",
