@@ -25,6 +25,14 @@ from lit_gptdata._io import write_json
 from lit_gptdata.ranks import sweeping
 from lit_gptdata.report.files import tell
 
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/sweeper/optuna": "optuna",
+}
+"""Which extra brings a config that Hydra then finds."""
+
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[dict[str, Any]]:
@@ -96,11 +104,18 @@ class SweepFolder(Callback):
 def reported() -> Iterator[None]:
     """Write the report of a sweep that runs inside, however that ends; exits with 1 if a job failed.
 
-    A `finally`, since Hydra does not call its callbacks at the end of a sweep with a failed job.
+    A `finally`, since Hydra does not call its callbacks at the end of a sweep with a failed job. Where
+    Hydra has missed a launcher or a sweeper, say how to install it.
     """
     failed = None
     try:
         yield
+    except SystemExit as end:
+        missing = getattr(end.__context__, "missing_cfg_file", None)  # which Hydra has printed
+        if missing in EXTRAS:
+            line = f"{missing} is an extra: pip install 'lit-gptdata[{EXTRAS[missing]}]'"
+            print(line, file=sys.stderr)
+        raise
     finally:
         if SweepFolder.folder is not None and SweepFolder.folder.is_dir():
             failed = _tell(SweepFolder.folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 import yaml
 
 from lit_gptdata import GPT, GPTDataModule
+
+pytest.importorskip("jsonargparse")
 from lit_gptdata.lightning_cli import GPTCLI
 
 ROOT = Path(__file__).parents[1]
@@ -149,11 +150,3 @@ def test_what_is_missing_or_wrong_is_said(capsys):
 def test_the_page_shows_the_class_as_it_is():
     page = (ROOT / "docs" / "lightning_cli.md").read_text(encoding="utf-8")
     assert f"```python\n{inspect.getsource(GPTCLI)}```" in page
-
-
-def test_without_jsonargparse_it_answers_with_the_pip_line():
-    code = "import sys; sys.modules['jsonargparse'] = None; import lit_gptdata.lightning_cli"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert "pip install 'lit-gptdata[cli]'" in done.stderr

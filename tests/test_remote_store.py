@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_gptdata import GPTDataModule, _remote
+from lit_gptdata import GPTDataModule
 from lit_gptdata._remote import RemoteError
 from lit_gptdata.cli import main
 from lit_gptdata.tokens import build, objects
@@ -34,11 +35,12 @@ from lit_gptdata.tokens.objects import Objects
 from lit_gptdata.tokens.publish import publish
 from lit_gptdata.tokens.remote import open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
-from tests.counting_s3 import BUCKET, S3Server
-from tests.training import LENGTH, make_model, make_trainer
+from tests.test_resume import ranks_job, results, run_jobs, seen_by_all
+from tests.training import LENGTH, make_data, make_model, make_trainer, train
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
+from tests.s3_server import Fault, S3Server, forget_clients, in_turn, s3_server
 
 ROOT = Path(__file__).parents[1]
 N_SHARDS = 64
@@ -71,30 +73,29 @@ def local(text, tmp_path_factory) -> GPTDataModule:
 
 @pytest.fixture(scope="module")
 def server():
-    with S3Server() as running:
+    with s3_server() as running:
         yield running
 
 
 @pytest.fixture
-def s3(server, monkeypatch) -> S3Server:
-    monkeypatch.setattr(_remote, "BACKOFF_S", 0.01)
-    server.use(monkeypatch)
+def s3(server) -> S3Server:
+    """The server without faults."""
+    server.heal()
     return server
 
 
 @pytest.fixture
 def url(s3, local) -> str:
     """Where the store is published; nothing was counted since."""
-    published = publish(local.store, f"s3://{BUCKET}/tokens")
-    for counted in (s3.gets, s3.puts):
-        counted.clear()
+    published = publish(local.store, f"{s3.url}/tokens")
+    s3.forget()
     return published
 
 
 @contextlib.contextmanager
 def replaced(s3: S3Server, url: str, name: str, content: bytes | None) -> Iterator[None]:
     """Meanwhile an object has other contents, or is gone."""
-    fs, path = s3.file_system(), f"{url}/{name}"
+    fs, path = fsspec.filesystem("s3"), f"{url}/{name}"
     whole = fs.cat_file(path)
     if content is None:
         fs.rm(path)
@@ -154,16 +155,16 @@ def test_publishing_sends_each_file_once_and_the_manifest_last(s3, local):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Objects, "write", noted)
-        published = publish(local.store, f"s3://{BUCKET}/a/tokens/")
-    assert published == f"s3://{BUCKET}/a/tokens/{local.store.fingerprint}"
+        published = publish(local.store, f"{s3.url}/a/tokens/")
+    assert published == f"{s3.url}/a/tokens/{local.store.fingerprint}"
     assert order[-1] == "manifest.json"
     assert sorted(order[:-1]) == sorted(file["name"] for file in local.store.files)
-    fs = s3.file_system()
+    fs = fsspec.filesystem("s3")
     assert {name.rpartition("/")[2]: content for name, content in fs.cat(fs.ls(published)).items()} == {
         path.name: path.read_bytes() for path in local.store.path.iterdir()
     }
     s3.puts.clear()
-    assert publish(local.store, f"s3://{BUCKET}/a/tokens") == published
+    assert publish(local.store, f"{s3.url}/a/tokens") == published
     assert not s3.puts
 
 
@@ -183,24 +184,24 @@ def test_a_publication_that_was_killed_is_none_and_goes_on(s3, local, monkeypatc
     monkeypatch.setattr(publishing, "_send", killed)
     monkeypatch.setattr(publishing, "UPLOADS", 1)
     with pytest.raises(KilledError):
-        publish(local.store, f"s3://{BUCKET}/b")
-    address = f"s3://{BUCKET}/b/{local.store.fingerprint}"
+        publish(local.store, f"{s3.url}/b")
+    address = f"{s3.url}/b/{local.store.fingerprint}"
     with pytest.raises(
         FileNotFoundError, match=rf"{address}/manifest.json does not exist .*: check the"
     ):
         far(address).prepare_data()
     monkeypatch.setattr(publishing, "_send", send)
     s3.puts.clear()
-    assert publish(local.store, f"s3://{BUCKET}/b") == address
+    assert publish(local.store, f"{s3.url}/b") == address
     assert set(s3.puts) == {f["name"] for f in local.store.files} - set(sent) | {"manifest.json"}
     assert opened(address).store.tokens[:].tolist() == local.store.tokens[:].tolist()
 
 
 def test_what_is_damaged_here_or_other_there_is_not_published(s3, local, url, tmp_path):
     name = local.store.shards[3]["files"][0]["name"]
-    s3.file_system().pipe_file(f"{url}/{name}", b"short")  # is sent again
-    publish(local.store, f"s3://{BUCKET}/tokens")
-    assert s3.file_system().cat_file(f"{url}/{name}") == (local.store.path / name).read_bytes()
+    fsspec.filesystem("s3").pipe_file(f"{url}/{name}", b"short")  # is sent again
+    publish(local.store, f"{s3.url}/tokens")
+    assert fsspec.filesystem("s3").cat_file(f"{url}/{name}") == (local.store.path / name).read_bytes()
 
     copy = tmp_path / local.store.fingerprint
     copy.mkdir()
@@ -210,14 +211,14 @@ def test_what_is_damaged_here_or_other_there_is_not_published(s3, local, url, tm
     with pytest.raises(
         ValueError, match=rf"{name} has sha256 .*: the store is damaged and not published"
     ):
-        publish(TokenStore(copy), f"s3://{BUCKET}/elsewhere")
-    assert not s3.file_system().exists(f"s3://{BUCKET}/elsewhere/{copy.name}/manifest.json")
+        publish(TokenStore(copy), f"{s3.url}/elsewhere")
+    assert not fsspec.filesystem("s3").exists(f"{s3.url}/elsewhere/{copy.name}/manifest.json")
 
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"][3]["files"][0]["sha256"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="holds another store of the same name, with other shards"):
-        publish(TokenStore(copy), f"s3://{BUCKET}/tokens")
+        publish(TokenStore(copy), f"{s3.url}/tokens")
 
 
 def test_a_folder_is_a_place_to_publish_to_and_is_opened_where_it_is(local, tmp_path):
@@ -263,10 +264,9 @@ def test_an_epoch_equals_the_local_stores(url, s3, local, options):
 
 def test_opening_takes_three_requests_and_a_cut_few(url, s3, local):
     data = far(url)
-    before = s3.others
     data.prepare_data()
     assert s3.gets == {"manifest.json": 1, "vocab.bin": 1}
-    assert s3.others - before <= 1  # s3fs asks how long the manifest is
+    assert len(s3.requests) - sum(s3.gets.values()) <= 1  # s3fs asks how long the manifest is
     again = far(url)
     again.setup()  # another process of this machine
     assert s3.gets["manifest.json"] == 1
@@ -281,10 +281,8 @@ def test_the_first_batch_waits_for_its_own_shards_only(url, s3, local):
     needed = names_of(data, data.windows_at(0))
     assert 1 <= len(needed) <= WINDOWS["batch_size"] + 1
     held = threading.Event()
-    for shard in local.store.shards:
-        name = shard["files"][0]["name"]
-        if name not in needed:
-            s3.faults[name] = [held]
+    others = {shard["files"][0]["name"] for shard in local.store.shards} - needed
+    s3.fault = in_turn({name: [Fault(wait=held)] for name in others})
     batches = iter(data.train_dataloader())
     try:
         first = next(batches)  # every other shard is withheld
@@ -488,8 +486,14 @@ print(prepare_store_at(sys.argv[1], Cache(Path(sys.argv[2]), None)).tokens[0:2],
 
 def test_a_fetch_that_was_killed_is_never_trusted(url, s3, local, tmp_path):
     name, held, begun = local.store.shards[0]["files"][0]["name"], threading.Event(), threading.Event()
-    s3.faults[name] = [held]
-    s3.on_get = lambda got: begun.set() if got == name else None
+    withheld = in_turn({name: [Fault(wait=held)]})
+
+    def hold(seen: str) -> Fault | None:
+        if fault := withheld(seen):
+            begun.set()
+        return fault
+
+    s3.fault = hold
     command = [sys.executable, "-c", KILLED, url, str(tmp_path / "cache")]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
@@ -532,28 +536,32 @@ def test_kills_at_any_moment_leave_nothing_that_is_wrong(url, local, tmp_path, w
 # What goes wrong at the other end -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [["cut"], [500, 503], ["cut", 500, "cut"], ["flip"], [500, "flip", "cut"]],
-    ids=lambda faults: "-".join(map(str, faults)),
-)
+FAULTS = {
+    "cut": Fault(cut=2000),  # of some 4 kB
+    "flip": Fault(flip=True),
+    "500": Fault(status=500),
+    "503": Fault(status=503),
+}
+
+
+@pytest.mark.parametrize("faults", ["cut", "500-503", "cut-500-cut", "flip", "500-flip-cut"])
 def test_what_passes_is_tried_again(url, s3, local, faults):
     data = opened(url)
-    for shard in local.store.shards:
-        s3.faults[shard["files"][0]["name"]] = list(faults)
+    in_order = [FAULTS[name] for name in faults.split("-")]
+    s3.fault = in_turn({shard["files"][0]["name"]: in_order for shard in local.store.shards})
     assert assert_same([data.batch_at(0)], [local.batch_at(0)])
 
 
 def test_500s_without_end_say_what_to_do(url, s3, local):
     data = opened(url)
     name = local.store.shards[9]["files"][0]["name"]
-    s3.faults[name] = [500] * 100
+    s3.fault = in_turn({name: itertools.repeat(Fault(status=500))})
     begin = int(np.cumsum([shard["n_tokens"] for shard in local.store.shards])[8])
     message = rf"{url}/{name} cannot be read: .*Internal Server Error \(attempt 5 of 5\). Check the "
     with pytest.raises(RemoteError, match=message):
         data.store.tokens[begin : begin + 3]
     assert not list(Path("far/cache").glob(".*.part"))
-    s3.faults.clear()
+    s3.heal()
     expected = local.store.tokens[begin : begin + 3]
     assert data.store.tokens[begin : begin + 3].tolist() == expected.tolist()
 
@@ -613,14 +621,14 @@ def test_errors_show_no_secret(monkeypatch, s3):
             far(address)
         assert "secret" not in str(refused.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
-    s3.forget()
+    forget_clients()
     with pytest.raises(
         RemoteError, match=r"s3://bucket/tokens/manifest.json cannot be read: .*\(attempt \d of 5\)"
     ) as failed:
         far("s3://bucket/tokens").prepare_data()
     assert "secret" not in str(failed.value)
     assert failed.value.__cause__ is None
-    s3.forget()
+    forget_clients()
 
 
 # The data module and the command --------------------------------------------------------------------
@@ -698,11 +706,36 @@ def test_a_run_may_begin_here_and_go_on_from_the_url_and_back(url, local, text, 
             assert torch.equal(weight, same[name])
 
 
+@pytest.mark.heavy
+@pytest.mark.usefixtures("one_thread")
+def test_two_ranks_train_from_a_url_as_one_process_does_from_the_store(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=500))
+    near = make_data(tmp_path)
+    near.prepare_data()
+    near.setup()
+    url = publish(near.store, f"{s3.url}/words")
+    options = {"max_epochs": 2, "dropout": 0}
+    at = {"store_url": str(near.store.path), "batch_size": 8}
+    one, _ = train(tmp_path, data=at, **options)
+    s3.forget()
+    at = {"store_url": url, "data_dir": str(tmp_path / "far")}
+    assert run_jobs([ranks_job(tmp_path, "two", 2, 4, data=at, **options)], tmp_path) == 0
+
+    ranks = results(tmp_path / "two")
+    assert len(ranks) == 2
+    assert seen_by_all(ranks) == one.seen
+    assert len(one.seen) == 24
+    for rank in ranks:
+        assert rank["train_loss"] == pytest.approx(one.train_loss, rel=0, abs=1e-5)
+    assert len(shard_gets(s3)) == len(near.store.shards) >= 10
+    assert set(s3.gets.values()) == {1}  # by both ranks together, of the manifest too
+
+
 def test_the_command_publishes_and_reads_what_is_published(s3, capsys):
     assert main(["prepare", "data.engine=tiktoken", "data.build_workers=1"]) == 0
-    assert main(["publish", f"s3://{BUCKET}/c"]) == 0
+    assert main(["publish", f"{s3.url}/c"]) == 0
     published = capsys.readouterr().out.strip().splitlines()[-1]
-    assert published.startswith(f"s3://{BUCKET}/c/")
+    assert published.startswith(f"{s3.url}/c/")
     assert {path.name for path in Path("data/tokens").iterdir()} > {published.rpartition("/")[2]}
     overrides = [f"data.store_url={published}", "data.data_dir=far"]
     assert main(["info", *overrides]) == 1
@@ -711,7 +744,7 @@ def test_the_command_publishes_and_reads_what_is_published(s3, capsys):
         assert main([command, *overrides]) == 0
         printed = capsys.readouterr().out
         assert published in printed if command != "show" else ", document" in printed
-    assert main(["publish", f"s3://{BUCKET}/d", *overrides]) == 1
+    assert main(["publish", f"{s3.url}/d", *overrides]) == 1
     assert "is published already" in capsys.readouterr().err
 
 

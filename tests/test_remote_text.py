@@ -33,7 +33,7 @@ from tests.test_formats import pack, write_parquet
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
-from tests.s3_server import Fault, S3Server
+from tests.s3_server import Fault, S3Server, forget_clients, s3_server
 
 ROOT = Path(__file__).parents[1]
 GPT2 = Tokenizer("gpt2")
@@ -55,18 +55,8 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def running():
-    """A server, and s3fs led to it; a second attempt costs hardly any time."""
-    s3fs = fsspec.get_filesystem_class("s3")
-    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-            patch.delenv(name, raising=False)
-        for name, value in {**server.environ, "NO_PROXY": "127.0.0.1"}.items():
-            patch.setenv(name, value)
-        patch.setattr(_remote, "BACKOFF_S", 0.01)
-        patch.setattr(s3fs, "retries", 1)
-        s3fs.clear_instance_cache()
+    with s3_server() as server:
         yield server
-        s3fs.clear_instance_cache()
 
 
 @pytest.fixture
@@ -79,10 +69,9 @@ def s3(running):
 @pytest.fixture
 def _new_client():
     """For a test that sets other variables."""
-    s3fs = fsspec.get_filesystem_class("s3")
-    s3fs.clear_instance_cache()
+    forget_clients()
     yield
-    s3fs.clear_instance_cache()
+    forget_clients()
 
 
 @pytest.fixture

@@ -163,6 +163,8 @@ SEVERAL_PROCESSES = {"trainer=ddp", "trainer=fsdp"}  # tests/test_ranks.py runs 
 
 @pytest.mark.parametrize("choice", sorted({*GROUPS} - SEVERAL_PROCESSES))
 def test_every_config_runs_a_step(choice, tmp_path, monkeypatch):
+    if choice == "+sweep=optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     monkeypatch.chdir(tmp_path)
     Path("story.txt").write_text("It was on a dreary night of November. " * 300)
     stand_ins = [

@@ -75,16 +75,20 @@ class StoppedError(Exception):
 
 
 class Watch(L.Callback):
-    """Keeps the windows of every batch, the steps where there was validation, and what it gave."""
+    """Keeps the windows and loss of every batch, and the steps and results of validation."""
 
     def __init__(self, data: GPTDataModule) -> None:
         self.data = data
         self.seen: list[list[int]] = []
+        self.train_loss: list[float] = []  # over all ranks
         self.validated_at: list[int] = []
         self.val_loss: list[float] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.seen.append(windows_of(batch[0]))
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        self.train_loss.append(float(trainer.callback_metrics["train_loss"]))
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking:
@@ -139,10 +143,11 @@ def train(
     stop: str = "",
     stop_at: int = -1,
     ckpt_path: Path | str | None = None,
+    dropout: float = 0.1,
     **trainer_options: Any,
 ) -> tuple[Watch, dict[str, torch.Tensor]]:
     """Fit; `save`: a ModelCheckpoint's options. Whoever was stopped has the weights of then."""
-    module, model = make_data(folder, **(data or {})), make_model()
+    module, model = make_data(folder, **(data or {})), make_model(dropout)
     model.stop, model.stop_at = stop, stop_at
     watch = Watch(module)
     callbacks: list[L.Callback] = [watch]
@@ -185,6 +190,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
             steps = range(end - len(watch.seen), end)
             result = {
                 "seen": watch.seen,
+                "train_loss": watch.train_loss,
                 "batch_at": [[windows_of(data.batch_at(s, rank=r)[0]) for r in ranks] for s in steps],
                 "weights": sha256(b"".join(w.numpy().tobytes() for w in weights.values())).hexdigest(),
             }

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -220,26 +220,10 @@ class RemoteTokens(Tokens):
         ids: np.ndarray = self._gathered(np.array([begin]), np.array([shard]), stop - start)[0]
         return ids
 
-    def batches(self, starts: np.ndarray, length: int, size: int) -> Iterator[np.ndarray]:
-        """`gather`, `size` starts at a time, each after its shards were fetched."""
-        if not len(starts):
-            return
-        self._check_inside(starts, length)
-        shards = np.searchsorted(self._ends, starts, side="right")
-        straddling = starts + length > self._ends[shards]
-        for begin in range(0, len(starts), size):
-            batch = slice(begin, begin + size)
-            rows = np.flatnonzero(straddling[batch]).tolist()
-            if not rows:
-                yield self._gathered(starts[batch], shards[batch], length)
-                continue
-            whole = ~straddling[batch]
-            ids = np.empty((len(whole), length), self.dtype)
-            ids[whole] = self._gathered(starts[batch][whole], shards[batch][whole], length)
-            for row in rows:
-                start = int(starts[begin + row])
-                ids[row] = self[start : start + length]
-            yield ids
+    def _reader(
+        self, starts: np.ndarray, shards: np.ndarray, length: int
+    ) -> Callable[[slice | np.ndarray], np.ndarray]:
+        return lambda chosen: self._gathered(starts[chosen], shards[chosen], length)
 
     def _gathered(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
         """(B,) → (B, length), each within one shard; taken as their shards come in.

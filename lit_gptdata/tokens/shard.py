@@ -9,7 +9,7 @@ import hashlib
 import os
 import types
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,26 @@ class Tokens:
         shards = np.searchsorted(self._ends, starts, side="right")
         straddling = starts + length > self._ends[shards]
         rows = np.flatnonzero(straddling).tolist()[::-1]
-        items, windows = starts + self._shifts[shards], self._windows(length)
+        read = self._reader(starts, shards, length)
         for begin in range(0, len(starts), size):
             batch = slice(begin, begin + size)
             if not rows or rows[-1] >= begin + size:
-                yield windows[items[batch]].view(self.dtype).reshape(-1, length)
+                yield read(batch)
                 continue
             whole = ~straddling[batch]
             ids = np.empty((len(whole), length), self.dtype)
-            ids[whole] = windows[items[batch][whole]].view(self.dtype).reshape(-1, length)
+            ids[whole] = read(begin + np.flatnonzero(whole))
             while rows and rows[-1] < begin + size:
                 row = rows.pop()
                 ids[row - begin] = self[int(starts[row]) : int(starts[row]) + length]
             yield ids
+
+    def _reader(
+        self, starts: np.ndarray, shards: np.ndarray, length: int
+    ) -> Callable[[slice | np.ndarray], np.ndarray]:
+        """What gives the windows of some of `starts`, by their numbers, each within its shard."""
+        items, windows = starts + self._shifts[shards], self._windows(length)
+        return lambda chosen: windows[items[chosen]].view(self.dtype).reshape(-1, length)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
         """`batches` as they are; `plan`: the starts of each one's windows, in the same order.
