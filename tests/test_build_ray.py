@@ -286,7 +286,7 @@ def in_the_midst(process: subprocess.Popen[str], root: Path) -> None:
 
 
 def test_a_driver_that_is_killed_leaves_what_is_whole(tmp_path, cluster):
-    corpus, root = slow(tmp_path / "corpus", megabytes=15), tmp_path / "tokens"
+    corpus, root = slow(tmp_path / "corpus", megabytes=60), tmp_path / "tokens"
     process = start(tmp_path / "corpus", root, cluster)
     in_the_midst(process, root)
     process.kill()
@@ -306,7 +306,7 @@ def test_a_driver_that_is_killed_leaves_what_is_whole(tmp_path, cluster):
 
 
 def test_ctrl_c_cancels_the_tasks(tmp_path, cluster):
-    slow(tmp_path / "corpus", megabytes=15)
+    slow(tmp_path / "corpus", megabytes=60)
     root = tmp_path / "tokens"
     process = start(tmp_path / "corpus", root, cluster)
     in_the_midst(process, root)
