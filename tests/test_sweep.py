@@ -20,7 +20,7 @@ SMALL = (
 SPEED = ("tokens_per_second", "data_wait")
 
 COUNTING = """
-import os
+import os, time
 from lit_gptdata.tokens import build
 
 made = build._build
@@ -28,6 +28,7 @@ made = build._build
 def counted(*arguments):
     with open(os.environ["BUILDS"], "a") as file:
         file.write(f"{os.getpid()}\\n")
+    time.sleep(float(os.environ.get("BUILD_S", 0)))
     return made(*arguments)
 
 build._build = counted
@@ -40,7 +41,6 @@ def sweep(tmp_path):
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(COUNTING)
     env = {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "hooks"), str(ROOT)]),
         "BUILDS": str(tmp_path / "builds"),
     }
@@ -50,7 +50,7 @@ def sweep(tmp_path):
         overrides = [word for word in overrides if word != "-m"]
         done = subprocess.run(
             [sys.executable, ROOT / "train.py", *flags, *SMALL, *overrides],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -139,7 +139,8 @@ def test_jobs_that_would_write_over_each_other_are_refused(tmp_path, sweep):
 
 
 @pytest.mark.heavy
-def test_jobs_in_parallel_on_a_cold_cache(tmp_path, sweep):
+def test_jobs_in_parallel_on_a_cold_cache(tmp_path, sweep, monkeypatch):
+    monkeypatch.setenv("BUILD_S", "15")  # the others come meanwhile
     overrides = ("-m", "data.max_length=8,16,32,64", "data.stride=8")
     printed = sweep(
         *overrides, "hydra.sweep.dir=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4"
