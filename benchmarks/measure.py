@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 from lit_gptdata.text.document import Document
 from lit_gptdata.tokens import build
 from lit_gptdata.tokens.encode import Job
-from lit_gptdata.tokens.shard import ShardWriter
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Round = dict[str, dict[str, float]]
@@ -62,7 +61,7 @@ class RandomTokens:
             build.prepare_store(self, Tokenizer("gpt2"), data_dir / "tokens")
 
     def _write_shard(self, number: int, job: Job) -> dict[str, Any]:
-        writer = ShardWriter(job.folder / "store", f"{number:05}-000", job.tokenizer.dtype)
+        writer = job.destination.shard(f"{number:05}-000", job.tokenizer.dtype)
         writer.begin_piece(source=0, document=number == 0)
         ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
         for begin in range(*ends, PIECE):

@@ -30,8 +30,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a plain value as indented JSON."""
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """`write_whole` of `as_json`."""
+    write_whole(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """A plain value as indented JSON."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -43,7 +48,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_file(path: str | Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+def sha256_file(path: str | Path, on_bytes: Callable[[int], object] = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory."""
     digest = hashlib.sha256()
     view = memoryview(buffer := bytearray(1 << 22))  # one for all: fresh memory costs page faults

@@ -51,7 +51,10 @@ CREDENTIALS = {
 
 _ABOUT_CREDENTIALS = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
 _LASTING = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
-_LASTING_ERRNO = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG)
+_LASTING_ERRNO = (
+    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG,
+)  # fmt: skip
 _PASSING_STATUS = (408, 409, 425, 429)
 
 _log = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ T = TypeVar("T")
 
 
 class RemoteError(OSError):
-    """What lies at a URL cannot be read; the message says what to do next."""
+    """What lies at a URL cannot be read or written; the message says what to do next."""
 
 
 class RemoteNotFoundError(RemoteError, FileNotFoundError):
@@ -125,8 +128,10 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def tried_again(url: str, attempt: Callable[[int], T], *, first_contact: bool = False) -> T:
-    """`attempt(failures so far)`, until it succeeds or has failed too often.
+def tried_again(
+    url: str, attempt: Callable[[int], T], *, first_contact: bool = False, done: str = "read"
+) -> T:
+    """`attempt(failures so far)`, until it succeeds or has failed too often; `done`: what to `url`.
 
     Raises RemoteError, which names `url`: RemoteNotFoundError and RemotePermissionError at once.
     """
@@ -137,7 +142,7 @@ def tried_again(url: str, attempt: Callable[[int], T], *, first_contact: bool = 
             return attempt(failures)
         except Exception as error:
             # `from None`, here and elsewhere: a chained message would show the URL, secrets and all
-            lasting = _lasting(url, error)
+            lasting = _lasting(url, error, done)
             if lasting is not None:
                 raise lasting from None
             failures += 1
@@ -145,15 +150,15 @@ def tried_again(url: str, attempt: Callable[[int], T], *, first_contact: bool = 
             out_of_time = first_contact and time.monotonic() - start > UNREACHABLE_S
             if failures >= ATTEMPTS or out_of_time:
                 raise RemoteError(
-                    f"{redact(url)} cannot be read: {seen}. Check the network and the address, and run "
-                    "the same command again; what is whole is kept"
+                    f"{redact(url)} cannot be {done}: {seen}. Check the network and the address, and "
+                    "run the same command again; what is whole is kept"
                 ) from None
         wait_s = BACKOFF_S * 2 ** (failures - 1) * random.uniform(0.5, 1)
         _log.warning("%s: %s, next in %.1f s", redact(url), seen, wait_s)
         time.sleep(wait_s)
 
 
-def _lasting(url: str, error: Exception) -> RemoteError | None:
+def _lasting(url: str, error: Exception, done: str = "read") -> RemoteError | None:
     """What to raise for a failure that no second attempt mends; None for one that may pass."""
     status, scheme = _status(error), url.partition("://")[0]
     if isinstance(error, RemoteError):
@@ -165,12 +170,12 @@ def _lasting(url: str, error: Exception) -> RemoteError | None:
         _forget_file_system(url)
         where = CREDENTIALS.get(scheme, "the places that fsspec's file system for it documents")
         return RemotePermissionError(
-            f"{redact(url)} may not be read ({_said(error)}). Credentials are looked for in {where}"
+            f"{redact(url)} may not be {done} ({_said(error)}). Credentials are looked for in {where}"
         )
     client_error = status is not None and 400 <= status < 500 and status not in _PASSING_STATUS
     refused = isinstance(error, OSError) and error.errno in _LASTING_ERRNO
     if isinstance(error, _LASTING) or client_error or refused:
-        return RemoteError(f"{redact(url)} cannot be read: {_said(error)}")
+        return RemoteError(f"{redact(url)} cannot be {done}: {_said(error)}")
     return None
 
 

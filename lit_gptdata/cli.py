@@ -173,10 +173,8 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Send the tokens to URL/<fingerprint>, to train from anywhere, and print that."""
-    from lit_gptdata.tokens.publish import publish
-
-    print(publish(_opened(args.overrides).store, args.url))
+    """Send or make the tokens at URL/<fingerprint>, to train from anywhere, and print that."""
+    print(_data(args.overrides).publish(args.url))
 
 
 def report(args: argparse.Namespace) -> None:

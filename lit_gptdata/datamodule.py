@@ -24,6 +24,7 @@ from lit_gptdata.tokens.build import BuildName, check_build, find_store, prepare
 from lit_gptdata.tokens.cache import Cache
 from lit_gptdata.tokens.engine import EngineName, check_engine
 from lit_gptdata.tokens.objects import check_url
+from lit_gptdata.tokens.publish import publish, publish_text
 from lit_gptdata.tokens.remote import RemoteStore, open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
@@ -155,12 +156,23 @@ class GPTDataModule(L.LightningDataModule):
             self._open_corpus(download=True),
             self.tokenizer,
             self.data_dir / "tokens",
-            engine=self.hparams["engine"],
-            workers=self.hparams["build_workers"],
-            max_document_bytes=self.hparams["max_document_bytes"],
-            build=self.hparams["build"],
-            ray_address=self.hparams["ray_address"],
+            **self._build_options,
         )
+
+    def publish(self, url: str) -> str:
+        """Put the tokens at `url`/<fingerprint>, for `store_url` anywhere, and return that.
+
+        Tokens that are not in `data_dir` are made there straight away: whoever `build`s sends them, and
+        no disk here holds them. `url`: of any scheme that fsspec knows, or a folder. Raises ValueError
+        for a store that is published already or damaged, RemoteError, and what `prepare_data` raises.
+        """
+        if self.hparams["store_url"] is not None:
+            raise ValueError(f"{shown(self.hparams['store_url'])} is published already")
+        corpus = self._open_corpus(download=True)
+        store = find_store(corpus, self.tokenizer, self.data_dir / "tokens")
+        if store is not None:
+            return publish(store, url)
+        return publish_text(corpus, self.tokenizer, url, **self._build_options)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and cut it into train, val and test.
@@ -171,6 +183,11 @@ class GPTDataModule(L.LightningDataModule):
             self._open()
         if self.trainer is not None and stage == "fit":
             self._resume.attach(self.trainer, self.train_steps)
+
+    @property
+    def _build_options(self) -> dict[str, Any]:
+        same = ("engine", "max_document_bytes", "build", "ray_address")
+        return {"workers": self.hparams["build_workers"], **{name: self.hparams[name] for name in same}}
 
     def _open(self) -> None:
         for nuisance in NUISANCES:

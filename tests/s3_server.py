@@ -46,7 +46,7 @@ class Fault:
     """The first byte of the body is another."""
 
     wait: threading.Event | None = None
-    """What the answer, which is as it should be, waits for."""
+    """What the answer waits for."""
 
 
 def in_turn(faults: Mapping[str, Iterable[Fault | None]]) -> Callable[[str], Fault | None]:
@@ -108,6 +108,9 @@ class S3Server:
         self.fault: Callable[[str], Fault | None] = lambda seen: None
         """How the answer to one of `requests` fails, None: not at all."""
 
+        self.put_fault: Callable[[str], Fault | None] = lambda seen: None
+        """The same for PUTs, by the status alone."""
+
         self.forget()
 
     def forget(self) -> None:
@@ -153,7 +156,7 @@ class S3Server:
         }
 
     def put(self, key: str, body: bytes) -> str:
-        """Store an object, whatever fails at the moment; returns its URL."""
+        """Store an object; returns its URL."""
         self._send("PUT", key, body)
         return f"{self.url}/{key}"
 
@@ -194,19 +197,21 @@ class _Faulty:
         query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
         seen = f"{method} {environ['PATH_INFO']}{query} {environ.get('HTTP_RANGE', '')}".strip()
         server.note(seen)
-        if method not in ("GET", "HEAD"):
+        if method not in ("GET", "HEAD", "PUT"):
             return self.app(environ, start_response)
-        fault = server.fault(seen) or Fault()
+        fault = (server.put_fault if method == "PUT" else server.fault)(seen) or Fault()
+        if fault.wait is not None:
+            assert fault.wait.wait(PATIENCE_S)
         if fault.status is not None:
             code, says = CODES[fault.status], HTTPStatus(fault.status).phrase
             error = f"<Error><Code>{code}</Code><Message>{says}</Message></Error>"
-            body = [error.encode()] if method == "GET" else []
+            body = [error.encode()] if method != "HEAD" else []
+            if method == "PUT":  # else the client sees its connection broken
+                environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             length = str(sum(map(len, body)))
             headers = [("Content-Type", "text/xml"), ("Content-Length", length)]
             start_response(f"{fault.status} So", headers)
             return body
-        if fault.wait is not None:
-            assert fault.wait.wait(PATIENCE_S)
         answer = self.app(environ, start_response)
         if fault.flip:
             whole = b"".join(answer)

@@ -47,6 +47,7 @@ from tests.test_build import (
 
 ray = pytest.importorskip("ray")
 from lit_gptdata.tokens import build_ray  # noqa: E402 it needs ray
+from tests.ray_nodes import tokenising, two_nodes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -57,23 +58,8 @@ def _small_shards(monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of two nodes with a core each."""
-    from ray.cluster_utils import Cluster
-
-    # short: a socket's path holds 107 bytes
-    folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
-    with folder as name, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", name)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        options = {"num_cpus": 1, "object_store_memory": 100 << 20}
-        handler = signal.getsignal(signal.SIGTERM)  # a node puts its own in place
-        nodes = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
-        nodes.add_node(**options)
-        signal.signal(signal.SIGTERM, handler)
-        try:
-            yield nodes.address
-        finally:
-            nodes.shutdown()
+    with two_nodes() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +98,6 @@ def start(corpus: Path, root: Path, address: str) -> subprocess.Popen[str]:
         list(map(str, command)), env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-
-
-def tokenising(ancestor: int) -> list[int]:
-    """The processes below `ancestor` that run a task of a build now."""
-    parent_of, busy = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            pid = int(folder.name)
-            parent_of[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::_work"):
-                busy.append(pid)
-
-    def below(pid: int) -> bool:
-        return pid == ancestor or (pid in parent_of and below(parent_of[pid]))
-
-    return [pid for pid in busy if below(pid)]
 
 
 def slow(folder: Path, megabytes: int) -> FilesCorpus:
@@ -207,7 +177,7 @@ def test_what_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
     only_here.Mine = type("Mine", (Tokenizer,), {"__module__": "only_here"})
     monkeypatch.setitem(sys.modules, "only_here", only_here)
     with pytest.raises(
-        RuntimeError, match=r"cannot tokenise \(.*No module named 'only_here'\): install"
+        RuntimeError, match=r"cannot take part \(.*No module named 'only_here'\): install"
     ):
         prepare_store(FilesCorpus(tmp_path), only_here.Mine(), tmp_path / "t", build="ray")
 
@@ -218,7 +188,7 @@ def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
     tasks = [busy.remote(2) for _ in range(2)]
     write_txt(tmp_path / "a.txt", "some text")
     assert_holds(prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", build="ray"), ["some text"])
-    assert "no part was done for 0 seconds; a part takes a CPU, and of the Ray cluster's" in caplog.text
+    assert "no task was done for 0 seconds; a task takes a CPU, and of the Ray cluster's" in caplog.text
     ray.get(tasks)
 
 
@@ -335,7 +305,7 @@ def test_a_local_ray_ends_with_its_build(tmp_path, monkeypatch, end):
             wait_for(lambda: len(notes(root)) == 3 and tokenising(process.pid), process, 60)
             process.kill()
         printed, errors = process.communicate(timeout=120)
-        wait_for(lambda: not with_environment(folder.encode(), b"ray::_work"), seconds=10)
+        wait_for(lambda: not with_environment(folder.encode(), b"ray::_write_part"), seconds=10)
         # its agents look for their dead raylet for up to a minute
         wait_for(lambda: not with_environment(folder.encode()), seconds=120)
         if end == "kill":

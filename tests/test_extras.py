@@ -166,7 +166,9 @@ LEFT_OUT = {
     "test_extras": "runs all others here",
     "test_ranks": "a minute or two of train.py in several processes; one process imports as much",
 }
-NEED_ONE = {"test_build_ray", "test_lightning_cli", "test_remote_store", "test_remote_text"}
+NEED_ONE = {
+    "test_build_ray", "test_lightning_cli", "test_publish", "test_remote_store", "test_remote_text",
+}  # fmt: skip
 
 
 @pytest.mark.heavy

@@ -32,11 +32,23 @@ from lit_gptdata.text.remote import (
 HASHERS = 4
 """Remote files hashed at a time, or more: a single one waits for its connection."""
 
+HashFiles = Callable[[Sequence[TextFile], Callable[[int], object]], list[str]]
+"""(files, on_bytes) → the SHA-256 (hex) of each, on_bytes called as in `FilesCorpus.sources`."""
+
 FindCut = Callable[[bytes, int], int]
 """(buffer, start) → the first place at or after `start` where a text may be cut, -1 if none."""
 
 CONTEXT = 4
 """Bytes before a cut that a `FindCut` may look at: the longest character."""
+
+
+def hash_files(files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+    """A `HashFiles`: by threads of this process."""
+    # half of the cores: it goes on beside a build, and one core hashes what ten encode
+    n = max(1, (os.cpu_count() or 1) // 2)
+    if any(isinstance(file, RemoteFile) for file in files):
+        n = max(n, HASHERS)
+    return at_once(functools.partial(sha256_of, on_bytes=on_bytes), files, n)
 
 
 class FilesCorpus:
@@ -124,16 +136,16 @@ class FilesCorpus:
             repr((self.reading, [s["sha256"] for s in self.sources()])).encode()
         ).hexdigest()
 
-    def sources(self, on_bytes: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
+    def sources(
+        self,
+        on_bytes: Callable[[int], object] = lambda _: None,
+        hash_files: HashFiles = hash_files,
+    ) -> list[dict[str, Any]]:
         """Path, size in bytes, format and SHA-256 of every file; reads them all.
 
-        `on_bytes` is called with the bytes read since the last call.
+        `on_bytes` is called with the bytes read since the last call. `hash_files`: who reads them.
         """
-        # half of the cores: it goes on beside a build, and one core hashes what ten encode
-        n = max(1, (os.cpu_count() or 1) // 2)
-        if self._urls:
-            n = max(n, HASHERS)
-        hashes = at_once(functools.partial(sha256_of, on_bytes=on_bytes), self.files, n)
+        hashes = hash_files(self.files, on_bytes)
         return [
             {
                 "path": _printable(path),

@@ -224,7 +224,7 @@ def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawI
     return raw
 
 
-def sha256_of(file: TextFile, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+def sha256_of(file: TextFile, on_bytes: Callable[[int], object] = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory."""
     if isinstance(file, Path):
         return sha256_file(file, on_bytes)

@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,13 +25,14 @@ from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.tokens.build_processes import by_processes
+from lit_gptdata.tokens.build_processes import Processes
+from lit_gptdata.tokens.destination import InFolder
 from lit_gptdata.tokens.encode import Job
 from lit_gptdata.tokens.engine import EngineName
-from lit_gptdata.tokens.parts import RunParts, write_parts
-from lit_gptdata.tokens.shard import described, writing
-from lit_gptdata.tokens.store import FORMAT, TokenStore, vocab_table
+from lit_gptdata.tokens.parts import Runner, write_parts
+from lit_gptdata.tokens.request import Request
+from lit_gptdata.tokens.shard import writing
+from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
@@ -45,44 +44,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """A corpus and a tokenizer, and where their tokens are kept."""
+class _LocalRequest(Request):
+    """A request whose store is kept below a folder of this machine."""
 
-    corpus: Corpus
-    tokenizer: Tokenizer
     root: Path
-
-    @property
-    def names(self) -> list[str]:
-        """What the text is called, known without looking at it."""
-        return self.corpus.names if isinstance(self.corpus, FilesCorpus) else [repr(self.corpus)]
-
-    def stamps(self) -> list[list[str | int]]:
-        """What tells without reading whether the text is still the same: path, size, version."""
-        if isinstance(self.corpus, FilesCorpus):
-            return self.corpus.stamps()
-        return [[repr(self.corpus), self.corpus.fingerprint]]
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How the same bytes become text."""
-        return asdict(self.corpus.reading) if isinstance(self.corpus, FilesCorpus) else {}
-
-    def sources(self, on_bytes: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
-        """What the tokens come from, for the manifest: path, size in bytes, sha256; reads it all."""
-        if isinstance(self.corpus, FilesCorpus):
-            return self.corpus.sources(on_bytes)
-        return [{"path": repr(self.corpus), "size": None, "sha256": self.corpus.fingerprint}]
-
-    def fingerprint(self, sources: list[dict[str, Any]]) -> str:
-        """What the store is named by: contents and tokenizer, not paths and times."""
-        contents = [[source.get("format"), source["sha256"]] for source in sources]
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, contents])
-
-    @property
-    def key(self) -> str:
-        """What the request is named by, before any content is read: paths and tokenizer."""
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, self.names])
 
     @property
     def answer(self) -> Path:
@@ -96,10 +61,10 @@ class Request:
 
 def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
     """The published store of a corpus, known by its files' sizes and times; none of them is read."""
-    return _find(Request(corpus=corpus, tokenizer=tokenizer, root=root))
+    return _find(_LocalRequest(corpus=corpus, tokenizer=tokenizer, root=root))
 
 
-def _find(request: Request) -> TokenStore | None:
+def _find(request: _LocalRequest) -> TokenStore | None:
     try:
         answer = json.loads(request.answer.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -127,13 +92,13 @@ def prepare_store(
     Raises ValueError for text that cannot be read, OSError for a folder that cannot be written,
     ConnectionError for a Ray cluster that is not there; then nothing is published.
     """
-    request = Request(corpus=corpus, tokenizer=tokenizer, root=root)
+    request = _LocalRequest(corpus=corpus, tokenizer=tokenizer, root=root)
     store = _find(request)
     if store is not None:
         for folder in request.builds():  # a kill came between publishing and cleaning up
             _remove(root, folder)
         return store
-    run = _way_to_run(build, workers, ray_address)
+    runner = runner_for(build, workers, ray_address)
     with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -143,11 +108,11 @@ def prepare_store(
             _sweep(request)
             job = Job(
                 tokenizer=tokenizer,
-                folder=root / ".building",
+                destination=InFolder(root / ".building"),
                 engine=engine,
                 max_document_bytes=max_document_bytes,
             )
-            store = _make(request, job, run)
+            store = _make(request, job, runner)
     return store
 
 
@@ -160,43 +125,39 @@ def check_build(build: str) -> None:
         )
 
 
-def _way_to_run(build: BuildName, workers: int | None, ray_address: str | None) -> RunParts:
+def runner_for(build: BuildName, workers: int | None, ray_address: str | None) -> Runner:
+    """Who builds; raises ValueError for an unknown way, ImportError without the package ray."""
     check_build(build)
     if build == "processes":
-        return functools.partial(by_processes, workers=workers)
-    from lit_gptdata.tokens.build_ray import by_ray
+        return Processes(workers)
+    from lit_gptdata.tokens.build_ray import RayTasks
 
-    return functools.partial(by_ray, workers=workers, address=ray_address)
+    return RayTasks(workers, ray_address)
 
 
-def _make(request: Request, job: Job, run: RunParts) -> TokenStore:
+def _make(request: _LocalRequest, job: Job, runner: Runner) -> TokenStore:
     stamps = request.stamps()
-    plan = {
-        "format": FORMAT,
-        "stamps": stamps,
-        "shard_bytes": job.shard_bytes,
-        "max_document_bytes": job.max_document_bytes,  # what is whole was within another limit
-    }
     # a folder for each plan: what comes late from a build of other text, as from a node of a cluster
     # that was cut off, finds its own folder gone
-    job = replace(job, folder=job.folder / f"{request.key}-{_hash(plan)}")
+    folder = request.root / ".building" / request.plan(stamps, job)
+    job = replace(job, destination=InFolder(folder))
     # a store that is here already may be of this text: touched, moved or copied
     any_store = any(not entry.name.startswith(".") for entry in request.root.iterdir())
     sources = request.sources() if any_store else None
     fingerprint = request.fingerprint(sources) if sources else None
     if fingerprint is None or not (request.root / fingerprint).is_dir():
-        with writing(job.folder):
-            _take_up(request, job.folder, plan)
-        fingerprint = _build(request, job, run, sources)
+        with writing(folder):
+            _take_up(request, folder)
+        fingerprint = _build(request, job, runner, folder, sources)
     if request.stamps() != stamps:
-        shutil.rmtree(job.folder, ignore_errors=True)
-        raise RuntimeError(f"{request.corpus!r} changed while it was read: run again")
+        shutil.rmtree(folder, ignore_errors=True)
+        raise request.changed()
     published = request.root / fingerprint
     # first the answer, then the store: killed between the two, the next run finds all parts whole
     with writing(request.root):
         write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
         if not published.is_dir():
-            _publish(job.folder / "store", published)
+            _publish(folder / "store", published)
     for folder in request.builds():
         shutil.rmtree(folder, ignore_errors=True)
     return TokenStore(published)
@@ -211,35 +172,23 @@ def _publish(store: Path, published: Path) -> None:
     sync_folder(published.parent)
 
 
-def _build(request: Request, job: Job, run: RunParts, known: list[dict[str, Any]] | None) -> str:
-    """Write shards and manifest under `job.folder`; returns the fingerprint.
+def _build(
+    request: _LocalRequest, job: Job, runner: Runner, folder: Path, known: list[dict[str, Any]] | None
+) -> str:
+    """Write shards and manifest under `folder`; returns the fingerprint.
 
     `known`: the sources, if they were hashed already.
     """
     with _beside(lambda check: known or request.sources(check)) as hashing:
-        shards = write_parts(request.corpus, job, run)
+        shards = write_parts(request.corpus, job, runner)
         sources = hashing()
-    store = job.folder / "store"
-    if not any(shard["n_tokens"] for shard in shards):
-        shutil.rmtree(job.folder, ignore_errors=True)
-        raise ValueError(f"{request.corpus!r} holds no text at all: give files with text in them")
     vocab = vocab_table(job.tokenizer).tobytes()
-    manifest = {
-        "format": FORMAT,
-        "fingerprint": request.fingerprint(sources),
-        "tokenizer": {
-            "name": job.tokenizer.name,
-            "special_tokens": job.tokenizer.special_tokens,
-            "fingerprint": job.tokenizer.fingerprint,
-            "vocab_size": job.tokenizer.vocab_size,
-            "dtype": job.tokenizer.dtype.str,
-        },
-        "reading": request.reading,
-        **{count: sum(s[count] for s in shards) for count in ("n_tokens", "n_bytes", "n_documents")},
-        "sources": sources,
-        "vocab": described("vocab.bin", vocab),
-        "shards": shards,
-    }
+    try:
+        manifest = request.manifest(sources, shards, vocab)
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    store = folder / "store"
     with writing(store):
         write_whole(store / "vocab.bin", vocab)
         write_json(store / "manifest.json", manifest)
@@ -264,17 +213,16 @@ def _beside(
             stop.set()
 
 
-def _take_up(request: Request, folder: Path, plan: dict[str, Any]) -> None:
+def _take_up(request: _LocalRequest, folder: Path) -> None:
     """Keep what a killed build of the same plan left whole, and nothing of any other."""
     for other in request.builds():
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
     for name in ("store", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", plan)
 
 
-def _sweep(request: Request) -> None:
+def _sweep(request: _LocalRequest) -> None:
     """Remove what was killed: an answer half-written, builds of long ago, none whose builder lives."""
     for path in request.answer.parent.glob(f".{request.answer.name}.*"):
         path.unlink(missing_ok=True)
@@ -312,7 +260,3 @@ def _held(lock: FileLock, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

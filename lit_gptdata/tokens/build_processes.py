@@ -10,49 +10,71 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from lit_gptdata.text.files import hash_files
 from lit_gptdata.text.formats import FileSlice, Reading
-from lit_gptdata.tokens.encode import Job, OnProgress, Shards
+from lit_gptdata.text.remote import TextFile
+from lit_gptdata.tokens.destination import Shards
+from lit_gptdata.tokens.encode import Job, OnProgress
 from lit_gptdata.tokens.parts import Todo, Worker, counted
 
 _worker: Worker | None = None
 """What a worker process keeps between two parts."""
 
 
-def by_processes(
-    job: Job, reading: Reading, todo: Todo, on_progress: OnProgress, *, workers: int | None
-) -> dict[int, Shards]:
-    """A `RunParts`: `workers` processes, None: one a core; this one alone where one is enough."""
-    workers = min(workers or os.cpu_count() or 1, len(todo))
-    if workers == 1:
-        worker = Worker(job, reading)
-        return {part: worker.write(part, slices, on_progress) for part, slices in todo.items()}
-    spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
-    lifeline, held_here = spawn.Pipe(duplex=False)
-    whole = {}
-    begin = _begin_worker, (job, reading, lifeline)
-    with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
-        try:
-            with _bare_main(), _no_ctrl_c():  # the pool starts its processes while tasks are submitted
-                futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
-            for future in as_completed(futures):
-                shards = whole[futures[future]] = future.result()
-                on_progress(*counted(shards))
-        except BaseException as error:
-            # Ends the workers at once, where a part may take minutes; and after one was killed the
-            # pool's own signal does not always reach the others, for which it would wait for ever.
-            held_here.close()
-            if isinstance(error, BrokenProcessPool):
-                raise RuntimeError(
-                    "a process that tokenises was killed, perhaps because memory ran out: run again, "
-                    f"with fewer than build_workers={workers}; what is whole is kept"
-                ) from error
-            raise
-    return whole
+@dataclass(frozen=True)
+class Processes:
+    """A `Runner`: processes of this machine, None: one a core; this one alone where one is enough."""
+
+    workers: int | None = None
+
+    def session(self) -> AbstractContextManager[None]:
+        """Processes begin and end with each `write`."""
+        return contextlib.nullcontext()
+
+    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+        """The SHA-256 (hex) of each file, by threads of this process."""
+        return hash_files(files, on_bytes)
+
+    def write(
+        self, job: Job, reading: Reading, todo: Todo, on_progress: OnProgress
+    ) -> dict[int, Shards]:
+        """Write parts; returns the shards of each."""
+        workers = min(self.workers or os.cpu_count() or 1, len(todo))
+        if workers == 1:
+            worker = Worker(job, reading)
+            return {part: worker.write(part, slices, on_progress) for part, slices in todo.items()}
+        spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
+        lifeline, held_here = spawn.Pipe(duplex=False)
+        whole = {}
+        begin = _begin_worker, (job, reading, lifeline)
+        with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
+            try:
+                with (
+                    _bare_main(),
+                    _no_ctrl_c(),
+                ):  # the pool starts its processes while tasks are submitted
+                    futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
+                for future in as_completed(futures):
+                    shards = whole[futures[future]] = future.result()
+                    on_progress(*counted(shards))
+            except BaseException as error:
+                # Ends the workers at once, where a part may take minutes; and after one was killed the
+                # pool's own signal does not always reach the others, for which it would wait for ever.
+                held_here.close()
+                if isinstance(error, BrokenProcessPool):
+                    raise RuntimeError(
+                        "a process that tokenises was killed, perhaps because memory ran out: run "
+                        f"again, with fewer than build_workers={workers}; what is whole is kept"
+                    ) from error
+                raise
+        return whole
 
 
 @contextlib.contextmanager

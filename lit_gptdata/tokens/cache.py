@@ -43,8 +43,9 @@ class Cache:
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:
-        self.folder, self.bound = folder, bound
-        self._locks = folder / ".locks"
+        # absolute: what is fetched ahead comes later, perhaps when the program is in another folder
+        self.folder, self.bound = folder.absolute(), bound
+        self._locks = self.folder / ".locks"
         self._gate_path = str(self._locks / "gate")  # a batch asks for it
 
     def path(self, file: File) -> Path:

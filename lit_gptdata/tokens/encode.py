@@ -11,23 +11,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lit_gptdata._io import write_json
 from lit_gptdata.text.document import Document
+from lit_gptdata.tokens.destination import Destination, Shards
 from lit_gptdata.tokens.engine import Engine, EngineName
 from lit_gptdata.tokens.pieces import CutRule, cut_rule, pieces
-from lit_gptdata.tokens.shard import ShardWriter, writing
+from lit_gptdata.tokens.shard import ShardWriter
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 SHARD_BYTES = 64 << 20
 """UTF-8 bytes of text in a shard and in a part: seconds of work, so that a kill costs little, and still
 only 16,000 files for a terabyte."""
-
-Shards = list[dict[str, Any]]
 
 OnProgress = Callable[[int, int], object]
 """Called with the UTF-8 bytes and the tokens written since the last call."""
@@ -38,9 +34,7 @@ class Job:
     """What is the same for every part of a build."""
 
     tokenizer: Tokenizer
-    folder: Path
-    """Holds `store/`, where shards go, and `parts/`, a note for every part whose shards are whole."""
-
+    destination: Destination
     engine: EngineName = "auto"
     max_document_bytes: int | None = None
     """UTF-8 bytes; a longer document is refused. None: no limit."""
@@ -60,11 +54,7 @@ class Job:
 
     def writer(self, part: int, shard: int) -> ShardWriter:
         """Writes shard number `shard` of a part."""
-        return ShardWriter(self.folder / "store", f"{part:05d}-{shard:03d}", self.tokenizer.dtype)
-
-    def note(self, part: int) -> Path:
-        """The file that lists the shards of a part; it is there once they are whole."""
-        return self.folder / "parts" / f"{part:05d}.json"
+        return self.destination.shard(f"{part:05d}-{shard:03d}", self.tokenizer.dtype)
 
 
 def write_part(
@@ -76,10 +66,10 @@ def write_part(
     *,
     leads: bool = False,
 ) -> Shards:
-    """Encode a part into shards and note them on disk; returns their entries for the manifest.
+    """Encode a part into shards and note them there; returns their entries for the manifest.
 
     `leads`: no document comes before this part's, so that no separator does.
-    Raises ValueError that names the document, OSError that names the file.
+    Raises ValueError that names the document, OSError that names the file or the URL.
     """
     shards: Shards = []
     writer = job.writer(part, 0)
@@ -102,8 +92,7 @@ def write_part(
             shards.append(writer.finish())
     finally:
         writer.abandon()
-    with writing(job.note(part)):
-        write_json(job.note(part), shards)
+    job.destination.keep(part, shards)
     return shards
 
 

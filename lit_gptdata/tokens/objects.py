@@ -8,6 +8,7 @@ instance's role), never from the URL.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,11 +95,17 @@ class Objects:
             if folders:
                 fs.mv(path, f"{root}/{name}")
 
-        self._tried(name, put)
+        self._tried(name, put, "written")
 
-    def _tried(self, name: str, call: Callable[[], Result]) -> Result:
+    def remove_all(self) -> None:
+        """Remove every file that is there."""
+        fs, root = self.open()
+        with contextlib.suppress(FileNotFoundError):
+            self._tried("", lambda: fs.rm(root, recursive=True), "removed")
+
+    def _tried(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
         """The call's result; what may pass is tried again."""
-        return tried_again(f"{self.url}/{name}", lambda failures: call())
+        return tried_again(f"{self.url}/{name}", lambda failures: call(), done=done)
 
 
 def check_url(url: str) -> None:

@@ -1,6 +1,6 @@
 """All parts of a corpus, those that a killed build left whole and the others, however they are run.
 
-write_parts(corpus, job, run)  ->  the shards of all parts, in order
+write_parts(corpus, job, runner)  ->  the shards of all parts, in order
 """
 
 from __future__ import annotations
@@ -8,29 +8,42 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from lit_gptdata.text.document import Corpus, Document
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
-from lit_gptdata.text.remote import size_of
-from lit_gptdata.tokens.encode import Job, OnProgress, Shards, write_part
+from lit_gptdata.text.remote import TextFile, size_of
+from lit_gptdata.tokens.destination import Shards
+from lit_gptdata.tokens.encode import Job, OnProgress, write_part
 from lit_gptdata.tokens.engine import Engine, load_engine
 
 Todo = dict[int, list[FileSlice]]
 """Parts to write: their numbers and slices."""
 
-RunParts = Callable[[Job, Reading, Todo, OnProgress], dict[int, Shards]]
-"""A way to write parts, by processes or on a cluster: returns the shards of each.
 
-Raises what `write_part` raises, in a worker too; RuntimeError if workers are lost.
-"""
+class Runner(Protocol):
+    """Who does the work of a build: processes of this machine, or a cluster."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Meanwhile the workers stay; one session may be inside another."""
+
+    def write(
+        self, job: Job, reading: Reading, todo: Todo, on_progress: OnProgress
+    ) -> dict[int, Shards]:
+        """Write parts; returns the shards of each.
+
+        Raises what `write_part` raises, in a worker too; RuntimeError if workers are lost.
+        """
+
+    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+        """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""
 
 
 @dataclass(frozen=True)
@@ -63,29 +76,29 @@ def counted(shards: Shards) -> tuple[int, int]:
     return sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards)
 
 
-def write_parts(corpus: Corpus, job: Job, run: RunParts) -> Shards:
+def write_parts(corpus: Corpus, job: Job, runner: Runner) -> Shards:
     """Write the parts that are not there yet; returns the shards of all parts, in order.
 
-    A corpus that is not files is written by this process, whatever `run` is.
+    A corpus that is not files is written by this process, whoever the `runner` is.
     """
     if not isinstance(corpus, FilesCorpus):
-        with _progress(None) as progress:
+        with progress_of("tokenising", None) as progress:
             engine = load_engine(job.tokenizer, job.engine)
             return write_part(job, 0, corpus, engine, progress.add, leads=True)
     _check_sizes(corpus, job)
     parts = corpus.parts(job.shard_bytes, job.rule.first_cut if job.rule else None)
-    whole = {part: shards for part in range(len(parts)) if (shards := _whole(job, part)) is not None}
-    _remove_others(job, whole)
+    whole = job.destination.kept()
+    job.destination.remove_all_but(whole)
     todo = {part: slices for part, slices in enumerate(parts) if part not in whole}
-    with _progress(_text_bytes(corpus)) as progress:
+    with progress_of("tokenising", _text_bytes(corpus)) as progress:
         for shards in whole.values():
             progress.add(counted(shards)[0], 0)
         if todo:
-            whole |= run(job, corpus.reading, todo, progress.add)
+            whole |= runner.write(job, corpus.reading, todo, progress.add)
     first = next((part for part in range(len(parts)) if whole[part]), 0)
     if first:  # the parts before hold no document at all: nothing to separate it from
         whole[first] = Worker(job, corpus.reading).write(first, parts[first], leads=True)
-    _remove_others(job, whole)
+    job.destination.remove_all_but(whole)
     return [shard for part in range(len(parts)) for shard in whole[part]]
 
 
@@ -105,30 +118,6 @@ def _documents(slices: list[FileSlice], reading: Reading) -> Iterator[Document]:
     return itertools.chain.from_iterable(read_documents(piece, reading) for piece in slices)
 
 
-def _whole(job: Job, part: int) -> Shards | None:
-    """The shards of a part that a killed build left, if they are all there."""
-    try:
-        shards: Shards = json.loads(job.note(part).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    files = [file for shard in shards for file in shard["files"]]
-    sizes = [_size(job, file["name"]) for file in files]
-    return shards if sizes == [file["size"] for file in files] else None
-
-
-def _size(job: Job, name: str) -> int | None:
-    path = job.folder / "store" / name
-    return path.stat().st_size if path.is_file() else None
-
-
-def _remove_others(job: Job, whole: dict[int, Shards]) -> None:
-    """Remove what a kill left half-written, or a worker in the moment after its parent's death."""
-    keep = {file["name"] for shards in whole.values() for shard in shards for file in shard["files"]}
-    for path in (job.folder / "store").iterdir():
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-
-
 # Progress ------------------------------------------------------------------------------------------
 
 
@@ -145,16 +134,18 @@ class _Progress:
     def __init__(self, bar: Any) -> None:
         self._bar, self._tokens, self._start = bar, 0, time.perf_counter()
 
-    def add(self, n_bytes: int, n_tokens: int) -> None:
-        """Note what was written."""
+    def add(self, n_bytes: int, n_tokens: int = 0) -> None:
+        """Note what was read or written."""
         self._tokens += n_tokens
-        rate = self._tokens / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        if self._tokens:
+            rate = self._tokens / (time.perf_counter() - self._start)
+            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update(n_bytes)
 
 
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[_Progress]:
+def progress_of(what: str, total: int | None) -> Iterator[_Progress]:
+    """A bar while `what` goes on, over `total` bytes, None: not known."""
     # `delay`: what takes less than a second needs no bar
-    with tqdm(desc="tokenising", total=total, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+    with tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None, delay=1) as bar:
         yield _Progress(bar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import functools
@@ -203,22 +204,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, message, str(error.filename or path)) from error
 
 
-class ShardWriter:
-    """Writes one shard: ids and the index of its pieces; on disk under its name only when whole.
+class ShardWriter(abc.ABC):
+    """Writes one shard: ids and the index of its pieces; there under its name only when whole."""
 
-    Raises OSError that names the file, for a full disk or a folder that cannot be written.
-    """
-
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.n_tokens = self.n_bytes = self.n_documents = 0
         self._dtype = dtype
         self._rows: list[tuple[int, int, int, int]] = []
-        self._folder, self._name = folder, name
+        self._name = name
         self._digest = hashlib.sha256()
-        # unlike any other: a process whose parent was killed may write for another moment
-        self._part = folder / f".{name}.bin.{uuid.uuid4().hex}.tmp"
-        with writing(folder):
-            self._file = open(self._part, "xb", buffering=0)  # noqa: SIM115 closed by finish or abandon
 
     def begin_piece(self, source: int, document: bool) -> None:
         """Note that a piece of text (and with it a document, or not) begins at the next id."""
@@ -229,21 +223,14 @@ class ShardWriter:
         """Write ids that stand for `n_bytes` UTF-8 bytes of text."""
         view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self._digest.update(view)
-        written = 0
-        with writing(self._part):
-            while written < len(view):  # an unbuffered write may stop early, as at a full disk
-                written += self._file.write(view[written:])
+        self._write(view)
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
 
     def finish(self) -> dict[str, Any]:
-        """Sync and rename; returns the manifest's entry: counts, and name, size, sha256 of each file."""
+        """Put it under its name; returns the manifest's entry: counts, and each file as `described`."""
         index = np.array(self._rows, dtype=ROW).tobytes()
-        with writing(self._part):
-            os.fsync(self._file.fileno())
-            self._file.close()
-            write_whole(self._folder / f"{self._name}.idx", index)
-            os.replace(self._part, self._folder / f"{self._name}.bin")
+        self._put(index)
         size = self.n_tokens * self._dtype.itemsize
         return {
             "n_tokens": self.n_tokens,
@@ -255,10 +242,50 @@ class ShardWriter:
             ],
         }
 
+    @abc.abstractmethod
+    def abandon(self) -> None:
+        """Remove what was written; nothing after `finish`."""
+
+    @abc.abstractmethod
+    def _write(self, ids: memoryview) -> None:
+        """Append the bytes of ids."""
+
+    @abc.abstractmethod
+    def _put(self, index: bytes) -> None:
+        """Make what was written the shard's .bin, and `index` its .idx."""
+
+
+class FileShard(ShardWriter):
+    """A shard in a folder.
+
+    Raises OSError that names the file, for a full disk or a folder that cannot be written.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+        super().__init__(name, dtype)
+        self._folder = folder
+        # unlike any other: a process whose parent was killed may write for another moment
+        self._part = folder / f".{name}.bin.{uuid.uuid4().hex}.tmp"
+        with writing(folder):
+            self._file = open(self._part, "xb", buffering=0)  # noqa: SIM115 closed by finish or abandon
+
     def abandon(self) -> None:
         """Close and remove what was written; nothing after `finish`."""
         self._file.close()
         self._part.unlink(missing_ok=True)
+
+    def _write(self, ids: memoryview) -> None:
+        written = 0
+        with writing(self._part):
+            while written < len(ids):  # an unbuffered write may stop early, as at a full disk
+                written += self._file.write(ids[written:])
+
+    def _put(self, index: bytes) -> None:
+        with writing(self._part):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            write_whole(self._folder / f"{self._name}.idx", index)
+            os.replace(self._part, self._folder / f"{self._name}.bin")
 
 
 def described(name: str, content: bytes) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class TokenStore:
     @property
     def files(self) -> list[dict[str, Any]]:
         """Every file but the manifest: name, size in bytes, sha256."""
-        return [file for shard in self.shards for file in shard["files"]] + [self.manifest["vocab"]]
+        return files_of(self.manifest)
 
     @property
     def location(self) -> str:
@@ -204,6 +204,11 @@ class TokenStore:
             f"TokenStore({self.fingerprint[:8]}: {self.n_tokens:,} tokens, {self.n_documents:,} "
             f"documents, {self.n_bytes:,} bytes, {len(self.shards)} shards of {self.dtype.name})"
         )
+
+
+def files_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every file of a store but the manifest: name, size in bytes, sha256."""
+    return [file for shard in manifest["shards"] for file in shard["files"]] + [manifest["vocab"]]
 
 
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
