@@ -8,7 +8,8 @@ The cluster, a core a node, runs before the clock starts; the clock has connecti
 processes, their engines, every shard, the hashes and publishing. Every measurement is a driver process
 of its own, after the imports; a round runs all candidates one after the other, and ratios are taken
 within a round. Every store is verified, and its manifest compared with the first one's. The engine is
-gigatoken where it is installed.
+gigatoken where it is installed. `publish-N` makes the store at a URL, here a folder: the cluster hashes
+first, where a build has the driver hash beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from benchmarks.tokenize import make_text
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens import build_ray
 from lit_gptdata.tokens.build import BuildName, prepare_store
+from lit_gptdata.tokens.publish import publish_text
+from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 CANDIDATES: dict[str, tuple[BuildName, int]] = {
@@ -37,6 +40,8 @@ CANDIDATES: dict[str, tuple[BuildName, int]] = {
     "processes-2": ("processes", 2),
     "ray-1": ("ray", 1),
     "ray-2": ("ray", 2),
+    "publish-1": ("ray", 1),
+    "publish-2": ("ray", 2),
 }
 BASELINES = ("processes-1", "ray-1")
 
@@ -56,16 +61,23 @@ def two_nodes(folder: Path) -> Iterator[str]:
 
 def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     """Run one candidate in this process: seconds, and millions of tokens a second."""
-    assert build_ray.by_ray  # imported before the clock starts
+    assert build_ray.RayTasks  # imported before the clock starts
     build, workers = CANDIDATES[name]
     tokenizer = Tokenizer("gpt2")
     tokenizer.encoding  # noqa: B018 loaded before the clock starts
     out = folder / "out"
+    make = publish_text if name.startswith("publish") else prepare_store
     start = time.perf_counter()
-    store = prepare_store(
-        FilesCorpus(folder / "text"), tokenizer, out, workers=workers, build=build, ray_address=address
+    made = make(
+        FilesCorpus(folder / "text"),
+        tokenizer,
+        out,
+        workers=workers,
+        build=build,
+        ray_address=address,
     )
     seconds = time.perf_counter() - start
+    store = TokenStore(made) if isinstance(made, str) else made
     store.verify()
     known = folder / "manifest.json"  # of the first candidate: every shard's size and SHA-256
     manifest = json.dumps(store.manifest)
@@ -103,12 +115,13 @@ def main() -> None:
         ]
         for name in CANDIDATES
     ]
+    scaled, low_high = ratios(rounds, "publish-2", "seconds", "publish-1")
     spread = "lowest – highest"
     columns = [column for baseline in BASELINES for column in (f"speed ÷ {baseline}", spread)]
     report(
         f"64 files, {total:,.0f} MB, to a published store; medians of {args.rounds} rounds",
         ["candidate", "s", "million tokens/s", *columns],
-        rows, measured=rounds, to=args.json,
+        rows, measured=rounds, notes=[f"publish-2 ÷ publish-1: {scaled} ({low_high})"], to=args.json,
     )  # fmt: skip
 
 

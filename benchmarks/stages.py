@@ -24,7 +24,7 @@ from lit_gptdata._io import sha256_file
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import find_store, prepare_store
 from lit_gptdata.tokens.cache import Cache
-from lit_gptdata.tokens.publish import publish
+from lit_gptdata.tokens.publish import publish, publish_text
 from lit_gptdata.tokens.remote import prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.loader import window_loader
 from lit_gptdata.windows.steps import Steps
 
-STAGES = ("build-tiktoken", "build", "hash", "publish", "fetch", "batches")
+STAGES = ("build-tiktoken", "build", "hash", "publish", "build-at-url", "fetch", "batches")
 BASELINE = "build-tiktoken"
 LENGTH, BATCH_SIZE = 1024, 8
 
@@ -61,6 +61,8 @@ def measure(stage: str, folder: Path) -> dict[str, float]:
         elif stage == "hash":
             for path in files:
                 sha256_file(path)
+        elif stage == "build-at-url":
+            publish_text(corpus, tokenizer, "memory://tokens")
         elif stage == "publish":
             publish(store, "memory://tokens")
         elif stage == "fetch":

@@ -159,7 +159,7 @@ class GPTDataModule(L.LightningDataModule):
             **self._build_options,
         )
 
-    def publish(self, url: str) -> str:
+    def publish(self, url: str | os.PathLike[str]) -> str:
         """Put the tokens at `url`/<fingerprint>, for `store_url` anywhere, and return that.
 
         Tokens that are not in `data_dir` are made there straight away: whoever `build`s sends them, and

@@ -407,3 +407,17 @@ def test_a_cluster_hashes_as_this_process_does(corpus, cluster, monkeypatch):
             RayTasks(None, cluster).hash(corpus.files, seen.append)
     finally:
         corpus.files.pop()
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_named(corpus, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "touch", lambda path: None)  # the driver's sign is nowhere else
+    with pytest.raises(FileNotFoundError, match=r"does not see .*/share/.*publish to an object store"):
+        publish_text(corpus, GPT2, tmp_path / "share", build="ray", ray_address=cluster)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_relative_folder_is_the_drivers(corpus, built, cluster, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    url = publish_text(corpus, GPT2, "share", build="ray", ray_address=cluster)
+    assert contents(TokenStore(url)) == contents(built)
+    assert Path(url) == tmp_path / "share" / built.fingerprint

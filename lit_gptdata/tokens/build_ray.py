@@ -182,12 +182,14 @@ def _no_usage_stats() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seen_by_all_nodes(destination: Destination) -> Iterator[Path | None]:
-    """A file by which a node sees that its data_dir is the driver's, and not one of the same name."""
-    if not isinstance(destination, InFolder):
+    """A file by which a node sees that its folder is the driver's, and not one of the same name."""
+    folder = destination.notes_folder
+    if folder is None:
         yield None
         return
-    sign = destination.folder / f"sign-{uuid.uuid4().hex}"
+    sign = folder / f"sign-{uuid.uuid4().hex}"
     with writing(sign):
+        folder.mkdir(parents=True, exist_ok=True)
         sign.touch()
     try:
         yield sign
@@ -301,7 +303,7 @@ def _check_seen(sign: Path | None) -> None:
     if sign is not None and not sign.exists():
         raise FileNotFoundError(
             f"the node {socket.gethostname()} does not see {sign}, which is there for the driver: set "
-            "data_dir to a folder that all nodes of the Ray cluster share, or publish to a URL"
+            "data_dir to a folder that all nodes of the Ray cluster share, or publish to an object store"
         )
 
 

@@ -36,6 +36,10 @@ class Destination(Protocol):
     def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
         """Remove what a kill left half-written."""
 
+    @property
+    def notes_folder(self) -> Path | None:
+        """Where notes are, if that is a folder that whoever writes shards has to see."""
+
 
 @dataclass(frozen=True)
 class InFolder:
@@ -49,13 +53,13 @@ class InFolder:
 
     def keep(self, part: int, shards: Shards) -> None:
         """Note that these are the shards of a part, and whole; raises OSError."""
-        note = self.folder / "parts" / _note(part)
+        note = self.notes_folder / _note(part)
         with writing(note):
             write_json(note, shards)
 
     def kept(self) -> dict[int, Shards]:
         """The parts that were noted and whose shards are there, by their sizes."""
-        notes = {path.name: path.read_bytes() for path in (self.folder / "parts").glob("*.json")}
+        notes = {path.name: path.read_bytes() for path in self.notes_folder.glob("*.json")}
         sizes = {path.name: path.stat().st_size for path in (self.folder / "store").iterdir()}
         return _whole(notes, sizes)
 
@@ -65,6 +69,11 @@ class InFolder:
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
+
+    @property
+    def notes_folder(self) -> Path:
+        """Where notes are."""
+        return self.folder / "parts"
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class AtUrl:
 
     def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
         """Nothing: another machine may be at the same work, and what it writes has the same names."""
+
+    @property
+    def notes_folder(self) -> Path | None:
+        """Where notes are, if the URL is a path."""
+        return None if "://" in self.notes.url else Path(self.notes.url)
 
 
 class SentShard(ShardWriter):

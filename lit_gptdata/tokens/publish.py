@@ -10,6 +10,7 @@ sends only what is missing.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -33,7 +34,7 @@ UPLOADS = 8
 """Files that are sent at a time."""
 
 
-def publish(store: TokenStore, url: str) -> str:
+def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
     """Send a store to `url`/<fingerprint> and return that URL; what is there whole is not sent again.
 
     Every file's SHA-256 is compared before it is sent, and every size at the URL after. Raises
@@ -61,7 +62,7 @@ def publish(store: TokenStore, url: str) -> str:
 def publish_text(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    url: str,
+    url: str | os.PathLike[str],
     *,
     engine: EngineName = "auto",
     workers: int | None = 1,
@@ -109,7 +110,10 @@ def publish_text(
     return target.url
 
 
-def _target(url: str, fingerprint: str) -> Objects:
+def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
+    url = os.fspath(url)
+    if "://" not in url:  # which means the same in every process
+        url = str(Path(url).expanduser().absolute())
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
 
 
