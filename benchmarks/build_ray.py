@@ -35,13 +35,13 @@ from lit_gptdata.tokens.publish import publish_text
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
-CANDIDATES: dict[str, tuple[BuildName, int]] = {
+CANDIDATES: dict[str, tuple[BuildName, int | None]] = {
     "processes-1": ("processes", 1),
     "processes-2": ("processes", 2),
     "ray-1": ("ray", 1),
-    "ray-2": ("ray", 2),
+    "ray-2": ("ray", None),  # the default: all that the cluster has, and the next tasks wait there
     "publish-1": ("ray", 1),
-    "publish-2": ("ray", 2),
+    "publish-2": ("ray", None),
 }
 BASELINES = ("processes-1", "ray-1")
 

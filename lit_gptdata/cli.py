@@ -29,6 +29,7 @@ EPILOG = """overrides are Hydra's, as for train.py:
   lit-gptdata info --plot tokens.png data=files data.corpus=books/
   lit-gptdata show step=3 data=files data.corpus=books/ data.max_length=128
   lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
+  lit-gptdata publish s3://bucket/tokens data.build=ray data=files data.corpus=s3://bucket/books/
 report takes a sweep's folder:
   lit-gptdata report multirun/2026-11-22/10-00-00-123456
 """

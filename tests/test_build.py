@@ -69,9 +69,8 @@ def _small_shards(monkeypatch) -> None:
     monkeypatch.setattr(module, "Job", functools.partial(module.Job, shard_bytes=SHARD_BYTES))
 
 
-@pytest.fixture
-def written(monkeypatch) -> list[int]:
-    """The parts that this process wrote."""
+def written_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parts that this process writes."""
     seen: list[int] = []
     write_part = parts.write_part
 
@@ -81,6 +80,12 @@ def written(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(parts, "write_part", noted)
     return seen
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[int]:
+    """The parts that this process wrote."""
+    return written_from_now_on(monkeypatch)
 
 
 def words(n_bytes: int, seed: int = 0) -> str:

@@ -27,7 +27,17 @@ from lit_gptdata.tokens.publish import publish, publish_text
 from lit_gptdata.tokens.store import TokenStore
 from tests.conftest import ListCorpus
 from tests.ray_nodes import tokenising, two_nodes
-from tests.test_build import GPT2, ROOT, SHARD_BYTES, contents, mixed, wait_for, words, write_txt
+from tests.test_build import (
+    GPT2,
+    ROOT,
+    SHARD_BYTES,
+    contents,
+    mixed,
+    wait_for,
+    words,
+    write_txt,
+    written_from_now_on,
+)
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
@@ -237,19 +247,6 @@ def test_a_ray_worker_that_is_killed_loses_and_doubles_nothing(s3, cluster, tmp_
     assert files_at(url) == contents(prepare_store(corpus, GPT2, tmp_path / "t"))
 
 
-def sending(monkeypatch) -> list[int]:
-    """The parts that this process writes from now on."""
-    seen: list[int] = []
-    write_part = parts.write_part
-
-    def noted(job, part, *args, **kwargs):
-        seen.append(part)
-        return write_part(job, part, *args, **kwargs)
-
-    monkeypatch.setattr(parts, "write_part", noted)
-    return seen
-
-
 class Killed(BaseException):
     """As if the process had ended."""
 
@@ -262,7 +259,7 @@ def die(*args: Any, **kwargs: Any) -> None:
     "instant", ["write_parts", "vocab_table", "_check_there", "as_json", "remove_all"]
 )
 def test_a_kill_at_every_step_leaves_nothing_or_a_store(s3, corpus, built, monkeypatch, instant):
-    folder, written = f"{s3.url}/{instant}", sending(monkeypatch)
+    folder, written = f"{s3.url}/{instant}", written_from_now_on(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(module.Objects if instant == "remove_all" else module, instant, die)
         with pytest.raises(Killed):
@@ -274,7 +271,7 @@ def test_a_kill_at_every_step_leaves_nothing_or_a_store(s3, corpus, built, monke
 
 
 def test_what_is_not_whole_is_sent_again(s3, corpus, built, monkeypatch):
-    folder, written = f"{s3.url}/torn", sending(monkeypatch)
+    folder, written = f"{s3.url}/torn", written_from_now_on(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_check_there", die)
         with pytest.raises(Killed):
