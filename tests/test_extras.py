@@ -167,7 +167,8 @@ LEFT_OUT = {
     "test_ranks": "a minute or two of train.py in several processes; one process imports as much",
 }
 NEED_ONE = {
-    "test_build_ray", "test_lightning_cli", "test_publish", "test_remote_store", "test_remote_text",
+    "test_build_ray", "test_hub", "test_lightning_cli", "test_publish", "test_remote_store",
+    "test_remote_text",
 }  # fmt: skip
 
 

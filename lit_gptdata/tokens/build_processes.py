@@ -1,4 +1,4 @@
-"""The parts of a build by processes of this machine."""
+"""The work of a build by processes of this machine."""
 
 from __future__ import annotations
 
@@ -56,10 +56,8 @@ class Processes:
         begin = _begin_worker, (job, reading, lifeline)
         with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
             try:
-                with (
-                    _bare_main(),
-                    _no_ctrl_c(),
-                ):  # the pool starts its processes while tasks are submitted
+                # the pool starts its processes while tasks are submitted
+                with _bare_main(), _no_ctrl_c():
                     futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
                 for future in as_completed(futures):
                     shards = whole[futures[future]] = future.result()

@@ -36,7 +36,7 @@ except ImportError as error:
     raise ImportError("build='ray' needs the package ray: pip install 'lit-gptdata[ray]'") from error
 
 RETRIES = 3
-"""How often Ray runs a part again whose worker or node was lost."""
+"""How often Ray runs a task again whose worker or node was lost."""
 
 QUEUED = 2
 """Tasks a core that Ray has at a time, of tens of thousands: one runs, and the next one is there when it
