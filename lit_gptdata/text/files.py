@@ -42,10 +42,12 @@ CONTEXT = 4
 """Bytes before a cut that a `FindCut` may look at: the longest character."""
 
 
-def hash_files(files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
-    """A `HashFiles`: by threads of this process."""
-    # half of the cores: it goes on beside a build, and one core hashes what ten encode
-    n = max(1, (os.cpu_count() or 1) // 2)
+def hash_files(
+    files: Sequence[TextFile], on_bytes: Callable[[int], object], n: int | None = None
+) -> list[str]:
+    """A `HashFiles`: by `n` threads of this process, None: half of the cores, beside a build."""
+    if n is None:  # one core hashes what ten encode
+        n = max(1, (os.cpu_count() or 1) // 2)
     if any(isinstance(file, RemoteFile) for file in files):
         n = max(n, HASHERS)
     return at_once(functools.partial(sha256_of, on_bytes=on_bytes), files, n)

@@ -39,8 +39,8 @@ class Processes:
         return contextlib.nullcontext()
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
-        """The SHA-256 (hex) of each file, by threads of this process."""
-        return hash_files(files, on_bytes)
+        """The SHA-256 (hex) of each file, by as many threads of this process."""
+        return hash_files(files, on_bytes, self.workers or os.cpu_count())
 
     def write(
         self, job: Job, reading: Reading, todo: Todo, on_progress: OnProgress
