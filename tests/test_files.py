@@ -130,6 +130,14 @@ def test_an_empty_list_is_refused():
         FilesCorpus([])
 
 
+@pytest.mark.parametrize("corpus", ["", ["a.txt", ""]])
+def test_an_empty_name_is_not_this_folder(corpus):
+    Path("a.txt").write_text("some text")
+    with pytest.raises(ValueError, match=r"empty string: name a file, a folder \('\.': this one\)"):
+        FilesCorpus(corpus)
+    assert len(FilesCorpus(".").files) == 1
+
+
 def test_an_unknown_error_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown encoding_errors 'ignore': choose 'strict'"):
         Reading(encoding_errors="ignore")

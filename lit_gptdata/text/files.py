@@ -74,6 +74,10 @@ class FilesCorpus:
         named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if not named:
             raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
+        if "" in named:  # which a Path takes for this folder
+            raise ValueError(
+                "the corpus is an empty string: name a file, a folder ('.': this one) or a glob"
+            )
         self._urls = [name for name in named if isinstance(name, str) and _is_remote(name)]
         listed = self._listed()
         once: dict[str, TextFile] = {}
