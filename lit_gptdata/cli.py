@@ -237,10 +237,11 @@ def _coloured(parts: Sequence[str]) -> str:
 
 def _message(error: BaseException) -> str | None:
     """What to tell about an error that a user can do something about; None for any other."""
-    from hydra.errors import HydraException, InstantiationException
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return _message(error.__cause__)  # Hydra wraps what our own checks say
+    from lit_gptdata.configs import root_cause
+
+    error = root_cause(error)
     known = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, RuntimeError)
     return str(error) if isinstance(error, known) else None

@@ -1,4 +1,4 @@
-"""Where the shipped Hydra configs are, and the arithmetic that they use."""
+"""Where the shipped Hydra configs are, the arithmetic that they use, and what Hydra says of an error."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("lit_gptdata.floordiv", operator.floordiv, replace=True)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that Hydra wrapped, where it was raised while an object was made from its config."""
+    from hydra.errors import InstantiationException
+
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
+from lit_gptdata.configs import root_cause
 from lit_gptdata.ranks import sweeping
 from lit_gptdata.report.files import tell
 
@@ -75,13 +75,6 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
 @rank_zero_only
 def _write(folder: Path, result: dict[str, Any]) -> None:
     write_json(folder / "result.json", result)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that Hydra wrapped, where it was raised while an object was made from its config."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _forget(error: BaseException | None) -> None:
