@@ -244,4 +244,5 @@ def _message(error: BaseException) -> str | None:
 
     error = root_cause(error)
     known = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, RuntimeError)
-    return str(error) if isinstance(error, known) else None
+    an_extra = isinstance(error, ImportError) and "pip install" in str(error)
+    return str(error) if an_extra or isinstance(error, known) else None

@@ -269,10 +269,18 @@ def test_a_wrong_override_ends_in_a_message(overrides, says, capsys):
     assert len(printed.splitlines()) < 15
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+def test_a_missing_extra_ends_in_its_pip_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    printed = run(capsys, "prepare", "data=files", "data.corpus=gs://bucket/books/", expect=1)
+    line = "gs://bucket/books/ needs gcsfs: pip install 'lit-gptdata[gcs]'"
+    assert printed == f"lit-gptdata prepare: {line}\n"
+
+
+@pytest.mark.parametrize("mistake", [ZeroDivisionError, ModuleNotFoundError])
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, mistake):
     def fail(overrides):
-        raise ZeroDivisionError
+        raise mistake
 
     monkeypatch.setattr("lit_gptdata.cli._data", fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(mistake):
         main(["prepare"])
