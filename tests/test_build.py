@@ -38,6 +38,7 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens import build as module
 from lit_gptdata.tokens import parts, shard
 from lit_gptdata.tokens.build import find_store, prepare_store
+from lit_gptdata.tokens.destination import InFolder
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -469,6 +470,15 @@ def test_what_comes_late_from_a_build_of_another_text_is_lost(tmp_path, monkeypa
     (tmp_path / "b.txt").write_bytes(b"coffee")
     assert_holds(prepare_store(FilesCorpus(tmp_path), GPT2, root), ["tea " * 20_000, "coffee"])
     assert not litter(root)
+
+
+def test_what_vanishes_while_it_is_looked_at_is_no_error(tmp_path):
+    """As the temporary file of a worker in the moment after its parent's death."""
+    for name in ("store", "parts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "store" / ".00000-000.bin.tmp").symlink_to("gone")  # listed, and not there
+    InFolder(tmp_path).keep(0, [])
+    assert InFolder(tmp_path).kept() == {0: []}
 
 
 def test_what_is_not_whole_is_written_again(tmp_path, written):

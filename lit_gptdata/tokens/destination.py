@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from lit_gptdata._io import write_json
+from lit_gptdata._io import as_json, write_json
 from lit_gptdata.text.remote import at_once
 from lit_gptdata.tokens.objects import Objects
 from lit_gptdata.tokens.shard import FileShard, ShardWriter, writing
@@ -60,8 +60,11 @@ class InFolder:
     def kept(self) -> dict[int, Shards]:
         """The parts that were noted and whose shards are there, by their sizes."""
         notes = {path.name: path.read_bytes() for path in self.notes_folder.glob("*.json")}
-        sizes = {path.name: path.stat().st_size for path in (self.folder / "store").iterdir()}
-        return _whole(notes, sizes)
+        return _whole(notes, self._size)
+
+    def _size(self, name: str) -> int | None:
+        path = self.folder / "store" / name  # of those alone that are noted: others may vanish meanwhile
+        return path.stat().st_size if path.is_file() else None
 
     def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
         """Remove what a kill left half-written, or a worker in the moment after its parent's death."""
@@ -89,12 +92,13 @@ class AtUrl:
 
     def keep(self, part: int, shards: Shards) -> None:
         """Note that these are the shards of a part, and whole; raises RemoteError."""
-        self.notes.write(_note(part), json.dumps(shards).encode())
+        self.notes.write(_note(part), as_json(shards))
 
     def kept(self) -> dict[int, Shards]:
         """The parts that were noted and whose shards are there, by their sizes."""
         names = [name for name in self.notes.sizes() if name.endswith(".json")]
-        return _whole(dict(zip(names, at_once(self.notes.read, names), strict=True)), self.store.sizes())
+        notes = dict(zip(names, at_once(self.notes.read, names), strict=True))
+        return _whole(notes, self.store.sizes().get)
 
     def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
         """Nothing: another machine may be at the same work, and what it writes has the same names."""
@@ -128,13 +132,13 @@ def _note(part: int) -> str:
     return f"{part:05d}.json"
 
 
-def _whole(notes: Mapping[str, bytes], sizes: Mapping[str, int]) -> dict[int, Shards]:
+def _whole(notes: Mapping[str, bytes], size: Callable[[str], int | None]) -> dict[int, Shards]:
     """The parts whose notes can be read and whose files have the size that is noted."""
     whole = {}
     for name, note in sorted(notes.items()):
         with contextlib.suppress(ValueError):
             shards: Shards = json.loads(note)
             files = [file for shard in shards for file in shard["files"]]
-            if all(sizes.get(file["name"]) == file["size"] for file in files):
+            if all(size(file["name"]) == file["size"] for file in files):
                 whole[int(name.removesuffix(".json"))] = shards
     return whole

@@ -92,7 +92,7 @@ def write_parts(corpus: Corpus, job: Job, runner: Runner) -> Shards:
     todo = {part: slices for part, slices in enumerate(parts) if part not in whole}
     with progress_of("tokenising", _text_bytes(corpus)) as progress:
         for shards in whole.values():
-            progress.add(counted(shards)[0], 0)
+            progress.add(counted(shards)[0])
         if todo:
             whole |= runner.write(job, corpus.reading, todo, progress.add)
     first = next((part for part in range(len(parts)) if whole[part]), 0)
