@@ -36,6 +36,22 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def s3_running():
+    """An S3 server for the tests of a file, which then have moto and s3fs."""
+    from tests.s3_server import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_running):
+    """The server without faults."""
+    s3_running.heal()
+    return s3_running
+
+
 @pytest.fixture
 def book() -> Path:
     """Frankenstein as Gutenberg serves it; it is not ours to commit."""

@@ -42,24 +42,11 @@ from tests.test_build import (
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
 ray = pytest.importorskip("ray")
-from tests.s3_server import Fault, S3Server, s3_server  # noqa: E402 they need these packages
+from tests.s3_server import Fault, S3Server  # noqa: E402 they need these packages
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def s3(server) -> S3Server:
-    """The server without faults."""
-    server.heal()
-    return server
-
-
-@pytest.fixture(scope="module")
-def cluster(server) -> Iterator[str]:
+def cluster(s3_running) -> Iterator[str]:
     """The address of two nodes, whose workers are led to the server."""
     with two_nodes() as address:
         yield address
@@ -113,9 +100,9 @@ def remote(corpus: FilesCorpus, s3: S3Server) -> FilesCorpus:
     ],
     ids=str,
 )
-def test_it_is_the_store_that_is_built_on_a_disk(s3, corpus, built, request, options, tmp_path):
+def test_it_is_the_store_that_is_built_on_a_disk(s3, corpus, built, request, options):
     if "build" in options:
-        options |= {"ray_address": request.getfixturevalue("cluster")}
+        options = options | {"ray_address": request.getfixturevalue("cluster")}
         corpus = remote(corpus, s3)  # nothing on any disk
     folder = f"{s3.url}/{len(options)}{options['workers']}"
     url = publish_text(corpus, GPT2, folder, **options)
@@ -141,7 +128,7 @@ def test_a_corpus_that_is_not_files(tmp_path):
     assert contents(TokenStore(url)) == expected == files_at(url)
 
 
-def test_the_command_makes_what_is_not_on_this_disk_at_the_url(s3, capsys, monkeypatch):
+def test_the_command_makes_what_is_not_on_this_disk_at_the_url(s3, capsys):
     (folder := Path("books")).mkdir()
     write_txt(folder / "a.txt", words(300_000))
     overrides = ["data=files", "data.corpus=books/", "data.engine=tiktoken"]
@@ -187,6 +174,15 @@ publish.publish_text(
 """
 
 
+def start(corpus: Path, url: str, build: str, address: str) -> subprocess.Popen[str]:
+    """A driver that is a process of its own."""
+    return subprocess.Popen(
+        list(map(str, [sys.executable, "-c", PUBLISH, corpus, url, SHARD_BYTES, build, address])),
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
 def kept(s3: S3Server) -> list[str]:
     """The parts that were noted since the server's last `forget`."""
     return sorted(
@@ -202,11 +198,7 @@ def test_a_driver_that_is_killed_leaves_what_is_whole(s3, request, tmp_path, by)
     # the workers' later requests wait, so that the kill comes in their midst
     s3.put_fault = lambda seen: Fault(wait=gate, status=503) if len(kept(s3)) > 3 else None
     folder = f"{s3.url}/killed-{by}"
-    command = [sys.executable, "-c", PUBLISH, tmp_path / "corpus", folder, SHARD_BYTES, by, address]
-    process = subprocess.Popen(
-        list(map(str, command)), env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = start(tmp_path / "corpus", folder, by, address)
     wait_for(lambda: len(kept(s3)) > 3, process, 60)
     process.kill()
     process.communicate()
@@ -366,23 +358,10 @@ def test_no_text_at_all_is_refused(s3, tmp_path):
 @pytest.mark.heavy
 def test_two_at_once_make_one_store(s3, tmp_path):
     corpus, folder = slow(tmp_path / "corpus"), f"{s3.url}/both"
-    both = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                PUBLISH,
-                tmp_path / "corpus",
-                folder,
-                str(SHARD_BYTES),
-                "processes",
-                "-",
-            ],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        for _ in range(2)
-    ]
-    assert [process.wait(60) for process in both] == [0, 0]
+    both = [start(tmp_path / "corpus", folder, "processes", "-") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
     (name,) = {name.partition("/")[0] for name in files_at(folder)}
     assert files_at(f"{folder}/{name}") == contents(prepare_store(corpus, GPT2, tmp_path / "t"))
 

@@ -40,7 +40,7 @@ from tests.training import LENGTH, make_data, make_model, make_trainer, train
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
-from tests.s3_server import Fault, S3Server, forget_clients, in_turn, s3_server
+from tests.s3_server import Fault, S3Server, forget_clients, in_turn
 
 ROOT = Path(__file__).parents[1]
 N_SHARDS = 64
@@ -69,19 +69,6 @@ def local(text, tmp_path_factory) -> GPTDataModule:
     data.setup()
     assert len(data.store.shards) == N_SHARDS
     return data
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def s3(server) -> S3Server:
-    """The server without faults."""
-    server.heal()
-    return server
 
 
 @pytest.fixture

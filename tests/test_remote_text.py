@@ -33,7 +33,7 @@ from tests.test_formats import pack, write_parquet
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
-from tests.s3_server import Fault, S3Server, forget_clients, s3_server
+from tests.s3_server import Fault, S3Server, forget_clients
 
 ROOT = Path(__file__).parents[1]
 GPT2 = Tokenizer("gpt2")
@@ -51,19 +51,6 @@ WORDS = [
     "42",
     "caf\u00e9\n",
 ]
-
-
-@pytest.fixture(scope="module")
-def running():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(running):
-    """The server without faults."""
-    running.heal()
-    return running
 
 
 @pytest.fixture
@@ -192,16 +179,16 @@ TREE = ["a.txt", "b.jsonl", "a/c.txt", "a/.hidden.txt", "a/b/d.txt", ".h/e.txt",
 
 
 @pytest.fixture(scope="module")
-def trees(running, tmp_path_factory):
+def trees(s3_running, tmp_path_factory):
     """The same files on disk, in a bucket, and in a file system that is walked folder by folder."""
     disk = tmp_path_factory.mktemp("tree")
     for name in TREE:
         pack(disk / name, name.encode())
-    upload(running, disk, "tree")
+    upload(s3_running, disk, "tree")
     memory = fsspec.filesystem("memory")
     for name in TREE:
         memory.pipe_file(f"/tree/{name}", (disk / name).read_bytes())
-    yield {"disk": str(disk), "s3": f"{running.url}/tree", "memory": "memory://tree"}
+    yield {"disk": str(disk), "s3": f"{s3_running.url}/tree", "memory": "memory://tree"}
     memory.rm("/tree", recursive=True)
 
 
