@@ -17,11 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_gptdata.budget import TokenBudget
 from lit_gptdata.configs import register_resolvers
-from lit_gptdata.ranks import check_launcher, share_run_name, sweeping
-from lit_gptdata.summary import draw_losses, summarise
-from lit_gptdata.sweep import recorded, reported
+from lit_gptdata.training.budget import TokenBudget
+from lit_gptdata.training.ranks import check_launcher, share_run_name, sweeping
+from lit_gptdata.training.summary import draw_losses, summarise
+from lit_gptdata.training.sweep import recorded, reported
 
 THREADS = torch.get_num_threads()
 register_resolvers()

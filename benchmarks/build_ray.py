@@ -29,9 +29,9 @@ from ray.cluster_utils import Cluster
 from benchmarks.measure import median, options, ratios, report, run_rounds, three
 from benchmarks.tokenize import make_text
 from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.tokens import build_ray
-from lit_gptdata.tokens.build import BuildName, prepare_store
-from lit_gptdata.tokens.publish import publish_text
+from lit_gptdata.tokens.build import ray_tasks as build_ray
+from lit_gptdata.tokens.build.local import BuildName, prepare_store
+from lit_gptdata.tokens.remote.publish import publish_text
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 

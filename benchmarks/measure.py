@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_gptdata.text.document import Document
-from lit_gptdata.tokens import build
-from lit_gptdata.tokens.encode import Job
+from lit_gptdata.tokens.build import local as build
+from lit_gptdata.tokens.build.encode import Job
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Round = dict[str, dict[str, float]]

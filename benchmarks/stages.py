@@ -22,10 +22,10 @@ from benchmarks.measure import median, options, ratios, report, run_rounds, thre
 from benchmarks.tokenize import make_text
 from lit_gptdata._io import sha256_file
 from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.tokens.build import find_store, prepare_store
-from lit_gptdata.tokens.cache import Cache
-from lit_gptdata.tokens.publish import publish, publish_text
-from lit_gptdata.tokens.remote import prepare_store_at
+from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.remote.cache import Cache
+from lit_gptdata.tokens.remote.publish import publish, publish_text
+from lit_gptdata.tokens.remote.store import prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import Windows

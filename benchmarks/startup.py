@@ -40,7 +40,7 @@ from benchmarks.measure import (
     three,
 )
 from lit_gptdata import GPTDataModule
-from lit_gptdata.tokens.build import find_store
+from lit_gptdata.tokens.build.local import find_store
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.loader import window_loader

@@ -47,7 +47,7 @@ def tiktoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
 
 def gigatoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
     """gigatoken alone, on pieces of 1 MiB in memory: nothing read, checked or written."""
-    from lit_gptdata.tokens.engine import GigatokenEngine, load_engine
+    from lit_gptdata.tokens.engines import GigatokenEngine, load_engine
 
     engine = load_engine(Tokenizer("gpt2"), "gigatoken")
     assert isinstance(engine, GigatokenEngine)
@@ -61,7 +61,7 @@ def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[],
 
     def candidate(files: list[Path], out: Path) -> Callable[[], int]:
         from lit_gptdata.text.files import FilesCorpus
-        from lit_gptdata.tokens.build import prepare_store
+        from lit_gptdata.tokens.build.local import prepare_store
 
         tokenizer = Tokenizer("gpt2")
         tokenizer.encoding  # noqa: B018 loaded before the clock starts, as for the others
@@ -176,7 +176,7 @@ def measure(name: str, files: list[Path], out: Path) -> dict[str, float]:
     """Run one candidate in this process: seconds, and MB of peak memory above the imports."""
     import tiktoken  # noqa: F401
 
-    import lit_gptdata.tokens.build  # noqa: F401
+    import lit_gptdata.tokens.build.local  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = CANDIDATES[name](files, out)

@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_gptdata.datamodule import GPTDataModule
-    from lit_gptdata.model import GPT
-    from lit_gptdata.stem import EmbeddingStem
+    from lit_gptdata.model.gpt import GPT
+    from lit_gptdata.model.stem import EmbeddingStem
     from lit_gptdata.tokens.store import TokenStore
     from lit_gptdata.tokens.tokenizer import Tokenizer
+    from lit_gptdata.training.budget import TokenBudget
+    from lit_gptdata.training.lightning_cli import GPTCLI
+    from lit_gptdata.training.throughput import Throughput
     from lit_gptdata.windows.dataset import WindowDataset
     from lit_gptdata.windows.loader import create_dataloader
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "GPT": "lit_gptdata.model",
-    "EmbeddingStem": "lit_gptdata.stem",
+_MODULE_OF = {
+    "GPT": "lit_gptdata.model.gpt",
+    "GPTCLI": "lit_gptdata.training.lightning_cli",
+    "EmbeddingStem": "lit_gptdata.model.stem",
     "GPTDataModule": "lit_gptdata.datamodule",
+    "Throughput": "lit_gptdata.training.throughput",
+    "TokenBudget": "lit_gptdata.training.budget",
     "TokenStore": "lit_gptdata.tokens.store",
     "Tokenizer": "lit_gptdata.tokens.tokenizer",
     "WindowDataset": "lit_gptdata.windows.dataset",
@@ -36,8 +42,11 @@ _HOME = {
 
 __all__ = [
     "GPT",
+    "GPTCLI",
     "EmbeddingStem",
     "GPTDataModule",
+    "Throughput",
+    "TokenBudget",
     "TokenStore",
     "Tokenizer",
     "WindowDataset",
@@ -46,10 +55,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,6 +1,6 @@
 """`python -m lit_gptdata` is the command `lit-gptdata`."""
 
-from lit_gptdata.cli import main
+from lit_gptdata.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

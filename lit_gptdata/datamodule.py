@@ -14,18 +14,18 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._remote import shown
+from lit_gptdata._fsspec import redacted
 from lit_gptdata.compact import sends_compact, split_on_device
 from lit_gptdata.resume import Resume, check_same, legs_of
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
-from lit_gptdata.tokens.build import BuildName, check_build, find_store, prepare_store
-from lit_gptdata.tokens.cache import Cache
-from lit_gptdata.tokens.engine import EngineName, check_engine
-from lit_gptdata.tokens.objects import check_url
-from lit_gptdata.tokens.publish import publish, publish_text
-from lit_gptdata.tokens.remote import RemoteStore, open_store, prepare_store_at
+from lit_gptdata.tokens.build.local import BuildName, check_build, find_store, prepare_store
+from lit_gptdata.tokens.engines import EngineName, check_engine
+from lit_gptdata.tokens.remote.cache import Cache
+from lit_gptdata.tokens.remote.objects import check_url
+from lit_gptdata.tokens.remote.publish import publish, publish_text
+from lit_gptdata.tokens.remote.store import RemoteStore, open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Batch, Windows, check_enough
@@ -167,7 +167,7 @@ class GPTDataModule(L.LightningDataModule):
         for a store that is published already or damaged, RemoteError, and what `prepare_data` raises.
         """
         if self.hparams["store_url"] is not None:
-            raise ValueError(f"{shown(self.hparams['store_url'])} is published already")
+            raise ValueError(f"{redacted(self.hparams['store_url'])} is published already")
         corpus = self._open_corpus(download=True)
         store = find_store(corpus, self.tokenizer, self.data_dir / "tokens")
         if store is not None:
@@ -196,7 +196,7 @@ class GPTDataModule(L.LightningDataModule):
         split = split_tokens(store, hparams["val_fraction"], hparams["test_fraction"])
         begin, end = split.train
         check_enough(
-            end - begin, hparams["max_length"], f"the train split of {shown(repr(self._source))}"
+            end - begin, hparams["max_length"], f"the train split of {redacted(repr(self._source))}"
         )
         self._store, self._split = store, split
         if isinstance(store, RemoteStore) and not store.fits and hparams["shuffle"]:
@@ -220,7 +220,7 @@ class GPTDataModule(L.LightningDataModule):
         store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
         if store is None:
             raise RuntimeError(
-                f"{shown(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} (or "
+                f"{redacted(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} (or "
                 "changed since): call prepare_data() first; a Trainer does so"
             )
         return store
@@ -462,7 +462,7 @@ class GPTDataModule(L.LightningDataModule):
 
     def __repr__(self) -> str:
         """Corpus → tokens → windows, with counts and fingerprints as far as they are known."""
-        lines = ["GPTDataModule", f"  corpus   {shown(repr(self._source))}"]
+        lines = ["GPTDataModule", f"  corpus   {redacted(repr(self._source))}"]
         if self._store is None or self._split is None:
             lines.append(f"  tokens   {self.tokenizer!r}, not prepared yet")
             return "\n".join(lines)

@@ -26,7 +26,7 @@ import requests
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from lit_gptdata import _remote
+from lit_gptdata import _fsspec as _remote
 
 CODES = {403: "InvalidAccessKeyId", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 PATIENCE_S = 60.0  # for what an answer waits for

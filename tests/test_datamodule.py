@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
-from lit_gptdata.tokens import build
+from lit_gptdata.tokens.build import local as build
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from tests.conftest import ListCorpus
 

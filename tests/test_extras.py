@@ -105,7 +105,7 @@ USES = {
     "s3": ["prepare('s3://bucket/a.txt')", "prepare(store_url='s3://bucket/store')"],
     "zstd": ["prepare('a.txt.zst')"],
     "ray": ["prepare('a.txt', build='ray')"],
-    "cli": ["importlib.import_module('lit_gptdata.lightning_cli')"],
+    "cli": ["importlib.import_module('lit_gptdata.training.lightning_cli')"],
     "hf": ["GPT.from_gpt2('gpt2')"],
     "joblib": ["train('hydra/launcher=joblib')"],
     "submitit": ["train('hydra/launcher=submitit_local')", "train('hydra/launcher=submitit_slurm')"],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from matplotlib import rc_context
 from matplotlib.text import Annotation
 
-from lit_gptdata.cli import main
+from lit_gptdata.cli.main import main
 from lit_gptdata.report.axes import key_names, limits, scale_of, short, spread
 from lit_gptdata.report.files import as_csv, text_table, write_report
 from lit_gptdata.report.jobs import METRICS, canonical, natural, read_curves, read_jobs, read_sweep

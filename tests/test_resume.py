@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lit_gptdata.windows.order import EpochOrder
-from tests.training import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
+from tests.runs import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -129,7 +129,7 @@ def run_jobs(jobs: list[dict], folder: Path, **options) -> int:
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training", str(path)],
+        [sys.executable, "-m", "tests.runs", str(path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

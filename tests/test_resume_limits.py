@@ -16,7 +16,7 @@ from torch import nn
 
 from lit_gptdata import GPTDataModule, Tokenizer
 from lit_gptdata.rng import rng_states, set_rng_states
-from tests.training import (
+from tests.runs import (
     EPOCH_BATCHES,
     make_data,
     make_model,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lit_gptdata._remote import redact
+from lit_gptdata._fsspec import redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
 from lit_gptdata.text.files import FilesCorpus

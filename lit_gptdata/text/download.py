@@ -30,8 +30,8 @@ import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
+from lit_gptdata._fsspec import redact
 from lit_gptdata._io import sha256_file
-from lit_gptdata._remote import redact
 
 ATTEMPTS = 5  # in a row that bring no new byte
 BACKOFF_S = 0.5  # before the second attempt, then doubled: 7.5 s in all, less the jitter

@@ -19,11 +19,11 @@ from urllib.parse import unquote
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import SEARCHED, FileSlice, Reading, format_of, is_text, read_documents
 from lit_gptdata.text.listing import expand_url
-from lit_gptdata.text.remote import (
+from lit_gptdata.text.remote_file import (
     RemoteFile,
     TextFile,
-    at_once,
     gone,
+    map_in_threads,
     open_raw,
     sha256_of,
     size_of,
@@ -50,7 +50,7 @@ def hash_files(
         n = max(1, (os.cpu_count() or 1) // 2)
     if any(isinstance(file, RemoteFile) for file in files):
         n = max(n, HASHERS)
-    return at_once(functools.partial(sha256_of, on_bytes=on_bytes), files, n)
+    return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, n)
 
 
 class FilesCorpus:
@@ -90,14 +90,14 @@ class FilesCorpus:
 
     def _listed(self) -> dict[str, list[RemoteFile]]:
         """Each URL that was named → its files as they are now."""
-        found = at_once(expand_url, self._urls)
+        found = map_in_threads(expand_url, self._urls)
         return dict(zip(self._urls, found, strict=True))
 
     def __iter__(self) -> Iterator[Document]:
         for number, path in enumerate(self.files):
             yield from read_documents(FileSlice(path=path, number=number), self.reading)
 
-    def parts(self, part_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
+    def work_units(self, part_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
         """The corpus as slices of about `part_bytes`, some small files or a piece of a large one each.
 
         Where they fall depends on the files alone. `find_cut=None`: a text must stay whole.
@@ -128,7 +128,7 @@ class FilesCorpus:
             return [FileSlice(path=path, number=number)]
         cut = functools.partial(_cut_in_file, path, find_cut=find_cut)
         near = (size * i // n for i in range(1, n))
-        inner = at_once(cut, near) if isinstance(path, RemoteFile) else map(cut, near)
+        inner = map_in_threads(cut, near) if isinstance(path, RemoteFile) else map(cut, near)
         edges = sorted({0, *inner, size})
         return [
             FileSlice(path=path, number=number, start=start, stop=stop)
@@ -170,7 +170,7 @@ class FilesCorpus:
             for file in self.files
         ]
 
-    def stamps(self) -> list[list[str | int]]:
+    def file_stats(self) -> list[list[str | int]]:
         """Name, size in bytes and version of every file, now: equal stamps mean unchanged contents.
 
         The version is the mtime in ns, or what a URL's server calls it. Each URL is listed once, and

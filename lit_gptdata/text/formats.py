@@ -20,11 +20,11 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal, get_args
 
+from lit_gptdata._fsspec import RemoteError
 from lit_gptdata._io import CHUNK_BYTES
-from lit_gptdata._remote import RemoteError
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
-from lit_gptdata.text.remote import RemoteFile, TextFile, open_raw
+from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
 
 EncodingErrors = Literal["strict", "replace"]
 

@@ -14,9 +14,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from lit_gptdata._remote import RemoteNotFoundError, filesystem, redact, tried_again
+from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, redact, retry
 from lit_gptdata.text.formats import SEARCHED, is_text
-from lit_gptdata.text.remote import RemoteFile
+from lit_gptdata.text.remote_file import RemoteFile
 
 Infos = dict[str, dict[str, Any]]
 """Path in the file system → what it says of the file."""
@@ -28,7 +28,7 @@ def expand_url(url: str) -> list[RemoteFile]:
     Raises RemoteError that names the URL, ValueError and ImportError for its scheme.
     """
     fs, path = filesystem(url)
-    found = tried_again(url, lambda _: _listed(fs, path, url), first_contact=True)
+    found = retry(url, lambda _: _listed(fs, path, url), first_contact=True)
     before, inside = _heads(url.rstrip("/"), path.rstrip("/"))
     return [
         RemoteFile.of(before + path.removeprefix(inside), info)

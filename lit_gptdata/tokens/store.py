@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gptdata._io import sha256_file
-from lit_gptdata.tokens.shard import ROW, Tokens
+from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMAT = 1

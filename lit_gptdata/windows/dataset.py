@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_gptdata.tokens.engine import encode_text
-from lit_gptdata.tokens.shard import Tokens
+from lit_gptdata.tokens.engines import encode_text
+from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.spans import Spans, check_lengths
 

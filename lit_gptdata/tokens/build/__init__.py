@@ -1,0 +1,1 @@
+"""How a token store is built: plan → work units → encoded shards → a published store."""

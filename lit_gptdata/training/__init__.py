@@ -1,0 +1,1 @@
+"""What `train.py`, sweeps and LightningCLI need around a training run."""

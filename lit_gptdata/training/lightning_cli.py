@@ -1,0 +1,32 @@
+"""LightningCLI for GPT on GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import jsonargparse  # noqa: F401
+except ImportError as error:
+    raise ImportError("LightningCLI needs jsonargparse: pip install 'lit-gptdata[cli]'") from error
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.model.gpt import GPT
+from lit_gptdata.model.stem import EmbeddingStem
+
+
+class GPTCLI(LightningCLI):
+    """LightningCLI with its own arguments; the stem's vocabulary and length come from the data."""
+
+    def __init__(self, model: Any = GPT, data: Any = GPTDataModule, **options: Any) -> None:
+        super().__init__(model, data, **options)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(EmbeddingStem, "stem")
+        parser.link_arguments("stem", "model.stem", apply_on="instantiate")
+        parser.link_arguments("data.vocab_size", "stem.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.max_length", "stem.max_length")
+
+
+if __name__ == "__main__":
+    GPTCLI()

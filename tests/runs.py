@@ -1,0 +1,203 @@
+"""A small training run that can be stopped and resumed, and says which windows it saw.
+
+As a script it runs a list of jobs in one process or, with several devices, in one process a rank:
+`python -m tests.runs jobs.json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_gptdata import GPT, EmbeddingStem, GPTDataModule, Tokenizer
+
+LENGTH = 8
+N_WINDOWS = 103  # for training
+VOCABULARY = 64
+N_TOKENS = N_WINDOWS * LENGTH + 1 + 90
+BATCH_SIZE = 4
+EPOCH_BATCHES = 25  # of 4 windows; 3 windows are the tail
+
+
+@functools.cache
+def words() -> list[str]:
+    """Words of one gpt2 token each, all different, as many as the text has."""
+    encoding = Tokenizer("gpt2").encoding
+    vocabulary = (encoding.decode([i]) for i in range(1000, 40_000))
+    return list(itertools.islice((w for w in vocabulary if re.fullmatch(" [a-z]+", w)), N_TOKENS))
+
+
+def write_text(folder: Path) -> Path:
+    """A text in which window i begins with word 8 * i."""
+    path = folder / "words.txt"
+    if not path.exists():
+        path.write_text("".join(words()), encoding="utf-8")
+    return path
+
+
+def make_data(folder: Path, **options: Any) -> GPTDataModule:
+    defaults = {
+        "corpus": str(write_text(folder)),
+        "max_length": LENGTH,
+        "stride": LENGTH,
+        "batch_size": BATCH_SIZE,
+        "val_fraction": 0.1,
+        "data_dir": str(folder / "data"),
+        "build_workers": 1,
+        "engine": "tiktoken",
+    }
+    return GPTDataModule(**(defaults | options))
+
+
+def windows_of(inputs: torch.Tensor) -> list[int]:
+    """Which windows a batch holds."""
+    first = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
+    return [words().index(word) // LENGTH for word in first]
+
+
+class StoppedError(Exception):
+    """What a training step raises in a test."""
+
+
+class Watch(L.Callback):
+    """Keeps the windows and loss of every batch, and the steps and results of validation."""
+
+    def __init__(self, data: GPTDataModule) -> None:
+        self.data = data
+        self.seen: list[list[int]] = []
+        self.train_loss: list[float] = []  # over all ranks
+        self.validated_at: list[int] = []
+        self.val_loss: list[float] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.seen.append(windows_of(batch[0]))
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        self.train_loss.append(float(trainer.callback_metrics["train_loss"]))
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self.validated_at.append(trainer.global_step)
+            self.val_loss.append(float(trainer.callback_metrics["val_loss"]))
+
+
+class StoppableGPT(GPT):
+    """Stops in the middle of its `stop_at`-th training step, after dropout; small, to be fast."""
+
+    stop, stop_at, n_steps = "", -1, 0
+
+    def losses(self, batch):
+        inputs, targets = batch
+        small = torch.where(targets < 0, targets, targets % VOCABULARY)
+        return super().losses((inputs % VOCABULARY, small))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.n_steps += 1
+        if self.n_steps - 1 == self.stop_at:
+            if self.stop == "exception":
+                raise StoppedError
+            os.kill(os.getpid(), {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}[self.stop])
+        return loss
+
+
+def make_model(dropout: float = 0.1) -> StoppableGPT:
+    torch.manual_seed(1)
+    stem = EmbeddingStem(vocab_size=VOCABULARY, max_length=LENGTH, embedding_dim=8, dropout=dropout)
+    return StoppableGPT(stem, n_layers=1, n_heads=2, dropout=dropout, warmup_steps=3)
+
+
+def make_trainer(**options: Any) -> L.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 1,
+    }
+    return L.Trainer(**(defaults | options))
+
+
+def train(
+    folder: Path,
+    *,
+    data: dict[str, Any] | None = None,
+    save: dict[str, Any] | None = None,
+    stop: str = "",
+    stop_at: int = -1,
+    ckpt_path: Path | str | None = None,
+    dropout: float = 0.1,
+    **trainer_options: Any,
+) -> tuple[Watch, dict[str, torch.Tensor]]:
+    """Fit; `save`: a ModelCheckpoint's options. Whoever was stopped has the weights of then."""
+    module, model = make_data(folder, **(data or {})), make_model(dropout)
+    model.stop, model.stop_at = stop, stop_at
+    watch = Watch(module)
+    callbacks: list[L.Callback] = [watch]
+    if save is not None:
+        callbacks.append(ModelCheckpoint(save_top_k=-1, **save))
+    trainer = make_trainer(callbacks=callbacks, enable_checkpointing=save is not None, **trainer_options)
+    torch.manual_seed(2 if ckpt_path is None else 3)  # a resumed run must not live off its own seed
+    try:
+        trainer.fit(model, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
+    except (StoppedError, SIGTERMException):
+        assert stop
+    return watch, {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> dict[str, Any]:
+    """What an untrained model scores, and over how many targets."""
+    module, model = make_data(folder, **data), make_model()
+    trainer = make_trainer(**trainer_options)
+    (scores,) = trainer.validate(model, datamodule=module, verbose=False)
+    windows = module.val_windows
+    return scores | {
+        "n_targets": int(model._totals[1]),
+        "n_windows": len(windows),
+        "val_tokens": [windows.begin, windows.end],
+    }
+
+
+def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
+    """Each job has `out`, a folder for rank r's r.json, and the options of `train` or `validate`."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    for job in jobs:
+        out, folder = Path(job.pop("out")), Path(job.pop("folder"))
+        if job.pop("validate", False):
+            result = validate(folder, **job)
+        else:
+            watch, weights = train(folder, **job)
+            data, ranks = watch.data, range(watch.data.trainer.world_size)
+            end = data.trainer.fit_loop.total_batch_idx + 1
+            steps = range(end - len(watch.seen), end)
+            result = {
+                "seen": watch.seen,
+                "train_loss": watch.train_loss,
+                "batch_at": [[windows_of(data.batch_at(s, rank=r)[0]) for r in ranks] for s in steps],
+                "weights": sha256(b"".join(w.numpy().tobytes() for w in weights.values())).hexdigest(),
+            }
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_jobs(json.loads(Path(sys.argv[1]).read_text()))

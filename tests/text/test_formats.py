@@ -1,0 +1,501 @@
+"""Files that hold text in every shape that users have, and in those that would break the reader."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_gptdata.text import formats as module
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
+from lit_gptdata.tokens.chunks import cut_rule
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+ENCODING = Tokenizer("gpt2").encoding
+RULE = cut_rule(ENCODING._pat_str, ENCODING.special_tokens_set)
+assert RULE
+
+
+def pack(path: Path, data: bytes) -> Path:
+    """Write `data` as the path's name says: plain, .gz or .zst."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gz":
+        data = gzip.compress(data, 1)
+    elif path.suffix == ".zst":
+        data = pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)
+    path.write_bytes(data)
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, object], **options) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), path, **options)
+    return path
+
+
+def lines(*values: object) -> bytes:
+    return b"".join(json.dumps({"text": value}).encode() + b"\n" for value in values)
+
+
+def texts(path: Path, **reading) -> list[str]:
+    documents = read_documents(FileSlice(path=path), Reading(**reading))
+    return [b"".join(document.chunks).decode() for document in documents]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.txt", ("txt", "")),
+        ("a.TXT.GZ", ("txt", ".gz")),
+        ("a.b.jsonl.zst", ("jsonl", ".zst")),
+        ("a.parquet", ("parquet", "")),
+        ("notes.md", ("txt", "")),
+        ("notes.md.gz", ("txt", ".gz")),
+        ("jsonl", ("txt", "")),
+    ],
+)
+def test_a_name_says_the_format(name, expected):
+    assert format_of(Path(name)) == expected
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_txt_and_jsonl_are_read_plain_or_packed(tmp_path, packing):
+    text = "caf\u00e9 \U0001f642\r\nnext\rlast"
+    assert texts(pack(tmp_path / f"a.txt{packing}", text.encode())) == [
+        text.replace("\r\n", "\n").replace("\r", "\n")
+    ]
+    # inside a JSON string \r\n is text like any other
+    assert texts(pack(tmp_path / f"a.jsonl{packing}", lines(text, "two"))) == [text, "two"]
+
+
+def test_a_folder_mixes_formats_in_the_order_of_paths(tmp_path):
+    pack(tmp_path / "b.jsonl.gz", lines("b1", "b2"))
+    pack(tmp_path / "c.txt.zst", b"c")
+    pack(tmp_path / "sub" / "e.jsonl", lines("e"))
+    pack(tmp_path / "a.txt", b"a")
+    pack(tmp_path / "x.md.gz", b"not searched for")
+    write_parquet(tmp_path / "d.parquet", {"text": ["d1", None, "d2"]})
+    corpus = FilesCorpus(tmp_path)
+    seen = [(b"".join(document.chunks).decode(), document.number) for document in corpus]
+    assert seen == [("a", 0), ("b1", 1), ("b2", 1), ("c", 2), ("d1", 3), ("d2", 3), ("e", 4)]
+    some = FilesCorpus([f"{tmp_path}/*.jsonl*", tmp_path / "d.parquet", tmp_path / "b.jsonl.gz"])
+    assert [path.name for path in some.files] == ["b.jsonl.gz", "d.parquet"]
+
+
+def test_a_file_name_of_any_bytes_can_be_noted_down(tmp_path):
+    path = tmp_path / "caf\udce9.txt"
+    path.write_text("text")
+    corpus = FilesCorpus(tmp_path)
+    noted = json.dumps(
+        [corpus.file_stats(), corpus.sources(), repr(corpus)], ensure_ascii=False
+    ).encode()
+    assert noted.count(b"caf\\\\xe9.txt") == 3
+
+
+# jsonl ---------------------------------------------------------------------------------------------
+
+
+def test_a_jsonl_is_read_as_users_expect(tmp_path):
+    rows = [
+        b'\xef\xbb\xbf{"text": "after a BOM"}\r\n',  # as Windows tools write
+        b" \t\r\n\n",
+        b'{"text": null}\n',
+        b'{"id": 1, "text": "a\\nb"}\r\n',
+        '{"text": "one \u2028 line \u2029 \x85 \x0c\x1c"}\n'.replace("\x0c\x1c", "").encode(),
+        b'{"text": ""}\n',
+        b'{"text": "\\ud83d\\ude42"}',  # a whole surrogate pair; the last line lacks its \n
+    ]
+    path = pack(tmp_path / "a.jsonl", b"".join(rows))
+    assert texts(path) == ["after a BOM", "a\nb", "one \u2028 line \u2029 \x85 ", "", "\U0001f642"]
+    assert texts(pack(tmp_path / "bom.jsonl", b"\xef\xbb\xbf")) == []
+
+
+def test_the_text_column_is_chosen_by_name(tmp_path):
+    path = pack(tmp_path / "a.jsonl", b'{"text": "no", "body": "yes"}\n')
+    assert texts(path, text_column="body") == ["yes"]
+    table = {"body.x": ["no"], "text": ["no"], "body": ["yes"]}
+    assert texts(write_parquet(tmp_path / "a.parquet", table), text_column="body") == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], and text_column='text' is"),
+        (b'["a"]', " is no JSON object, and text_column='text' is wanted: set data.text_column"),
+        (b'"a"', " is no JSON object"),
+        (b'{"text": 5}', ": 'text' holds a int, expected text: set data.text_column"),
+        (b'{"text": ["a"]}', ": 'text' holds a list, expected text"),
+        (b'{"text": "a"', r" is no JSON \(.*\): it reads b'\{\"text\": \"a\"'"),
+        (b"plain text", " is no JSON"),
+        (b"[" * 100_000, " is no JSON"),
+        (b'{"text": "tab\t"}', r" is no JSON \(Invalid control character"),
+        ('{"text": "a"}'.encode("utf-16-le"), " is no JSON"),
+        (b'{"text": "caf\xe9"}', " is not valid UTF-8: byte 0xe9 at offset 29 .*encoding_errors"),
+        (b'{"text": "\\ud800"}', r" holds a lone surrogate '\\ud800': mend the file, or set"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = pack(tmp_path / "a.jsonl", b'{"text": "ok"}\n\n' + line + b"\n" + lines("after"))
+    with pytest.raises(ValueError, match=f"{path}: line at byte 16{message}"):
+        texts(path)
+
+
+def test_what_is_invalid_is_replaced_as_tiktoken_replaces(tmp_path):
+    line = b'{"text": "\\ud800a\\udc00\\ud83d\\ude42 caf\xe9"}\n'
+    path = pack(tmp_path / "a.jsonl", line)
+    assert texts(path, encoding_errors="replace") == ["\ufffda\ufffd\U0001f642 caf\ufffd"]
+    surrogates = "\ud800a\udc00\ud83d\ude42"  # ids and not text: tiktoken's own replacement
+    ids = ENCODING.encode(
+        texts(pack(path, b'{"text": "\\ud800a\\udc00\\ud83d\\ude42"}'), encoding_errors="replace")[0]
+    )
+    assert ids == ENCODING.encode(surrogates)
+
+
+def test_a_line_may_be_as_long_as_the_limit_and_no_longer(tmp_path, monkeypatch):
+    line = lines("x" * 100)[:-1]
+    monkeypatch.setattr(module, "LINE_LIMIT", len(line))
+    many = pack(tmp_path / "many.jsonl", (line + b"\n") * 50)  # the file, read at once, is longer
+    assert len(texts(many)) == 50
+    monkeypatch.setattr(module, "CHUNK_BYTES", 7)
+    long = pack(tmp_path / "long.jsonl", line + b"\n" + line + b" " * 9 + b"\n")
+    message = rf"{long}: the line at byte {len(line) + 1} is longer than {len(line)} bytes; a jsonl "
+    with pytest.raises(ValueError, match=message):
+        texts(long)
+
+
+@given(
+    values=st.lists(st.text(st.characters(codec="utf-8"), max_size=8) | st.none(), max_size=6),
+    ends=st.sampled_from(["\n", "\r\n", "\n\n"]),
+    chunk=st.integers(1, 40),
+    escape=st.booleans(),
+)
+def test_jsonl_comes_back_whatever_the_chunks(tmp_path_factory, values, ends, chunk, escape):
+    path = tmp_path_factory.mktemp("j") / "a.jsonl"
+    path.write_bytes(
+        "".join(json.dumps({"text": v}, ensure_ascii=escape) + ends for v in values).encode()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", chunk)
+        assert texts(path) == [value for value in values if value is not None]
+
+
+# parquet -------------------------------------------------------------------------------------------
+
+
+def test_parquet_rows_are_documents(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    values = [f"row {i} \u00e9" * (i % 3) if i % 5 else None for i in range(1000)]
+    expected = [value for value in values if value is not None]
+    for kind in (arrow.string(), arrow.large_string()):
+        path = write_parquet(
+            tmp_path / "a.parquet", {"text": arrow.array(values, kind)}, row_group_size=300
+        )
+        assert texts(path) == expected
+    monkeypatch.setattr(module, "BATCH_BYTES", 1)  # as if rows were long: one at a time
+    assert texts(path) == expected
+    assert texts(write_parquet(tmp_path / "b.parquet", {"text": arrow.array([], arrow.string())})) == []
+
+
+def test_parquet_says_what_it_holds_instead(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    path = write_parquet(tmp_path / "a.parquet", {"body": ["a"], "id": [1], "raw": [b"a"]})
+    message = (
+        rf"{path} has the columns \['body', 'id', 'raw'\], and text_column='text' is wanted: set data"
+    )
+    with pytest.raises(ValueError, match=message):
+        texts(path)
+    for column, kind in (("id", "int64"), ("raw", "binary")):
+        with pytest.raises(
+            ValueError, match=rf"{path}: the column '{column}' holds {kind}, expected text"
+        ):
+            texts(path, text_column=column)
+    invalid = arrow.array([b"fine", b"caf\xe9"], arrow.binary()).view(arrow.string())
+    path = write_parquet(tmp_path / "b.parquet", {"text": invalid})
+    with pytest.raises(UnicodeError, match=rf"{path}: row 1 is not valid UTF-8: byte 0xe9 at offset 3"):
+        texts(path)
+    assert texts(path, encoding_errors="replace") == ["fine", "caf\ufffd"]
+
+
+def test_what_is_no_parquet_or_broken_is_named(tmp_path):
+    rows = [f"{i * 7919 % 100_003:x}" * 40 for i in range(2000)]
+    path = write_parquet(
+        tmp_path / "a.parquet", {"text": rows}, compression="zstd", use_dictionary=False
+    )
+    whole = path.read_bytes()
+    for content in (b"plain text", b"PAR1", whole[:-9], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path} is no parquet file, or cut short: "):
+            texts(path)
+    middle = len(whole) // 2
+    path.write_bytes(whole[: middle - 200] + bytes(400) + whole[middle + 200 :])
+    with pytest.raises(OSError, match=rf"{path} is broken \(.*\): fetch it again"):
+        texts(path)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_packed_parquet_is_refused(tmp_path, packing):
+    path = pack(tmp_path / f"a.parquet{packing}", b"x")
+    with pytest.raises(ValueError, match=rf"{path}: parquet files are compressed inside; unpack it"):
+        texts(path)
+
+
+# Archives ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_broken_or_short_archive_is_named_wherever_it_is_cut(tmp_path, packing):
+    content = b"".join(b"%x " % (i * i * 7919) for i in range(60_000))  # hardly packs: several blocks
+    path = pack(tmp_path / f"a.txt{packing}", content)
+    whole = path.read_bytes()
+    message = (
+        rf"{path} is broken or cut short \(.*\): fetch it again, or test it with gzip -t or zstd -t"
+    )
+    for length in (1, 3, 5, 12, len(whole) // 3, len(whole) - 5, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OSError, match=message):
+            texts(path)
+    middle = len(whole) // 2
+    for bad in (whole[:middle] + b"\xff" * 99 + whole[middle + 99 :], whole + b"rubbish", b"plain text"):
+        path.write_bytes(bad)
+        with pytest.raises(OSError, match=message):
+            texts(path)
+    path.write_bytes(whole + whole)  # gzip members, zstd frames, one after the other
+    assert texts(path) == [(content * 2).decode()]
+
+
+def test_zstd_frames_of_every_kind_are_found_whole(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "a.txt.zst"
+    skipped = b"\x5a\x2a\x4d\x18\x05\0\0\0hello"
+    frames, content = [], b""
+    for text in (b"", b"x", b"run " * 300_000, bytes(range(1, 127)) * 9000):
+        for options in ({}, {"write_checksum": True}, {"write_content_size": False, "level": 1}):
+            frames += [zstandard.ZstdCompressor(**options).compress(text), skipped]
+            content += text
+    path.write_bytes(b"".join(frames))
+    assert texts(path) == [content.decode().replace("\r", "\n")]
+    for cut in range(1, 9 + len(skipped)):
+        path.write_bytes(b"".join(frames)[:-cut])
+        if cut != len(skipped):
+            with pytest.raises(OSError, match=r"broken or cut short"):
+                texts(path)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_invalid_utf8_in_an_archive_is_named_by_its_place_in_the_text(tmp_path, packing):
+    path = pack(tmp_path / f"a.txt{packing}", b"x" * 3_000_000 + b"\xe9")
+    with pytest.raises(UnicodeError, match=rf"{path} is not valid UTF-8: byte 0xe9 at offset 3000000"):
+        texts(path)
+    assert texts(path, encoding_errors="replace")[0].endswith("x\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("name", "module_name", "extra"),
+    [
+        ("a.parquet", "pyarrow", "parquet"),
+        ("a.txt.zst", "zstandard", "zstd"),
+        ("a.jsonl.zst", "zstandard", "zstd"),
+    ],
+)
+def test_a_missing_package_answers_with_the_pip_line(tmp_path, monkeypatch, name, module_name, extra):
+    monkeypatch.setitem(sys.modules, module_name, None)
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    with pytest.raises(ImportError) as caught:
+        texts(path)
+    assert str(caught.value) == f"{path} needs {module_name}: pip install 'lit-gptdata[{extra}]'"
+
+
+# Parts ---------------------------------------------------------------------------------------------
+
+ATOMS = [
+    "a",
+    " ",
+    "\r",
+    "\n",
+    "\r\n",
+    ".",
+    "\u00e9",
+    "\u8a9e",
+    "\u3002",
+    "\U0001f642",
+    "1",
+    "<|endoftext|>",
+    " the",
+]
+
+
+def joined(corpus: FilesCorpus, part_bytes: int, find_cut) -> list[str]:
+    """The documents of all parts, their pieces put together again."""
+    found: list[str] = []
+    for piece in (piece for part in corpus.work_units(part_bytes, find_cut) for piece in part):
+        for document in read_documents(piece, corpus.reading):
+            if not document.continues:
+                found.append("")
+            found[-1] += b"".join(document.chunks).decode()
+    return found
+
+
+@given(
+    text=st.lists(st.sampled_from(ATOMS), min_size=1, max_size=40).map("".join), size=st.integers(1, 60)
+)
+def test_the_parts_of_a_text_joined_are_the_text(tmp_path_factory, text, size):
+    path = tmp_path_factory.mktemp("p") / "a.txt"
+    data = text.encode()
+    path.write_bytes(data)
+    corpus = FilesCorpus(path)
+    parts = corpus.work_units(size, RULE.first_cut)
+    assert parts == corpus.work_units(size, RULE.first_cut)
+    pieces = [piece for part in parts for piece in part]
+    for piece in pieces[1:]:
+        assert data[piece.start - 1 : piece.start + 1] != b"\r\n"
+        data[: piece.start].decode()  # not inside a character
+    assert joined(corpus, size, RULE.first_cut) == texts(path)
+    assert joined(corpus, size, None) == texts(path)
+
+
+@given(data=st.binary(min_size=1, max_size=60), size=st.integers(1, 20))
+def test_the_parts_of_invalid_text_joined_are_the_text_replaced(tmp_path_factory, data, size):
+    path = tmp_path_factory.mktemp("p") / "a.txt"
+    path.write_bytes(data)
+    corpus = FilesCorpus(path, Reading(encoding_errors="replace"))
+    assert joined(corpus, size, RULE.first_cut) == texts(path, encoding_errors="replace")
+
+
+@given(
+    values=st.lists(st.lists(st.sampled_from(ATOMS)).map("".join), min_size=1, max_size=8),
+    size=st.integers(1, 90),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_the_parts_of_a_jsonl_hold_its_lines(tmp_path_factory, values, size, end):
+    path = tmp_path_factory.mktemp("p") / "a.jsonl"
+    path.write_text(end.join(json.dumps({"text": v}, ensure_ascii=False) for v in values), newline="")
+    corpus = FilesCorpus(path)
+    assert joined(corpus, size, None) == values
+    assert joined(corpus, size, RULE.first_cut) == values
+
+
+def test_parts_are_about_as_large_as_asked(tmp_path):
+    (tmp_path / "a.txt").write_text("some words " * 50_000)
+    (tmp_path / "b.txt").write_text("x" * 300_000)  # nowhere to cut
+    for name in "cdefgh":
+        (tmp_path / f"{name}.txt").write_text("short " * 2000)
+    pack(tmp_path / "i.txt.gz", b"one packed file is one part " * 9)
+    parts = FilesCorpus(tmp_path).work_units(100_000, RULE.first_cut)
+    sizes = [sum((p.stop or p.path.stat().st_size) - p.start for p in part) for part in parts]
+    assert max(sizes) == 300_000
+    assert [size for size in sizes if size > 100_100] == [300_000]
+    assert sum(sizes) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(parts) <= 6 + 1 + 2
+
+
+@pytest.mark.parametrize("tail", range(8))
+def test_a_cut_across_two_reads_is_found(tmp_path, tail):
+    """The only place to cut is an ideographic full stop about the end of the first 64 KiB read."""
+    at = 80_000 - 4 + 65_536 - tail  # the search begins in the middle, 4 bytes early
+    data = b"x" * (at - 3) + "\u8a9e\u3002".encode() + b"x" * (160_000 - at - 3)
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    parts = FilesCorpus(path).work_units(len(data) // 2 + 1, RULE.first_cut)
+    assert [piece.start for part in parts for piece in part] == [0, at]
+
+
+# Bombs ---------------------------------------------------------------------------------------------
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens.build.local import prepare_store
+from lit_gptdata.tokens.tokenizer import Tokenizer
+tokenizer = Tokenizer("gpt2")
+tokenizer.encoding
+corpus = FilesCorpus(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    prepare_store(corpus, tokenizer, Path(sys.argv[2]), engine="tiktoken", max_document_bytes=1_000_000)
+except ValueError as error:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
+"""
+
+
+def bomb(path: Path, head: bytes, fill: bytes, n_bytes: int) -> Path:
+    """A packed file of `head` and `n_bytes` times the same byte, written without holding it."""
+    block = fill * (1 << 20)
+    if path.suffix == ".gz":
+        file = gzip.open(path, "wb", 1)  # noqa: SIM115
+    else:
+        compressor = pytest.importorskip("zstandard").ZstdCompressor(level=1)
+        file = compressor.stream_writer(open(path, "wb"))  # noqa: SIM115
+    with file:
+        file.write(head)
+        for _ in range(n_bytes >> 20):
+            file.write(block)
+    return path
+
+
+def explode(path: Path, root: Path) -> tuple[int, str]:
+    """The megabytes that a build takes on top of its imports, and the error it ends with."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BOMB, path, root],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    megabytes, _, message = done.stdout.strip().partition(" ")
+    assert not [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    return int(megabytes), message
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name):
+    path = bomb(tmp_path / name, b"", b"\0", 20 << 20)
+    megabytes, message = explode(path, tmp_path / "tokens")
+    assert message.startswith(
+        f"{path}: the document is longer than max_document_bytes=1,000,000: leave it out"
+    )
+    assert megabytes < 12
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_a_large_bomb_takes_no_more(tmp_path, name):
+    path = bomb(tmp_path / name, b"", b"\0", 1 << 30)
+    megabytes, message = explode(path, tmp_path / "tokens")
+    assert f"{path}: the document is longer than max_document_bytes=1,000,000" in message
+    assert megabytes < 12
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_an_endless_line_is_refused(tmp_path, name):
+    path = bomb(tmp_path / name, b'{"text": "', b"x", 1 << 30)
+    megabytes, message = explode(path, tmp_path / "tokens")
+    assert f"{path}: the line at byte 0 is longer than 268,435,456 bytes" in message
+    assert megabytes < 400
+
+
+@pytest.mark.heavy
+def test_a_parquet_that_repeats_a_long_text_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"text": ["x" * 1_000_001] * 1000})
+    assert path.stat().st_size < 100_000
+    megabytes, message = explode(path, tmp_path / "tokens")
+    assert message.startswith(f"{path}: row 0: the document is longer than max_document_bytes=1,000,000")
+    assert megabytes < 350  # pyarrow and a batch of rows
+
+
+def test_a_long_line_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LINE_LIMIT", 4 << 20)
+    path = bomb(tmp_path / "a.jsonl.gz", b'{"text": "', b"x", 20 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="the line at byte 0 is longer than 4,194,304 bytes"):
+        texts(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10

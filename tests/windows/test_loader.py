@@ -1,0 +1,170 @@
+"""Batches from a DataLoader: every window once an epoch, in the epoch's order."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+import lit_gptdata.windows.loader as loader_module
+from lit_gptdata import create_dataloader
+from lit_gptdata.tokens.shards import Tokens
+from lit_gptdata.windows.dataset import Windows
+from lit_gptdata.windows.loader import window_loader
+from lit_gptdata.windows.order import EpochOrder
+from lit_gptdata.windows.steps import Steps
+
+TEXT = " ".join(f"word{i}" for i in range(400))
+
+
+def loader_over(n_tokens: int, *, batch_size: int = 2, tail: str = "share", num_workers: int = 0):
+    tokens = Tokens([np.arange(n_tokens, dtype="<u2")])
+    windows = Windows(tokens, begin=0, end=n_tokens, max_length=4, stride=4)
+    steps = Steps(n=len(windows), batch_size=batch_size, tail=tail)
+    return window_loader(windows, steps, seed=0, num_workers=num_workers)
+
+
+def first_tokens(loader) -> list[int]:
+    """The windows of an epoch, each by its first token, which is its place in the text."""
+    return [int(x) for inputs, _ in loader for x in inputs[:, 0]]
+
+
+def test_every_epoch_has_every_window_once_in_an_order_of_its_own():
+    loader = loader_over(401)
+    epochs = [first_tokens(loader) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(0, 400, 4))
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    loader.sampler.set_epoch(1)
+    assert first_tokens(loader) == epochs[1]
+
+
+def test_worker_processes_load_the_same_batches():
+    assert first_tokens(loader_over(401, num_workers=2)) == first_tokens(loader_over(401))
+
+
+def test_drop_last_leaves_out_the_small_batch():
+    assert [len(x) for x, _ in loader_over(29, batch_size=3)] == [3, 3, 1]
+    loader = loader_over(29, batch_size=3, tail="drop")
+    assert [len(x) for x, _ in loader] == [3, 3]
+    assert len(loader) == 2
+    assert loader.batch_size == 3
+
+
+def test_no_batch_at_all_is_refused():
+    message = (
+        "batch_size=8 with drop_last=True leaves no batch: there are 7 windows. Set batch_size <= 7"
+    )
+    with pytest.raises(ValueError, match=message):
+        loader_over(29, batch_size=8, tail="drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size=0 is too small; .* give an integer >= 1"),
+        ({"num_workers": -1}, r"num_workers=-1 is too small; .* give an integer >= 0"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_dataloader(TEXT, **options)
+
+
+def test_create_dataloader_unshuffled_is_the_text_in_order():
+    loader = create_dataloader(
+        TEXT, batch_size=2, max_length=8, stride=8, shuffle=False, drop_last=False
+    )
+    ids = torch.cat([inputs.flatten() for inputs, _ in loader]).tolist()
+    from lit_gptdata import Tokenizer
+
+    expected = Tokenizer("gpt2").encode(TEXT)
+    assert ids == expected[: len(ids)]
+    assert len(ids) == (len(expected) - 1) // 8 * 8
+
+
+def test_create_dataloader_shuffled_is_new_each_time_and_repeats_under_manual_seed():
+    def epochs() -> list[list[int]]:
+        torch.manual_seed(7)
+        loader = create_dataloader(TEXT, batch_size=2, max_length=8, stride=8, drop_last=False)
+        return [[x[:, 0].tolist() for x, _ in loader] for _ in range(2)]
+
+    first, second = epochs()
+    assert first != second
+    assert epochs() == [first, second]
+    torch.manual_seed(8)
+    loader = create_dataloader(TEXT, batch_size=2, max_length=8, stride=8, drop_last=False)
+    assert [x[:, 0].tolist() for x, _ in loader] != first
+
+
+def test_a_plain_dataloader_takes_the_dataset_as_in_the_course():
+    from torch.utils.data import DataLoader
+
+    from lit_gptdata import WindowDataset
+
+    dataset = WindowDataset(TEXT, "gpt2", max_length=8, stride=8)
+    plain = next(iter(DataLoader(dataset, batch_size=4)))
+    ours = next(iter(create_dataloader(TEXT, batch_size=4, max_length=8, stride=8, shuffle=False)))
+    assert torch.equal(plain[0], ours[0])
+    assert torch.equal(plain[1], ours[1])
+
+
+# Every path gives the same ------------------------------------------------------------------------
+
+
+def ids_of(form: str, batch) -> list:
+    """A batch of any form, as windows of max_length + 1 ids."""
+    if form == "compact":
+        return batch.tolist()
+    inputs, targets = batch
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert (inputs.is_contiguous() and targets.is_contiguous()) == (form == "contiguous")
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    return torch.cat([inputs, targets[:, -1:]], dim=1).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+@pytest.mark.parametrize("stride", [1, 3, 7])
+@pytest.mark.parametrize("n_shards", [1, 2, 40])
+def test_every_path_gives_the_same_batches(dtype, stride, n_shards, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 400).astype(dtype)
+    windows = Windows(
+        Tokens(np.array_split(ids, n_shards)), begin=11, end=390, max_length=6, stride=stride
+    )
+    steps = Steps(n=len(windows), batch_size=5, tail="share")
+    monkeypatch.setattr(loader_module, "BLOCK", 35)  # several blocks, and the last not full
+    order = EpochOrder(n=len(windows), seed=3, epoch=0).at(np.arange(len(windows)))
+    starts = 11 + stride * order
+    expected = [ids[s : s + 7].tolist() for s in starts]
+    for form in ("contiguous", "views", "compact"):
+        loader = window_loader(windows, steps, seed=3, form=form)
+        batches = [ids_of(form, batch) for batch in loader]
+        assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+        assert list(chain(*batches)) == expected
+        assert len(batches) == len(loader)
+    assert [windows[int(i)][0].tolist() for i in order[:9]] == [row[:-1] for row in expected[:9]]
+    if stride == 3:
+        loader = window_loader(windows, steps, seed=3, num_workers=2, form="views")
+        assert list(chain(*(ids_of("views", batch) for batch in loader))) == expected
+
+
+def test_a_batch_can_be_kept_while_others_are_loaded():
+    loader = loader_over(401, batch_size=3)
+    kept = list(loader)
+    loader.sampler.set_epoch(0)
+    for batch, again in zip(kept, loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+
+
+@pytest.mark.parametrize("starts", [[-1], [0, 94], [2**40], [-(2**40)]])
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_nothing_outside_the_tokens_is_ever_read(starts, n_shards):
+    tokens = Tokens(np.array_split(np.arange(100, dtype="<u2"), n_shards))
+    with pytest.raises(IndexError, match="windows of 7 ids reach outside the 100 that there are"):
+        tokens.gather(np.array(starts), 7)
+    with pytest.raises(IndexError, match="reach outside"):
+        tokens.gather(np.array([0]), 101)
+    assert tokens.gather(np.array([93, 0]), 7).tolist() == [[*range(93, 100)], [*range(7)]]
+    assert tokens.gather(np.array([0]), 100).tolist() == [[*range(100)]]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_gptdata import GPTDataModule
+from lit_gptdata.tokens.build.local import prepare_store
+from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.windows.dataset import IGNORE_INDEX
+from lit_gptdata.windows.split import split_tokens
+from tests.conftest import ListCorpus
+from tests.tokens.test_tokenizer import wide_encoding
+
+GPT2 = Tokenizer("gpt2")
+PARAGRAPH = "I had worked hard for nearly two years, for the sole purpose of infusing life. "
+
+
+def store_of(texts, tmp_path, tokenizer=GPT2):
+    return prepare_store(ListCorpus(texts), tokenizer, tmp_path)
+
+
+def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
+    data = GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(st.integers(0, 40).map(lambda k: PARAGRAPH * k), min_size=1, max_size=8),
+    val=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
+    test=st.sampled_from([0.0, 0.05, 0.2]),
+    max_length=st.integers(1, 40),
+    stride=st.integers(1, 50),
+)
+def test_no_token_of_val_or_test_is_in_a_train_window(
+    tmp_path_factory, texts, val, test, max_length, stride
+):
+    texts = [*texts, PARAGRAPH * 50]
+    data = module_over(
+        texts, tmp_path_factory.mktemp("s"), val_fraction=val, test_fraction=test,
+        max_length=max_length, stride=stride,
+    )  # fmt: skip
+    split, n = data._split, data.store.n_tokens
+    assert split is not None
+    assert split.train[0] == 0
+    assert split.train[1] == split.val[0] <= split.val[1] == split.test[0] <= split.test[1] == n
+    spans = data.train_windows.spans
+    last = spans.start(len(spans) - 1) + max_length  # the last token that a train window reads
+    assert last < split.train[1]
+    for name, windows in (("val", data.val_windows), ("test", data.test_windows)):
+        begin, end = getattr(split, name)
+        length = end - begin
+        assert len(windows) == (max(0, -(-(length - 1) // max_length)))
+        scored = [t for i in range(len(windows)) for t in windows[i][1].tolist()]
+        scored = [t for t in scored if t != IGNORE_INDEX]
+        assert scored == data.store.tokens[begin + 1 : end].tolist() if length else not scored
+    assert bool(len(data.val_windows)) == (val > 0)
+    assert bool(len(data.test_windows)) == (test > 0)
+
+
+def test_a_cut_falls_on_a_document_within_one_percent(tmp_path):
+    texts = ["a" * 895, "b" * 105]  # the target is byte 900; the boundary is 5 bytes from it
+    split = split_tokens(store_of(texts, tmp_path), 0.1, 0.0)
+    assert split.train[1] == len(GPT2.encode(texts[0]))  # the separator opens the val range
+
+
+def test_a_cut_falls_before_a_word_where_no_document_is_near(tmp_path):
+    text = PARAGRAPH * 100
+    store = store_of([text], tmp_path)
+    begin = split_tokens(store, 0.1, 0.0).val[0]
+    left, right = (GPT2.decode(ids) for ids in (store.tokens[:begin], store.tokens[begin:]))
+    assert left + right == text
+    assert 0 <= len(left) - 0.9 * len(text) < 20
+    assert left[-1] not in " \n"
+    assert right[0] == " "
+    assert right[1].isalpha()
+
+
+def test_tokenizers_are_cut_at_the_same_text(tmp_path):
+    texts = [PARAGRAPH * 37 + "12345678 … ünï語 " * 9, PARAGRAPH * 5]
+    import tiktoken
+
+    from lit_gptdata.tokens.tokenizer import load_encoding
+
+    bytewise = tiktoken.Encoding(  # one token a byte
+        "bytes",
+        pat_str=load_encoding("gpt2")._pat_str,
+        mergeable_ranks={bytes([b]): b for b in range(256)},
+        special_tokens={"<|endoftext|>": 256},
+    )
+    rights = set()
+    for tokenizer in (GPT2, Tokenizer(wide_encoding()), Tokenizer(bytewise)):
+        store = store_of(texts, tmp_path, tokenizer)
+        begin = split_tokens(store, 0.3, 0.0).val[0]
+        rights.add(tokenizer.decode(store.tokens[begin:]))
+    assert len(rights) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": 1.0}, r"val_fraction=1.0 is no share .* number in \[0, 1\)"),
+        ({"test_fraction": -0.1}, r"test_fraction=-0.1 is no share"),
+        ({"val_fraction": "0.1"}, r"val_fraction='0.1' is no share"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, r"sum to 1: they must sum to less than 1"),
+        ({"val_fraction": float("nan")}, r"val_fraction=nan is no share"),
+    ],
+)
+def test_fractions_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPTDataModule(**options)
+
+
+def test_a_split_that_leaves_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the train split of .* has \d+ tokens, too few .* Give more"):
+        module_over([PARAGRAPH * 2], tmp_path, max_length=64)
+    message = r"val_fraction=0.001 leaves [01] of .* tokens for the val split.* Raise val_fraction"
+    with pytest.raises(ValueError, match=message):
+        module_over([PARAGRAPH], tmp_path, val_fraction=0.001, max_length=2)
