@@ -220,8 +220,8 @@ class GPTDataModule(L.LightningDataModule):
         store = find_store(self._open_corpus(download=False), self.tokenizer, self.data_dir / "tokens")
         if store is None:
             raise RuntimeError(
-                f"{redacted(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} (or "
-                "changed since): call prepare_data() first; a Trainer does so"
+                f"{redacted(repr(self._corpus))} is not tokenised yet under {self.data_dir / 'tokens'} "
+                "(or changed since): call prepare_data() first; a Trainer does so"
             )
         return store
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_gptdata import GPTDataModule, _remote
+from lit_gptdata import GPTDataModule, _fsspec
 from lit_gptdata.text import remote_file as remote
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.text.files import FilesCorpus
@@ -368,7 +368,7 @@ def test_a_walked_file_system_is_listed_whole_or_not_at_all(tmp_path, monkeypatc
             raise OSError("broken")
         return ls(self, path, *args, **kwargs)
 
-    monkeypatch.setattr(_remote, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(_fsspec, "BACKOFF_S", 0.001)
     monkeypatch.setattr(walked, "ls", fail)
     for name in ("", "/*/*.txt", "/**/*.txt"):
         with pytest.raises(OSError, match=r"local://.* cannot be read: OSError: broken"):
@@ -413,7 +413,7 @@ def test_what_always_comes_short_is_never_taken_for_the_end(s3, folder):
 
 @pytest.mark.usefixtures("_new_client")
 def test_a_server_that_is_not_there_is_named(s3, monkeypatch):
-    monkeypatch.setattr(_remote, "UNREACHABLE_S", 0.0)
+    monkeypatch.setattr(_fsspec, "UNREACHABLE_S", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(
         OSError, match=r"s3://nobody/x cannot be read: .*\(attempt 1 of 5\)\. Check the net"
@@ -472,7 +472,7 @@ def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url):
     ],
 )
 def test_secrets_are_left_out_of_what_is_shown(text, shown):
-    assert _remote.redact(text) == shown
+    assert _fsspec.redact(text) == shown
 
 
 def test_a_signed_address_is_streamed_and_its_secrets_kept_nowhere(s3, tmp_path, folder, caplog):

@@ -38,7 +38,7 @@ from lit_gptdata.tokens.engines import (
 )
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
 
-from .test_pieces import PATTERNS, SPACES, random_text, random_texts, split
+from .test_chunks import PATTERNS, SPACES, random_text, random_texts, split
 
 POLICIES: list[SpecialTokens] = ["allow", "text", "error"]
 UNICODE_17_LETTER = "\U0003261a"
