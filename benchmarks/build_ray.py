@@ -80,7 +80,7 @@ def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     store = TokenStore(made) if isinstance(made, str) else made
     store.verify()
     known = folder / "manifest.json"  # of the first candidate: every shard's size and SHA-256
-    manifest = json.dumps(store.manifest)
+    manifest = store.manifest.to_json().decode()
     if not known.exists():
         known.write_text(manifest)
     assert manifest == known.read_text(), name

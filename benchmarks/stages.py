@@ -23,6 +23,7 @@ from benchmarks.tokenize import make_text
 from lit_gptdata._io import sha256_file
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.publish import publish, publish_text
 from lit_gptdata.tokens.remote.store import prepare_store_at
@@ -57,7 +58,7 @@ def measure(stage: str, folder: Path) -> dict[str, float]:
         start = cpu_s()
         if stage.startswith("build"):
             engine = "tiktoken" if stage == "build-tiktoken" else "auto"
-            prepare_store(corpus, tokenizer, Path(scratch), engine=engine, workers=1)
+            prepare_store(corpus, tokenizer, Path(scratch), BuildOptions(engine=engine, workers=1))
         elif stage == "hash":
             for path in files:
                 sha256_file(path)
@@ -74,7 +75,7 @@ def measure(stage: str, folder: Path) -> dict[str, float]:
 
 def _read_all(store: TokenStore) -> None:
     """A window of every shard, so that all are fetched."""
-    ends = np.cumsum([shard["n_tokens"] for shard in store.shards])
+    ends = np.cumsum([shard.n_tokens for shard in store.shards])
     store.tokens.gather(np.array([0, *ends[:-1]]), 1)
 
 
@@ -97,7 +98,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "text").mkdir()
         files = make_text(folder / "text", args.megabytes, files=1)
-        store = prepare_store(FilesCorpus(files), Tokenizer("gpt2"), folder / "tokens", workers=None)
+        store = prepare_store(
+            FilesCorpus(files), Tokenizer("gpt2"), folder / "tokens", BuildOptions(workers=None)
+        )
         n_bytes = sum(path.stat().st_size for path in store.path.iterdir())
         rounds = run_rounds("benchmarks.stages", STAGES, args.rounds, folder)
     key = "cpu_s_per_gb"

@@ -14,18 +14,51 @@ CHUNK_BYTES = 1 << 16
 """Bytes read at a time: they stay in a core's cache while they are checked, 1 MiB does not."""
 
 
+class AtomicFile:
+    """A file that other processes see complete or not at all; write bytes to it, then `commit`.
+
+    It is written under a unique temporary name next to `path`, so a process that outlives its parent
+    cannot disturb the next one. As a context manager it commits on success and discards after an error.
+    Raises OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 commit or discard closes it
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`."""
+        remaining = memoryview(data)
+        while remaining:  # an unbuffered write may stop early, for example on a full disk
+            remaining = remaining[self._file.write(remaining) :]
+
+    def commit(self) -> None:
+        """Sync the file to disk and give it its name."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """Close and remove the temporary file; does nothing after `commit`."""
+        self._file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that other processes see whole or not at all; raises OSError."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file atomically; raises OSError."""
+    with AtomicFile(path) as file:
+        file.write(content)
     sync_folder(path.parent)
 
 

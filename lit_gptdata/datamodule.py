@@ -14,14 +14,16 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lit_gptdata._checks import check_at_least
 from lit_gptdata._fsspec import redacted
 from lit_gptdata.compact import sends_compact, split_on_device
 from lit_gptdata.resume import Resume, check_same, legs_of
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
-from lit_gptdata.tokens.build.local import BuildName, check_build, find_store, prepare_store
-from lit_gptdata.tokens.engines import EngineName, check_engine
+from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
+from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import check_url
 from lit_gptdata.tokens.remote.publish import publish, publish_text
@@ -31,7 +33,7 @@ from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Batch, Windows, check_enough
 from lit_gptdata.windows.loader import Form, WindowLoader, WindowSampler, window_loader
 from lit_gptdata.windows.order import EpochOrder
-from lit_gptdata.windows.spans import check_at_least, check_lengths
+from lit_gptdata.windows.spans import check_lengths
 from lit_gptdata.windows.split import Split, check_fractions, split_tokens
 from lit_gptdata.windows.steps import Leg, Steps, find
 
@@ -117,12 +119,13 @@ class GPTDataModule(L.LightningDataModule):
         check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
         check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
         check_fractions(val_fraction, test_fraction)
-        check_engine(engine)
-        check_build(build)
-        if build_workers is not None:
-            check_at_least("build_workers", build_workers, 1, "the number of processes that tokenise")
-        if max_document_bytes is not None:
-            check_at_least("max_document_bytes", max_document_bytes, 1, "the longest document in bytes")
+        self._build_options = BuildOptions(
+            engine=engine,
+            build=build,
+            workers=build_workers,
+            ray_address=ray_address,
+            max_document_bytes=max_document_bytes,
+        )
         if store_url is not None:
             store_url = os.fspath(store_url)
             check_url(store_url)
@@ -156,7 +159,7 @@ class GPTDataModule(L.LightningDataModule):
             self._open_corpus(download=True),
             self.tokenizer,
             self.data_dir / "tokens",
-            **self._build_options,
+            self._build_options,
         )
 
     def publish(self, url: str | os.PathLike[str]) -> str:
@@ -172,7 +175,7 @@ class GPTDataModule(L.LightningDataModule):
         store = find_store(corpus, self.tokenizer, self.data_dir / "tokens")
         if store is not None:
             return publish(store, url)
-        return publish_text(corpus, self.tokenizer, url, **self._build_options)
+        return publish_text(corpus, self.tokenizer, url, self._build_options)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and cut it into train, val and test.
@@ -183,11 +186,6 @@ class GPTDataModule(L.LightningDataModule):
             self._open()
         if self.trainer is not None and stage == "fit":
             self._resume.attach(self.trainer, self.train_steps)
-
-    @property
-    def _build_options(self) -> dict[str, Any]:
-        same = ("engine", "max_document_bytes", "build", "ray_address")
-        return {"workers": self.hparams["build_workers"], **{name: self.hparams[name] for name in same}}
 
     def _open(self) -> None:
         for nuisance in NUISANCES:
@@ -237,11 +235,11 @@ class GPTDataModule(L.LightningDataModule):
 
     def _check_tokenizer(self, store: TokenStore) -> None:
         """Raise ValueError unless the store's ids are those of this module's tokenizer."""
-        theirs, ours = store.manifest["tokenizer"], self.tokenizer
-        if theirs["fingerprint"] != ours.fingerprint:
+        theirs, ours = store.manifest.tokenizer, self.tokenizer
+        if theirs.fingerprint != ours.fingerprint:
             raise ValueError(
-                f"the store {store.location} was made with tokenizer={theirs['name']!r} and "
-                f"special_tokens={theirs['special_tokens']!r} ({theirs['fingerprint'][:8]}), this run "
+                f"the store {store.location} was made with tokenizer={theirs.name!r} and "
+                f"special_tokens={theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run "
                 f"has {ours.name!r} and {ours.special_tokens!r} ({ours.fingerprint[:8]}). Take the "
                 "store's"
             )

@@ -26,11 +26,12 @@ HEAVY = (
 
 # In the order of the data flow: a file imports only from files above it.
 FLOW = [
-    "_io", "_fsspec", "configs", "hydra_plugin",
+    "_checks", "_io", "_fsspec", "configs", "hydra_plugin",
     "text.document", "text.download", "text.sample", "text.gutenberg", "text.remote_file",
     "text.formats", "text.listing", "text.files",
     "text.corpus",
-    "tokens.tokenizer", "tokens.chunks", "tokens.engines", "tokens.shards", "tokens.store",
+    "tokens.tokenizer", "tokens.chunks", "tokens.engines", "tokens.manifest",
+    "tokens.shards", "tokens.store",
     "tokens.remote.objects", "tokens.remote.cache", "tokens.remote.store",
     "tokens.build.output", "tokens.build.encode", "tokens.build.parts", "tokens.build.plan",
     "tokens.build.processes", "tokens.build.ray_tasks", "tokens.build.local", "tokens.remote.publish",

@@ -125,7 +125,7 @@ def info(args: argparse.Namespace) -> None:
     data = _opened(args.overrides)
     store = data.store
     manifest = (store.path / "manifest.json").stat().st_size
-    size = manifest + sum(file["size"] for file in store.files)
+    size = manifest + sum(file.size for file in store.files)
     print(data)
     print(
         f"  epoch    {len(data.train_dataloader()):,} train batches, {len(data.val_dataloader()):,} val"
@@ -169,7 +169,7 @@ def verify(args: argparse.Namespace) -> None:
     """Compare every byte of the tokens on disk with its checksum."""
     store = _opened(args.overrides).store
     store.verify()
-    size = sum(file["size"] for file in store.files)
+    size = sum(file.size for file in store.files)
     print(f"{store.location}: {size:,} bytes in {len(store.files):,} files read, every SHA-256 is right")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,28 @@ class Document:
 
     number: int = 0
     """Which of the corpus's sources it comes from, counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEntry:
+    """One source of a corpus as a store's manifest records it: a file, or a whole corpus."""
+
+    path: str
+    """Path, URL or name, for people."""
+
+    size: int | None
+    """Bytes; None for a corpus that is not files."""
+
+    sha256: str
+    """SHA-256 (hex) of a file's contents, or the corpus's fingerprint."""
+
+    format: str | None = None
+    """Suffixes that decide how the file is read, such as "jsonl.gz"; None if it is not a file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `format` is left out where it is None."""
+        values = {"path": self.path, "size": self.size, "format": self.format, "sha256": self.sha256}
+        return {name: value for name, value in values.items() if name != "format" or value is not None}
 
 
 @runtime_checkable

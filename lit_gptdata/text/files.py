@@ -13,10 +13,9 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
-from lit_gptdata.text.document import Document
+from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.formats import SEARCHED, FileSlice, Reading, format_of, is_text, read_documents
 from lit_gptdata.text.listing import expand_url
 from lit_gptdata.text.remote_file import (
@@ -139,26 +138,26 @@ class FilesCorpus:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the files' contents, in order, and how they are read; reads them all."""
         return hashlib.sha256(
-            repr((self.reading, [s["sha256"] for s in self.sources()])).encode()
+            repr((self.reading, [source.sha256 for source in self.sources()])).encode()
         ).hexdigest()
 
     def sources(
         self,
         on_bytes: Callable[[int], object] = lambda _: None,
         hash_files: HashFiles = hash_files,
-    ) -> list[dict[str, Any]]:
+    ) -> list[SourceEntry]:
         """Path, size in bytes, format and SHA-256 of every file; reads them all.
 
         `on_bytes` is called with the bytes read since the last call. `hash_files`: who reads them.
         """
         hashes = hash_files(self.files, on_bytes)
         return [
-            {
-                "path": _printable(path),
-                "size": size_of(path),
-                "format": "".join(format_of(path)),
-                "sha256": sha256,
-            }
+            SourceEntry(
+                path=_printable(path),
+                size=size_of(path),
+                format="".join(format_of(path)),
+                sha256=sha256,
+            )
             for path, sha256 in zip(self.files, hashes, strict=True)
         ]
 

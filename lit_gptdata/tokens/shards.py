@@ -7,16 +7,15 @@ import contextlib
 import errno
 import functools
 import hashlib
-import os
 import types
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_gptdata._io import write_whole
+from lit_gptdata._io import AtomicFile, write_whole
+from lit_gptdata.tokens.manifest import FileEntry, ShardEntry
 
 ROW = np.dtype([("token", "<i8"), ("byte", "<i8"), ("source", "<i4"), ("document", "<i4")])
 """One row of a shard's index, a row a piece of text: its first token and its first UTF-8 byte, both
@@ -227,20 +226,18 @@ class ShardWriter(abc.ABC):
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
 
-    def finish(self) -> dict[str, Any]:
-        """Put it under its name; returns the manifest's entry: counts, and each file as `described`."""
+    def finish(self) -> ShardEntry:
+        """Put the files under their names and return the shard's entry for the manifest."""
         index = np.array(self._rows, dtype=ROW).tobytes()
         self._put(index)
         size = self.n_tokens * self._dtype.itemsize
-        return {
-            "n_tokens": self.n_tokens,
-            "n_bytes": self.n_bytes,
-            "n_documents": self.n_documents,
-            "files": [
-                {"name": f"{self._name}.bin", "size": size, "sha256": self._digest.hexdigest()},
-                described(f"{self._name}.idx", index),
-            ],
-        }
+        return ShardEntry(
+            n_tokens=self.n_tokens,
+            n_bytes=self.n_bytes,
+            n_documents=self.n_documents,
+            ids=FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest()),
+            index=FileEntry.describe(f"{self._name}.idx", index),
+        )
 
     @abc.abstractmethod
     def abandon(self) -> None:
@@ -263,31 +260,19 @@ class FileShard(ShardWriter):
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         super().__init__(name, dtype)
-        self._folder = folder
-        # unlike any other: a process whose parent was killed may write for another moment
-        self._part = folder / f".{name}.bin.{uuid.uuid4().hex}.tmp"
+        self._path = folder / f"{name}.bin"
         with writing(folder):
-            self._file = open(self._part, "xb", buffering=0)  # noqa: SIM115 closed by finish or abandon
+            self._file = AtomicFile(self._path)
 
     def abandon(self) -> None:
-        """Close and remove what was written; nothing after `finish`."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        """Remove what was written; does nothing after `finish`."""
+        self._file.discard()
 
     def _write(self, ids: memoryview) -> None:
-        written = 0
-        with writing(self._part):
-            while written < len(ids):  # an unbuffered write may stop early, as at a full disk
-                written += self._file.write(ids[written:])
+        with writing(self._path):
+            self._file.write(ids)
 
     def _put(self, index: bytes) -> None:
-        with writing(self._part):
-            os.fsync(self._file.fileno())
-            self._file.close()
-            write_whole(self._folder / f"{self._name}.idx", index)
-            os.replace(self._part, self._folder / f"{self._name}.bin")
-
-
-def described(name: str, content: bytes) -> dict[str, Any]:
-    """A file as the manifest describes it."""
-    return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        with writing(self._path):
+            write_whole(self._path.with_suffix(".idx"), index)
+            self._file.commit()

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gptdata._io import sha256_file
+from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry, total
 from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
-
-FORMAT = 1
-"""Version of the layout; another one is another fingerprint, so never read by mistake."""
 
 VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?")])
 """One row of vocab.bin, a row an id: its length in UTF-8 bytes (0: special or unused); whether it
@@ -54,25 +51,32 @@ class TokenStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
+            content = (self.path / "manifest.json").read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self.path} is no token store: it has no manifest.json. Call prepare_data() to "
                 "build the store"
             ) from None
-        self.fingerprint: str = self.manifest["fingerprint"]
-        self.n_tokens: int = self.manifest["n_tokens"]
-        self.n_bytes: int = self.manifest["n_bytes"]
-        self.n_documents: int = self.manifest["n_documents"]
-        self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
-        self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest["tokenizer"]["dtype"])
-        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        try:
+            self.manifest = Manifest.from_json(content)
+        except ValueError as error:
+            raise ValueError(
+                f"the token store is damaged: {self.path / 'manifest.json'} cannot be read ({error}). "
+                f"Delete the folder {self.path} and run again to rebuild it"
+            ) from None
+        self.fingerprint: str = self.manifest.fingerprint
+        self.n_tokens: int = self.manifest.n_tokens
+        self.n_bytes: int = self.manifest.n_bytes
+        self.n_documents: int = self.manifest.n_documents
+        self.vocab_size: int = self.manifest.tokenizer.vocab_size
+        self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest.tokenizer.dtype)
+        self.shards: list[ShardEntry] = self.manifest.shards
         self._check_files()
 
     @property
-    def files(self) -> list[dict[str, Any]]:
-        """Every file but the manifest: name, size in bytes, sha256."""
-        return files_of(self.manifest)
+    def files(self) -> list[FileEntry]:
+        """Every file except the manifest."""
+        return self.manifest.files
 
     @property
     def location(self) -> str:
@@ -83,19 +87,19 @@ class TokenStore:
         for file in self.files:
             self._check_size(file)
 
-    def _check_size(self, file: dict[str, Any]) -> None:
-        path = self.path / file["name"]
+    def _check_size(self, file: FileEntry) -> None:
+        path = self.path / file.name
         size = path.stat().st_size if path.is_file() else None
-        if size != file["size"]:
+        if size != file.size:
             seen = "is missing" if size is None else f"has {size:,} bytes"
             raise ValueError(
-                f"the token store is damaged: {path} {seen}, its manifest says {file['size']:,}. "
+                f"the token store is damaged: {path} {seen}, its manifest says {file.size:,}. "
                 f"Delete the folder {self.path} and run again to build it anew"
             )
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256; raises ValueError that names the bad ones."""
-        bad = [f["name"] for f in self.files if sha256_file(self.path / f["name"]) != f["sha256"]]
+        bad = [f.name for f in self.files if sha256_file(self.path / f.name) != f.sha256]
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
@@ -105,28 +109,28 @@ class TokenStore:
     @functools.cached_property
     def tokens(self) -> Tokens:
         """All ids as one memory-mapped sequence."""
-        return Tokens.from_files([self.path / s["files"][0]["name"] for s in self.shards], self.dtype)
+        return Tokens.from_files([self.path / shard.ids.name for shard in self.shards], self.dtype)
 
     @functools.cached_property
     def vocab(self) -> np.ndarray:
         """What each id stands for, VOCAB (vocab_size,)."""
-        return self._read(self.manifest["vocab"], VOCAB)
+        return self._read(self.manifest.vocab, VOCAB)
 
-    def _read(self, file: dict[str, Any], dtype: np.dtype[Any]) -> np.ndarray:
-        return np.fromfile(self.path / file["name"], dtype=dtype)
+    def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
+        return np.fromfile(self.path / file.name, dtype=dtype)
 
     @functools.cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and bytes at the end of each shard."""
-        tokens = np.cumsum([s["n_tokens"] for s in self.shards], dtype=np.int64)
-        return tokens, np.cumsum([s["n_bytes"] for s in self.shards], dtype=np.int64)
+        tokens = np.cumsum([shard.n_tokens for shard in self.shards], dtype=np.int64)
+        return tokens, np.cumsum([shard.n_bytes for shard in self.shards], dtype=np.int64)
 
     def rows(self, shard: int) -> np.ndarray:
         """The index of a shard, ROW, with tokens and bytes counted from the store's first."""
-        rows = self._read(self.shards[shard]["files"][1], ROW)
+        rows = self._read(self.shards[shard].index, ROW)
         ends_token, ends_byte = self._ends
-        rows["token"] += ends_token[shard] - self.shards[shard]["n_tokens"]
-        rows["byte"] += ends_byte[shard] - self.shards[shard]["n_bytes"]
+        rows["token"] += ends_token[shard] - self.shards[shard].n_tokens
+        rows["byte"] += ends_byte[shard] - self.shards[shard].n_bytes
         return rows
 
     def document_near(self, byte: int, within: int) -> int | None:
@@ -137,7 +141,7 @@ class TokenStore:
         ends = self._ends[1]
         first, last = np.searchsorted(ends, [byte - within, byte + within])
         near = range(int(first), min(int(last) + 1, len(self.shards)))
-        begins = ends - [shard["n_bytes"] for shard in self.shards]
+        begins = ends - [shard.n_bytes for shard in self.shards]
         away = np.maximum(np.maximum(begins - byte, byte - ends), 0)
         best: tuple[int, int] | None = None  # distance in bytes, token
         for shard in sorted(near, key=away.__getitem__):
@@ -172,9 +176,9 @@ class TokenStore:
         # a special token inside a text stands for its name there
         special = len(END_OF_TEXT) * int(np.count_nonzero(before == 0))
         byte = int(piece["byte"]) + int(before.sum(dtype=np.int64)) + special
-        source = self.manifest["sources"][int(piece["source"])]["path"]
+        source = self.manifest.sources[int(piece["source"])].path
         rows = rows[: at + 1]
-        document = sum(s["n_documents"] for s in self.shards[:shard]) + int(rows["document"].sum())
+        document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document begins in a shard before
             shard -= 1
             rows = self.rows(shard)
@@ -204,11 +208,6 @@ class TokenStore:
             f"TokenStore({self.fingerprint[:8]}: {self.n_tokens:,} tokens, {self.n_documents:,} "
             f"documents, {self.n_bytes:,} bytes, {len(self.shards)} shards of {self.dtype.name})"
         )
-
-
-def files_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every file of a store but the manifest: name, size in bytes, sha256."""
-    return [file for shard in manifest["shards"] for file in shard["files"]] + [manifest["vocab"]]
 
 
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from lit_gptdata._checks import check_at_least
 from lit_gptdata.datamodule import GPTDataModule
-from lit_gptdata.windows.spans import check_at_least
 from lit_gptdata.windows.steps import Steps
 
 

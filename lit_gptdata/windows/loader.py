@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
+from lit_gptdata._checks import check_at_least
 from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split, split_into_views
 from lit_gptdata.windows.order import EpochOrder
-from lit_gptdata.windows.spans import check_at_least
 from lit_gptdata.windows.steps import Position, Steps
 
 BLOCK = 16_384

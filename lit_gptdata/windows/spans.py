@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lit_gptdata._checks import check_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spans:
@@ -43,13 +45,3 @@ def check_lengths(max_length: int, stride: int) -> None:
     """Raise ValueError, TypeError if `max_length` or `stride` is no integer of at least 1."""
     check_at_least("max_length", max_length, 1, "the window's length in tokens")
     check_at_least("stride", stride, 1, "the distance between two windows in tokens")
-
-
-def check_at_least(name: str, value: int, least: int, meaning: str) -> None:
-    """Raise TypeError, ValueError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{name}={value!r} is a {type(value).__name__}; it is {meaning}: give an integer >= {least}"
-        )
-    if value < least:
-        raise ValueError(f"{name}={value} is too small; it is {meaning}: give an integer >= {least}")

@@ -227,7 +227,7 @@ def test_every_token_has_a_place(tmp_path, monkeypatch):
     expected.pop()  # no separator behind the last document
     assert len(expected) == store.n_tokens
 
-    edges = np.cumsum([0, *(shard["n_tokens"] for shard in store.shards)])
+    edges = np.cumsum([0, *(shard.n_tokens for shard in store.shards)])
     separators = np.flatnonzero(store.tokens[:] == tokenizer.end_of_text)
     near = (np.concatenate([edges, separators])[:, None] + np.arange(-2, 3)).ravel()
     tokens = {*near.tolist(), *range(0, store.n_tokens, 997)}

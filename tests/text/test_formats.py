@@ -96,7 +96,8 @@ def test_a_file_name_of_any_bytes_can_be_noted_down(tmp_path):
     path.write_text("text")
     corpus = FilesCorpus(tmp_path)
     noted = json.dumps(
-        [corpus.file_stats(), corpus.sources(), repr(corpus)], ensure_ascii=False
+        [corpus.file_stats(), [source.to_dict() for source in corpus.sources()], repr(corpus)],
+        ensure_ascii=False,
     ).encode()
     assert noted.count(b"caf\\\\xe9.txt") == 3
 
@@ -416,13 +417,15 @@ import resource, sys
 from pathlib import Path
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build.local import prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 tokenizer = Tokenizer("gpt2")
 tokenizer.encoding
 corpus = FilesCorpus(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    prepare_store(corpus, tokenizer, Path(sys.argv[2]), engine="tiktoken", max_document_bytes=1_000_000)
+    options = BuildOptions(engine="tiktoken", max_document_bytes=1_000_000)
+    prepare_store(corpus, tokenizer, Path(sys.argv[2]), options)
 except ValueError as error:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
 """

@@ -84,9 +84,9 @@ def test_a_dataset_gives_the_local_store(hub, folder, tmp_path):
         store.verify()
         assert store.fingerprint == local.fingerprint
         assert (store.tokens[:] == local.tokens[:]).all()
-    assert [
-        source["path"] for source in TokenStore("tokens/" + local.fingerprint).manifest["sources"]
-    ] == [f"{URL}{names[-1]}"]
+    assert [source.path for source in TokenStore("tokens/" + local.fingerprint).manifest.sources] == [
+        f"{URL}{names[-1]}"
+    ]
 
 
 def test_a_private_dataset_wants_a_token_which_is_kept_nowhere(hub):

@@ -27,6 +27,7 @@ from lit_gptdata.text.listing import expand_url
 from lit_gptdata.text.remote_file import RemoteFile
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.http_server import FileServer
 from tests.text.test_formats import pack, write_parquet
@@ -101,7 +102,7 @@ def upload(s3: S3Server, source: Path, folder: str) -> str:
 
 
 def bytes_of(store) -> list[bytes]:
-    return [(store.path / file["name"]).read_bytes() for file in store.files]
+    return [(store.path / file.name).read_bytes() for file in store.files]
 
 
 def read(file: RemoteFile, **options) -> list[str]:
@@ -137,7 +138,7 @@ def test_every_format_gives_the_local_store_bit_for_bit(s3, tmp_path, folder):
     there = prepare_store(open_corpus(url), GPT2, tmp_path / "there")
     assert there.fingerprint == here.fingerprint
     assert bytes_of(there) == bytes_of(here)
-    names = [source["path"].removeprefix(url) for source in there.manifest["sources"]]
+    names = [source.path.removeprefix(url) for source in there.manifest.sources]
     assert names == [str(path.relative_to(texts)) for path in FilesCorpus(texts).files]
     assert FilesCorpus(url).fingerprint == FilesCorpus(texts).fingerprint
     # where the store of the same text is already, nothing is tokenised again
@@ -151,7 +152,7 @@ def test_a_large_object_is_read_in_parts(s3, tmp_path, folder, small_parts, work
     write(texts / "b.jsonl", lines(*(prose(4000, seed) for seed in range(120))))
     url = upload(s3, texts, folder)
     here = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "here")
-    there = prepare_store(open_corpus(url), GPT2, tmp_path / "there", workers=workers)
+    there = prepare_store(open_corpus(url), GPT2, tmp_path / "there", BuildOptions(workers=workers))
     assert len(there.shards) > 10
     assert bytes_of(there) == bytes_of(here)
     assert there.fingerprint == here.fingerprint
@@ -486,7 +487,7 @@ def test_a_signed_address_is_streamed_and_its_secrets_kept_nowhere(s3, tmp_path,
     data.prepare_data()
     data.setup()
     shown = f"http://***@{host}/{s3.bucket}/{folder}/a.txt?…"
-    assert data.store.manifest["sources"][0]["path"] == shown
+    assert data.store.manifest.sources[0].path == shown
     assert data.store.n_bytes == len(prose(5000).encode())
     assert str(data.store.place(7)).startswith(f"{shown}, document 1")
     assert not (tmp_path / "downloads").exists()
@@ -566,9 +567,10 @@ sys.modules["fsspec"] = None
 from pathlib import Path
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 corpus = open_corpus(["texts", Path("texts/notes.md").resolve().as_uri(), "texts/*.txt"])
-store = prepare_store(corpus, Tokenizer("gpt2"), Path("tokens"), workers=2)
+store = prepare_store(corpus, Tokenizer("gpt2"), Path("tokens"), BuildOptions(workers=2))
 assert store.n_documents > 900 and find_store(corpus, Tokenizer("gpt2"), Path("tokens"))
 """
     subprocess.run(
@@ -680,7 +682,7 @@ def kilobytes(name):  # not ru_maxrss, which goes on from that of the parent pro
 corpus = open_corpus(sys.argv[1])
 before = kilobytes("VmRSS:")
 n_bytes = sum(len(chunk) for document in corpus for chunk in document.chunks)
-sha256 = corpus.sources()[0]["sha256"]
+sha256 = corpus.sources()[0].sha256
 print(n_bytes, sha256, (kilobytes("VmHWM:") - before) // 1024)
 """
 
@@ -709,5 +711,5 @@ def test_memory_does_not_grow_with_the_object(s3, tmp_path, folder, name, megaby
     n_bytes, sha256, more = done.stdout.split()
     print(name, more, "MB more")
     assert int(n_bytes) == len(block) * megabytes
-    assert sha256 == FilesCorpus(path).sources()[0]["sha256"]
+    assert sha256 == FilesCorpus(path).sources()[0].sha256
     assert int(more) < (240 if name.endswith("parquet") else 60)  # a local one takes 137 MB: pyarrow

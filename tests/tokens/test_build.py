@@ -40,6 +40,7 @@ from lit_gptdata.tokens.build import local as module
 from lit_gptdata.tokens.build import parts
 from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.output import InFolder
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -52,6 +53,7 @@ BUILD = """
 import functools, sys
 from pathlib import Path
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.tokens.build import parts
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -60,7 +62,8 @@ corpus, root, workers, shard_bytes = sys.argv[1:]
 build.Job = functools.partial(build.Job, shard_bytes=int(shard_bytes))
 {extra}
 store = build.prepare_store(
-    FilesCorpus(corpus), Tokenizer("gpt2"), Path(root), engine="tiktoken", workers=int(workers)
+    FilesCorpus(corpus), Tokenizer("gpt2"), Path(root),
+    BuildOptions(engine="tiktoken", workers=int(workers)),
 )
 print(store.fingerprint)
 """
@@ -146,7 +149,7 @@ def assert_holds(store: TokenStore, texts: list[str]) -> None:
     assert store.n_tokens == len(expected)
     assert np.array_equal(store.tokens[:], expected)
     assert store.n_documents == len(texts)
-    listed = {f["name"] for s in store.shards for f in s["files"]} | {"manifest.json", "vocab.bin"}
+    listed = {file.name for file in store.files} | {"manifest.json", "vocab.bin"}
     assert {path.name for path in store.path.iterdir()} == listed
 
 
@@ -218,7 +221,9 @@ def test_workers_and_engines_write_the_same_bytes(tmp_path):
 
         engines.append("gigatoken")
     built = [
-        prepare_store(corpus, GPT2, tmp_path / f"{engine}{workers}", engine=engine, workers=workers)
+        prepare_store(
+            corpus, GPT2, tmp_path / f"{engine}{workers}", BuildOptions(engine=engine, workers=workers)
+        )
         for engine in engines
         for workers in (1, 2, 3)
     ]
@@ -267,10 +272,14 @@ def test_parts_without_documents_and_documents_without_text(tmp_path_factory, ro
             with pytest.raises(
                 ValueError, match=r"FilesCorpus\(1 file: .*\) holds no text at all: give files"
             ):
-                prepare_store(FilesCorpus(path), GPT2, folder / "tokens", engine="tiktoken")
+                prepare_store(
+                    FilesCorpus(path), GPT2, folder / "tokens", BuildOptions(engine="tiktoken")
+                )
             assert not litter(folder / "tokens")
             return
-        store = prepare_store(FilesCorpus(path), GPT2, folder / "tokens", engine="tiktoken")
+        store = prepare_store(
+            FilesCorpus(path), GPT2, folder / "tokens", BuildOptions(engine="tiktoken")
+        )
     assert_holds(store, texts)
 
 
@@ -287,15 +296,22 @@ def test_a_text_in_parts_is_not_longer_than_allowed(tmp_path, workers):
     with pytest.raises(
         ValueError, match=rf"{path}: the document is longer than max_document_bytes=300,000"
     ):
-        prepare_store(corpus, GPT2, tmp_path / "t", workers=workers, max_document_bytes=300_000)
+        prepare_store(
+            corpus, GPT2, tmp_path / "t", BuildOptions(workers=workers, max_document_bytes=300_000)
+        )
     write_txt(path, words(90_000))
     with pytest.raises(
         ValueError, match=rf"{path}: the document is longer than max_document_bytes=80,000"
     ):
         prepare_store(
-            FilesCorpus(path), GPT2, tmp_path / "t", workers=workers, max_document_bytes=80_000
+            FilesCorpus(path),
+            GPT2,
+            tmp_path / "t",
+            BuildOptions(workers=workers, max_document_bytes=80_000),
         )
-    prepare_store(FilesCorpus(path), GPT2, tmp_path / "t", workers=workers, max_document_bytes=90_000)
+    prepare_store(
+        FilesCorpus(path), GPT2, tmp_path / "t", BuildOptions(workers=workers, max_document_bytes=90_000)
+    )
 
 
 def test_a_lower_limit_is_not_met_by_what_an_earlier_build_wrote(tmp_path):
@@ -308,8 +324,7 @@ def test_a_lower_limit_is_not_met_by_what_an_earlier_build_wrote(tmp_path):
                 FilesCorpus(tmp_path / "books"),
                 GPT2,
                 tmp_path / "t",
-                workers=1,
-                max_document_bytes=limit,
+                BuildOptions(workers=1, max_document_bytes=limit),
             )
 
 
@@ -321,7 +336,7 @@ def test_a_corpus_that_is_not_utf8_is_named(tmp_path):
             yield Document(source="mine", chunks=[b"caf\xe9"])
 
     with pytest.raises(UnicodeError, match=r"^mine: .*0xe9"):
-        prepare_store(Broken(), GPT2, tmp_path, engine="tiktoken")
+        prepare_store(Broken(), GPT2, tmp_path, BuildOptions(engine="tiktoken"))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +351,7 @@ def test_a_way_to_build_that_is_not_there_is_named(tmp_path, monkeypatch, build,
     monkeypatch.delitem(sys.modules, "lit_gptdata.tokens.build.ray_tasks", raising=False)
     path = write_txt(tmp_path / "a.txt", "some text")
     with pytest.raises(error, match=says):
-        prepare_store(FilesCorpus(path), GPT2, tmp_path / "t", build=build)
+        prepare_store(FilesCorpus(path), GPT2, tmp_path / "t", BuildOptions(build=build))
     assert not (tmp_path / "t").exists()
 
 
@@ -347,7 +362,7 @@ def failure(
     corpus: FilesCorpus, root: Path, workers: int, tokenizer: Tokenizer = GPT2, **options
 ) -> Exception:
     with pytest.raises(Exception) as caught:  # noqa: PT011 that both are the same is what matters
-        prepare_store(corpus, tokenizer, root, workers=workers, **options)
+        prepare_store(corpus, tokenizer, root, BuildOptions(workers=workers, **options))
     assert not stores(root)
     return caught.value
 
@@ -383,9 +398,9 @@ def test_a_worker_that_is_killed_is_reported_and_its_build_resumed(tmp_path):
     with pytest.raises(
         RuntimeError, match=r"a process that tokenises was killed.* build_workers=2; what is whole"
     ):
-        prepare_store(corpus, GPT2, root, engine="tiktoken", workers=2)
+        prepare_store(corpus, GPT2, root, BuildOptions(engine="tiktoken", workers=2))
     killer.join()
-    assert_holds(prepare_store(corpus, GPT2, root, engine="tiktoken"), texts)
+    assert_holds(prepare_store(corpus, GPT2, root, BuildOptions(engine="tiktoken")), texts)
     assert not litter(root)
 
 
@@ -550,7 +565,7 @@ def kill_and_build(tmp_path: Path, workers: int, seed: int) -> None:
     texts = [read_txt(path)]
     if found:
         assert_holds(found, texts)
-    assert_holds(prepare_store(corpus, GPT2, root, engine="tiktoken"), texts)
+    assert_holds(prepare_store(corpus, GPT2, root, BuildOptions(engine="tiktoken")), texts)
     assert not litter(root)
 
 
@@ -657,7 +672,7 @@ def test_a_full_disk_is_named_and_nothing_published(tmp_path, n_bytes, limit, wo
     path = write_txt(tmp_path / "a.txt", words(n_bytes))
     root = tmp_path / "tokens"
     with file_size_limit(limit), pytest.raises(OSError, match=f"File too large: {REMEDY}") as caught:
-        prepare_store(FilesCorpus(path), GPT2, root, engine="tiktoken", workers=workers)
+        prepare_store(FilesCorpus(path), GPT2, root, BuildOptions(engine="tiktoken", workers=workers))
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename.startswith(str(root))
     assert where in caught.value.filename

@@ -25,6 +25,7 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as module
 from lit_gptdata.tokens.build import parts
 from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.tokens.test_build import (
@@ -78,13 +79,14 @@ import functools, signal, sys
 from pathlib import Path
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as build
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 corpus, root, address, shard_bytes = sys.argv[1:]
 build.Job = functools.partial(build.Job, shard_bytes=int(shard_bytes))
 store = build.prepare_store(
-    FilesCorpus(corpus), Tokenizer("gpt2"), Path(root), engine="tiktoken", workers=None,
-    build="ray", ray_address=address,
+    FilesCorpus(corpus), Tokenizer("gpt2"), Path(root),
+    BuildOptions(engine="tiktoken", workers=None, build="ray", ray_address=address),
 )
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 print(store.fingerprint)
@@ -120,7 +122,9 @@ def test_a_cluster_that_is_not_there_is_reported(tmp_path, address, says):
     with pytest.raises(
         ConnectionError, match=rf"ray_address='{address}' \(.*({says}).*`ray start --head`"
     ):
-        prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", build="ray", ray_address=address)
+        prepare_store(
+            FilesCorpus(tmp_path), GPT2, tmp_path / "t", BuildOptions(build="ray", ray_address=address)
+        )
     assert not stores(tmp_path / "t")
 
 
@@ -145,7 +149,9 @@ def test_the_store_is_the_serial_one(tmp_path, connected, monkeypatch):
     serial = prepare_store(corpus, GPT2, tmp_path / "serial")
     for workers in (1, None):
         progress.clear()
-        store = prepare_store(corpus, GPT2, tmp_path / f"ray-{workers}", workers=workers, build="ray")
+        store = prepare_store(
+            corpus, GPT2, tmp_path / f"ray-{workers}", BuildOptions(workers=workers, build="ray")
+        )
         assert_holds(store, texts)
         assert contents(store) == contents(serial)
         assert not litter(tmp_path / f"ray-{workers}")
@@ -168,7 +174,9 @@ def test_what_a_task_warns_of_is_said_here(tmp_path, connected):
     for name in "ab":
         write_txt(tmp_path / f"{name}.txt", words(90_000))
     with pytest.warns(UserWarning, match="mind the gap"):
-        prepare_store(FilesCorpus(tmp_path), Wary(), tmp_path / "t", build="ray", engine="tiktoken")
+        prepare_store(
+            FilesCorpus(tmp_path), Wary(), tmp_path / "t", BuildOptions(build="ray", engine="tiktoken")
+        )
 
 
 def test_what_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
@@ -179,7 +187,7 @@ def test_what_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"cannot take part \(.*No module named 'only_here'\): install"
     ):
-        prepare_store(FilesCorpus(tmp_path), only_here.Mine(), tmp_path / "t", build="ray")
+        prepare_store(FilesCorpus(tmp_path), only_here.Mine(), tmp_path / "t", BuildOptions(build="ray"))
 
 
 def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
@@ -187,7 +195,10 @@ def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
     busy = ray.remote(num_cpus=1)(lambda seconds: time.sleep(seconds))
     tasks = [busy.remote(2) for _ in range(2)]
     write_txt(tmp_path / "a.txt", "some text")
-    assert_holds(prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", build="ray"), ["some text"])
+    assert_holds(
+        prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", BuildOptions(build="ray")),
+        ["some text"],
+    )
     assert "no task was done for 0 seconds; a task takes a CPU, and of the Ray cluster's" in caplog.text
     ray.get(tasks)
 
@@ -198,13 +209,13 @@ def test_a_folder_that_the_nodes_do_not_share_is_named(tmp_path, connected, monk
     with pytest.raises(
         FileNotFoundError, match=r"does not see .*, which is .*set data_dir to a folder that"
     ):
-        prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", build="ray")
+        prepare_store(FilesCorpus(tmp_path), GPT2, tmp_path / "t", BuildOptions(build="ray"))
 
 
 def test_relative_paths_are_the_drivers(tmp_path, connected, monkeypatch):
     write_txt(tmp_path / "a.txt", words(250_000))
     monkeypatch.chdir(tmp_path)
-    store = prepare_store(FilesCorpus("a.txt"), GPT2, Path("tokens"), build="ray")
+    store = prepare_store(FilesCorpus("a.txt"), GPT2, Path("tokens"), BuildOptions(build="ray"))
     assert_holds(store, [read_txt(tmp_path / "a.txt")])
 
 
@@ -239,7 +250,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(tmp_path, connected):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    store = prepare_store(corpus, GPT2, root, engine="tiktoken", workers=1, build="ray")
+    store = prepare_store(corpus, GPT2, root, BuildOptions(engine="tiktoken", workers=1, build="ray"))
     killer.join()
     assert len(begun) == 2
     assert killed == [1, 1]  # build_workers=1, on a cluster of two cores
@@ -268,7 +279,7 @@ def test_a_driver_that_is_killed_leaves_what_is_whole(tmp_path, cluster):
     folder = next(root.glob(".building/*/store"))
     whole = {path.name: path.stat().st_ino for path in folder.glob("0000[0-2]-*")}
     assert len(whole) == 6
-    store = prepare_store(corpus, GPT2, root, build="ray", ray_address=cluster)
+    store = prepare_store(corpus, GPT2, root, BuildOptions(build="ray", ray_address=cluster))
     assert {name: (store.path / name).stat().st_ino for name in whole} == whole
     store.verify()
     assert contents(store) == contents(prepare_store(corpus, GPT2, tmp_path / "serial"))
@@ -348,7 +359,9 @@ def test_a_text_that_kills_every_worker_ends_the_build(tmp_path, connected):
     with pytest.raises(
         RuntimeError, match=r"was lost 4 times \(WorkerCrashedError\), perhaps .* build_workers than 1"
     ):
-        prepare_store(FilesCorpus(tmp_path), Deadly(), tmp_path / "t", workers=1, build="ray")
+        prepare_store(
+            FilesCorpus(tmp_path), Deadly(), tmp_path / "t", BuildOptions(workers=1, build="ray")
+        )
     assert len(notes(tmp_path / "t")) == 1
     assert not stores(tmp_path / "t")
 
@@ -361,7 +374,7 @@ def test_64_files_with_kills(tmp_path, connected, monkeypatch):
     for i in range(64):
         write_txt(tmp_path / "corpus" / f"{i:02}.txt", words(300_000, i) * 10)
     corpus = FilesCorpus(tmp_path / "corpus")
-    serial = prepare_store(corpus, GPT2, tmp_path / "serial", workers=2)
+    serial = prepare_store(corpus, GPT2, tmp_path / "serial", BuildOptions(workers=2))
     done = threading.Event()
     killed = []
 
@@ -375,7 +388,9 @@ def test_64_files_with_kills(tmp_path, connected, monkeypatch):
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        store = prepare_store(corpus, GPT2, tmp_path / "ray", engine="tiktoken", build="ray")
+        store = prepare_store(
+            corpus, GPT2, tmp_path / "ray", BuildOptions(engine="tiktoken", build="ray")
+        )
     finally:
         done.set()
         killer.join()

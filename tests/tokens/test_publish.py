@@ -23,6 +23,7 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.tokens.build import parts
 from lit_gptdata.tokens.build.local import prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.remote import publish as module
 from lit_gptdata.tokens.remote.publish import publish, publish_text
 from lit_gptdata.tokens.store import TokenStore
@@ -106,7 +107,7 @@ def test_it_is_the_store_that_is_built_on_a_disk(s3, corpus, built, request, opt
         options = options | {"ray_address": request.getfixturevalue("cluster")}
         corpus = remote(corpus, s3)  # nothing on any disk
     folder = f"{s3.url}/{len(options)}{options['workers']}"
-    url = publish_text(corpus, GPT2, folder, **options)
+    url = publish_text(corpus, GPT2, folder, BuildOptions(**options))
     assert url == f"{folder}/{built.fingerprint}"
     found, expected = files_at(url), contents(built)
     manifests = [json.loads(files.pop("manifest.json")) for files in (found, expected)]
@@ -115,7 +116,7 @@ def test_it_is_the_store_that_is_built_on_a_disk(s3, corpus, built, request, opt
     assert sources[0] == sources[1]
     assert manifests[0] == manifests[1]
     s3.forget()
-    assert publish_text(corpus, GPT2, folder, **options) == url
+    assert publish_text(corpus, GPT2, folder, BuildOptions(**options)) == url
     assert publish(built, folder) == url  # the same as what is sent from a disk
     assert not s3.puts
     assert not list(Path.cwd().iterdir())
@@ -163,14 +164,15 @@ def slow(folder: Path) -> FilesCorpus:
 PUBLISH = """
 import functools, sys
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.remote import publish
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 corpus, url, shard_bytes, build, address = sys.argv[1:]
 publish.Job = functools.partial(publish.Job, shard_bytes=int(shard_bytes))
 publish.publish_text(
-    FilesCorpus(corpus), Tokenizer("gpt2"), url, engine="tiktoken", workers=2, build=build,
-    ray_address=address,
+    FilesCorpus(corpus), Tokenizer("gpt2"), url,
+    BuildOptions(engine="tiktoken", workers=2, build=build, ray_address=address),
 )
 """
 
@@ -234,7 +236,9 @@ def test_a_ray_worker_that_is_killed_loses_and_doubles_nothing(s3, cluster, tmp_
 
     killer = threading.Thread(target=kill)
     killer.start()
-    url = publish_text(corpus, GPT2, f"{s3.url}/worker", build="ray", ray_address=cluster, workers=None)
+    url = publish_text(
+        corpus, GPT2, f"{s3.url}/worker", BuildOptions(build="ray", ray_address=cluster, workers=None)
+    )
     killer.join()
     assert killed
     assert files_at(url) == contents(prepare_store(corpus, GPT2, tmp_path / "t"))
@@ -309,7 +313,7 @@ def test_a_failure_that_stays_says_what_to_do(s3, corpus, request, by, status, e
     address = request.getfixturevalue("cluster") if by == "ray" else None
     s3.put_fault = lambda seen: Fault(status=status)
     with pytest.raises(error, match=rf"s3://.*{says}") as caught:
-        publish_text(corpus, GPT2, f"{s3.url}/stays", build=by, ray_address=address)
+        publish_text(corpus, GPT2, f"{s3.url}/stays", BuildOptions(build=by, ray_address=address))
     assert "secret-of-the-test" not in str(caught.value)
     assert not files_at(f"{s3.url}/stays")
 
@@ -389,12 +393,12 @@ def test_a_cluster_hashes_as_this_process_does(corpus, cluster, monkeypatch):
 def test_a_folder_that_the_nodes_do_not_share_is_named(corpus, cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "touch", lambda path: None)  # the driver's sign is nowhere else
     with pytest.raises(FileNotFoundError, match=r"does not see .*/share/.*publish to an object store"):
-        publish_text(corpus, GPT2, tmp_path / "share", build="ray", ray_address=cluster)
+        publish_text(corpus, GPT2, tmp_path / "share", BuildOptions(build="ray", ray_address=cluster))
     assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_a_relative_folder_is_the_drivers(corpus, built, cluster, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    url = publish_text(corpus, GPT2, "share", build="ray", ray_address=cluster)
+    url = publish_text(corpus, GPT2, "share", BuildOptions(build="ray", ray_address=cluster))
     assert contents(TokenStore(url)) == contents(built)
     assert Path(url) == tmp_path / "share" / built.fingerprint

@@ -115,11 +115,11 @@ def cached(folder="far") -> list[Path]:
 
 def names_of(data: GPTDataModule, windows: np.ndarray) -> set[str]:
     """The shards that train windows lie in, by the slow and obvious way."""
-    ends = np.cumsum([shard["n_tokens"] for shard in data.store.shards]).tolist()
+    ends = np.cumsum([shard.n_tokens for shard in data.store.shards]).tolist()
     starts = windows * data.hparams["stride"] + data.train_windows.begin
     tokens = (t for start in starts for t in range(start, start + data.hparams["max_length"] + 1))
     numbers = {next(i for i, end in enumerate(ends) if token < end) for token in tokens}
-    return {data.store.shards[number]["files"][0]["name"] for number in numbers}
+    return {data.store.shards[number].ids.name for number in numbers}
 
 
 def assert_same(left, right) -> int:
@@ -146,7 +146,7 @@ def test_publishing_sends_each_file_once_and_the_manifest_last(s3, local):
         published = publish(local.store, f"{s3.url}/a/tokens/")
     assert published == f"{s3.url}/a/tokens/{local.store.fingerprint}"
     assert order[-1] == "manifest.json"
-    assert sorted(order[:-1]) == sorted(file["name"] for file in local.store.files)
+    assert sorted(order[:-1]) == sorted(file.name for file in local.store.files)
     fs = fsspec.filesystem("s3")
     assert {name.rpartition("/")[2]: content for name, content in fs.cat(fs.ls(published)).items()} == {
         path.name: path.read_bytes() for path in local.store.path.iterdir()
@@ -166,7 +166,7 @@ def test_a_publication_that_was_killed_is_none_and_goes_on(s3, local, monkeypatc
     def killed(folder, file, target):
         if len(sent) == 10:
             raise KilledError
-        sent.append(file["name"])
+        sent.append(file.name)
         return send(folder, file, target)
 
     monkeypatch.setattr(publishing, "_send", killed)
@@ -181,12 +181,12 @@ def test_a_publication_that_was_killed_is_none_and_goes_on(s3, local, monkeypatc
     monkeypatch.setattr(publishing, "_send", send)
     s3.puts.clear()
     assert publish(local.store, f"{s3.url}/b") == address
-    assert set(s3.puts) == {f["name"] for f in local.store.files} - set(sent) | {"manifest.json"}
+    assert set(s3.puts) == {f.name for f in local.store.files} - set(sent) | {"manifest.json"}
     assert opened(address).store.tokens[:].tolist() == local.store.tokens[:].tolist()
 
 
 def test_what_is_damaged_here_or_other_there_is_not_published(s3, local, url, tmp_path):
-    name = local.store.shards[3]["files"][0]["name"]
+    name = local.store.shards[3].ids.name
     fsspec.filesystem("s3").pipe_file(f"{url}/{name}", b"short")  # is sent again
     publish(local.store, f"{s3.url}/tokens")
     assert fsspec.filesystem("s3").cat_file(f"{url}/{name}") == (local.store.path / name).read_bytes()
@@ -269,7 +269,7 @@ def test_the_first_batch_waits_for_its_own_shards_only(url, s3, local):
     needed = names_of(data, data.windows_at(0))
     assert 1 <= len(needed) <= WINDOWS["batch_size"] + 1
     held = threading.Event()
-    others = {shard["files"][0]["name"] for shard in local.store.shards} - needed
+    others = {shard.ids.name for shard in local.store.shards} - needed
     s3.fault = in_turn({name: [Fault(wait=held)] for name in others})
     batches = iter(data.train_dataloader())
     try:
@@ -291,7 +291,7 @@ def test_only_the_next_shards_are_fetched_ahead(url, s3):
     batches = iter(data.train_dataloader())
     next(batches)
     time.sleep(0.5)
-    first = [shard["files"][0]["name"] for shard in data.store.shards[:20]]
+    first = [shard.ids.name for shard in data.store.shards[:20]]
     assert 2 <= len(set(shard_gets(s3)) & set(first)) <= 10
 
 
@@ -436,18 +436,18 @@ def test_a_cached_file_of_another_size_is_fetched_again(url, s3, local):
 def test_verify_drops_what_is_damaged_in_the_cache_and_names_what_is_at_the_url(url, s3, local):
     data = opened(url)
     assert_same(data.train_dataloader(), local.train_dataloader())
-    file = local.store.shards[5]["files"][0]
-    path = Path("far/cache") / file["sha256"]
+    file = local.store.shards[5].ids
+    path = Path("far/cache") / file.sha256
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     data.store.verify()
     assert not path.exists()
     assert_same(opened(url).train_dataloader(), local.train_dataloader())
-    assert path.read_bytes() == (local.store.path / file["name"]).read_bytes()
+    assert path.read_bytes() == (local.store.path / file.name).read_bytes()
 
     path.unlink()
-    message = rf"tokens/.* is damaged: the contents of {file['name']} do not"
+    message = rf"tokens/.* is damaged: the contents of {file.name} do not"
     with (
-        replaced(s3, url, file["name"], bytes(file["size"])),
+        replaced(s3, url, file.name, bytes(file.size)),
         pytest.raises(ValueError, match=message),
     ):
         data.store.verify()
@@ -473,7 +473,7 @@ print(prepare_store_at(sys.argv[1], Cache(Path(sys.argv[2]), None)).tokens[0:2],
 
 
 def test_a_fetch_that_was_killed_is_never_trusted(url, s3, local, tmp_path):
-    name, held, begun = local.store.shards[0]["files"][0]["name"], threading.Event(), threading.Event()
+    name, held, begun = local.store.shards[0].ids.name, threading.Event(), threading.Event()
     withheld = in_turn({name: [Fault(wait=held)]})
 
     def hold(seen: str) -> Fault | None:
@@ -491,7 +491,7 @@ def test_a_fetch_that_was_killed_is_never_trusted(url, s3, local, tmp_path):
         process.wait()
     finally:
         held.set()
-    assert part.stat().st_size == local.store.shards[0]["files"][0]["size"]
+    assert part.stat().st_size == local.store.shards[0].ids.size
     # its room is taken back for another shard, and its shard is fetched anew
     for bound in (TIGHT_GB, 1):
         cache = Cache(tmp_path / "cache", int(1e9 * bound))
@@ -536,15 +536,15 @@ FAULTS = {
 def test_what_passes_is_tried_again(url, s3, local, faults):
     data = opened(url)
     in_order = [FAULTS[name] for name in faults.split("-")]
-    s3.fault = in_turn({shard["files"][0]["name"]: in_order for shard in local.store.shards})
+    s3.fault = in_turn({shard.ids.name: in_order for shard in local.store.shards})
     assert assert_same([data.batch_at(0)], [local.batch_at(0)])
 
 
 def test_500s_without_end_say_what_to_do(url, s3, local):
     data = opened(url)
-    name = local.store.shards[9]["files"][0]["name"]
+    name = local.store.shards[9].ids.name
     s3.fault = in_turn({name: itertools.repeat(Fault(status=500))})
-    begin = int(np.cumsum([shard["n_tokens"] for shard in local.store.shards])[8])
+    begin = int(np.cumsum([shard.n_tokens for shard in local.store.shards])[8])
     message = rf"{url}/{name} cannot be read: .*Internal Server Error \(attempt 5 of 5\). Check the "
     with pytest.raises(RemoteError, match=message):
         data.store.tokens[begin : begin + 3]
@@ -556,15 +556,15 @@ def test_500s_without_end_say_what_to_do(url, s3, local):
 
 def test_wrong_bytes_are_refused_with_both_hashes(url, s3, local):
     data = opened(url)
-    file = local.store.shards[0]["files"][0]
-    path = f"{url}/{file['name']}"
-    message = rf"{path} has sha256 [0-9a-f]{{64}}, its manifest says {file['sha256']}: it is damaged"
-    with replaced(s3, url, file["name"], bytes(file["size"])), pytest.raises(ValueError, match=message):
+    file = local.store.shards[0].ids
+    path = f"{url}/{file.name}"
+    message = rf"{path} has sha256 [0-9a-f]{{64}}, its manifest says {file.sha256}: it is damaged"
+    with replaced(s3, url, file.name, bytes(file.size)), pytest.raises(ValueError, match=message):
         data.store.tokens[0:3]
-    assert s3.gets[file["name"]] > 1  # it was tried again
-    assert file["sha256"] not in {path.name for path in cached()}
+    assert s3.gets[file.name] > 1  # it was tried again
+    assert file.sha256 not in {path.name for path in cached()}
     with (
-        replaced(s3, url, file["name"], b"short"),
+        replaced(s3, url, file.name, b"short"),
         pytest.raises(RemoteError, match=rf"{path} cannot be read: .*cut short"),
     ):
         data.store.tokens[0:3]
@@ -589,7 +589,7 @@ def test_a_vanished_object_is_named_also_where_it_was_to_be_fetched_ahead(url, s
 )
 def test_what_is_no_manifest_is_refused(url, s3, local, manifest):
     if isinstance(manifest, str):
-        content = json.loads(json.dumps(local.store.manifest))
+        content = json.loads(local.store.manifest.to_json())
         if manifest == "traversal":
             content["shards"][0]["files"][0]["sha256"] = "../../evil"
         else:

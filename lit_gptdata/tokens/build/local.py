@@ -19,23 +19,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sync_folder, write_json, write_whole
-from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.tokens.build.encode import Job
 from lit_gptdata.tokens.build.output import InFolder
 from lit_gptdata.tokens.build.parts import Runner, write_parts
-from lit_gptdata.tokens.build.plan import Request
+from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, Request
 from lit_gptdata.tokens.build.processes import Processes
-from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
-
-BuildName = Literal["processes", "ray"]
 
 ABANDONED_DAYS = 7
 """A killed build that nobody took up again for so long is removed by the next build."""
@@ -79,16 +75,10 @@ def prepare_store(
     corpus: Corpus,
     tokenizer: Tokenizer,
     root: Path,
-    *,
-    engine: EngineName = "auto",
-    workers: int | None = 1,
-    max_document_bytes: int | None = None,
-    build: BuildName = "processes",
-    ray_address: str | None = None,
+    options: BuildOptions = DEFAULT_OPTIONS,
 ) -> TokenStore:
     """The store of a corpus, built if need be; of many processes one builds and the others wait.
 
-    `workers`: processes that tokenise; None: one a core. `build`, `ray_address`: `GPTDataModule`'s.
     Raises ValueError for text that cannot be read, OSError for a folder that cannot be written,
     ConnectionError for a Ray cluster that is not there; then nothing is published.
     """
@@ -98,7 +88,7 @@ def prepare_store(
         for folder in request.builds():  # a kill came between publishing and cleaning up
             _remove(root, folder)
         return store
-    runner = runner_for(build, workers, ray_address)
+    runner = runner_for(options)
     with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -109,30 +99,20 @@ def prepare_store(
             job = Job(
                 tokenizer=tokenizer,
                 destination=InFolder(root / ".building"),
-                engine=engine,
-                max_document_bytes=max_document_bytes,
+                engine=options.engine,
+                max_document_bytes=options.max_document_bytes,
             )
             store = _make(request, job, runner)
     return store
 
 
-def check_build(build: str) -> None:
-    """Raise ValueError for an unknown way to build."""
-    if build not in get_args(BuildName):
-        raise ValueError(
-            f"unknown build {build!r}: choose 'processes' (of this machine) or 'ray' (tasks on a Ray "
-            "cluster, or on a local one)"
-        )
-
-
-def runner_for(build: BuildName, workers: int | None, ray_address: str | None) -> Runner:
-    """Who builds; raises ValueError for an unknown way, ImportError without the package ray."""
-    check_build(build)
-    if build == "processes":
-        return Processes(workers)
+def runner_for(options: BuildOptions) -> Runner:
+    """What runs the build; raises ImportError without the package ray."""
+    if options.build == "processes":
+        return Processes(options.workers)
     from lit_gptdata.tokens.build.ray_tasks import RayTasks
 
-    return RayTasks(workers, ray_address)
+    return RayTasks(options.workers, options.ray_address)
 
 
 def _make(request: _LocalRequest, job: Job, runner: Runner) -> TokenStore:
@@ -173,7 +153,7 @@ def _publish(store: Path, published: Path) -> None:
 
 
 def _build(
-    request: _LocalRequest, job: Job, runner: Runner, folder: Path, known: list[dict[str, Any]] | None
+    request: _LocalRequest, job: Job, runner: Runner, folder: Path, known: list[SourceEntry] | None
 ) -> str:
     """Write shards and manifest under `folder`; returns the fingerprint.
 
@@ -191,14 +171,14 @@ def _build(
     store = folder / "store"
     with writing(store):
         write_whole(store / "vocab.bin", vocab)
-        write_json(store / "manifest.json", manifest)
-    return str(manifest["fingerprint"])
+        write_whole(store / "manifest.json", manifest.to_json())
+    return manifest.fingerprint
 
 
 @contextlib.contextmanager
 def _beside(
-    sources: Callable[[Callable[[int], None]], list[dict[str, Any]]],
-) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    sources: Callable[[Callable[[int], None]], list[SourceEntry]],
+) -> Iterator[Callable[[], list[SourceEntry]]]:
     """Hash the sources in a thread; it ends at once where the build fails."""
     stop = threading.Event()
 

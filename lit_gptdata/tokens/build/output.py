@@ -8,17 +8,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lit_gptdata._io import as_json, write_json
 from lit_gptdata.text.remote_file import map_in_threads
+from lit_gptdata.tokens.manifest import ShardEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import FileShard, ShardWriter, writing
 
-Shards = list[dict[str, Any]]
-"""Shards as the manifest describes them."""
+Shards = list[ShardEntry]
 
 
 class Destination(Protocol):
@@ -55,7 +55,7 @@ class InFolder:
         """Note that these are the shards of a part, and whole; raises OSError."""
         note = self.notes_folder / _note(part)
         with writing(note):
-            write_json(note, shards)
+            write_json(note, [shard.to_dict() for shard in shards])
 
     def kept(self) -> dict[int, Shards]:
         """The parts that were noted and whose shards are there, by their sizes."""
@@ -68,7 +68,7 @@ class InFolder:
 
     def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
         """Remove what a kill left half-written, or a worker in the moment after its parent's death."""
-        keep = {file["name"] for shards in parts.values() for shard in shards for file in shard["files"]}
+        keep = {file.name for shards in parts.values() for shard in shards for file in shard.files}
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ class AtUrl:
 
     def keep(self, part: int, shards: Shards) -> None:
         """Note that these are the shards of a part, and whole; raises RemoteError."""
-        self.notes.write(_note(part), as_json(shards))
+        self.notes.write(_note(part), as_json([shard.to_dict() for shard in shards]))
 
     def kept(self) -> dict[int, Shards]:
         """The parts that were noted and whose shards are there, by their sizes."""
@@ -136,9 +136,8 @@ def _whole(notes: Mapping[str, bytes], size: Callable[[str], int | None]) -> dic
     """The parts whose notes can be read and whose files have the size that is noted."""
     whole = {}
     for name, note in sorted(notes.items()):
-        with contextlib.suppress(ValueError):
-            shards: Shards = json.loads(note)
-            files = [file for shard in shards for file in shard["files"]]
-            if all(size(file["name"]) == file["size"] for file in files):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            shards = [ShardEntry.from_dict(shard) for shard in json.loads(note)]
+            if all(size(file.name) == file.size for shard in shards for file in shard.files):
                 whole[int(name.removesuffix(".json"))] = shards
     return whole

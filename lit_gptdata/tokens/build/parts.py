@@ -23,6 +23,7 @@ from lit_gptdata.text.remote_file import TextFile, size_of
 from lit_gptdata.tokens.build.encode import Job, OnProgress, write_part
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import Engine, load_engine
+from lit_gptdata.tokens.manifest import total
 
 Todo = dict[int, list[FileSlice]]
 """Parts to write: their numbers and slices."""
@@ -73,7 +74,7 @@ class Worker:
 
 def counted(shards: Shards) -> tuple[int, int]:
     """UTF-8 bytes and tokens in shards, as an `OnProgress` takes them."""
-    return sum(s["n_bytes"] for s in shards), sum(s["n_tokens"] for s in shards)
+    return total(shards, "n_bytes"), total(shards, "n_tokens")
 
 
 def write_parts(corpus: Corpus, job: Job, runner: Runner) -> Shards:

@@ -15,12 +15,13 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sha256_file
+from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
 
@@ -31,9 +32,6 @@ POLL_S = 0.05
 """Between two looks for room that other processes' fetches take."""
 
 log = logging.getLogger(__name__)
-
-File = dict[str, Any]
-"""A file as a manifest describes it: name, size in bytes, sha256."""
 
 
 class Cache:
@@ -48,14 +46,14 @@ class Cache:
         self._locks = self.folder / ".locks"
         self._gate_path = str(self._locks / "gate")  # a batch asks for it
 
-    def path(self, file: File) -> Path:
+    def path(self, file: FileEntry) -> Path:
         """Where a file is, or would be."""
-        return self.folder / str(file["sha256"])
+        return self.folder / file.sha256
 
-    def holds(self, file: File) -> bool:
+    def holds(self, file: FileEntry) -> bool:
         """Whether a file is there, by its size."""
         try:
-            return bool(self.path(file).stat().st_size == file["size"])
+            return self.path(file).stat().st_size == file.size
         except FileNotFoundError:
             return False
 
@@ -65,27 +63,27 @@ class Cache:
         with self._gate("shared") as gate:
             yield os.pread(gate, 16, 0)
 
-    def map(self, file: File, dtype: np.dtype[np.unsignedinteger]) -> np.ndarray | None:
+    def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> np.ndarray | None:
         """A file's ids, or None if it is not there; to be looked at only while `reading`.
 
         Its pages are gone, and looking at them ends the process, once the word is another one.
         """
         return np.memmap(self.path(file), dtype=dtype, mode="r") if self.holds(file) else None
 
-    def check_room(self, file: File) -> None:
+    def check_room(self, file: FileEntry) -> None:
         """Raise ValueError if the bound is below the size of this one file."""
-        if self.bound is not None and file["size"] > self.bound:
+        if self.bound is not None and file.size > self.bound:
             raise ValueError(
-                f"cache_gb={self.bound / 1e9:g} is too small: {file['name']} alone has {file['size']:,} "
-                f"bytes. Set cache_gb >= {file['size'] / 1e9:g}, better the size of the store"
+                f"cache_gb={self.bound / 1e9:g} is too small: {file.name} alone has {file.size:,} "
+                f"bytes. Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
             )
 
-    def touch(self, file: File) -> None:
+    def touch(self, file: FileEntry) -> None:
         """Note that a file is in use."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path(file))
 
-    def read(self, file: File, source: Objects) -> bytes:
+    def read(self, file: FileEntry, source: Objects) -> bytes:
         """The contents of a file, fetched if need be."""
         while True:
             with self.reading():
@@ -94,7 +92,7 @@ class Cache:
                     return self.path(file).read_bytes()
             self.fetch(file, source)
 
-    def fetch(self, file: File, source: Objects) -> None:
+    def fetch(self, file: FileEntry, source: Objects) -> None:
         """Make a file be there; of many processes one fetches it and the others wait.
 
         Raises ValueError if it has another SHA-256 than the manifest says, or is larger than the
@@ -105,35 +103,35 @@ class Cache:
             return
         with writing(self.folder):
             self._locks.mkdir(parents=True, exist_ok=True)
-        with self._fetching(file["sha256"]):
+        with self._fetching(file.sha256):
             if self.holds(file):  # another process fetched it meanwhile
                 return
             if path.exists():
                 self.drop(file)  # one of another size, left by a kill or damaged
-            part = self.folder / f".{file['sha256']}.part"
+            part = self.folder / f".{file.sha256}.part"
             for _ in range(CHECKED_ATTEMPTS):
                 try:
                     seen = self._write(part, file, source)
-                    if seen == file["sha256"]:
+                    if seen == file.sha256:
                         with self._gate("shared"):  # so that it is always counted, and once
                             os.replace(part, path)
                         return
                 finally:
                     with self._gate("shared"):
                         part.unlink(missing_ok=True)
-                log.warning("%r/%s has sha256 %s, not %s", source, file["name"], seen, file["sha256"])
+                log.warning("%r/%s has sha256 %s, not %s", source, file.name, seen, file.sha256)
         raise ValueError(
-            f"{source!r}/{file['name']} has sha256 {seen}, its manifest says {file['sha256']}: it is "
+            f"{source!r}/{file.name} has sha256 {seen}, its manifest says {file.sha256}: it is "
             "damaged there. Delete it and publish the store again: lit-gptdata publish URL"
         )
 
-    def _write(self, part: Path, file: File, source: Objects) -> str:
+    def _write(self, part: Path, file: FileEntry, source: Objects) -> str:
         """Fetch into `part`; returns the SHA-256 of what came."""
         digest = hashlib.sha256()
         with writing(part):
             self._make_room(part, file)
             with open(part, "r+b", buffering=0) as out:
-                for block in source.blocks(file["name"], file["size"]):
+                for block in source.blocks(file.name, file.size):
                     digest.update(block)
                     left = memoryview(block)
                     while left:  # an unbuffered write may stop early, as at a full disk
@@ -141,15 +139,15 @@ class Cache:
                 os.fsync(out.fileno())
         return digest.hexdigest()
 
-    def _make_room(self, part: Path, file: File) -> None:
+    def _make_room(self, part: Path, file: FileEntry) -> None:
         """Create `part` at its full length, so that others count it, after removing what must go."""
         self.check_room(file)
         while True:
             with self._gate("alone") as gate:
                 part.unlink(missing_ok=True)  # of a fetch that was killed
-                if self.bound is None or self._free(gate, file["size"]):
+                if self.bound is None or self._free(gate, file.size):
                     with open(part, "wb") as empty:
-                        empty.truncate(file["size"])
+                        empty.truncate(file.size)
                     return
             time.sleep(POLL_S)  # the rest is on its way for others, and may go once it is here
 
@@ -180,15 +178,15 @@ class Cache:
             return True
         return False
 
-    def drop(self, file: File) -> None:
+    def drop(self, file: FileEntry) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError), self._gate("alone") as gate:
             _remove(gate, self.path(file))
 
-    def damaged(self, file: File) -> bool:
+    def damaged(self, file: FileEntry) -> bool:
         """Whether a file is there and has another SHA-256 than it should; reads it."""
         with self.reading():
-            return self.holds(file) and sha256_file(self.path(file)) != file["sha256"]
+            return self.holds(file) and sha256_file(self.path(file)) != file.sha256
 
     def _fetching(self, sha256: str) -> FileLock:
         return FileLock(self._locks / sha256)

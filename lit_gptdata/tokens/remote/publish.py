@@ -9,25 +9,23 @@ sends only what is missing.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from lit_gptdata._io import as_json, sha256_file
+from lit_gptdata._io import sha256_file
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.build.encode import Job
-from lit_gptdata.tokens.build.local import BuildName, runner_for
+from lit_gptdata.tokens.build.local import runner_for
 from lit_gptdata.tokens.build.output import AtUrl
 from lit_gptdata.tokens.build.parts import progress_of, write_parts
-from lit_gptdata.tokens.build.plan import Request
-from lit_gptdata.tokens.engines import EngineName
-from lit_gptdata.tokens.remote.cache import File
+from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, Request
+from lit_gptdata.tokens.manifest import FileEntry, Manifest
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.remote.store import RemoteStore
-from lit_gptdata.tokens.store import TokenStore, files_of, vocab_table
+from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 UPLOADS = 8
@@ -46,9 +44,9 @@ def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
     there = target.sizes()
     if "manifest.json" in there:
         _check_same(store, target)
-    missing = [file for file in store.files if there.get(file["name"]) != file["size"]]
+    missing = [file for file in store.files if there.get(file.name) != file.size]
     with (
-        progress_of("publishing", sum(file["size"] for file in missing)) as progress,
+        progress_of("publishing", sum(file.size for file in missing)) as progress,
         ThreadPoolExecutor(UPLOADS) as pool,
     ):
         for n_bytes in pool.map(lambda file: _send(store.path, file, target), missing):
@@ -63,21 +61,16 @@ def publish_text(
     corpus: Corpus,
     tokenizer: Tokenizer,
     url: str | os.PathLike[str],
-    *,
-    engine: EngineName = "auto",
-    workers: int | None = 1,
-    max_document_bytes: int | None = None,
-    build: BuildName = "processes",
-    ray_address: str | None = None,
+    options: BuildOptions = DEFAULT_OPTIONS,
 ) -> str:
     """Make a store at `url`/<fingerprint>, unless it is there, and return that URL.
 
-    The options are those of `prepare_store`. Whoever tokenises sends the shards: none of them is
+    Whoever tokenises sends the shards: none of them is
     on a disk, or goes through this process. Two at once do the work twice, with one result. Raises
     what `prepare_store` raises, and RemoteError; then nothing is published.
     """
     request = Request(corpus=corpus, tokenizer=tokenizer)
-    runner = runner_for(build, workers, ray_address)
+    runner = runner_for(options)
     Objects(url).open()  # what is wrong with it is said before hours of work
     stamps = request.file_stats()
     with runner.session():
@@ -88,8 +81,8 @@ def publish_text(
         job = Job(
             tokenizer=tokenizer,
             destination=AtUrl(target, target),
-            engine=engine,
-            max_document_bytes=max_document_bytes,
+            engine=options.engine,
+            max_document_bytes=options.max_document_bytes,
         )
         notes = Objects(f"{target.url}/.parts-{request.plan(stamps, job)}")
         if "manifest.json" not in target.sizes():
@@ -104,8 +97,8 @@ def publish_text(
                 notes.remove_all()  # of no use to another run
                 raise
             target.write("vocab.bin", vocab)
-            _check_there(files_of(manifest), target)
-            target.write("manifest.json", as_json(manifest))
+            _check_there(manifest.files, target)
+            target.write("manifest.json", manifest.to_json())
         notes.remove_all()
     return target.url
 
@@ -119,31 +112,31 @@ def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
 
 def _check_same(store: TokenStore, target: Objects) -> None:
     """Raise ValueError unless what is published there are these files; text may have moved since."""
-    published = json.loads(target.read("manifest.json"))
-    same = [published.get(key) == store.manifest[key] for key in ("shards", "vocab", "tokenizer")]
-    if not all(same):
+    ours, theirs = store.manifest, Manifest.from_json(target.read("manifest.json"))
+    same = (ours.shards, ours.vocab, ours.tokenizer) == (theirs.shards, theirs.vocab, theirs.tokenizer)
+    if not same:
         raise ValueError(
             f"{target!r} holds another store of the same name, with other shards: publish to another URL"
         )
 
 
-def _check_there(files: Iterable[File], target: Objects) -> None:
+def _check_there(files: Iterable[FileEntry], target: Objects) -> None:
     """Raise ValueError unless all files are there, by their sizes."""
     there = target.sizes()
     for file in files:
-        if there.get(file["name"]) != file["size"]:
+        if there.get(file.name) != file.size:
             raise ValueError(
-                f"{target!r}/{file['name']} has {there.get(file['name'], 'no')} bytes after it was "
-                f"sent, not {file['size']:,}: something else writes there. Publish to another URL"
+                f"{target!r}/{file.name} has {there.get(file.name, 'no')} bytes after it was "
+                f"sent, not {file.size:,}: something else writes there. Publish to another URL"
             )
 
 
-def _send(folder: Path, file: File, target: Objects) -> int:
-    path = folder / file["name"]
-    if (seen := sha256_file(path)) != file["sha256"]:
+def _send(folder: Path, file: FileEntry, target: Objects) -> int:
+    path = folder / file.name
+    if (seen := sha256_file(path)) != file.sha256:
         raise ValueError(
-            f"{path} has sha256 {seen}, its manifest says {file['sha256']}: the store is damaged and "
+            f"{path} has sha256 {seen}, its manifest says {file.sha256}: the store is damaged and "
             f"not published. Delete the folder {folder} and run again to build it anew"
         )
-    target.write(file["name"], path)
-    return int(file["size"])
+    target.write(file.name, path)
+    return file.size

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from lit_gptdata._io import write_whole
-from lit_gptdata.tokens.remote.cache import Cache, File
+from lit_gptdata.tokens.manifest import FileEntry, Manifest
+from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import Tokens, allow_open_files, writing
-from lit_gptdata.tokens.store import FORMAT, TokenStore
+from lit_gptdata.tokens.store import TokenStore
 
 FETCHES = 8
 """Shards that a process fetches at a time."""
@@ -52,7 +51,7 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
             _known(url, cache).mkdir(parents=True, exist_ok=True)
             write_whole(_known(url, cache) / "manifest.json", manifest)
         remote = RemoteStore(source, cache)
-        cache.fetch(remote.manifest["vocab"], source)
+        cache.fetch(remote.manifest.vocab, source)
         return remote
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
@@ -82,33 +81,19 @@ def _known(url: str, cache: Cache) -> Path:
     return cache.folder / ".stores" / key
 
 
-def _checked(manifest: bytes, source: Objects) -> None:
-    """Raise ValueError unless a manifest is one, and safe to take file names and sizes from."""
+def _checked(content: bytes, source: Objects) -> None:
+    """Raise ValueError unless `content` is a manifest whose sizes agree with its counts."""
     try:
-        content = json.loads(manifest)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-        item = np.dtype(content["tokenizer"]["dtype"]).itemsize
-        for shard in content["shards"]:
-            ids, index = shard["files"]
-            if ids["size"] != shard["n_tokens"] * item:
-                raise ValueError(f"{ids['name']} has {ids['size']} bytes, {shard['n_tokens']} tokens")
-            _check_file(ids)
-            _check_file(index)
-        _check_file(content["vocab"])
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        manifest = Manifest.from_json(content)
+        item = np.dtype(manifest.tokenizer.dtype).itemsize
+        for shard in manifest.shards:
+            if shard.ids.size != shard.n_tokens * item:
+                raise ValueError(f"{shard.ids.name} has {shard.ids.size} bytes, {shard.n_tokens} tokens")
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{source!r}/manifest.json is not the manifest of a token store ({problem}). Give the URL "
+            f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
             "that lit-gptdata publish has printed"
         ) from None
-
-
-def _check_file(file: File) -> None:
-    """Names become paths here, and sizes become room."""
-    names = re.fullmatch("[0-9a-f]{64}", file["sha256"]) and re.fullmatch("[^/]+", file["name"])
-    if not names or not isinstance(file["size"], int) or file["size"] < 0:
-        raise ValueError(f"{file} is no file of a store")
 
 
 class RemoteStore(TokenStore):
@@ -117,7 +102,7 @@ class RemoteStore(TokenStore):
     def __init__(self, source: Objects, cache: Cache) -> None:
         self.source, self.cache = source, cache
         super().__init__(_known(source.url, cache))
-        cache.check_room(max(self.files, key=lambda file: int(file["size"])))
+        cache.check_room(max(self.files, key=lambda file: file.size))
 
     @property
     def location(self) -> str:
@@ -127,7 +112,7 @@ class RemoteStore(TokenStore):
     @property
     def n_file_bytes(self) -> int:
         """What the cache would hold with all of the store in it."""
-        return sum(file["size"] for file in self.files)
+        return sum(file.size for file in self.files)
 
     @property
     def fits(self) -> bool:
@@ -137,13 +122,13 @@ class RemoteStore(TokenStore):
     def _check_files(self) -> None:
         """Sizes are looked at when files are."""
 
-    def _read(self, file: File, dtype: np.dtype[Any]) -> np.ndarray:
+    def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
         return np.frombuffer(bytearray(self.cache.read(file, self.source)), dtype=dtype)
 
     @functools.cached_property
     def tokens(self) -> Tokens:
         """All ids as one sequence, fetched when they are looked at."""
-        shards = [(shard["files"][0], shard["n_tokens"]) for shard in self.shards if shard["n_tokens"]]
+        shards = [(shard.ids, shard.n_tokens) for shard in self.shards if shard.n_tokens]
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
     def verify(self) -> None:
@@ -158,9 +143,9 @@ class RemoteStore(TokenStore):
                 self.cache.drop(file)
             if not self.cache.holds(file):
                 digest = hashlib.sha256()
-                for block in self.source.blocks(file["name"], file["size"]):
+                for block in self.source.blocks(file.name, file.size):
                     digest.update(block)
-                bad += [file["name"]] * (digest.hexdigest() != file["sha256"])
+                bad += [file.name] * (digest.hexdigest() != file.sha256)
         if bad:
             raise ValueError(
                 f"the published store {self.location} is damaged: the contents of {', '.join(bad)} do "
@@ -177,7 +162,7 @@ class RemoteTokens(Tokens):
 
     def __init__(
         self,
-        shards: list[tuple[File, int]],
+        shards: list[tuple[FileEntry, int]],
         dtype: np.dtype[np.unsignedinteger],
         cache: Cache,
         source: Objects,
@@ -321,12 +306,12 @@ class Fetcher:
         self._slots = threading.Semaphore(FETCHES)
         self._flying: dict[str, Future[None]] = {}
 
-    def has_room(self, files: list[File]) -> bool:
+    def has_room(self, files: list[FileEntry]) -> bool:
         """Whether these are a quarter of the bound at most, to push out little that is in use."""
         bound = self._cache.bound
-        return bound is None or 4 * sum(file["size"] for file in files) <= bound
+        return bound is None or 4 * sum(file.size for file in files) <= bound
 
-    def need(self, files: list[File]) -> None:
+    def need(self, files: list[FileEntry]) -> None:
         """Wait until one of these files was fetched; raises what `Cache.fetch` raises."""
         n = 1
         while n < min(len(files), FETCHES) and self.has_room(files[: n + 1]):
@@ -335,18 +320,18 @@ class Fetcher:
         for future in done:
             future.result()
 
-    def begin(self, file: File) -> Future[None]:
+    def begin(self, file: FileEntry) -> Future[None]:
         """Fetch a file, if that was not begun."""
         self._source.open()
         with self._lock:
-            future = self._flying.get(file["sha256"])
+            future = self._flying.get(file.sha256)
             if future is None:
-                future = self._flying[file["sha256"]] = Future()
+                future = self._flying[file.sha256] = Future()
                 # daemon: an end of the program must not wait for a shard that nobody needs any more
                 threading.Thread(target=self._run, args=(file, future), daemon=True).start()
         return future
 
-    def _run(self, file: File, future: Future[None]) -> None:
+    def _run(self, file: FileEntry, future: Future[None]) -> None:
         error: BaseException | None = None
         try:
             with self._slots:
@@ -354,7 +339,7 @@ class Fetcher:
         except BaseException as caught:
             error = caught
         with self._lock:
-            del self._flying[file["sha256"]]
+            del self._flying[file.sha256]
         if error is None:
             future.set_result(None)
         else:

@@ -1,0 +1,156 @@
+"""The manifest of a token store: everything that manifest.json says, as frozen dataclasses.
+
+    Manifest.from_json(path.read_bytes()).shards[0].ids.name  ->  "00000-000.bin"
+
+Field names and their order are the JSON format, which stores on disk and at URLs already have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lit_gptdata._io import as_json
+from lit_gptdata.text.document import SourceEntry
+
+FORMAT = 1
+"""Version of a store's layout; part of the fingerprint, so stores of another version never match."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a store; raises ValueError for values that are unsafe to use as a path or a size."""
+
+    name: str
+    """File name inside the store's folder."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    """SHA-256 of the contents, 64 hex digits."""
+
+    def __post_init__(self) -> None:
+        safe = re.fullmatch("[0-9a-f]{64}", self.sha256) and re.fullmatch("[^/]+", self.name)
+        if not safe or not isinstance(self.size, int) or self.size < 0:
+            raise ValueError(f"{self} does not describe a file of a store")
+
+    @classmethod
+    def describe(cls, name: str, content: bytes) -> FileEntry:
+        """The entry of a file with this name and content."""
+        return cls(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard: its counts and its two files."""
+
+    n_tokens: int
+    n_bytes: int
+    """UTF-8 bytes of the text that the tokens stand for."""
+
+    n_documents: int
+    """Documents that start in this shard."""
+
+    ids: FileEntry
+    """The token ids, `.bin`."""
+
+    index: FileEntry
+    """Where documents and chunks start, `.idx`."""
+
+    @property
+    def files(self) -> tuple[FileEntry, FileEntry]:
+        """Both files, in the order of the JSON format."""
+        return self.ids, self.index
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shard as the JSON format holds it."""
+        counts = {name: getattr(self, name) for name in ("n_tokens", "n_bytes", "n_documents")}
+        return {**counts, "files": [asdict(file) for file in self.files]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ShardEntry:
+        """The inverse of `to_dict`; raises ValueError, KeyError or TypeError for other values."""
+        ids, index = (FileEntry(**file) for file in values["files"])
+        counts = {name: values[name] for name in ("n_tokens", "n_bytes", "n_documents")}
+        return cls(**counts, ids=ids, index=index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEntry:
+    """The tokenizer that made the ids."""
+
+    name: str
+    special_tokens: str
+    fingerprint: str
+    vocab_size: int
+    dtype: str
+    """numpy's name of the ids' dtype, "<u2" or "<u4"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A whole store: what made it, what is in it, and a checksum of every file."""
+
+    format: int = FORMAT
+    fingerprint: str
+    tokenizer: TokenizerEntry
+    reading: dict[str, Any]
+    """How bytes became text: the fields of `Reading`; empty for a corpus that is not files."""
+
+    n_tokens: int
+    n_bytes: int
+    n_documents: int
+    sources: list[SourceEntry]
+    vocab: FileEntry
+    shards: list[ShardEntry]
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file of the store except the manifest."""
+        return [file for shard in self.shards for file in shard.files] + [self.vocab]
+
+    def to_json(self) -> bytes:
+        """The content of manifest.json."""
+        return as_json(
+            {
+                "format": self.format,
+                "fingerprint": self.fingerprint,
+                "tokenizer": asdict(self.tokenizer),
+                "reading": self.reading,
+                "n_tokens": self.n_tokens,
+                "n_bytes": self.n_bytes,
+                "n_documents": self.n_documents,
+                "sources": [source.to_dict() for source in self.sources],
+                "vocab": asdict(self.vocab),
+                "shards": [shard.to_dict() for shard in self.shards],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Read manifest.json; raises ValueError that states the problem, for any other content."""
+        try:
+            values = json.loads(content)
+            if values["format"] != FORMAT:
+                raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
+            return cls(
+                **{
+                    **values,
+                    "tokenizer": TokenizerEntry(**values["tokenizer"]),
+                    "sources": [SourceEntry(**source) for source in values["sources"]],
+                    "vocab": FileEntry(**values["vocab"]),
+                    "shards": [ShardEntry.from_dict(shard) for shard in values["shards"]],
+                }
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def total(shards: Iterable[ShardEntry], count: str) -> int:
+    """The sum of one count over shards: "n_tokens", "n_bytes" or "n_documents"."""
+    return sum(getattr(shard, count) for shard in shards)
