@@ -480,6 +480,7 @@ def test_what_comes_late_from_a_build_of_another_text_is_lost(tmp_path, monkeypa
         shards = write_parts(*args)
         with pytest.raises(FileNotFoundError):
             late.finish()
+        late.abandon()
         return shards
 
     monkeypatch.setattr(module, "write_parts", meddled)
