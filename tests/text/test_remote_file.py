@@ -307,7 +307,7 @@ def test_a_vanished_object_is_named(s3, tmp_path, folder):
     s3.put(f"{folder}/b.txt", b"text")
     corpus = open_corpus(f"{s3.url}/{folder}/")
     s3.delete(f"{folder}/a.txt")
-    for look in (corpus.stamps, corpus.sources, lambda: texts(corpus)):
+    for look in (corpus.file_stats, corpus.sources, lambda: texts(corpus)):
         with pytest.raises(FileNotFoundError, match=rf"{url} is gone: it was there when the corpus"):
             look()
     with pytest.raises(FileNotFoundError, match=rf"{url} does not exist .*: check the address"):
@@ -428,7 +428,7 @@ def test_a_server_that_is_not_there_is_named(s3, monkeypatch):
 def test_wrong_credentials_say_where_they_are_looked_for(s3, folder):
     url = s3.put(f"{folder}/a.txt", b"some text")
     corpus = open_corpus(url)
-    for look in (corpus.stamps, lambda: texts(corpus), lambda: open_corpus(f"{s3.url}/{folder}/")):
+    for look in (corpus.file_stats, lambda: texts(corpus), lambda: open_corpus(f"{s3.url}/{folder}/")):
         s3.fault = lambda seen: Fault(status=403)
         with pytest.raises(PermissionError) as caught:
             look()

@@ -693,12 +693,12 @@ def test_a_disk_that_is_full_at_any_sync(tmp_path, monkeypatch, at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    monkeypatch.setattr(shard.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=f"No space left on device: {REMEDY}") as caught:
         prepare_store(FilesCorpus(path), GPT2, root)
     assert caught.value.filename.startswith(str(root))
     assert not stores(root)
-    monkeypatch.setattr(shard.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert_holds(prepare_store(FilesCorpus(path), GPT2, root), [read_txt(path)])
     assert not litter(root)
 
