@@ -1,11 +1,11 @@
-"""Raw text to the batches that train a GPT, as a PyTorch Lightning DataModule.
+"""Turn raw text into batches for training GPT models, as a PyTorch Lightning DataModule.
 
-    bytes → documents → tokens → windows → batches        GPTDataModule
-    batches → token row + position row                    EmbeddingStem
-    stem → blocks → logits                                GPT
+    text → documents → tokens → windows → batches         GPTDataModule
+    batches → token embedding + position embedding        EmbeddingStem
+    embeddings → transformer blocks → logits              GPT
 
-Names are imported when they are first used (PEP 562): a process that only tokenises loads neither
-torch nor lightning.
+Public names are imported on first use (PEP 562). A process that only tokenizes loads neither torch nor
+lightning.
 """
 
 from __future__ import annotations
@@ -41,17 +41,9 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "GPT",
-    "GPTCLI",
-    "EmbeddingStem",
-    "GPTDataModule",
-    "Throughput",
-    "TokenBudget",
-    "TokenStore",
-    "Tokenizer",
-    "WindowDataset",
-    "create_dataloader",
-]
+    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "Throughput", "TokenBudget", "TokenStore",
+    "Tokenizer", "WindowDataset", "create_dataloader",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

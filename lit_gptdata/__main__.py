@@ -1,4 +1,4 @@
-"""`python -m lit_gptdata` is the command `lit-gptdata`."""
+"""`python -m lit_gptdata` is the same as the command `lit-gptdata`."""
 
 from lit_gptdata.cli.main import main
 

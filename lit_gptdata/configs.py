@@ -1,4 +1,4 @@
-"""Where the shipped Hydra configs are, the arithmetic that they use, and what Hydra says of an error."""
+"""The shipped Hydra configs: their folder, the arithmetic in them, and the errors behind Hydra's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """The folder conf/: inside the package in a wheel, beside it in a checkout or an editable install.
+    """Find the folder conf/: inside the package in a wheel, next to it in a checkout.
 
     Raises FileNotFoundError if it is in neither place.
     """
@@ -16,20 +16,20 @@ def conf_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise FileNotFoundError(
-        f"there is no conf/train.yaml in {package} or {package.parent}: this install is not whole, "
-        "install lit-gptdata again"
+        f"conf/train.yaml is missing in {package} and in {package.parent}. The installation is "
+        "incomplete: install lit-gptdata again"
     )
 
 
 def register_resolvers() -> None:
-    """Let configs divide whole numbers: `${lit_gptdata.floordiv:256,${data.max_length}}`."""
+    """Let configs divide integers: `${lit_gptdata.floordiv:256,${data.max_length}}`."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("lit_gptdata.floordiv", operator.floordiv, replace=True)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that Hydra wrapped, where it was raised while an object was made from its config."""
+    """Return the error that an object's constructor raised, without the errors Hydra wraps around it."""
     from hydra.errors import InstantiationException
 
     while isinstance(error, InstantiationException) and error.__cause__ is not None:

@@ -1,9 +1,9 @@
-"""The shipped configs for any Hydra app: `defaults: [lit_gptdata/data@data: frankenstein]`.
+"""Offer the shipped configs to every Hydra app: `defaults: [lit_gptdata/data@data: frankenstein]`.
 
-Hydra looks for plugins in the namespace package `hydra_plugins` alone, so pyproject.toml puts this file
-there, as hydra_plugins/lit_gptdata.py: moved in a wheel, copied by an editable install. The configs go
-through Hydra's ConfigStore, not through a search path: in an editable install pkg:// paths find nothing
-and say nothing.
+Hydra looks for plugins only in the namespace package `hydra_plugins`. So pyproject.toml installs this
+file there, as hydra_plugins/lit_gptdata.py: a wheel moves it, an editable install copies it. The plugin
+uses Hydra's ConfigStore instead of a search path, because in an editable install a pkg:// path finds
+nothing and reports no error.
 """
 
 from __future__ import annotations
@@ -24,39 +24,35 @@ GROUPS = ("data", "stem", "model", "trainer", "callbacks", "logger")
 
 
 def store_configs(conf: Path) -> None:
-    """Put every YAML of GROUPS under `conf` into the ConfigStore, as lit_gptdata/<group>/<name>.
+    """Put every YAML file of GROUPS into the ConfigStore, as lit_gptdata/<group>/<name>.
 
-    A file for the package _global_ (model/micro.yaml) sets its own group's node and others beside it. An
-    app says itself where its nodes are, so the own node is the config, and what is left of the file is
-    lit_gptdata/sizes/<name>, for the nodes of an app that calls them `stem` and `data`.
-    What the store has already stays: Hydra calls this each time it builds a search path.
+    Some files have the package _global_: model/micro.yaml sets `model`, but also `stem` and `data`.
+    Only the app knows where its nodes are. So `model` becomes lit_gptdata/model/micro, and the rest
+    becomes lit_gptdata/sizes/micro, for apps whose nodes are named `stem` and `data`.
+    Hydra calls this whenever it builds a search path. Configs that are already stored stay unchanged.
     """
     for group in GROUPS:
         for path in sorted((conf / group).glob("*.yaml")):
-            if _is_stored(group, path.stem):
+            stored_type = ConfigStore.instance().get_type(f"lit_gptdata/{group}/{path.name}")
+            if stored_type is not ObjectType.NOT_FOUND:
                 continue
             config = OmegaConf.load(path)
-            assert isinstance(config, DictConfig), f"{path} is not a mapping"
-            defaults = [_moved(default, group) for default in config.pop("defaults", [])]
-            global_ = re.match(r"# @package _global_\n", path.read_text(encoding="utf-8"))
-            own = config.pop(group) if global_ else config
-            own.defaults = defaults
-            _store(group, path.stem, own)
-            if global_:
+            assert isinstance(config, DictConfig), f"{path} must be a mapping"
+            defaults = [_relocate(default, group) for default in config.pop("defaults", [])]
+            is_global = re.match(r"# @package _global_\n", path.read_text(encoding="utf-8"))
+            node = config.pop(group) if is_global else config
+            node.defaults = defaults
+            _store(group, path.stem, node)
+            if is_global:
                 _store("sizes", path.stem, config, package="_global_")
 
 
-def _moved(default: str, group: str) -> str:
-    """A default where it is now: /model/nano@model → /lit_gptdata/model/nano@_here_.
+def _relocate(default: str, group: str) -> str:
+    """Translate a default to its place in the store: /model/nano@model → /lit_gptdata/model/nano@_here_.
 
-    Names without a slash are of the same group, and stay.
+    A name without a slash is in the same group and needs no change.
     """
     return re.sub(f"@{group}$", "@_here_", re.sub(r"^/", "/lit_gptdata/", default))
-
-
-def _is_stored(group: str, name: str) -> bool:
-    kind = ConfigStore.instance().get_type(f"lit_gptdata/{group}/{name}.yaml")
-    return kind is not ObjectType.NOT_FOUND
 
 
 def _store(group: str, name: str, node: object, package: str | None = None) -> None:
@@ -66,14 +62,14 @@ def _store(group: str, name: str, node: object, package: str | None = None) -> N
 
 
 class LitGptdataConfigs(SearchPathPlugin):
-    """Stores the configs when Hydra builds its search path; warns once, and goes on, if it cannot."""
+    """Store the configs whenever Hydra builds its search path. If that fails, warn once."""
 
     warned = False
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         try:
             store_configs(conf_dir())
-        except Exception as error:  # of whatever kind: most apps do not use these configs
+        except Exception as error:  # any kind: an app that does not use these configs must still run
             if not LitGptdataConfigs.warned:
                 LitGptdataConfigs.warned = True
-                warnings.warn(f"the configs lit_gptdata/… are not there: {error}", stacklevel=2)
+                warnings.warn(f"the configs lit_gptdata/… are not available: {error}", stacklevel=2)

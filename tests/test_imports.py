@@ -41,7 +41,8 @@ FLOW = [
     "model.stem", "model.block", "model.gpt2_weights", "model.gpt",
     "training.throughput", "training.budget", "training.summary", "training.ranks",
     "report.usage", "report.jobs", "report.axes", "report.plots", "report.page", "report.files",
-    "training.sweep", "training.lightning_cli", "cli.main", "__main__",
+    "training.sweep", "training.lightning_cli",
+    "cli.overrides", "cli.data", "cli.show", "cli.report", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "resume", "compact", "datamodule", "model.stem", "model.gpt", "training.throughput",

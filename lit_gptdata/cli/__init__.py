@@ -1,1 +1,11 @@
-"""The command line `lit-gptdata`."""
+"""The command `lit-gptdata`.
+
+command line  →  main.py        COMMANDS: name → function; errors → messages
+                 data.py        prepare, info, verify, publish
+                 show.py        show
+                 report.py      report
+                 overrides.py   Hydra overrides → GPTDataModule
+
+For a new command, write one file and add one entry to COMMANDS. The files import torch, Hydra and
+other large packages inside functions, so that `lit-gptdata --help` stays fast.
+"""

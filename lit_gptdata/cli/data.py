@@ -1,0 +1,58 @@
+"""The commands that make, describe, check and publish a corpus's tokens."""
+
+from __future__ import annotations
+
+import argparse
+
+from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Download and tokenize the text, then print a summary."""
+    data = build_data(args.overrides)
+    data.prepare_data()
+    data.setup()
+    print(data)
+
+
+def add_info_arguments(parser: argparse.ArgumentParser) -> None:
+    help_text = "draw the lengths and frequencies of all tokens"
+    parser.add_argument("--plot", metavar="FILE.png", help=help_text)
+    add_overrides(parser)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print counts of documents, tokens, windows and batches."""
+    data = open_data(args.overrides)
+    store = data.store
+    manifest_size = (store.path / "manifest.json").stat().st_size
+    size = manifest_size + sum(file.size for file in store.files)
+    print(data)
+    print(
+        f"  epoch    {len(data.train_dataloader()):,} train batches, {len(data.val_dataloader()):,} val"
+    )
+    print(f"  text     {store.n_bytes / store.n_tokens:.2f} bytes per token")
+    print(f"  store    {store.location}, {size:,} bytes in {len(store.files) + 1:,} files")
+    if args.plot is not None:
+        from lit_gptdata.report.usage import draw_usage
+
+        draw_usage(store, args.plot)
+        print(f"  plot     {args.plot}")
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare every byte of the token files with its checksum."""
+    store = open_data(args.overrides).store
+    store.verify()
+    size = sum(file.size for file in store.files)
+    print(f"{store.location}: {size:,} bytes in {len(store.files):,} files, every SHA-256 matches")
+
+
+def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the parent folder, such as s3://bucket/tokens")
+    add_overrides(parser)
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Put the tokens at URL/<fingerprint>, and print that URL."""
+    print(build_data(args.overrides).publish(args.url))

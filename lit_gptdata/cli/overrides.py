@@ -1,0 +1,47 @@
+"""Build a command's data module from Hydra overrides, the same ones that train.py takes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lit_gptdata.datamodule import GPTDataModule
+
+
+def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> None:
+    """Declare the argument `overrides`. `other_words` explains words that are not overrides."""
+    text = f"{other_words}Hydra overrides, such as data.max_length=128"
+    parser.add_argument("overrides", nargs="*", metavar="override", help=text)
+
+
+def build_data(overrides: Sequence[str]) -> GPTDataModule:
+    """Build the data module of conf/train.yaml, changed by the overrides."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    from lit_gptdata.configs import conf_dir, register_resolvers
+
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides))
+    data: GPTDataModule = instantiate(cfg.data)
+    return data
+
+
+def open_data(overrides: Sequence[str]) -> GPTDataModule:
+    """Build the data module and open its tokens, which must exist.
+
+    Raises RuntimeError if they do not. The message ends with the command that makes them.
+    """
+    data = build_data(overrides)
+    try:
+        data.setup()
+    except (RuntimeError, OSError) as error:
+        if "prepare_data()" not in str(error):
+            raise
+        command = shlex.join(["lit-gptdata", "prepare", *overrides])
+        raise RuntimeError(f"{error}\nOn the command line: {command}") from error
+    return data

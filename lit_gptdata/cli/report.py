@@ -1,0 +1,17 @@
+"""The command that reports on a sweep."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep, under multirun/")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write sweep.html, sweep.csv and pictures for a sweep's jobs."""
+    from lit_gptdata.report.files import tell
+
+    tell(Path(args.folder))

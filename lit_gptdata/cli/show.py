@@ -1,0 +1,88 @@
+"""The command that prints the text that a training step sees, with the borders of its tokens."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from lit_gptdata.cli.overrides import add_overrides, open_data
+
+SEPARATOR = "·"
+"""Printed between two tokens if the output has no colors."""
+
+COLORS = ("\x1b[30;46m", "\x1b[30;47m")
+"""The backgrounds of tokens, in turn: black on cyan and black on white, which every terminal has."""
+
+RESET = "\x1b[0m"
+
+CONTROL_PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
+"""Control character → its visible picture in Unicode, because text must not control the terminal."""
+
+
+def add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    add_overrides(parser, "step=N, counted from 0 (default: step=0), or window=N; all others: ")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the text of a training step=N or of a train window=N."""
+    import numpy as np
+
+    kind, number, overrides = split_selector(args.overrides)
+    data = open_data(overrides)
+    if kind == "step":
+        windows = data.windows_at(number)
+        print(f"step {number:,}: {len(windows):,} windows, seed {data.hparams['seed']}\n")
+    else:
+        n = len(data.train_windows)
+        if not 0 <= number < n:
+            raise ValueError(f"window must be an integer in [0, {n:,}), got {number}")
+        windows = np.array([number])
+    inputs, _ = data.train_windows.batch(windows)  # (B, T)
+    use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for window, ids in zip(windows.tolist(), inputs.tolist(), strict=True):
+        start = data.train_windows.begin + data.train_windows.spans.start(window)
+        end = start + len(ids)
+        first, last = data.store.place(start), data.store.place(end - 1)
+        same_document = first[:2] == last[:2]
+        origin = str(first) if same_document else f"{first}, to {last}"
+        print(f"window {window:,}, tokens [{start:,}, {end:,}), {origin}")
+        texts = list(decode_each(data.tokenizer.encoding.decode_tokens_bytes(ids)))
+        print(colored(texts) if use_colors else SEPARATOR.join(texts), end="\n\n")
+
+
+def split_selector(words: Sequence[str]) -> tuple[str, int, list[str]]:
+    """Separate what to show from the overrides.
+
+    ["step=3", "data=files"]  →  ("step", 3, ["data=files"])
+    """
+    selectors = [word for word in words if re.match("(step|window)=", word)]
+    if len(selectors) > 1:
+        raise ValueError(f"got {' and '.join(selectors)}: give only one step=N or window=N")
+    kind, _, number = (selectors or ["step=0"])[0].partition("=")
+    if not re.fullmatch("[0-9]+", number):
+        raise ValueError(f"{kind} must be an integer ≥ 0, got {number}. For example: {kind}=3")
+    return kind, int(number), [word for word in words if word not in selectors]
+
+
+def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
+    """Yield the text of each token. Tokens that share a character come as one text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        if text := decoder.decode(token):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text
+
+
+def colored(texts: Sequence[str]) -> str:
+    """Put the texts on alternating backgrounds. A ⏎ gives a line end a background to be seen on."""
+    painted = []
+    for i, text in enumerate(texts):
+        color = COLORS[i % 2]
+        visible = text.translate(CONTROL_PICTURES).replace("\n", f"⏎{RESET}\n{color}")
+        painted.append(f"{color}{visible}{RESET}")
+    return "".join(painted)
