@@ -1,4 +1,4 @@
-"""The shipped configs in an app that is not ours."""
+"""The shipped configs, used in another Hydra app."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from lit_gptdata.hydra_plugin import GROUPS, LitGptdataConfigs
 ROOT = Path(__file__).parents[1]
 CONF = conf_dir()
 SHIPPED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
-# What trainer, callbacks and logger read of the app around them.
-AROUND = {"output_dir": "run", "trainer": {"val_check_interval": 7}}
+# The app's values that trainer, callbacks and logger read.
+APP_VALUES = {"output_dir": "run", "trainer": {"val_check_interval": 7}}
 
 
 @pytest.fixture(autouse=True)
 def _plugin(monkeypatch):
-    """Hydra has the plugin's class from here, no installed copy of it, and nothing stored by either."""
+    """Give Hydra this checkout's plugin, not an installed copy, and an empty store."""
     plugins = Plugins.instance()
     others = [c for c in plugins.discover(SearchPathPlugin) if c.__name__ != "LitGptdataConfigs"]
     monkeypatch.setitem(
@@ -44,8 +44,8 @@ def _plugin(monkeypatch):
     monkeypatch.setattr(ConfigStore.instance(), "repo", repo)
 
 
-def app(defaults: list, *overrides: str, **config) -> DictConfig:
-    """What an app in the working folder composes from these defaults and its own values."""
+def compose_app(defaults: list, *overrides: str, **config) -> DictConfig:
+    """Compose the config of an app in the working folder, with these defaults and values."""
     conf = Path("conf").absolute()
     conf.mkdir(exist_ok=True)
     OmegaConf.save({"defaults": [*defaults, "_self_"], **config}, conf / "config.yaml")
@@ -53,31 +53,31 @@ def app(defaults: list, *overrides: str, **config) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def ours(*overrides: str) -> DictConfig:
+def compose_train(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 
-def raw(node) -> object:
+def unresolved(node) -> object:
     return OmegaConf.to_container(node, resolve=False)
 
 
 @pytest.mark.parametrize("choice", SHIPPED)
-def test_every_config_composes_as_it_does_in_train_py(choice):
+def test_every_config_composes_as_in_train_py(choice):
     group, name = choice.split("=")
-    cfg = app([{f"lit_gptdata/{group}@{group}": name}])
+    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}])
     assert list(cfg) == [group]
-    assert raw(cfg[group]) == raw(ours(choice)[group])
-    elsewhere = app([{f"lit_gptdata/{group}@mine.here": name}])
-    assert list(elsewhere) == ["mine"]
-    assert raw(elsewhere.mine.here) == raw(cfg[group])
+    assert unresolved(cfg[group]) == unresolved(compose_train(choice)[group])
+    nested = compose_app([{f"lit_gptdata/{group}@outer.inner": name}])
+    assert list(nested) == ["outer"]
+    assert unresolved(nested.outer.inner) == unresolved(cfg[group])
 
 
 @pytest.mark.parametrize("choice", SHIPPED)
 def test_every_config_resolves(choice):
     group, name = choice.split("=")
-    around = {} if group in ("data", "stem", "model") else AROUND
-    cfg = app([{f"lit_gptdata/{group}@{group}": name}], **around)
+    values = {} if group in ("data", "stem", "model") else APP_VALUES
+    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}], **values)
     missing = {f"{group}.corpus"} if name in ("files", "url", "options") else set()
     assert OmegaConf.missing_keys(cfg) == missing
     OmegaConf.resolve(cfg)
@@ -88,34 +88,34 @@ def test_every_config_resolves(choice):
 
 
 @pytest.mark.parametrize("name", ["micro", "gpt2"])
-def test_the_sizes_around_a_model_are_a_choice_of_their_own(name):
+def test_the_sizes_that_fit_a_model_are_a_separate_choice(name):
     groups = {"data": "sample", "stem": "learned", "model": name}
     defaults = [{f"lit_gptdata/{group}@{group}": choice} for group, choice in groups.items()]
-    cfg = app([*defaults, {"lit_gptdata/sizes": name}])
-    expected = ours(f"model={name}")
+    cfg = compose_app([*defaults, {"lit_gptdata/sizes": name}])
+    expected = compose_train(f"model={name}")
     for group in groups:
-        assert raw(cfg[group]) == raw(expected[group])
-    assert cfg.stem.embedding_dim > 96 == app(defaults).stem.embedding_dim
+        assert unresolved(cfg[group]) == unresolved(expected[group])
+    assert cfg.stem.embedding_dim > 96 == compose_app(defaults).stem.embedding_dim
 
 
-def test_the_app_has_the_last_word():
+def test_values_of_the_app_override_the_configs():
     default = {"lit_gptdata/data@data": "frankenstein"}
-    cfg = app([default], "data.stride=3", data={"max_length": 8}, seed=5)
+    cfg = compose_app([default], "data.stride=3", data={"max_length": 8}, seed=5)
     assert (cfg.data.corpus, cfg.data.max_length, cfg.data.stride) == ("frankenstein", 8, 3)
     assert cfg.data.seed == 5
-    assert app([default], "lit_gptdata/data@data=sample").data.corpus == "sample"
-    both = app([default, {"lit_gptdata/stem@stem": "learned"}], data={"max_length": 8})
+    assert compose_app([default], "lit_gptdata/data@data=sample").data.corpus == "sample"
+    both = compose_app([default, {"lit_gptdata/stem@stem": "learned"}], data={"max_length": 8})
     assert both.stem.max_length == 8
 
 
-def test_what_the_app_stores_itself_stays():
+def test_a_config_stored_by_the_app_stays():
     ConfigStore.instance().store("frankenstein", {"corpus": "mine"}, group="lit_gptdata/data")
     for _ in range(2):
-        assert app([{"lit_gptdata/data@data": "frankenstein"}]).data == {"corpus": "mine"}
+        assert compose_app([{"lit_gptdata/data@data": "frankenstein"}]).data == {"corpus": "mine"}
 
 
-def test_no_default_leads_out_of_the_groups():
-    app([])
+def test_every_default_points_into_the_stored_groups():
+    compose_app([])
     store = ConfigStore.instance()
     names = [
         f"lit_gptdata/{group}/{name}" for group in GROUPS for name in store.list(f"lit_gptdata/{group}")
@@ -126,31 +126,31 @@ def test_no_default_leads_out_of_the_groups():
             assert re.match(r"/lit_gptdata/|\w+$", default), f"{name}: {default}"
 
 
-def test_without_conf_it_warns_once_and_the_app_goes_on(monkeypatch):
-    def nowhere():
+def test_without_the_conf_folder_the_plugin_warns_once_and_the_app_runs(monkeypatch):
+    def fail():
         raise FileNotFoundError("no conf")
 
-    monkeypatch.setattr(hydra_plugin, "conf_dir", nowhere)
+    monkeypatch.setattr(hydra_plugin, "conf_dir", fail)
     monkeypatch.setattr(LitGptdataConfigs, "warned", False)
-    with pytest.warns(UserWarning, match=r"configs lit_gptdata/… are not there: no conf"):
-        assert app([], x=1) == {"x": 1}
-    assert app([], x=2) == {"x": 2}  # a second warning would be an error
+    with pytest.warns(UserWarning, match=r"configs lit_gptdata/… are not available: no conf"):
+        assert compose_app([], x=1) == {"x": 1}
+    assert compose_app([], x=2) == {"x": 2}  # a second warning would be an error
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_hydras_own_values_are_read_in_hydras_own_node_alone(path):
+def test_only_the_hydra_node_reads_hydras_values(path):
     config = OmegaConf.load(path)
-    config.pop("hydra", None)  # elsewhere, compose() cannot resolve it
+    config.pop("hydra", None)  # compose() cannot resolve ${hydra:…} in any other node
     assert "${hydra" not in OmegaConf.to_yaml(config)
 
 
-def test_the_plugin_loads_nothing_heavy():
+def test_the_plugin_imports_nothing_large():
     code = """
 import sys
 from lit_gptdata.hydra_plugin import LitGptdataConfigs
 LitGptdataConfigs().manipulate_search_path(None)
-heavy = {"torch", "lightning", "numpy", "tiktoken"} & set(sys.modules)
-assert not heavy, heavy
+large = {"torch", "lightning", "numpy", "tiktoken"} & set(sys.modules)
+assert not large, large
 """
     subprocess.run(
         [sys.executable, "-W", "error", "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}
@@ -179,7 +179,7 @@ main()
 def run(*command: object, cwd: Path) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=100, env=env
+        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=100, env=env
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
@@ -190,19 +190,19 @@ def run(*command: object, cwd: Path) -> str:
 @pytest.mark.parametrize("how", ["wheel", "editable"])
 def test_another_app_finds_the_configs_of_an_install(how, tmp_path):
     tree = tmp_path / "tree"
-    junk = shutil.ignore_patterns(".*", "__pycache__", "outputs", "multirun", "dist", "build")
-    shutil.copytree(ROOT, tree, ignore=junk)
+    outputs = shutil.ignore_patterns(".*", "__pycache__", "outputs", "multirun", "dist", "build")
+    shutil.copytree(ROOT, tree, ignore=outputs)
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    # This interpreter's packages, behind the venv's own, without its .pth files (an editable install).
+    # Adds this interpreter's packages after the venv's own, but not its .pth files (editable installs).
     (site / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     have_backend = all(importlib.util.find_spec(name) for name in ("hatchling", "editables"))
-    isolation = ["--no-build-isolation"] if have_backend else []  # without: pip fetches the backend
+    isolation = ["--no-build-isolation"] if have_backend else []  # else pip downloads the backend
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "-q"]
-    what = ["-e", tree] if how == "editable" else [tree]
-    run(*pip, "install", "--no-deps", "--force-reinstall", *isolation, *what, cwd=tmp_path)
+    project = ["-e", tree] if how == "editable" else [tree]
+    run(*pip, "install", "--no-deps", "--force-reinstall", *isolation, *project, cwd=tmp_path)
     if how == "wheel":
         shutil.rmtree(tree)
 
@@ -218,18 +218,18 @@ def test_another_app_finds_the_configs_of_an_install(how, tmp_path):
         "data:\n"
         "  max_length: 128\n"
     )
-    said = json.loads(run(python, "app.py", "data.stride=128", cwd=home))
-    data, stem, model = (said["cfg"][name] for name in ("data", "stem", "model"))
+    result = json.loads(run(python, "app.py", "data.stride=128", cwd=home))
+    data, stem, model = (result["cfg"][name] for name in ("data", "stem", "model"))
     assert (data["_target_"], data["corpus"]) == ("lit_gptdata.GPTDataModule", "frankenstein")
     assert data["max_length"] == data["stride"] == stem["max_length"] == 128
     assert (model["_target_"], model["n_layers"]) == ("lit_gptdata.GPT", 6)
-    assert said["loaded"] == []
-    assert said["files"] == [
+    assert result["loaded"] == []
+    assert result["files"] == [
         str(site / "hydra_plugins" / "lit_gptdata.py"),
         str((tree if how == "editable" else site) / "lit_gptdata" / "__init__.py"),
     ]
     run(python, "app.py", "-m", "lit_gptdata/data@data=frankenstein,sample", cwd=home)
-    if how == "editable":  # the configs are those of the checkout, as they are now
+    if how == "editable":  # an edit in the checkout takes effect
         path = tree / "conf" / "data" / "frankenstein.yaml"
         path.write_text(path.read_text().replace("corpus: frankenstein", "corpus: other"))
         assert json.loads(run(python, "app.py", cwd=home))["cfg"]["data"]["corpus"] == "other"
