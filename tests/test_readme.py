@@ -1,4 +1,4 @@
-"""What the README shows, run."""
+"""The examples of the README run, and the files that it names exist."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE, RESUME = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -33,10 +32,11 @@ assert x.shape == (4, 256, 256)
     assert "windows of 256 every 128 tokens" in python(quick + checks, tmp_path)
 
 
-def test_the_three_lines_of_resume_go_on_after_a_kill(tmp_path):
-    small = EXAMPLE[: EXAMPLE.index("L.Trainer")].replace("256", "32")
-    quick = RESUME.replace("=50", "=4").replace("max_steps=200", "max_steps=12, limit_val_batches=1")
-    assert quick.count("callbacks=saves") == 1
+def test_the_resume_example_continues_after_a_kill(tmp_path):
+    setup = EXAMPLE[: EXAMPLE.index("L.Trainer")].replace("256", "32")
+    fit = RESUME.replace("=50", "=4").replace("max_steps=200", "max_steps=12, limit_val_batches=1")
+    assert fit.count("callbacks=saves") == 1
+    fit = fit.replace("callbacks=saves", "callbacks=[Kill(), saves]")
     kill = """
 import os, signal
 class Kill(L.Callback):
@@ -46,31 +46,30 @@ class Kill(L.Callback):
             open("killed", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
 """
-    seed = "L.seed_everything(0)\n"
-    run = "import lightning as L\n" + seed + small + kill + quick
-    run = run.replace("callbacks=saves", "callbacks=[Kill(), saves]")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir(), stopped.mkdir()
-    (whole / "killed").touch()
-    seen = [line for line in python(run, whole).splitlines() if re.fullmatch(r"\d+ \d+", line)]
-    python(run, stopped, expect=-signal.SIGKILL)
-    again = [line for line in python(run, stopped).splitlines() if re.fullmatch(r"\d+ \d+", line)]
-    assert len(seen) == 12
-    assert again == seen[4:]
+    script = "import lightning as L\nL.seed_everything(0)\n" + setup + kill + fit
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    uninterrupted.mkdir(), killed.mkdir()
+    (uninterrupted / "killed").touch()
+
+    def batches(folder: Path) -> list[str]:
+        return re.findall(r"^\d+ \d+$", python(script, folder), re.MULTILINE)
 
     def weights(folder: Path) -> dict[str, torch.Tensor]:
         path = max((folder / "checkpoints").glob("last*.ckpt"), key=lambda p: p.stat().st_mtime)
         return torch.load(path, weights_only=True)["state_dict"]
 
-    expected, resumed = weights(whole), weights(stopped)
+    all_batches = batches(uninterrupted)
+    assert len(all_batches) == 12
+    python(script, killed, expect=-signal.SIGKILL)
+    assert batches(killed) == all_batches[4:]
+    expected, resumed = weights(uninterrupted), weights(killed)
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
 
-def test_every_file_that_is_named_exists():
-    root = Path(__file__).parents[1]
-    names = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
-        r"`((?:lit_gptdata|conf)/[\w./]*)`", README
-    )
-    assert names
-    for name in names:
-        assert (root / name).exists(), name
+def test_every_named_file_exists():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    paths = re.findall(r"`((?:lit_gptdata|conf)/[\w./]*)`", README)
+    assert links
+    assert paths
+    for name in links + paths:
+        assert (ROOT / name).exists(), name
