@@ -1,15 +1,17 @@
-"""64 files → published store on a local Ray cluster of two nodes, against the process build.
+"""Time a build on a Ray cluster against the same build by processes.
 
     python -m benchmarks.build_ray                     # 64 files, 1 GB, 5 rounds
     python -m benchmarks.build_ray --megabytes 2 --rounds 1
     python -m benchmarks.build_ray --json benchmarks/results/build_ray.json
 
-The cluster, a core a node, runs before the clock starts; the clock has connecting to it, its worker
-processes, their engines, every shard, the hashes and publishing. Every measurement is a driver process
-of its own, after the imports; a round runs all candidates one after the other, and ratios are taken
-within a round. Every store is verified, and its manifest compared with the first one's. The engine is
-gigatoken where it is installed. `publish-N` makes the store at a URL, here a folder: the cluster hashes
-first, where a build has the driver hash beside it.
+The cluster has two nodes on this machine, with one core each. It runs before the clock starts. The time
+includes connecting, starting workers, loading engines, writing every shard, hashing and publishing.
+`publish-N` writes the store to a URL, here a folder; there the cluster hashes the text before it encodes
+it. A build into a folder lets the driver hash at the same time.
+
+Each measurement is a separate driver process and starts after the imports. A round runs every candidate
+once, and ratios are taken within a round. Every store is verified, and its manifest must equal the first
+one. The engine is gigatoken if it is installed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ CANDIDATES: dict[str, tuple[BuildName, int | None]] = {
     "processes-1": ("processes", 1),
     "processes-2": ("processes", 2),
     "ray-1": ("ray", 1),
-    "ray-2": ("ray", None),  # the default: all that the cluster has, and the next tasks wait there
+    "ray-2": ("ray", None),  # the default: every core of the cluster
     "publish-1": ("ray", 1),
     "publish-2": ("ray", None),
 }
@@ -48,7 +50,7 @@ BASELINES = ("processes-1", "ray-1")
 
 @contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[str]:
-    """The address of a cluster of two nodes of this machine, a core each; its logs are in `folder`."""
+    """Run a cluster of two nodes with one core each. Yields its address; its logs go to `folder`."""
     os.environ |= {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
     node = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -60,7 +62,7 @@ def two_nodes(folder: Path) -> Iterator[str]:
 
 
 def measure(name: str, folder: Path, address: str) -> dict[str, float]:
-    """Run one candidate in this process: seconds, and millions of tokens a second."""
+    """Run one candidate in this process: seconds, and millions of tokens per second."""
     assert build_ray.RayTasks  # imported before the clock starts
     build, workers = CANDIDATES[name]
     tokenizer = Tokenizer("gpt2")
@@ -79,25 +81,25 @@ def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     store = TokenStore(made) if isinstance(made, str) else made
     store.verify()
-    known = folder / "manifest.json"  # of the first candidate: every shard's size and SHA-256
+    expected = folder / "manifest.json"  # of the first candidate: sizes and SHA-256 of all shards
     manifest = store.manifest.to_json().decode()
-    if not known.exists():
-        known.write_text(manifest)
-    assert manifest == known.read_text(), name
+    if not expected.exists():
+        expected.write_text(manifest)
+    assert manifest == expected.read_text(), name
     shutil.rmtree(out)
     return {"seconds": seconds, "million_tokens_per_s": store.n_tokens / seconds / 1e6}
 
 
 def main() -> None:
     parser = options(__doc__, rounds=5)
-    parser.add_argument("--megabytes", type=int, default=16, help="of each of the 64 files")
+    parser.add_argument("--megabytes", type=int, default=16, help="size of each of the 64 files")
     for hidden in ("--measure", "--folder", "--address"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, Path(args.folder), args.address)))
         return
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # short: a socket's path holds 107 bytes
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # a socket path has ≤ 107 bytes
         folder = Path(name)
         (folder / "text").mkdir()
         files = make_text(folder / "text", args.megabytes, files=64)

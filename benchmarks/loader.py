@@ -1,13 +1,13 @@
-"""Time a training batch takes through the loader, against the course's class, in one process.
+"""Time one training batch through the loader, against other loaders.
 
     python -m benchmarks.loader                        # 50 million tokens, 5 rounds
     python -m benchmarks.loader --only ours --rounds 9
     python -m benchmarks.loader --tokens 5000000 --json benchmarks/results/loader.json
 
-A batch is (inputs, targets), int64 (32, 256) each, shuffled, one window every 256 tokens. Every
-measurement is a process of its own with one torch thread and no workers; a round runs all candidates
-one after the other, and ratios are taken within a round. A process warms up, then takes the median of
-several chunks of batches. The files are in the page cache. Peers are measured where they are installed.
+A batch is (inputs, targets), int64 (32, 256) each, shuffled, with one window every 256 tokens. Each
+measurement is a separate process with one torch thread and no workers. It warms up, then takes the
+median of several chunks of batches. A round runs every candidate once, and ratios are taken within a
+round. All files are in the page cache. Other libraries are measured if they are installed.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def epochs(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def course(args: argparse.Namespace) -> Iterator[Batch]:
-    """The course's class in a DataLoader; its tensors are made from an array, not from a list."""
+    """The course's dataset in a DataLoader. It makes its tensors from an array instead of a list."""
     windows = CourseDataset(random_ids(args.course_tokens).astype(np.int64), L, stride=L)
     return epochs(DataLoader(windows, batch_size=B, shuffle=True, drop_last=True))
 
 
-def ours(shards: int, **more: Any) -> Candidate:
-    """`GPTDataModule.train_dataloader()` on a published store."""
+def ours(shards: int) -> Candidate:
+    """`GPTDataModule.train_dataloader()` on a store with this number of shards."""
 
     def candidate(args: argparse.Namespace) -> Iterator[Batch]:
         data = GPTDataModule(
             RandomTokens(args.tokens, shards),
-            max_length=L, stride=L, batch_size=B, val_fraction=0, data_dir=args.folder, **more,
+            max_length=L, stride=L, batch_size=B, val_fraction=0, data_dir=args.folder,
         )  # fmt: skip
         data.setup("fit")
         return epochs(data.train_dataloader())
@@ -76,7 +76,7 @@ def ours(shards: int, **more: Any) -> Candidate:
 
 
 def litdata(args: argparse.Namespace) -> Iterator[Batch]:
-    """LitData's streaming dataset of blocks of 257 tokens, in a local folder."""
+    """LitData's streaming dataset with blocks of 257 tokens, in a local folder."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     loader = TokensLoader(block_size=L + 1)
@@ -88,7 +88,7 @@ def litdata(args: argparse.Namespace) -> Iterator[Batch]:
 
 
 def hugging_face(args: argparse.Namespace) -> Iterator[Batch]:
-    """Hugging Face datasets: an Arrow file of fixed lists of 257 ids, as numpy arrays."""
+    """Hugging Face datasets: an Arrow file with lists of 257 ids, read as numpy arrays."""
     from datasets import load_from_disk
 
     blocks = load_from_disk(str(args.folder / "datasets")).with_format("numpy")
@@ -105,7 +105,7 @@ def inputs_and_targets(ids: Tensor) -> Batch:
 
 
 def nanogpt_way(args: argparse.Namespace) -> Iterator[Batch]:
-    """As nanoGPT's get_batch is described: a new map of the file a batch, rows at random offsets."""
+    """Like nanoGPT's get_batch: map the file again for each batch, and take rows at random offsets."""
     path = next((args.folder / "tokens").glob("*/00000-000.bin"))
 
     def get_batch() -> Batch:
@@ -121,7 +121,7 @@ def nanogpt_way(args: argparse.Namespace) -> Iterator[Batch]:
 
 
 def clone(args: argparse.Namespace) -> Iterator[Batch]:
-    """A copy of a batch that is there already, both tensors at once: the bytes written, nothing else."""
+    """Copy a finished batch, both tensors at once. No loader can be faster than this."""
     ids = torch.from_numpy(random_ids(B * (L + 1)).reshape(B, L + 1))
     batch = torch.stack(inputs_and_targets(ids))  # (2, B, L)
     return (batch.clone() for _ in itertools.count())
@@ -131,7 +131,6 @@ CANDIDATES: dict[str, Candidate] = {
     BASELINE: course,
     "ours": ours(1),
     "ours-64-shards": ours(64),
-    "ours-not-contiguous": ours(1, contiguous=False),
     "litdata": litdata,
     "datasets": hugging_face,
     "nanogpt-way": nanogpt_way,
@@ -139,43 +138,43 @@ CANDIDATES: dict[str, Candidate] = {
 }
 
 
-def missing(name: str) -> str | None:
-    """Why a candidate cannot be measured here; None if it can."""
+def why_skipped(name: str) -> str | None:
+    """Return why a candidate cannot be measured on this machine, or None if it can."""
     if name in ("litdata", "datasets") and importlib.util.find_spec(name) is None:
         return "is not installed"
     return None
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Run one candidate in this process: microseconds a batch."""
+    """Run one candidate in this process: microseconds per batch."""
     torch.set_num_threads(1)
     batches = CANDIDATES[name](args)
     for batch in itertools.islice(batches, args.chunk):
         inputs, targets = batch
     for ids in (inputs, targets):
         assert (ids.shape, ids.dtype) == ((B, L), torch.int64)
-        assert ids.is_contiguous() or name == "ours-not-contiguous"
+        assert ids.is_contiguous()
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     seconds = []
     for _ in range(args.chunks):
         start = time.perf_counter()
-        for batch in itertools.islice(batches, args.chunk):  # noqa: B007 held while the next is made
+        for batch in itertools.islice(batches, args.chunk):  # noqa: B007 keeps a batch while the next is made
             pass
         seconds.append(time.perf_counter() - start)
     return {"microseconds": statistics.median(seconds) / args.chunk * 1e6}
 
 
 def prepare(names: list[str], args: argparse.Namespace) -> None:
-    """Write what the candidates read; none of this is timed."""
+    """Write the files that the candidates read. This is not timed."""
     RandomTokens(args.tokens).publish(args.folder)
     if "ours-64-shards" in names:
         RandomTokens(args.tokens, 64).publish(args.folder)
     if "litdata" in names:
         from litdata import TokensLoader, optimize
 
-        pieces = [(seed, args.tokens // 8) for seed in range(8)]
+        parts = [(seed, args.tokens // 8) for seed in range(8)]
         optimize(
-            fn=_litdata_items, inputs=pieces, output_dir=str(args.folder / "litdata"), num_workers=1,
+            fn=_litdata_items, inputs=parts, output_dir=str(args.folder / "litdata"), num_workers=1,
             chunk_size=(L + 1) * 131_072, item_loader=TokensLoader(block_size=L + 1),
         )  # fmt: skip
     if "datasets" in names:
@@ -187,16 +186,18 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
         Dataset(table).save_to_disk(str(args.folder / "datasets"))
 
 
-def _litdata_items(piece: tuple[int, int]) -> Iterator[Tensor]:
-    seed, n = piece
+def _litdata_items(part: tuple[int, int]) -> Iterator[Tensor]:
+    seed, n = part
     yield torch.from_numpy(random_ids(n, seed))
 
 
 def main() -> None:
     parser = options(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, default=50_000_000)
-    parser.add_argument("--course-tokens", type=int, help="default: --tokens, less on a small machine")
-    parser.add_argument("--chunk", type=int, default=500, help="batches that are timed together")
+    parser.add_argument(
+        "--course-tokens", type=int, help="default: --tokens, or less on a small machine"
+    )
+    parser.add_argument("--chunk", type=int, default=500, help="batches per timing")
     parser.add_argument("--chunks", type=int, default=8)
     child_options(parser)
     args = parser.parse_args()
@@ -204,27 +205,27 @@ def main() -> None:
         print(json.dumps(measure(args.measure, args)))
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if args.course_tokens is None:  # 20 bytes a token are kept, and 10 more while they are made
+    if args.course_tokens is None:  # it keeps 20 bytes per token, and 10 more while it builds
         args.course_tokens = min(args.tokens, memory // 60)
     wanted = chosen(list(CANDIDATES), args.only, BASELINE)
-    names = [name for name in wanted if not missing(name)]
+    names = [name for name in wanted if not why_skipped(name)]
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         prepare(names, args)
-        passed_on = ("tokens", "course_tokens", "chunk", "chunks")
-        arguments = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in passed_on]
+        forwarded = ("tokens", "course_tokens", "chunk", "chunks")
+        arguments = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in forwarded]
         rounds = run_rounds("benchmarks.loader", names, args.rounds, args.folder, arguments)
     key = "microseconds"
     rows = [
         [name, three(median(rounds, name, key)), *ratios(rounds, name, key, BASELINE)] for name in names
     ]
-    notes = [f"{name} {missing(name)}." for name in wanted if missing(name)]
+    notes = [f"{name} {why_skipped(name)}." for name in wanted if why_skipped(name)]
     if args.course_tokens != args.tokens:
         notes.append(f"{BASELINE} has {args.course_tokens:,} tokens.")
     report(
         f"{args.tokens:,} tokens, batches of ({B}, {L}), no workers, one torch thread; "
         f"medians of {args.rounds} rounds, in each of {args.chunks} chunks of {args.chunk} batches",
-        ["candidate", "µs a batch", f"speed ÷ {BASELINE}", "lowest – highest"],
+        ["candidate", "µs per batch", f"speed ÷ {BASELINE}", "lowest – highest"],
         rows, measured=rounds, notes=notes, to=args.json,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What the scripts beside it share: stores of random tokens, the course's class, children, tables.
+"""Shared code of the benchmarks: stores of random tokens, the course's dataset, child processes, tables.
 
-The scripts are run from the repository's root, as in `python -m benchmarks.loader`: with this folder
-first on the path, its tokenize.py would hide the standard library's.
+Run the scripts from the root of the repository, as in `python -m benchmarks.loader`. If this folder were
+first on the path, its tokenize.py would hide the module of the standard library.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lit_gptdata.tokens.build.encode import Job
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Round = dict[str, dict[str, float]]
-"""What one round measured: candidate → quantity → value."""
+"""The results of one round: candidate → quantity → value."""
 
 PIECE = 8_000_000
 PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets", "gigatoken", "ray")
@@ -39,7 +39,7 @@ PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets", "gigatoken", "
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """A corpus without text: its store holds random ids of gpt2's vocabulary, in equal shards."""
+    """A corpus without text. Its store has random gpt2 ids in shards of equal size."""
 
     n_tokens: int
     shards: int = 1
@@ -52,7 +52,7 @@ class RandomTokens:
         return repr(self)
 
     def publish(self, data_dir: Path) -> None:
-        """`prepare_store` as it is, with random ids in place of encoded text."""
+        """Run the real `prepare_store`, but with random ids instead of encoded text."""
 
         def write_parts(corpus: Any, job: Job, run: Any) -> list[dict[str, Any]]:
             return [self._write_shard(number, job) for number in range(self.shards)]
@@ -74,7 +74,7 @@ def random_ids(n: int, seed: int = 0) -> np.ndarray:
 
 
 class CourseDataset(Dataset[tuple[Tensor, Tensor]]):
-    """As the course's class is described: every window is kept, twice, as a tensor in a list."""
+    """The course's dataset: it keeps the inputs and the targets of every window as tensors in lists."""
 
     def __init__(self, ids: Sequence[int] | np.ndarray, max_length: int, stride: int) -> None:
         self.inputs, self.targets = [], []
@@ -91,7 +91,7 @@ class CourseDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def options(doc: str, rounds: int) -> argparse.ArgumentParser:
-    """The options of every script."""
+    """Make a parser with the options of every script."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -99,24 +99,24 @@ def options(doc: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def child_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a script that runs each candidate in a child; the child gets the hidden two."""
+    """Add --only, and the two hidden options that a script passes to its child processes."""
     parser.add_argument("--only", help="candidates, comma-separated; the baseline is always run")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
 
 
 def chosen(names: Sequence[str], only: str | None, baseline: str) -> list[str]:
-    """The candidates to run; raises ValueError for one that does not exist."""
+    """Return the candidates to run. Raises ValueError for an unknown one."""
     wanted = [baseline, *only.split(",")] if only else list(names)
     if unknown := set(wanted) - set(names):
-        raise ValueError(f"no candidates: {sorted(unknown)}; there are {list(names)}")
+        raise ValueError(f"unknown candidates {sorted(unknown)}; choose from {list(names)}")
     return [name for name in names if name in wanted]
 
 
 def run_rounds(
     module: str, names: Sequence[str], rounds: int, folder: Path, arguments: Sequence[str] = ()
 ) -> list[Round]:
-    """Each candidate in a process of its own, one after the other, `rounds` times over."""
+    """Run each candidate in a separate process, one after the other, and repeat that `rounds` times."""
     command = [sys.executable, "-m", module, f"--folder={folder}", *arguments, "--measure"]
     return [{name: _child([*command, name], folder) for name in names} for _ in range(rounds)]
 
@@ -128,7 +128,7 @@ def _child(command: list[str], folder: Path) -> dict[str, float]:
 
 
 def _read_all(folder: Path) -> None:
-    """Bring every file into the page cache, which may have lost some since it was written."""
+    """Read every file into the page cache again, because the system may have dropped some."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb", buffering=0) as file:
@@ -141,19 +141,19 @@ def median(rounds: Sequence[Round], name: str, key: str) -> float:
 
 
 def ratios(rounds: Sequence[Round], name: str, key: str, baseline: str) -> list[str]:
-    """Baseline ÷ candidate within each round: the median, and lowest – highest."""
+    """Divide baseline by candidate within each round: the median, and "lowest – highest"."""
     each = [r[baseline][key] / r[name][key] for r in rounds]
     return [three(statistics.median(each)), f"{three(min(each))} – {three(max(each))}"]
 
 
 def three(value: float) -> str:
-    """Three digits, and no more: 0.0123, 1.23, 12.3, 12,345."""
+    """Format with three significant digits, or all digits of an integer: 0.0123, 1.23, 12.3, 12,345."""
     digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
     return f"{value:,.{digits}f}"
 
 
 def machine() -> str:
-    """Processor, versions and the commit that was measured."""
+    """Describe the processor, the versions and the commit that is measured."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -182,7 +182,7 @@ def report(
     notes: Sequence[str] = (),
     to: Path | None,
 ) -> None:
-    """Print the table, and write it with all that was `measured` if `to` is given."""
+    """Print the table. If `to` is given, write it there as JSON, together with `measured`."""
     result = {
         "setting": setting, "columns": columns, "rows": rows, "notes": notes, "machine": machine(),
         "measured": measured,

@@ -1,7 +1,7 @@
-"""Fill the tables of README.md from results/: `python -m benchmarks.render`.
+"""Write the tables of README.md from results/: `python -m benchmarks.render`.
 
-What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` becomes the table of results/NAME.json.
-Raises FileNotFoundError if there is a marker and no such file, ValueError for a file without a marker.
+The text between `<!-- NAME:begin -->` and `<!-- NAME:end -->` becomes the table of results/NAME.json.
+Raises FileNotFoundError if a marker has no such file, and ValueError if a file has no marker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 MARKED = re.compile(r"(<!-- (?P<name>[\w-]+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 
 
-def filled(match: re.Match[str]) -> str:
+def fill(match: re.Match[str]) -> str:
     result = json.loads((HERE / "results" / f"{match['name']}.json").read_text(encoding="utf-8"))
     return f"{match[1]}\n{markdown(result)}\n\n{match[3]}"
 
@@ -29,7 +29,7 @@ def main() -> None:
         raise ValueError(
             f"README.md has no markers for {sorted(unused)}: add <!-- NAME:begin -->, :end -->"
         )
-    readme.write_text(MARKED.sub(filled, text), encoding="utf-8")
+    readme.write_text(MARKED.sub(fill, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What each stage costs, from text to batches: CPU seconds a GB of text, on one core.
+"""Measure the CPU time of each stage from text to batches, in seconds per GB of text on one core.
 
     python -m benchmarks.stages                        # 200 MB, 3 rounds
     python -m benchmarks.stages --json benchmarks/results/stages.json
 
-Every measurement is a process of its own, after the imports; a round runs all stages one after the
-other, and ratios are taken within a round. CPU seconds are of all threads of the process, so that what
-waits for a disk or a network is not in them. Publishing and fetching go to fsspec's memory file system:
-checksums, files and syncs are counted, a network's encryption is not. docs/scaling.md uses the table.
+Each measurement is a separate process and starts after the imports. A round runs every stage once, and
+ratios are taken within a round. CPU seconds are summed over all threads and leave out waiting for a disk
+or a network. Publish and fetch use fsspec's file system in memory. So they include checksums, files and
+syncs, but no network encryption. docs/scaling.md uses the table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cpu_s() -> float:
 
 
 def measure(stage: str, folder: Path) -> dict[str, float]:
-    """Run one stage in this process: CPU seconds a GB of text."""
+    """Run one stage in this process: CPU seconds per GB of text."""
     files = sorted((folder / "text").glob("*"))
     gigabytes = sum(path.stat().st_size for path in files) / 1e9
     tokenizer, corpus = Tokenizer("gpt2"), FilesCorpus(files)
@@ -67,19 +67,19 @@ def measure(stage: str, folder: Path) -> dict[str, float]:
         elif stage == "publish":
             publish(store, "memory://tokens")
         elif stage == "fetch":
-            _read_all(prepare_store_at(url, Cache(Path(scratch), None)))
+            _touch_shards(prepare_store_at(url, Cache(Path(scratch), None)))
         elif stage == "batches":
-            _an_epoch(store)
+            _load_epoch(store)
         return {"cpu_s_per_gb": (cpu_s() - start) / gigabytes}
 
 
-def _read_all(store: TokenStore) -> None:
-    """A window of every shard, so that all are fetched."""
+def _touch_shards(store: TokenStore) -> None:
+    """Read one token of every shard, so that all shards are fetched."""
     ends = np.cumsum([shard.n_tokens for shard in store.shards])
     store.tokens.gather(np.array([0, *ends[:-1]]), 1)
 
 
-def _an_epoch(store: TokenStore) -> None:
+def _load_epoch(store: TokenStore) -> None:
     windows = Windows(store.tokens, begin=0, end=store.n_tokens, max_length=LENGTH, stride=LENGTH)
     for _ in window_loader(windows, Steps(n=len(windows), batch_size=BATCH_SIZE), seed=0):
         pass
@@ -88,7 +88,7 @@ def _an_epoch(store: TokenStore) -> None:
 def main() -> None:
     parser = options(__doc__ or "", rounds=3)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--measure", help="one stage, in this process")
+    parser.add_argument("--measure", help="measure one stage in this process")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.measure:
@@ -109,13 +109,13 @@ def main() -> None:
         for stage in STAGES
     ]
     note = (
-        f"{store.n_bytes / store.n_tokens:.2f} bytes of text a token, {n_bytes / store.n_bytes:.2f} "
-        "bytes on disk a byte of text"
+        f"{store.n_bytes / store.n_tokens:.2f} bytes of text per token, {n_bytes / store.n_bytes:.2f} "
+        "bytes on disk per byte of text"
     )
     report(
         f"{args.megabytes} MB of text, gpt2; medians of {args.rounds} rounds; batches of "
         f"({BATCH_SIZE}, {LENGTH})",
-        ["stage", "CPU s a GB of text", f"{BASELINE} ÷ stage", "lowest – highest"],
+        ["stage", "CPU s per GB of text", f"{BASELINE} ÷ stage", "lowest – highest"],
         rows,
         measured=rounds,
         notes=[note],

@@ -1,16 +1,18 @@
-"""Time and memory from nothing to the first training batch, against the course's class.
+"""Measure time and memory from nothing to the first training batch, against the course's dataset.
 
     python -m benchmarks.startup                       # 10 and 500 million tokens; writes 1 GB
     python -m benchmarks.startup --only datamodule-10M --rounds 9
     python -m benchmarks.startup --json benchmarks/results/startup.json
 
-Windows of 256 tokens at every token (stride 1), 32 in a batch, shuffled. `datamodule`: construct, set
-up, first batch. `windows`: from an open store, by `Windows` and `window_loader`. Tokenising is done
-before, for the course's class too, which gets the ids as a list, and the files are in the page cache.
-Every measurement is a process of its own, after the imports; a round runs all candidates one after the
-other, and ratios are taken within a round. Memory is what the process has more of afterwards (Linux
-only). Private: in no other process, which counts pages of the store's files that the system can drop at
-any time. Anonymous: in no file either.
+Windows have 256 tokens and start at every token (stride 1). Batches have 32 shuffled windows.
+`datamodule` constructs the data module, sets it up and loads a batch. `windows` starts from an open
+store and uses `Windows` and `window_loader`. The text is tokenized before the clock starts. The course's
+dataset gets its ids as a list. All files are in the page cache.
+
+Each measurement is a separate process and starts after the imports. A round runs every candidate once,
+and ratios are taken within a round. Memory is the growth of the process (Linux only). Private memory
+belongs to no other process; it includes pages of files, which the system can drop at any time. Anonymous
+memory is the part without pages of files.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ from lit_gptdata.windows.steps import Steps
 
 B, L, STRIDE = 32, 256, 1
 M = 1_000_000
-SHARD = 15 * M  # tokens that the package puts into one: 64 MiB of text
+SHARD = 15 * M  # tokens in a shard that the package writes: 64 MiB of text
 Run = Callable[[], tuple[object, tuple[Tensor, Tensor]]]
-"""What makes the first batch: it returns all that a training run would keep, and the batch."""
+"""Makes the first batch. Returns the objects that a training run would keep, and the batch."""
 
 
 def corpus_of(n_tokens: int) -> RandomTokens:
@@ -113,14 +115,14 @@ CANDIDATES = {
 
 
 def memory() -> dict[str, float]:
-    """MB that this process has alone, and of those the ones in no file."""
+    """Return the private and the anonymous memory of this process, in MB."""
     text = Path("/proc/self/smaps_rollup").read_text()
     mb = {key: int(kib) * 1024 / 1e6 for key, kib in re.findall(r"(\w+): +(\d+)", text)}
     return {"private": mb["Private_Clean"] + mb["Private_Dirty"], "anonymous": mb["Anonymous"]}
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
-    """Run one candidate in this process: milliseconds, and MB above what there was before."""
+    """Run one candidate in this process: milliseconds, and the growth of memory in MB."""
     torch.set_num_threads(1)
     run = CANDIDATES[name](folder)
     before = memory()

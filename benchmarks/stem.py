@@ -1,14 +1,16 @@
-"""Forward and backward of `EmbeddingStem` against the course's two `nn.Embedding`s, in the same process.
+"""Time `EmbeddingStem` against the course's two `nn.Embedding`s, forward and backward.
 
     python -m benchmarks.stem                          # on the CPU
-    python -m benchmarks.stem --compile                # both through torch.compile
+    python -m benchmarks.stem --compile                # both, also with torch.compile
     python -m benchmarks.stem --device cuda --compile --json benchmarks/results/stem-cuda.json
 
-A pass is forward, backward of a fixed gradient, and gradients set to None. Vocabulary 50,257, max_length
-256, float32. The two take turns, a short stretch each, and ratios are taken within a turn. On CUDA times
-come from events, and the bytes that a pass must move at least, divided by its time, are compared with a
-device copy of 1 GiB: ids read twice; D floats a token read and written, then their gradient read; the
-token table's gradient written once (it is dense), and read and written where a token has a row.
+A pass is forward, backward of a fixed gradient, and setting gradients to None. Vocabulary 50,257,
+max_length 256, float32. Both run in one process and take turns; ratios are taken within a turn.
+
+On CUDA, events measure the time. The least bytes that a pass can move, divided by its time, are compared
+with the bandwidth of a 1 GiB device copy. Those bytes are: ids read twice; D floats per token read,
+written, and their gradient read; the dense gradient of the token table written once, and read and
+written for each token in the batch.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Pass = Callable[[], None]
 
 
 class CourseStem(nn.Module):
-    """As the course has it: a row of one table and a row of another, by `arange`."""
+    """The course's stem: the sum of a token embedding and a position embedding."""
 
     def __init__(self, vocab_size: int, max_length: int, embedding_dim: int) -> None:
         super().__init__()
@@ -43,8 +45,8 @@ class CourseStem(nn.Module):
         return self.tok(ids) + self.pos(torch.arange(ids.shape[1], device=ids.device))  # (B, T, D)
 
 
-def a_pass(stem: nn.Module, ids: Tensor, grad: Tensor, compiled: bool) -> Pass:
-    # "default", as most people compile; the shapes are fixed, so that nothing is compiled twice
+def new_pass(stem: nn.Module, ids: Tensor, grad: Tensor, compiled: bool) -> Pass:
+    # The default mode, which most people use. Shapes are fixed, so nothing is compiled twice.
     forward = torch.compile(stem, dynamic=False) if compiled else stem
 
     def run() -> None:
@@ -55,7 +57,7 @@ def a_pass(stem: nn.Module, ids: Tensor, grad: Tensor, compiled: bool) -> Pass:
 
 
 def microseconds(run: Callable[[], object], times: int, device: str) -> float:
-    """Of one pass, over `times` of them."""
+    """Run a pass `times` times and return the mean time."""
     if device == "cpu":
         start = time.perf_counter()
         for _ in range(times):
@@ -72,7 +74,7 @@ def microseconds(run: Callable[[], object], times: int, device: str) -> float:
 
 
 def bytes_moved(size: Size) -> int:
-    """The least that forward and backward read and write, if no id stands twice in the batch."""
+    """Count the bytes that a pass must read and write if all ids in the batch are different."""
     B, T, D = size
     tokens, row = B * T, 4 * D
     forward = 8 * tokens + 2 * tokens * row + T * row  # ids, token rows in and out, position rows
@@ -81,7 +83,7 @@ def bytes_moved(size: Size) -> int:
 
 
 def copy_bandwidth() -> float:
-    """Of a device copy of 1 GiB, bytes read and written, in GB/s."""
+    """Measure a device copy of 1 GiB: bytes read and written, in GB/s."""
     source = torch.empty(1 << 28, device="cuda")
     target = torch.empty_like(source)
     copies = [microseconds(lambda: target.copy_(source), 20, "cuda") for _ in range(5)]
@@ -89,7 +91,7 @@ def copy_bandwidth() -> float:
 
 
 def check_same(course: CourseStem, ours: EmbeddingStem, ids: Tensor, grad: Tensor) -> None:
-    """The same tables give the same vectors and the same gradients."""
+    """Check that the same tables give the same vectors and the same gradients."""
     assert ours.position_embedding is not None
     pairs = [(course.tok, ours.token_embedding), (course.pos, ours.position_embedding)]
     for theirs, mine in pairs:
@@ -105,8 +107,8 @@ def check_same(course: CourseStem, ours: EmbeddingStem, ids: Tensor, grad: Tenso
 def main() -> None:
     parser = options(__doc__, rounds=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="measure both compiled as well")
-    parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
+    parser.add_argument("--compile", action="store_true", help="also measure both with torch.compile")
+    parser.add_argument("--threads", type=int, help="number of torch threads on the CPU")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -126,9 +128,9 @@ def main() -> None:
             measured.append({"compiled": compiled, "size": size, "rounds": rounds})
             print(*row, flush=True)
     columns = ["mode", "B×T×D", "course µs", "ours µs", "speed ÷ course", "lowest – highest"]
-    where = f"the CPU, {torch.get_num_threads()} of torch's threads"
+    where = f"the CPU, {torch.get_num_threads()} torch thread(s)"
     if bandwidth:
-        columns += ["ours GB/s", "of a copy's"]
+        columns += ["ours GB/s", "share of copy"]
         where = f"CUDA; a device copy moves {bandwidth:,.0f} GB/s"
     report(
         f"Forward and backward on {where}; medians of {args.rounds} turns",
@@ -137,7 +139,7 @@ def main() -> None:
 
 
 def compare(size: Size, compiled: bool, device: str, turns: int) -> list[Round]:
-    """Course and ours in turn; the one that was first comes second in the next."""
+    """Measure both in turns. They swap places after each turn."""
     B, T, D = size
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -145,11 +147,14 @@ def compare(size: Size, compiled: bool, device: str, turns: int) -> list[Round]:
     ids = torch.randint(V, (B, T), device=device)
     grad = torch.randn(B, T, D, device=device)
     check_same(course, ours, ids, grad)
-    passes = {"course": a_pass(course, ids, grad, compiled), "ours": a_pass(ours, ids, grad, compiled)}
+    passes = {
+        "course": new_pass(course, ids, grad, compiled),
+        "ours": new_pass(ours, ids, grad, compiled),
+    }
     for run in passes.values():
         microseconds(run, 3, device)
     slower = max(microseconds(run, 3, device) for run in passes.values())
-    times = max(1, min(200, round(30_000 / slower)))  # about 30 ms a stretch
+    times = max(1, min(200, round(30_000 / slower)))  # about 30 ms per turn
     rounds = []
     for turn in range(turns):
         names = list(passes) if turn % 2 == 0 else list(passes)[::-1]

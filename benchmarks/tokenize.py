@@ -1,13 +1,13 @@
-"""File → published token store, against tiktoken's `encode` of the whole text in the same run.
+"""Time text files → published token store, against one call of tiktoken's `encode` on the same text.
 
     python benchmarks/tokenize.py                      # 100 MB, 5 rounds
     python benchmarks/tokenize.py --megabytes 1000 --rounds 1 --only ours,ours-tiktoken
     python benchmarks/tokenize.py --files 4 --only ours,ours-2-workers
 
-Every measurement is a process of its own; a round runs all candidates one after the other, and ratios
-are taken within a round. Text: source code and prose of the installed Python packages in shuffled
-order, with a tenth of made-up Russian, Chinese and emoji. Peak memory is above what the imports take.
-LitData and gigatoken are measured where they are installed.
+Each measurement is a separate process. A round runs every candidate once, and ratios are taken within a
+round. The text is source code and prose of the installed Python packages in shuffled order; a tenth is
+made-up Russian, Chinese and emoji. Peak memory does not include the imports. LitData and gigatoken are
+measured if they are installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder: its tokenize.py would hide the standard library's
+    sys.path.pop(0)  # this folder, because its tokenize.py would hide the standard library's
 
 import argparse
 import importlib.util
@@ -36,25 +36,25 @@ from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BASELINE = "tiktoken-encode"
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 def tiktoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
-    """One call of `encode` on the whole text, one thread; reading is not counted."""
+    """Encode each file with one call, on one thread. Reading the files is not timed."""
     encoding = Tokenizer("gpt2").encoding
     texts = [path.read_text(encoding="utf-8") for path in files]
     return lambda: sum(len(encoding.encode(t, allowed_special={"<|endoftext|>"})) for t in texts)
 
 
 def gigatoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
-    """gigatoken alone, on pieces of 1 MiB in memory: nothing read, checked or written."""
+    """gigatoken alone, on chunks of 1 MiB in memory. Reading, checking and writing are not included."""
     from lit_gptdata.tokens.engines import GigatokenEngine, load_engine
 
     engine = load_engine(Tokenizer("gpt2"), "gigatoken")
     assert isinstance(engine, GigatokenEngine)
     data = b"".join(path.read_bytes() for path in files)
-    pieces = [data[i : i + PIECE] for i in range(0, len(data), PIECE)]
-    return lambda: sum(len(engine._gigatoken.encode(piece)) for piece in pieces)
+    chunks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
+    return lambda: sum(len(engine._gigatoken.encode(chunk)) for chunk in chunks)
 
 
 def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[], int]]:
@@ -65,7 +65,7 @@ def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[],
         from lit_gptdata.tokens.build.local import prepare_store
 
         tokenizer = Tokenizer("gpt2")
-        tokenizer.encoding  # noqa: B018 loaded before the clock starts, as for the others
+        tokenizer.encoding  # noqa: B018 loaded before the clock starts, like the others
         return lambda: (
             prepare_store(
                 FilesCorpus(files), tokenizer, out, BuildOptions(engine=engine, workers=workers)
@@ -76,7 +76,7 @@ def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[],
 
 
 def nanogpt_way(files: list[Path], out: Path) -> Callable[[], int]:
-    """As nanoGPT's prepare.py is described: each document's ids as a list, then a memory map written."""
+    """Like nanoGPT's prepare.py: the ids of each document as a list, then written to a memory map."""
     encoding = Tokenizer("gpt2").encoding
 
     def run() -> int:
@@ -100,12 +100,12 @@ def _litdata_items(path: str):  # type: ignore[no-untyped-def]
 
     encoding = Tokenizer("gpt2").encoding
     with open(path, encoding="utf-8") as file:
-        while text := file.read(PIECE):
+        while text := file.read(CHUNK_BYTES):
             yield torch.tensor(encoding.encode_ordinary(text), dtype=torch.int32)
 
 
 def litdata_optimize(files: list[Path], out: Path) -> Callable[[], int]:
-    """LitData's `optimize` with 2 workers and a TokensLoader, a file an input, tiktoken inside."""
+    """LitData's `optimize` with tiktoken, 2 workers, a TokensLoader, and one input per file."""
     from litdata import TokensLoader, optimize
 
     inputs = [str(path) for path in files]
@@ -136,15 +136,15 @@ NEEDS = {
 
 
 def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
-    """`files` files of `megabytes` MB each."""
-    chance = random.Random(0)
+    """Write `files` files of `megabytes` MB each."""
+    rng = random.Random(0)
     suffixes = {".py", ".pyi", ".txt", ".md", ".rst", ".h", ".hpp", ".json"}
     roots = {Path(np.__file__).parents[1], Path(json.__file__).parents[1]}
     sources = sorted(
         p for root in roots for p in root.rglob("*") if p.suffix in suffixes and p.is_file()
     )
-    chance.shuffle(sources)
-    words = made_up_words(chance)
+    rng.shuffle(sources)
+    words = made_up_words(rng)
     paths, at = [], 0
     for number in range(files):
         path = folder / f"text-{number}.txt"
@@ -153,30 +153,35 @@ def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
                 source = sources[at % len(sources)].read_bytes()[: 1 << 20]
                 at += 1
                 out.write(source.decode("utf-8", "ignore").replace("\0", "").encode())
-                if chance.random() < 0.5:
-                    out.write(foreign(chance, words, len(source) // 5).encode())
+                if rng.random() < 0.5:
+                    out.write(foreign(rng, words, len(source) // 5).encode())
         paths.append(path)
     return paths
 
 
-def made_up_words(chance: random.Random) -> list[str]:
-    """5,000 words that nobody wrote, Cyrillic, Chinese or emoji."""
-    scripts = ((0x430, 0x44F, 9), (0x4E00, 0x5E00, 3), (0x1F600, 0x1F64F, 2))  # first, last, letters
-    chosen = [scripts[chance.randrange(3)] for _ in range(5000)]
+def made_up_words(rng: random.Random) -> list[str]:
+    """Make 5,000 random words in Cyrillic, Chinese or emoji."""
+    # first character, last character, most letters in a word
+    scripts = (
+        (0x430, 0x44F, 9),
+        (0x4E00, 0x5E00, 3),
+        (0x1F600, 0x1F64F, 2),
+    )
+    chosen = [scripts[rng.randrange(3)] for _ in range(5000)]
     return [
-        "".join(chr(chance.randint(low, high)) for _ in range(chance.randint(1, letters)))
+        "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, letters)))
         for low, high, letters in chosen
     ]
 
 
-def foreign(chance: random.Random, words: list[str], length: int) -> str:
-    """Some words, a few of them often (Zipf's law, as in language); about `length` bytes."""
-    ranks = [int(len(words) ** chance.random()) for _ in range(length // 12)]
+def foreign(rng: random.Random, words: list[str], length: int) -> str:
+    """Make a text of about `length` bytes. Few words are frequent, as in language (Zipf's law)."""
+    ranks = [int(len(words) ** rng.random()) for _ in range(length // 12)]
     return " ".join(words[rank] for rank in ranks) + "\n"
 
 
 def measure(name: str, files: list[Path], out: Path) -> dict[str, float]:
-    """Run one candidate in this process: seconds, and MB of peak memory above the imports."""
+    """Run one candidate in this process: seconds, and MB of peak memory without the imports."""
     import tiktoken  # noqa: F401
 
     import lit_gptdata.tokens.build.local  # noqa: F401
@@ -192,7 +197,7 @@ def measure(name: str, files: list[Path], out: Path) -> dict[str, float]:
     return {"seconds": seconds, "n_tokens": n_tokens, "memory_mb": (peak - before) / 1000}
 
 
-def in_a_process(name: str, files: list[Path], folder: Path) -> dict[str, float]:
+def run_process(name: str, files: list[Path], folder: Path) -> dict[str, float]:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -209,7 +214,7 @@ def main() -> None:
     parser.add_argument("--only", help="candidates, comma-separated; the baseline is always run")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("paths", nargs="*", type=Path, help="text files to use instead")
+    parser.add_argument("paths", nargs="*", type=Path, help="text files to use instead of made-up ones")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.paths, args.out)))
@@ -220,7 +225,7 @@ def main() -> None:
         files = args.paths or make_text(Path(folder), args.megabytes, args.files)
         total = sum(path.stat().st_size for path in files) / 1e6
         rounds = [
-            {name: in_a_process(name, files, Path(folder)) for name in names} for _ in range(args.rounds)
+            {name: run_process(name, files, Path(folder)) for name in names} for _ in range(args.rounds)
         ]
     print(f"\n{len(files)} file(s), {total:,.0f} MB, medians of {args.rounds} rounds\n")
     print(f"| candidate | speed ÷ {BASELINE} | lowest – highest | memory ÷ {BASELINE} | memory MB |")
