@@ -7,7 +7,7 @@ import pytest
 
 from lit_gptdata.text.document import Document
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun with `&`: no child would see Ctrl-C
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`, where children ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
@@ -15,7 +15,7 @@ SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """Whatever a test writes under relative names lands outside the repository."""
+    """A test runs in an empty folder, so relative paths never write into the repository."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
@@ -27,8 +27,8 @@ def _loopback_without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Tensors this small lose time to threads, and much of it where other programs run."""
-    import torch  # most tests do without
+    """Give torch one thread, because threads slow down tensors as small as in these tests."""
+    import torch  # most tests do not need it
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def s3_running():
-    """An S3 server for the tests of a file, which then have moto and s3fs."""
+    """Start one S3 server for a test file. It needs moto and s3fs."""
     from tests.s3_server import s3_server
 
     with s3_server() as server:
@@ -47,21 +47,21 @@ def s3_running():
 
 @pytest.fixture
 def s3(s3_running):
-    """The server without faults."""
+    """Return the S3 server after removing all faults."""
     s3_running.heal()
     return s3_running
 
 
 @pytest.fixture
 def book() -> Path:
-    """Frankenstein as Gutenberg serves it; it is not ours to commit."""
+    """Return Frankenstein from Project Gutenberg, which we do not commit."""
     if not SHARED_BOOK.is_file():
-        pytest.skip(f"the book is not here: {SHARED_BOOK}")
+        pytest.skip(f"the book is missing: {SHARED_BOOK}")
     return SHARED_BOOK
 
 
 class ListCorpus:
-    """A corpus of one's own: documents from a list of texts."""
+    """A custom corpus: each text of a list is a document."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
@@ -69,7 +69,7 @@ class ListCorpus:
     def __iter__(self):
         for number, text in enumerate(self.texts):
             utf8 = text.encode()
-            half = len(utf8) // 2  # chunks may end anywhere, also inside a character
+            half = len(utf8) // 2  # a chunk may end anywhere, even inside a character
             yield Document(source=f"list:{number}", chunks=[utf8[:half], utf8[half:]])
 
     @property
