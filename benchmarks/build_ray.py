@@ -32,7 +32,8 @@ from benchmarks.measure import median, options, ratios, report, run_rounds, thre
 from benchmarks.tokenize import make_text
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import ray_tasks as build_ray
-from lit_gptdata.tokens.build.local import BuildName, prepare_store
+from lit_gptdata.tokens.build.local import prepare_store
+from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
 from lit_gptdata.tokens.remote.publish import publish_text
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -69,15 +70,9 @@ def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     tokenizer.encoding  # noqa: B018 loaded before the clock starts
     out = folder / "out"
     make = publish_text if name.startswith("publish") else prepare_store
+    build_options = BuildOptions(workers=workers, build=build, ray_address=address)
     start = time.perf_counter()
-    made = make(
-        FilesCorpus(folder / "text"),
-        tokenizer,
-        out,
-        workers=workers,
-        build=build,
-        ray_address=address,
-    )
+    made = make(FilesCorpus(folder / "text"), tokenizer, out, build_options)
     seconds = time.perf_counter() - start
     store = TokenStore(made) if isinstance(made, str) else made
     store.verify()
