@@ -15,7 +15,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(data)
 
 
-def add_info_arguments(parser: argparse.ArgumentParser) -> None:
+def info_arguments(parser: argparse.ArgumentParser) -> None:
     help_text = "draw the lengths and frequencies of all tokens"
     parser.add_argument("--plot", metavar="FILE.png", help=help_text)
     add_overrides(parser)
@@ -48,7 +48,7 @@ def verify(args: argparse.Namespace) -> None:
     print(f"{store.location}: {size:,} bytes in {len(store.files):,} files, every SHA-256 matches")
 
 
-def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+def publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="the parent folder, such as s3://bucket/tokens")
     add_overrides(parser)
 

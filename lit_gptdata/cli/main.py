@@ -12,25 +12,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lit_gptdata.cli.data import (
-    add_info_arguments,
-    add_publish_arguments,
-    info,
-    prepare,
-    publish,
-    verify,
-)
+from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
 from lit_gptdata.cli.overrides import add_overrides
-from lit_gptdata.cli.report import add_report_arguments, report
-from lit_gptdata.cli.show import add_show_arguments, show
+from lit_gptdata.cli.report import report_arguments, report
+from lit_gptdata.cli.show import show_arguments, show
 
 COMMANDS = {
     "prepare": (prepare, add_overrides),
-    "info": (info, add_info_arguments),
-    "show": (show, add_show_arguments),
+    "info": (info, info_arguments),
+    "show": (show, show_arguments),
     "verify": (verify, add_overrides),
-    "publish": (publish, add_publish_arguments),
-    "report": (report, add_report_arguments),
+    "publish": (publish, publish_arguments),
+    "report": (report, report_arguments),
 }
 """Name → the function that runs a command, and the one that declares its arguments."""
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the folder of a sweep, under multirun/")
 
 

@@ -23,7 +23,7 @@ CONTROL_PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | 
 """Control character → its visible picture in Unicode, because text must not control the terminal."""
 
 
-def add_show_arguments(parser: argparse.ArgumentParser) -> None:
+def show_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser, "step=N, counted from 0 (default: step=0), or window=N; all others: ")
 
 
