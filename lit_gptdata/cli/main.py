@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
 from lit_gptdata.cli.overrides import add_overrides
-from lit_gptdata.cli.report import report_arguments, report
-from lit_gptdata.cli.show import show_arguments, show
+from lit_gptdata.cli.report import report, report_arguments
+from lit_gptdata.cli.show import show, show_arguments
 
 COMMANDS = {
     "prepare": (prepare, add_overrides),
