@@ -4,7 +4,7 @@
     batches → token embedding + position embedding        EmbeddingStem
     embeddings → transformer blocks → logits              GPT
 
-Public names are imported on first use (PEP 562). A process that only tokenizes loads neither torch nor
+Public names are imported on first use (PEP 562). A process that only tokenizes does not load torch or
 lightning.
 """
 
