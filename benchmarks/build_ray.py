@@ -70,9 +70,13 @@ def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     tokenizer.encoding  # noqa: B018 loaded before the clock starts
     out = folder / "out"
     make = publish_text if name.startswith("publish") else prepare_store
-    build_options = BuildOptions(workers=workers, build=build, ray_address=address)
     start = time.perf_counter()
-    made = make(FilesCorpus(folder / "text"), tokenizer, out, build_options)
+    made = make(
+        FilesCorpus(folder / "text"),
+        tokenizer,
+        out,
+        BuildOptions(workers=workers, build=build, ray_address=address),
+    )
     seconds = time.perf_counter() - start
     store = TokenStore(made) if isinstance(made, str) else made
     store.verify()
