@@ -33,7 +33,7 @@ FLOW = [
     "rng", "resume", "compact", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.gpt",
     "training.throughput", "training.budget", "training.summary", "training.ranks",
-    "report.usage", "report.jobs", "report.axes", "report.plots", "report.page", "report.files",
+    "report.usage", "report.jobs", "report.plots", "report.page",
     "training.sweep", "training.lightning_cli",
     "cli.overrides", "cli.data", "cli.show", "cli.report", "cli.main", "__main__",
 ]  # fmt: skip

@@ -12,6 +12,6 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write sweep.html, sweep.csv and pictures for a sweep's jobs."""
-    from lit_gptdata.report.files import tell
+    from lit_gptdata.report.page import report_sweep
 
-    tell(Path(args.folder))
+    report_sweep(Path(args.folder))

@@ -1,7 +1,7 @@
-"""What a sweep has found: one page, one table, some pictures.
+"""Report on a sweep: jobs.py reads its folder, plots.py draws pictures, page.py writes sweep.html.
 
-<sweep>/0/, 1/, …  →  jobs  →  axes, plots  →  page  →  sweep.csv, sweep.html, sweep-*.png
+>>> from lit_gptdata.report.page import report_sweep
+>>> report_sweep(Path("multirun/2026-11-22/10-00-00-123456"))
 
->>> from lit_gptdata.report.files import write_report
->>> write_report(Path("multirun/2026-11-22/10-00-00-123456"))
+usage.py is separate: it draws the picture of `lit-gptdata info --plot`.
 """

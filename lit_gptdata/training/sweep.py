@@ -22,7 +22,6 @@ from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
-from lit_gptdata.report.files import tell
 from lit_gptdata.training.ranks import sweeping
 
 EXTRAS = {
@@ -119,8 +118,10 @@ def reported() -> Iterator[None]:
 @rank_zero_only
 def _tell(folder: Path) -> int:
     """Write and print the report; returns how many jobs failed."""
+    from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
+
     try:
-        return tell(folder).count("failed")
+        return report_sweep(folder).count("failed")
     except Exception as error:  # of whatever kind: it must not hide what the sweep ended with
         print(f"no report of {folder}: {type(error).__name__}: {error}", file=sys.stderr)
         return 0
