@@ -118,9 +118,9 @@ def reported() -> Iterator[None]:
 @rank_zero_only
 def _tell(folder: Path) -> int:
     """Write and print the report; returns how many jobs failed."""
-    from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
-
     try:
+        from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
+
         return report_sweep(folder).count("failed")
     except Exception as error:  # of whatever kind: it must not hide what the sweep ended with
         print(f"no report of {folder}: {type(error).__name__}: {error}", file=sys.stderr)
