@@ -248,7 +248,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _number(value: Any) -> float | None:
     """Return a number from JSON, CSV or an override; None for NaN, infinity and other values."""
     with suppress(TypeError, ValueError, OverflowError):
-        if abs(number := float(value)) < 1e100:  # so that no sum overflows
+        if abs(number := float(value)) < 1e100:  # larger numbers overflow in a sum
             return value if isinstance(value, int) else number
     return None
 

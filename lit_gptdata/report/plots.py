@@ -191,7 +191,7 @@ def _place_values(axes: Axes, axis: str, values: Sequence[Value]) -> dict[Value,
         ticks.set_major_formatter("{x:g}")
         ticks.set_minor_locator(NullLocator())
         return {number: number for number in numbers}
-    step = math.ceil(len(values) / 30)  # no more labels have room
+    step = math.ceil(len(values) / 30)  # 30 labels have room
     labels = [_format(value) for value in values[::step]]
     ticks.set_ticks(range(0, len(values), step), labels)
     n_letters = len(labels) * (2 + max(map(len, labels)))
