@@ -1,9 +1,9 @@
-"""What any URL of fsspec asks for: its file system, second attempts, and no secret in a message.
+"""Reach any URL that fsspec knows: its file system, retries, and messages without secrets.
 
     fs, path = filesystem("s3://bucket/book.txt")
     info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
 
-fsspec is imported here only, and only once there is a URL.
+Nothing here imports fsspec before a URL is used.
 """
 
 from __future__ import annotations
@@ -16,46 +16,39 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-ATTEMPTS = 5  # in a row that bring nothing; each has the file system's own retries inside
-BACKOFF_S = 0.5  # before the second attempt, then doubled: 7.5 s in all, less the jitter
-UNREACHABLE_S = 8.0  # no further attempt at a first contact: no network is soon told
-
-NO_SECRET_TAKEN = ("s3", "s3a", "gs", "gcs", "hf")
-"""Schemes whose file systems would take user:password@ for a part of the name."""
+ATTEMPTS = 5  # in a row without progress; each one contains the file system's own retries
+BACKOFF_S = 0.5  # before the second attempt, then doubled: at most 7.5 s in total
+UNREACHABLE_S = 8.0  # a host that never answered gets no new attempt after this time
+RETRY_AFTER_CAP_S = 60.0  # a server may ask for an hour, and no user waits that long
 
 PACKAGES = {
-    "s3": "s3fs: pip install 'lit-gptdata[s3]'",
-    "s3a": "s3fs: pip install 'lit-gptdata[s3]'",
-    "gs": "gcsfs: pip install 'lit-gptdata[gcs]'",
-    "gcs": "gcsfs: pip install 'lit-gptdata[gcs]'",
+    **dict.fromkeys(("s3", "s3a"), "s3fs: pip install 'lit-gptdata[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs: pip install 'lit-gptdata[gcs]'"),
+    **dict.fromkeys(("http", "https"), "aiohttp: pip install 'lit-gptdata[http]'"),
     "hf": "huggingface_hub: pip install huggingface_hub",
-    "http": "aiohttp: pip install 'lit-gptdata[http]'",
-    "https": "aiohttp: pip install 'lit-gptdata[http]'",
 }
 
 AWS = (
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or the machine's role; "
-    "FSSPEC_S3_ANON=true reads a public bucket without any"
+    "FSSPEC_S3_ANON=true reads a public bucket without credentials"
 )
 GOOGLE = (
-    "GOOGLE_APPLICATION_CREDENTIALS, what `gcloud auth application-default login` left, or the "
-    "machine's role; FSSPEC_GS_TOKEN=anon reads a public bucket without any"
+    "GOOGLE_APPLICATION_CREDENTIALS, the login of `gcloud auth application-default login`, or the "
+    "machine's role; FSSPEC_GS_TOKEN=anon reads a public bucket without credentials"
 )
 CREDENTIALS = {
-    "s3": AWS,
-    "s3a": AWS,
-    "gs": GOOGLE,
-    "gcs": GOOGLE,
-    "hf": "HF_TOKEN, and what `hf auth login` left",
+    **dict.fromkeys(("s3", "s3a"), AWS),
+    **dict.fromkeys(("gs", "gcs"), GOOGLE),
+    "hf": "HF_TOKEN, and the login of `hf auth login`",
 }
+"""Scheme → where credentials are looked for. Its file system reads user:password@ as part of a name."""
 
-_ABOUT_CREDENTIALS = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
-_LASTING = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
-_LASTING_ERRNO = (
+_CREDENTIAL_ERROR = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
+_PERMANENT = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+_PERMANENT_ERRNO = (
     errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG,
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG,
 )  # fmt: skip
-_PASSING_STATUS = (408, 409, 425, 429)
 
 _log = logging.getLogger(__name__)
 
@@ -63,21 +56,26 @@ T = TypeVar("T")
 
 
 class RemoteError(OSError):
-    """What lies at a URL cannot be read or written; the message says what to do next."""
+    """A URL cannot be read or written; the message names the next step."""
 
 
 class RemoteNotFoundError(RemoteError, FileNotFoundError):
-    """Nothing lies at a URL, or no more."""
+    """A URL does not exist, or no longer exists."""
 
 
 class RemotePermissionError(RemoteError, PermissionError):
-    """The credentials that were found do not open a URL, or none were."""
+    """A URL needs other credentials than those found, if any were found."""
+
+
+def is_url(name: object) -> bool:
+    """Whether a user's name for a file is a URL, not a path: "s3://bucket/a.txt" -> True."""
+    return "://" in str(name)
 
 
 def redact(text: str) -> str:
-    """`text` without a URL's user:password and without its query string.
+    """`text` without the user:password and the query string of its URLs.
 
-    A `?` of a glob is kept where the scheme is not http(s): "s3://bucket/part-?.txt".
+    A `?` in a glob stays if the scheme is not http(s): "s3://bucket/part-?.txt".
     """
     text = re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
     url = r"(\b(?!https?:)[a-z][\w+.-]*://[^\s?'\")]*)?"
@@ -85,8 +83,8 @@ def redact(text: str) -> str:
 
 
 def redacted(corpus: object) -> str:
-    """What a user calls a corpus, without the secrets of its URLs; the `?` of a local glob is kept."""
-    return redact(str(corpus)) if "://" in str(corpus) else str(corpus)
+    """A user's name for a corpus without the secrets of its URLs; a local glob keeps its `?`."""
+    return redact(str(corpus)) if is_url(corpus) else str(corpus)
 
 
 def _without_query(found: re.Match[str]) -> str:
@@ -96,22 +94,23 @@ def _without_query(found: re.Match[str]) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it; credentials come from its own places.
+    """The fsspec file system of a URL and the path in it; fsspec's packages look for credentials.
 
-    Raises ValueError for a scheme that fsspec does not know, ImportError with the pip line of a
-    package that is missing.
+    Raises ValueError for an unknown scheme, ImportError with the pip command for a missing package.
     """
     import fsspec
 
     scheme = url.partition("://")[0]
     if "::" in url:
-        raise ValueError(f"{redact(url)}: a chain of file systems (::) is not read; give a plain URL")
-    if scheme in NO_SECRET_TAKEN and "@" in url.split("/")[2]:
+        raise ValueError(
+            f"{redact(url)}: a chain of file systems (::) is not supported; give a plain URL"
+        )
+    if scheme in CREDENTIALS and "@" in url.split("/")[2]:
         raise ValueError(
             f"{redact(url)}: a {scheme}:// URL holds no credentials; they are looked for in "
             f"{CREDENTIALS[scheme]}"
         )
-    # else a web server may pack what it sends, and its ranges count packed bytes
+    # otherwise a web server may compress the response, and its ranges count compressed bytes
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
     try:
         fs, path = fsspec.core.url_to_fs(url, **(plain if scheme in ("http", "https") else {}))
@@ -124,70 +123,111 @@ def filesystem(url: str) -> tuple[Any, str]:
                 f"{redact(url)}: unknown scheme {scheme!r}; fsspec knows "
                 f"{', '.join(sorted(fsspec.available_protocols()))}"
             ) from None
-        raise _lasting(url, error) or RemoteError(f"{redact(url)}: {_said(error)}") from None
+        raise _permanent_error(url, error) or RemoteError(f"{redact(url)}: {_describe(error)}") from None
     return fs, path
+
+
+# Retries -------------------------------------------------------------------------------------------
+
+
+class Retries:
+    """The retry policy of one transfer: it counts failed attempts, waits, and gives up."""
+
+    def __init__(self, url: str, *, first_contact: bool = False) -> None:
+        self.failures = 0
+        """Failed attempts in a row without progress; set it to 0 after progress."""
+
+        self.answered = not first_contact
+        """Whether the host ever answered; set it to True after an answer."""
+
+        self._url, self._start = url, time.monotonic()
+
+    def give_up(self, problem: str, retry_after: str = "0") -> str:
+        """Count a failed attempt. Returns "" when the next one is due, or the problem if none is.
+
+        `retry_after` is the server's header: seconds or a date.
+        """
+        self.failures += 1
+        problem = redact(f"{problem} (attempt {self.failures} of {ATTEMPTS})")
+        unreachable = not self.answered and time.monotonic() - self._start > UNREACHABLE_S
+        if self.failures >= ATTEMPTS or unreachable:
+            return problem
+        backoff_s = BACKOFF_S * 2 ** (self.failures - 1) * random.uniform(0.5, 1)
+        wait_s = max(backoff_s, _retry_after_s(retry_after))
+        _log.warning("%s: %s, next in %.1f s", redact(self._url), problem, wait_s)
+        time.sleep(wait_s)
+        return ""
+
+
+def _retry_after_s(header: str) -> float:
+    import urllib3
+
+    try:
+        seconds = urllib3.Retry().parse_retry_after(header)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return 0.0
+    return min(seconds, RETRY_AFTER_CAP_S)
+
+
+def is_transient(status: int) -> bool:
+    """Whether a request that failed with this HTTP status may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 def retry(
     url: str, attempt: Callable[[int], T], *, first_contact: bool = False, done: str = "read"
 ) -> T:
-    """`attempt(failures so far)`, until it succeeds or has failed too often; `done`: what to `url`.
+    """The result of `attempt(number of failures so far)`, which is called until it succeeds.
 
-    Raises RemoteError, which names `url`: RemoteNotFoundError and RemotePermissionError at once.
+    `done` completes the message "URL cannot be …". Raises RemoteError that names `url`: at once for an
+    error that another attempt cannot fix, otherwise after ATTEMPTS failures.
     """
-    start = time.monotonic()
-    failures = 0
+    retries = Retries(url, first_contact=first_contact)
     while True:
         try:
-            return attempt(failures)
+            return attempt(retries.failures)
         except Exception as error:
-            # `from None`, here and elsewhere: a chained message would show the URL, secrets and all
-            lasting = _lasting(url, error, done)
-            if lasting is not None:
-                raise lasting from None
-            failures += 1
-            seen = f"{_said(error)} (attempt {failures} of {ATTEMPTS})"
-            out_of_time = first_contact and time.monotonic() - start > UNREACHABLE_S
-            if failures >= ATTEMPTS or out_of_time:
+            # `from None`, here and elsewhere: a chained message would show the URL with its secrets
+            permanent = _permanent_error(url, error, done)
+            if permanent is not None:
+                raise permanent from None
+            if problem := retries.give_up(_describe(error)):
                 raise RemoteError(
-                    f"{redact(url)} cannot be {done}: {seen}. Check the network and the address, and "
-                    "run the same command again; what is whole is kept"
+                    f"{redact(url)} cannot be {done}: {problem}. Check the network and the address, and "
+                    "run the same command again; finished files are kept"
                 ) from None
-        wait_s = BACKOFF_S * 2 ** (failures - 1) * random.uniform(0.5, 1)
-        _log.warning("%s: %s, next in %.1f s", redact(url), seen, wait_s)
-        time.sleep(wait_s)
 
 
-def _lasting(url: str, error: Exception, done: str = "read") -> RemoteError | None:
-    """What to raise for a failure that no second attempt mends; None for one that may pass."""
-    status, scheme = _status(error), url.partition("://")[0]
+def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteError | None:
+    """The error to raise if another attempt cannot help; None for an error that may pass."""
+    status = _status(error)
     if isinstance(error, RemoteError):
         return error
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return RemoteNotFoundError(f"{redact(url)} does not exist ({_said(error)}): check the address")
-    about_credentials = _ABOUT_CREDENTIALS.search(type(error).__name__)
-    if isinstance(error, PermissionError) or status in (401, 403) or about_credentials:
-        _forget_file_system(url)
+        return RemoteNotFoundError(
+            f"{redact(url)} does not exist ({_describe(error)}): check the address"
+        )
+    credentials = _CREDENTIAL_ERROR.search(type(error).__name__)
+    if isinstance(error, PermissionError) or status in (401, 403) or credentials:
+        import fsspec
+
+        scheme = url.partition("://")[0]
+        # otherwise new credentials that the user sets would not be used
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
         where = CREDENTIALS.get(scheme, "the places that fsspec's file system for it documents")
         return RemotePermissionError(
-            f"{redact(url)} may not be {done} ({_said(error)}). Credentials are looked for in {where}"
+            f"{redact(url)} may not be {done} ({_describe(error)}). Credentials are looked for in "
+            f"{where}"
         )
-    client_error = status is not None and 400 <= status < 500 and status not in _PASSING_STATUS
-    refused = isinstance(error, OSError) and error.errno in _LASTING_ERRNO
-    if isinstance(error, _LASTING) or client_error or refused:
-        return RemoteError(f"{redact(url)} cannot be {done}: {_said(error)}")
+    client_error = status is not None and status >= 400 and not is_transient(status)
+    refused = isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO
+    if isinstance(error, _PERMANENT) or client_error or refused:
+        return RemoteError(f"{redact(url)} cannot be {done}: {_describe(error)}")
     return None
 
 
-def _forget_file_system(url: str) -> None:
-    """Let the next attempt, after the user has set other credentials, find them."""
-    import fsspec
-
-    fsspec.get_filesystem_class(url.partition("://")[0]).clear_instance_cache()
-
-
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error, whatever library raised it."""
+    """The HTTP status behind an error, whichever library raised it."""
     response = getattr(error, "response", None)
     for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
         status = getattr(holder, name, None)
@@ -196,6 +236,6 @@ def _status(error: Exception) -> int | None:
     return None
 
 
-def _said(error: Exception) -> str:
-    said = redact(str(error)).strip()
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def _describe(error: Exception) -> str:
+    message = redact(str(error)).strip()
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

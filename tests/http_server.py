@@ -21,7 +21,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-PATIENCE_S = 120.0  # for what a test waits for, on a loaded machine, before it fails
+TIMEOUT_S = 120.0  # for what a test waits for, on a loaded machine, before it fails
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = PATIENCE_S
+    timeout = TIMEOUT_S
     disable_nagle_algorithm = True  # else a kept-alive connection waits 40 ms for each answer
     server: _Server
 
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = body if cut is None else body[:cut]
         if hold_after is not None:
             self._write(sent[:hold_after])
-            assert files.release.wait(PATIENCE_S)
+            assert files.release.wait(TIMEOUT_S)
             sent = sent[hold_after:]
         self._write(sent)
         if cut is not None:

@@ -1,4 +1,4 @@
-"""The one place that guesses: what a user calls a corpus → a Corpus.
+"""Turn what a user calls a corpus into a Corpus. This is the only place that guesses.
 
 open_corpus("sample") | open_corpus("https://…/book.txt") | open_corpus("s3://…/*.jsonl.gz") | …
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import redact
+from lit_gptdata._fsspec import is_url, redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
 from lit_gptdata.text.files import FilesCorpus
@@ -26,8 +26,8 @@ NAMED_URLS = {
 }
 
 PathLike = str | os.PathLike[str]
-# LightningCLI takes the first that fits: last a PathLike, which to it is whatever has a str(). Without
-# Path it would take a path for its own, of a YAML file with the value.
+# LightningCLI uses the first type that fits. PathLike comes last because every object with a str() fits
+# it. Without Path, LightningCLI would take a path for its own path of a YAML file.
 CorpusLike = str | Sequence[PathLike] | Corpus | Path | os.PathLike[str]
 
 
@@ -39,13 +39,13 @@ def open_corpus(
     stream: bool = False,
     reading: Reading | None = None,
 ) -> Corpus:
-    """Turn `"sample"`, a name, a URL, a path, a folder, a glob or a list of these into a Corpus.
+    """Open `"sample"`, a name, a URL, a path, a folder, a glob or a list of these as a Corpus.
 
-    `downloads`: where texts of http(s) are kept; `download=False` only looks there; `stream`: they are
-    read where they are, as those of other URLs (s3://, gs://, hf://, …) always. `reading`: how files
-    become documents.
-    Raises TypeError for anything else, ValueError for a scheme that fsspec does not know,
-    FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for an extra that is missing.
+    Files at http(s) URLs are downloaded to the folder `downloads`; with `download=False` they must be
+    there. With `stream` they are read from the URL, as files at s3://, gs://, hf://, … always are.
+    `reading` tells how files become documents.
+    Raises TypeError for other objects, ValueError for a scheme that fsspec does not know,
+    FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for a missing extra.
     """
     if isinstance(corpus, Corpus) and not isinstance(corpus, (str, bytes, list, tuple)):
         return corpus
@@ -55,20 +55,19 @@ def open_corpus(
     for entry in entries:
         if not isinstance(entry, (str, os.PathLike)):
             raise TypeError(
-                f"corpus={corpus!r}: a {type(entry).__name__} names no text. Give 'sample', one of "
-                f"{sorted(NAMED_URLS)}, a URL, a path, a folder, a glob, a list of these, or an object "
-                "with __iter__ and fingerprint (lit_gptdata.text.document.Corpus)"
+                f"corpus={corpus!r}: expected the name of a text, got {type(entry).__name__}. Give "
+                f"'sample', one of {sorted(NAMED_URLS)}, a URL, a path, a folder, a glob, a list of "
+                "these, or an object with __iter__ and fingerprint (lit_gptdata.text.document.Corpus)"
             )
-    keep = () if stream else ("http://", "https://")
-    paths = [_kept(entry, downloads, download, keep) for entry in entries]
-    return FilesCorpus(paths, reading)
+    downloaded = () if stream else ("http://", "https://")
+    return FilesCorpus([_resolve(entry, downloads, download, downloaded) for entry in entries], reading)
 
 
-def _kept(entry: PathLike, downloads: Path, download: bool, keep: tuple[str, ...]) -> PathLike:
-    """The path of an entry whose URL begins with one of `keep`, after it was downloaded; or itself."""
+def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:
+    """The path or URL to read for an entry: URLs that start with one of `schemes` are downloaded."""
     url = NAMED_URLS.get(str(entry), str(entry))
-    if not url.lower().startswith(keep):
-        return url if "://" in url else entry
+    if not url.lower().startswith(schemes):
+        return url if is_url(url) else entry
     path = download_path(url, downloads)
     if download:
         return fetch(url, path)
@@ -80,7 +79,7 @@ def _kept(entry: PathLike, downloads: Path, download: bool, keep: tuple[str, ...
 
 
 def download_path(url: str, downloads: Path) -> Path:
-    """Where a URL is kept: its own file name, made unique by a hash of the whole URL.
+    """The local path of a downloaded URL: its file name and a hash of the whole URL.
 
     `…/84/pg84.txt`  ->  downloads/pg84-1f2e3d4c.txt
     """
@@ -88,4 +87,4 @@ def download_path(url: str, downloads: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-80:]
     stem, dot, suffixes = name.partition(".")
     key = hashlib.sha256(url.encode()).hexdigest()[:8]
-    return downloads / f"{stem}-{key}{dot}{suffixes or ''}"
+    return downloads / f"{stem}-{key}{dot}{suffixes}"

@@ -1,4 +1,4 @@
-"""What text is to the rest of the package: a corpus of documents, each read in chunks."""
+"""The interface between text and the rest of the package: a corpus of documents, read in chunks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, or the rest of one: `Document(source="a.txt", chunks=[b"It was ", b"a dreary"])`."""
+    """One text, or a later slice of it: `Document(source="a.txt", chunks=[b"It was ", b"a dreary"])`."""
 
     source: str
-    """Where it comes from, for people: a path, a topic."""
+    """Where the text comes from, for messages: a path, a topic."""
 
     chunks: Iterable[bytes]
-    """The text in order as valid UTF-8, newlines already `\\n`, cut anywhere; iterated once."""
+    """The text as valid UTF-8 with `\\n` newlines, cut anywhere; iterated only once."""
 
     continues: bool = False
-    """True if the text goes on with the document before it (a large file is read in parts)."""
+    """True if this continues the document before it, as a slice of a large file does."""
 
     number: int = 0
-    """Which of the corpus's sources it comes from, counted from 0."""
+    """The index of the source in the corpus, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SourceEntry:
 
 @runtime_checkable
 class Corpus(Protocol):
-    """Documents in a fixed order; write your own with these two members and a `__repr__`."""
+    """Documents in a fixed order; your own class needs these two members and a `__repr__`."""
 
     def __iter__(self) -> Iterator[Document]:
         """The documents, in the same order each time."""
@@ -56,7 +56,7 @@ class Corpus(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A string that changes whenever the documents do, such as a hash of their text."""
+        """A string that changes when the documents change, such as a hash of their text."""
         ...
 
 

@@ -1,10 +1,10 @@
-"""Project Gutenberg's licence header and footer, left out on request."""
+"""Remove Project Gutenberg's license header and footer from a book."""
 
 from __future__ import annotations
 
 import re
 
-# The lines that stand around every book's own text, e.g. "*** START OF THE PROJECT GUTENBERG EBOOK …".
+# The lines before and after every book's text, such as "*** START OF THE PROJECT GUTENBERG EBOOK …".
 _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
 _END = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
 
@@ -19,7 +19,7 @@ def strip_gutenberg(text: str, source: object) -> str:
     if start is None or end is None:
         missing = "*** END OF" if start else "*** START OF"
         raise ValueError(
-            f"strip_gutenberg: {source} has no line '{missing} THE PROJECT GUTENBERG …', so it is "
-            "no Project Gutenberg text, or only a part of one. Set strip_gutenberg=false"
+            f"strip_gutenberg: {source} has no line '{missing} THE PROJECT GUTENBERG …', so it is not a "
+            "complete Project Gutenberg text. Set strip_gutenberg=false"
         )
     return text[start.end() : end.start()].strip("\n") + "\n"

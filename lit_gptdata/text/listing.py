@@ -1,9 +1,10 @@
-"""What a URL names, listed as folders on disk are: a file, a folder or a glob → files.
+"""List the files that a name means: a path or URL of a file, a folder or a glob.
 
+expand_path("books/*.txt")               ->  [Path("books/a.txt"), Path("books/b.txt"), …]
 expand_url("s3://bucket/books/**/*.txt")  ->  [RemoteFile, RemoteFile, …]
 
-fsspec's own glob and walk leave out what cannot be listed, a folder behind an error 500, say. Here
-nothing is left out: it is listed at another attempt, or there is an error.
+fsspec's own glob and walk skip folders that cannot be listed, for example after a server error. The
+functions here retry such a folder or raise an error, so that no text is missing unnoticed.
 """
 
 from __future__ import annotations
@@ -11,32 +12,79 @@ from __future__ import annotations
 import fnmatch
 import glob
 import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, redact, retry
 from lit_gptdata.text.formats import SEARCHED, is_text
 from lit_gptdata.text.remote_file import RemoteFile
 
 Infos = dict[str, dict[str, Any]]
-"""Path in the file system → what it says of the file."""
+"""Path in the file system → fsspec's metadata of the file."""
+
+
+def expand_path(name: str | os.PathLike[str]) -> list[Path]:
+    """The files that a path, folder or glob on this machine names, sorted by path.
+
+    Raises FileNotFoundError that names the folder it searched.
+    """
+    if str(name).startswith("file://"):
+        name = unquote(str(name).removeprefix("file://"))
+        if not name.startswith("/"):
+            raise ValueError(f"file://{name} is not a path on this machine: give file:///… or a path")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if is_text(p.name) and p.is_file())
+        if not found:
+            raise FileNotFoundError(
+                f"the folder {path.resolve()} holds no text: looked for {SEARCHED} in it and its "
+                "subfolders. Name another folder, or the files themselves"
+            )
+        return found
+    if path.exists():
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise FileNotFoundError(
+            f"no such file or folder: {path} (looked in {Path.cwd()}). Give a path, a folder, a glob "
+            "such as 'books/*.txt', a list of these, a URL, 'sample' or 'frankenstein'"
+        )
+    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    found = [match for match in found if match.is_file()]
+    if not found:
+        folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        content = f"which has {_entries(folder)}" if folder.is_dir() else "which does not exist"
+        raise FileNotFoundError(
+            f"no file matches {str(path)!r}: looked in {folder.resolve()}, {content}. Check the pattern"
+        )
+    return found
+
+
+def _entries(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{len(names)} entries: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
+# URLs ----------------------------------------------------------------------------------------------
 
 
 def expand_url(url: str) -> list[RemoteFile]:
-    """The files that a URL, a folder or a glob names, in the order of their paths, as they are now.
+    """The files that a URL of a file, a folder or a glob names now, sorted by path.
 
-    Raises RemoteError that names the URL, ValueError and ImportError for its scheme.
+    Raises RemoteError that names the URL, ValueError or ImportError for its scheme.
     """
     fs, path = filesystem(url)
-    found = retry(url, lambda _: _listed(fs, path, url), first_contact=True)
-    before, inside = _heads(url.rstrip("/"), path.rstrip("/"))
+    found = retry(url, lambda _: _list(fs, path, url), first_contact=True)
+    url_prefix, path_prefix = _prefixes(url.rstrip("/"), path.rstrip("/"))
     return [
-        RemoteFile.of(before + path.removeprefix(inside), info)
-        for path, info in sorted(found.items(), key=lambda item: item[0].split("/"))  # as `Path`s are
+        RemoteFile.from_info(url_prefix + path.removeprefix(path_prefix), info)
+        for path, info in sorted(found.items(), key=lambda item: item[0].split("/"))  # as Paths sort
     ]
 
 
-def _listed(fs: Any, path: str, url: str) -> Infos:
+def _list(fs: Any, path: str, url: str) -> Infos:
     fs.invalidate_cache()
     if not url.endswith("/"):
         try:
@@ -44,91 +92,93 @@ def _listed(fs: Any, path: str, url: str) -> Infos:
         except FileNotFoundError:
             if not glob.has_magic(path):
                 raise
-            return _globbed(fs, path, url)
+            return _glob(fs, path, url)
         if _is_file(info):
             return {path: info}
-    found = {name: info for name, info in _below(fs, path).items() if is_text(_last(name))}
+    found = {name: info for name, info in _find(fs, path).items() if is_text(_last_name(name))}
     if not found:
         raise RemoteNotFoundError(
-            f"{redact(url)} holds no text: looked for {SEARCHED} in it and below. Name another folder, "
-            "or the files themselves"
+            f"{redact(url)} holds no text: looked for {SEARCHED} in it and its subfolders. Name another "
+            "folder, or the files themselves"
         )
     return found
 
 
-def _globbed(fs: Any, pattern: str, url: str) -> Infos:
+def _glob(fs: Any, pattern: str, url: str) -> Infos:
     names = pattern.split("/")
     n_fixed = next(i for i, name in enumerate(names) if glob.has_magic(name))
-    folder, wanted = "/".join(names[:n_fixed]), names[n_fixed:]
-    if "**" in wanted:
-        every = _below(fs, folder)
-        found = {path: every[path] for path in every if _match(path.split("/")[n_fixed:], wanted)}
+    folder, patterns = "/".join(names[:n_fixed]), names[n_fixed:]
+    if "**" in patterns:
+        files = _find(fs, folder)
+        found = {path: files[path] for path in files if _match(path.split("/")[n_fixed:], patterns)}
     else:
-        found = dict(_level(fs, folder, wanted))
+        found = dict(_match_levels(fs, folder, patterns))
     if not found:
         raise RemoteNotFoundError(f"no file matches {redact(url)}: check the pattern and the address")
     return found
 
 
-def _below(fs: Any, folder: str) -> Infos:
-    """Every file in a folder and its subfolders, in as few requests as the file system can."""
+def _find(fs: Any, folder: str) -> Infos:
+    """Every file in a folder and its subfolders, with as few requests as the file system allows."""
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
     name, base = ("_find", AsyncFileSystem) if fs.async_impl else ("find", AbstractFileSystem)
-    if getattr(type(fs), name) is getattr(base, name):  # it walks
-        return dict(_walked(fs, folder))
+    if getattr(type(fs), name) is getattr(base, name):  # fsspec's default, which skips broken folders
+        return dict(_walk(fs, folder))
     infos = fs.find(folder, detail=True)
     return {path: info for path, info in infos.items() if _is_file(info)}
 
 
-def _walked(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for info in fs.ls(folder, detail=True):
         path = info["name"].rstrip("/")
         if _is_file(info):
             yield path, info
         elif path != folder.rstrip("/"):
-            yield from _walked(fs, path)
+            yield from _walk(fs, path)
 
 
-def _level(fs: Any, folder: str, wanted: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files whose path below `folder` matches `wanted`, a pattern for each part of it."""
+def _match_levels(fs: Any, folder: str, patterns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files below `folder` whose path matches `patterns`, one pattern per level."""
     for info in fs.ls(folder, detail=True):
         path = info["name"].rstrip("/")
-        if _fits(_last(path), wanted[0]):
-            if len(wanted) > 1 and not _is_file(info):
-                yield from _level(fs, path, wanted[1:])
-            elif len(wanted) == 1 and _is_file(info):
+        if _match_name(_last_name(path), patterns[0]):
+            if len(patterns) > 1 and not _is_file(info):
+                yield from _match_levels(fs, path, patterns[1:])
+            elif len(patterns) == 1 and _is_file(info):
                 yield path, info
 
 
-def _match(names: list[str], wanted: list[str]) -> bool:
-    """Whether the parts of a path match those of a pattern; `**` stands for any folders, or none."""
-    if not wanted or not names:
-        return not wanted and not names
-    if wanted[0] != "**":
-        return _fits(names[0], wanted[0]) and _match(names[1:], wanted[1:])
-    seen = itertools.takewhile(lambda i: i == 0 or _fits(names[i - 1], "*"), range(len(names)))
-    return any(_match(names[i:], wanted[1:] or ["*"]) for i in seen)
+def _match(names: list[str], patterns: list[str]) -> bool:
+    """Whether the names of a path match one pattern each; `**` matches any number of folders."""
+    if not patterns or not names:
+        return not patterns and not names
+    if patterns[0] != "**":
+        return _match_name(names[0], patterns[0]) and _match(names[1:], patterns[1:])
+    n_folders = itertools.takewhile(
+        lambda n: n == 0 or _match_name(names[n - 1], "*"), range(len(names))
+    )
+    return any(_match(names[n:], patterns[1:] or ["*"]) for n in n_folders)
 
 
-def _fits(name: str, pattern: str) -> bool:
-    """As on disk, `*` stands for no name that begins with a dot."""
+def _match_name(name: str, pattern: str) -> bool:
+    """Match like a glob on disk: `*` does not match a name with a leading dot."""
     hidden = name.startswith(".") and not pattern.startswith(".")
     return not hidden and fnmatch.fnmatchcase(name, pattern)
 
 
-def _heads(url: str, path: str) -> tuple[str, str]:
-    """What stands in a URL and in its path in the file system before that which is the same.
+def _prefixes(url: str, path: str) -> tuple[str, str]:
+    """The parts of a URL and of its path in the file system that precede their common end.
 
-    _heads("sftp://host/a/*.txt", "/a/*.txt")  ->  ("sftp://host", "")
+    _prefixes("sftp://host/a/*.txt", "/a/*.txt")  ->  ("sftp://host", "")
     """
     pairs = zip(reversed(url), reversed(path), strict=False)
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return url[: len(url) - same], path[: len(path) - same]
+    n_common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return url[: len(url) - n_common], path[: len(path) - n_common]
 
 
-def _last(path: str) -> str:
+def _last_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 

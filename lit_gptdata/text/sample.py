@@ -1,4 +1,4 @@
-"""The offline sample: Python's language reference, which ships inside every CPython."""
+"""The corpus "sample": Python's language reference, which every CPython contains."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SampleCorpus:
 
     @functools.cached_property
     def topics(self) -> dict[str, str]:
-        """Topic name → text; raises ModuleNotFoundError where a Python was stripped of its help."""
+        """Topic name → text; raises ModuleNotFoundError if this Python has no help texts."""
         try:
             from pydoc_data.topics import topics
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "this Python comes without pydoc_data, the text behind help() that corpus='sample' "
-                "reads. Install your system's full Python, or give a text of your own: "
+                "this Python has no pydoc_data, the help() texts that corpus='sample' reads. Install "
+                "your system's full Python, or use your own text: "
                 "python train.py data=files data.corpus=book.txt"
             ) from error
         return dict(sorted(topics.items()))

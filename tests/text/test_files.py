@@ -104,8 +104,8 @@ def test_a_glob_without_match_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         FilesCorpus(f"{tmp_path}/*.text")
     assert "no file matches" in str(caught.value)
-    assert f"looked in {tmp_path}, there are 1 entries: a.txt" in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="books, that folder does not exist"):
+    assert f"looked in {tmp_path}, which has 1 entries: a.txt" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="books, which does not exist"):
         FilesCorpus("books/*.txt")
 
 
@@ -133,7 +133,9 @@ def test_an_empty_list_is_refused():
 @pytest.mark.parametrize("corpus", ["", ["a.txt", ""]])
 def test_an_empty_name_is_not_this_folder(corpus):
     Path("a.txt").write_text("some text")
-    with pytest.raises(ValueError, match=r"empty string: name a file, a folder \('\.': this one\)"):
+    with pytest.raises(
+        ValueError, match=r"empty string: name a file, a folder \('\.' is the current one\)"
+    ):
         FilesCorpus(corpus)
     assert len(FilesCorpus(".").files) == 1
 
@@ -145,7 +147,9 @@ def test_an_unknown_error_policy_is_refused(tmp_path):
 
 @pytest.mark.parametrize("corpus", [5, None, ["a.txt", 5], b"a.txt"])
 def test_what_names_no_text_is_refused(corpus):
-    with pytest.raises(TypeError, match=r"names no text. Give 'sample', one of .* a URL, a path"):
+    with pytest.raises(
+        TypeError, match=r"expected the name of a text, got .*\. Give 'sample', one of .* a URL, a path"
+    ):
         open_corpus(corpus)
 
 

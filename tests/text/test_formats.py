@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gptdata.text import formats as module
+from lit_gptdata.text import remote_file
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
+from lit_gptdata.text.listing import expand_url
 from lit_gptdata.tokens.chunks import cut_rule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -25,13 +30,27 @@ RULE = cut_rule(ENCODING._pat_str, ENCODING.special_tokens_set)
 assert RULE
 
 
+def zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+
+        return zstd
+    return pytest.importorskip("backports.zstd")
+
+
+def zstd_frame(data: bytes, **parameters: int) -> bytes:
+    """`data` as one zstd frame."""
+    names = zstd().CompressionParameter
+    return zstd().compress(data, options={names[name]: value for name, value in parameters.items()})
+
+
 def pack(path: Path, data: bytes) -> Path:
     """Write `data` as the path's name says: plain, .gz or .zst."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
         data = gzip.compress(data, 1)
     elif path.suffix == ".zst":
-        data = pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(data)
+        data = zstd_frame(data, checksum_flag=1)
     path.write_bytes(data)
     return path
 
@@ -54,17 +73,19 @@ def texts(path: Path, **reading) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a.txt", ("txt", "")),
-        ("a.TXT.GZ", ("txt", ".gz")),
-        ("a.b.jsonl.zst", ("jsonl", ".zst")),
-        ("a.parquet", ("parquet", "")),
-        ("notes.md", ("txt", "")),
-        ("notes.md.gz", ("txt", ".gz")),
-        ("jsonl", ("txt", "")),
+        ("a.txt", ("txt", "inside_text", True)),
+        ("a.TXT.GZ", ("txt.gz", "never", False)),
+        ("a.b.jsonl", ("jsonl", "after_newline", True)),
+        ("a.b.jsonl.zst", ("jsonl.zst", "never", False)),
+        ("a.parquet", ("parquet", "never", False)),
+        ("notes.md", ("txt", "inside_text", True)),
+        ("notes.md.gz", ("txt.gz", "never", False)),
+        ("jsonl", ("txt", "inside_text", True)),
     ],
 )
-def test_a_name_says_the_format(name, expected):
-    assert format_of(Path(name)) == expected
+def test_a_file_name_tells_the_format(name, expected):
+    found = format_of(Path(name))
+    assert (found.name, found.cut, found.plain) == expected
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
@@ -130,18 +151,18 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], and text_column='text' is"),
-        (b'["a"]', " is no JSON object, and text_column='text' is wanted: set data.text_column"),
-        (b'"a"', " is no JSON object"),
-        (b'{"text": 5}', ": 'text' holds a int, expected text: set data.text_column"),
-        (b'{"text": ["a"]}', ": 'text' holds a list, expected text"),
-        (b'{"text": "a"', r" is no JSON \(.*\): it reads b'\{\"text\": \"a\"'"),
-        (b"plain text", " is no JSON"),
-        (b"[" * 100_000, " is no JSON"),
-        (b'{"text": "tab\t"}', r" is no JSON \(Invalid control character"),
-        ('{"text": "a"}'.encode("utf-16-le"), " is no JSON"),
+        (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], expected the key text_"),
+        (b'["a"]', " is not a JSON object, expected the key text_column='text': set data.text_column"),
+        (b'"a"', " is not a JSON object"),
+        (b'{"text": 5}', ": 'text' holds int, expected text: set data.text_column"),
+        (b'{"text": ["a"]}', ": 'text' holds list, expected text"),
+        (b'{"text": "a"', r" is not JSON \(.*\): it reads b'\{\"text\": \"a\"'"),
+        (b"plain text", " is not JSON"),
+        (b"[" * 100_000, " is not JSON"),
+        (b'{"text": "tab\t"}', r" is not JSON \(Invalid control character"),
+        ('{"text": "a"}'.encode("utf-16-le"), " is not JSON"),
         (b'{"text": "caf\xe9"}', " is not valid UTF-8: byte 0xe9 at offset 29 .*encoding_errors"),
-        (b'{"text": "\\ud800"}', r" holds a lone surrogate '\\ud800': mend the file, or set"),
+        (b'{"text": "\\ud800"}', r" holds a lone surrogate '\\ud800': fix the file, or set"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -168,7 +189,7 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(tmp_path, monkeypatch)
     assert len(texts(many)) == 50
     monkeypatch.setattr(module, "CHUNK_BYTES", 7)
     long = pack(tmp_path / "long.jsonl", line + b"\n" + line + b" " * 9 + b"\n")
-    message = rf"{long}: the line at byte {len(line) + 1} is longer than {len(line)} bytes; a jsonl "
+    message = rf"{long}: the line at byte {len(line) + 1} is longer than {len(line)} bytes. A jsonl "
     with pytest.raises(ValueError, match=message):
         texts(long)
 
@@ -210,7 +231,7 @@ def test_parquet_says_what_it_holds_instead(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     path = write_parquet(tmp_path / "a.parquet", {"body": ["a"], "id": [1], "raw": [b"a"]})
     message = (
-        rf"{path} has the columns \['body', 'id', 'raw'\], and text_column='text' is wanted: set data"
+        rf"{path} has the columns \['body', 'id', 'raw'\], expected the column text_column='text': set"
     )
     with pytest.raises(ValueError, match=message):
         texts(path)
@@ -234,7 +255,7 @@ def test_what_is_no_parquet_or_broken_is_named(tmp_path):
     whole = path.read_bytes()
     for content in (b"plain text", b"PAR1", whole[:-9], whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{path} is no parquet file, or cut short: "):
+        with pytest.raises(ValueError, match=rf"{path} is not a parquet file, or cut short: "):
             texts(path)
     middle = len(whole) // 2
     path.write_bytes(whole[: middle - 200] + bytes(400) + whole[middle + 200 :])
@@ -273,22 +294,41 @@ def test_a_broken_or_short_archive_is_named_wherever_it_is_cut(tmp_path, packing
     assert texts(path) == [(content * 2).decode()]
 
 
-def test_zstd_frames_of_every_kind_are_found_whole(tmp_path):
-    zstandard = pytest.importorskip("zstandard")
-    path = tmp_path / "a.txt.zst"
+def zstd_frames() -> tuple[list[bytes], bytes]:
+    """Frames of every kind with a skipped frame after each one, and the bytes that they hold."""
     skipped = b"\x5a\x2a\x4d\x18\x05\0\0\0hello"
     frames, content = [], b""
-    for text in (b"", b"x", b"run " * 300_000, bytes(range(1, 127)) * 9000):
-        for options in ({}, {"write_checksum": True}, {"write_content_size": False, "level": 1}):
-            frames += [zstandard.ZstdCompressor(**options).compress(text), skipped]
-            content += text
-    path.write_bytes(b"".join(frames))
-    assert texts(path) == [content.decode().replace("\r", "\n")]
-    for cut in range(1, 9 + len(skipped)):
-        path.write_bytes(b"".join(frames)[:-cut])
-        if cut != len(skipped):
-            with pytest.raises(OSError, match=r"broken or cut short"):
-                texts(path)
+    for data in (b"", b"x", b"run " * 300_000, bytes(range(1, 127)) * 9000):
+        for parameters in ({}, {"checksum_flag": 1}, {"content_size_flag": 0, "compression_level": 1}):
+            frames += [zstd_frame(data, **parameters), skipped]
+            content += data
+    return frames, content
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_a_zst_cut_inside_a_frame_is_broken(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(remote_file, "FIRST_BYTES", 1000)
+    frames, content = zstd_frames()
+    large = zstd_frame(random.Random(0).randbytes(300_000), checksum_flag=1)
+
+    def read(data: bytes) -> str:
+        path = tmp_path / "a.txt.zst"
+        path.write_bytes(data)
+        file = path
+        if place == "memory":
+            fsspec.filesystem("memory").pipe_file("/a.txt.zst", data)
+            (file,) = expand_url("memory://a.txt.zst")
+        return "".join(texts(file, encoding_errors="replace"))
+
+    assert read(b"".join(frames)) == content.decode().replace("\r", "\n")
+    assert len(read(large * 2)) > 300_000
+    cuts = [len(large) * i // 9 for i in range(1, 9)]
+    files = [large[:cut] for cut in cuts] + [large + large[:cut] for cut in cuts]
+    files += [b"".join(frames)[:-cut] for cut in range(1, 30) if cut != len(frames[-1])]
+    files += [large + b"rubbish", b"plain text", large[:4000] + b"\xff" * 99 + large[4099:]]
+    for data in files:
+        with pytest.raises(OSError, match=r"a.txt.zst is broken or cut short \(.*\): fetch it again"):
+            read(data)
 
 
 @pytest.mark.parametrize("packing", [".gz", ".zst"])
@@ -303,8 +343,8 @@ def test_invalid_utf8_in_an_archive_is_named_by_its_place_in_the_text(tmp_path, 
     ("name", "module_name", "extra"),
     [
         ("a.parquet", "pyarrow", "parquet"),
-        ("a.txt.zst", "zstandard", "zstd"),
-        ("a.jsonl.zst", "zstandard", "zstd"),
+        ("a.txt.zst", "backports.zstd", "zstd"),
+        ("a.jsonl.zst", "backports.zstd", "zstd"),
     ],
 )
 def test_a_missing_package_answers_with_the_pip_line(tmp_path, monkeypatch, name, module_name, extra):
@@ -434,12 +474,8 @@ except ValueError as error:
 def bomb(path: Path, head: bytes, fill: bytes, n_bytes: int) -> Path:
     """A packed file of `head` and `n_bytes` times the same byte, written without holding it."""
     block = fill * (1 << 20)
-    if path.suffix == ".gz":
-        file = gzip.open(path, "wb", 1)  # noqa: SIM115
-    else:
-        compressor = pytest.importorskip("zstandard").ZstdCompressor(level=1)
-        file = compressor.stream_writer(open(path, "wb"))  # noqa: SIM115
-    with file:
+    is_gzip = path.suffix == ".gz"
+    with gzip.open(path, "wb", 1) if is_gzip else zstd().ZstdFile(path, "wb", level=1) as file:
         file.write(head)
         for _ in range(n_bytes >> 20):
             file.write(block)

@@ -608,33 +608,6 @@ def test_ranges_read_as_a_file_does(in_memory, moves, first, most):
         assert raw.read() == known.read()
 
 
-def test_an_archive_is_found_cut_short_while_it_is_read(monkeypatch):
-    zstandard = pytest.importorskip("zstandard")
-    monkeypatch.setattr(remote, "FIRST_BYTES", 1000)
-    skipped = b"\x5a\x2a\x4d\x18\x05\0\0\0hello"
-    frames, content = [], b""
-    for text in (b"", b"x", b"run " * 300_000, bytes(range(1, 127)) * 9000, prose(300_000).encode()):
-        for options in ({}, {"write_checksum": True}, {"write_content_size": False, "level": 1}):
-            frames += [zstandard.ZstdCompressor(**options).compress(text), skipped]
-            content += text
-    memory, whole = fsspec.filesystem("memory"), b"".join(frames)
-    memory.pipe_file("/a.txt.zst", whole)
-    assert read(*expand_url("memory://a.txt.zst")) == [content.decode().replace("\r", "\n")]
-    for cut in (*range(1, 9 + len(skipped)), len(whole) // 2, len(whole) - 3):
-        memory.pipe_file("/a.txt.zst", whole[:-cut])
-        (file,) = expand_url("memory://a.txt.zst")
-        if cut != len(skipped):
-            with pytest.raises(
-                OSError, match=r"^memory://a.txt.zst is broken or cut short \(.*\): fetch"
-            ):
-                read(file)
-    for bad in (b"plain text", whole + b"rubbish", whole[:4000] + b"\xff" * 99 + whole[4099:]):
-        memory.pipe_file("/a.txt.zst", bad)
-        with pytest.raises(OSError, match="is broken or cut short"):
-            read(*expand_url("memory://a.txt.zst"))
-    memory.rm("/a.txt.zst")
-
-
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.parquet"])
 def test_what_is_broken_is_named_as_a_local_file_is(tmp_path, name):
     pytest.importorskip("pyarrow")

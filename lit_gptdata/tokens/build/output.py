@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import as_json, write_json
 from lit_gptdata.text.remote_file import map_in_threads
 from lit_gptdata.tokens.manifest import ShardEntry
@@ -106,7 +107,7 @@ class AtUrl:
     @property
     def notes_folder(self) -> Path | None:
         """Where notes are, if the URL is a path."""
-        return None if "://" in self.notes.url else Path(self.notes.url)
+        return None if is_url(self.notes.url) else Path(self.notes.url)
 
 
 class SentShard(ShardWriter):

@@ -91,7 +91,7 @@ def write_parts(corpus: Corpus, job: Job, runner: Runner) -> Shards:
     whole = job.destination.kept()
     job.destination.remove_all_but(whole)
     todo = {part: slices for part, slices in enumerate(parts) if part not in whole}
-    with progress_of("tokenising", _text_bytes(corpus)) as progress:
+    with progress_of("tokenising", corpus.text_bytes) as progress:
         for shards in whole.values():
             progress.add(counted(shards)[0])
         if todo:
@@ -107,8 +107,8 @@ def _check_sizes(corpus: FilesCorpus, job: Job) -> None:
     """Refuse a text too long for `max_document_bytes` by its file's size: its parts do not know it."""
     limit = job.max_document_bytes
     for path in corpus.files:
-        size = size_of(path)
-        if limit is not None and size > max(limit, job.shard_bytes) and format_of(path) == ("txt", ""):
+        size, cut = size_of(path), format_of(path).cut
+        if limit is not None and size > max(limit, job.shard_bytes) and cut == "inside_text":
             raise ValueError(
                 f"{path}: the document is longer than max_document_bytes={limit:,}, the file has "
                 f"{size:,}: leave it out, or raise the limit"
@@ -120,13 +120,6 @@ def _documents(slices: list[FileSlice], reading: Reading) -> Iterator[Document]:
 
 
 # Progress ------------------------------------------------------------------------------------------
-
-
-def _text_bytes(corpus: FilesCorpus) -> int | None:
-    """Bytes of text to come; None where files are packed, and only reading them would tell."""
-    if any(format_of(path) not in (("txt", ""), ("jsonl", "")) for path in corpus.files):
-        return None
-    return sum(map(size_of, corpus.files))
 
 
 class _Progress:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import filesystem, redact, retry
+from lit_gptdata._fsspec import filesystem, is_url, redact, retry
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -111,7 +111,7 @@ class Objects:
 def check_url(url: str) -> None:
     """Raise ValueError for a URL that would carry a secret into checkpoints and logs."""
     parts = urlsplit(url)
-    if parts.password is not None or ("://" in url and parts.query):
+    if parts.password is not None or (is_url(url) and parts.query):
         raise ValueError(
             f"{redact(url)} holds a password or a query: give the URL without, and credentials where "
             "the packages look for them, such as AWS_PROFILE or ~/.aws for s3://"

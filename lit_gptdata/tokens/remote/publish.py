@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import sha256_file
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.build.encode import Job
@@ -105,7 +106,7 @@ def publish_text(
 
 def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
     url = os.fspath(url)
-    if "://" not in url:  # which means the same in every process
+    if not is_url(url):  # which means the same in every process
         url = str(Path(url).expanduser().absolute())
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
 

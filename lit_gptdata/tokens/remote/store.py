@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import write_whole
 from lit_gptdata.tokens.manifest import FileEntry, Manifest
 from lit_gptdata.tokens.remote.cache import Cache
@@ -71,7 +72,7 @@ def open_store(url: str, cache: Cache) -> TokenStore | None:
 
 def _local(url: str) -> Path | None:
     """The folder that a URL names on this machine."""
-    if "://" not in url:
+    if not is_url(url):
         return Path(url).expanduser()
     return Path(url.removeprefix("file://")) if url.startswith("file://") else None
 
