@@ -154,7 +154,7 @@ def _chunks(file: FileSlice) -> Iterator[bytes]:
 def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
     compression = format_of(path).compression
     if compression == ".gz":
-        return gzip.open(raw, "rb")  # type: ignore[arg-type,return-value]
+        return gzip.open(raw, "rb")
     if compression == "":
         return contextlib.nullcontext(raw)
     if sys.version_info >= (3, 14):
