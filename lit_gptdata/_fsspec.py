@@ -191,11 +191,13 @@ def retry(
             permanent = _permanent_error(url, error, done)
             if permanent is not None:
                 raise permanent from None
-            if problem := retries.give_up(_describe(error)):
-                raise RemoteError(
-                    f"{redact(url)} cannot be {done}: {problem}. Check the network and the address, and "
-                    "run the same command again; finished files are kept"
-                ) from None
+            problem = _describe(error)
+        # not inside `except`: after Ctrl-C while it waits, Python would print the error with its URL
+        if problem := retries.give_up(problem):
+            raise RemoteError(
+                f"{redact(url)} cannot be {done}: {problem}. Check the network and the address, and run "
+                "the same command again; finished files are kept"
+            )
 
 
 def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteError | None:

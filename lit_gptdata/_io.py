@@ -1,8 +1,9 @@
-"""Files that are whole or absent: temporary name beside the target, fsync, rename."""
+"""Write files atomically (temporary name, fsync, rename) and hash them."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import uuid
@@ -11,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 16
-"""Bytes read at a time: they stay in a core's cache while they are checked, 1 MiB does not."""
+"""Bytes per read: this many stay in a core's cache while they are processed, and 1 MiB does not."""
 
 
 class AtomicFile:
-    """A file that other processes see complete or not at all; write bytes to it, then `commit`.
+    """A file that other processes see complete or not at all: write bytes to it, then `commit`.
 
-    It is written under a unique temporary name next to `path`, so a process that outlives its parent
-    cannot disturb the next one. As a context manager it commits on success and discards after an error.
-    Raises OSError.
+    Its temporary name next to `path` is unique, so a process that outlives its parent cannot disturb the
+    next one. As a context manager it commits on success and discards after an error. Raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,17 +63,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of `as_json`."""
+    """Write a plain value atomically as JSON; raises OSError."""
     write_whole(path, as_json(value))
 
 
 def as_json(value: Any) -> bytes:
-    """A plain value as indented JSON."""
+    """A plain value as indented JSON in UTF-8."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut (POSIX asks for a sync of the folder too)."""
+    """Make renames inside `folder` survive a power failure: POSIX requires a sync of the folder too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,11 +82,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: str | Path, on_bytes: Callable[[int], object] = lambda _: None) -> str:
-    """SHA-256 (hex) of a file's bytes, in constant memory."""
-    digest = hashlib.sha256()
-    view = memoryview(buffer := bytearray(1 << 22))  # one for all: fresh memory costs page faults
+    """SHA-256 (hex) of a file's bytes, in constant memory; `on_bytes` gets the length of each read."""
     with open(path, "rb", buffering=0) as file:
-        while n_bytes := file.readinto(buffer):
-            digest.update(view[:n_bytes])
-            on_bytes(n_bytes)
+        return sha256_stream(file, on_bytes)
+
+
+def sha256_stream(file: io.RawIOBase, on_bytes: Callable[[int], object] = lambda _: None) -> str:
+    """SHA-256 (hex) of the rest of an open file, like `sha256_file`."""
+    digest = hashlib.sha256()
+    view = memoryview(buffer := bytearray(1 << 22))  # one buffer, because new memory costs page faults
+    while n_bytes := file.readinto(buffer):
+        digest.update(view[:n_bytes])
+        on_bytes(n_bytes)
     return digest.hexdigest()

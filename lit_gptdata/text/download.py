@@ -31,11 +31,8 @@ from lit_gptdata._fsspec import Retries, is_transient, redact
 TIMEOUT_S = (5.0, 30.0)  # to connect; between two reads
 CHUNK_BYTES = 1 << 16  # per write: a broken connection loses at most this many
 HEAD_BYTES = 1 << 12  # of the file, searched for the first tag of an HTML page
-
-HTML_TYPES = ("text/html", "application/xhtml+xml")
 HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
-LATER = "Run the same command again later"
 OFFLINE = (
     "Check the network, the proxy and the address and run the same command again, or use "
     'data=sample (corpus="sample"), which needs no network'
@@ -59,9 +56,7 @@ class _Download:
         self.url, self.target = url, target
         self.part = target.with_name(f"{target.name}.part")
         self.note = target.with_name(f"{target.name}.part.json")
-        self.url_sha256 = hashlib.sha256(
-            url.encode()
-        ).hexdigest()  # for the note: a URL may hold secrets
+        self.url_sha256 = hashlib.sha256(url.encode()).hexdigest()  # noted: a URL may hold secrets
 
     def discard(self) -> None:
         """Remove the bytes received so far."""
@@ -114,7 +109,8 @@ def _download(file: _Download) -> None:
                     if size > largest:
                         largest, retries.failures = size, 0
                     if problem := retries.give_up(str(error), error.retry_after):
-                        raise file.error(problem, LATER if retries.answered else OFFLINE) from None
+                        advice = "Run the same command again later" if retries.answered else OFFLINE
+                        raise file.error(problem, advice) from None
     finally:
         if not file.note.exists():  # bytes of an unknown version cannot be resumed
             file.part.unlink(missing_ok=True)
@@ -181,7 +177,8 @@ def _check_response(file: _Download, response: requests.Response, *, resumed: bo
     if status != 200 and not (status == 206 and resumed):
         raise file.error(problem, "Check the address in a browser")
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if media_type in HTML_TYPES and (error := _html_error(file, f"Content-Type {media_type}")):
+    is_html = media_type in ("text/html", "application/xhtml+xml")
+    if is_html and (error := _html_error(file, f"Content-Type {media_type}")):
         raise error
     if coding not in ("", "gzip", "x-gzip", "deflate"):
         problem = f"Content-Encoding {coding}, expected identity, gzip or deflate"
@@ -197,7 +194,7 @@ def _html_error(file: _Download, reason: str) -> DownloadError | None:
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """The value for If-Range: a strong ETag, or a strong Last-Modified if there is no ETag."""
+    """The value for If-Range: a strong ETag or, without any ETag, a strong Last-Modified."""
     if "ETag" in headers:
         return headers["ETag"] if headers["ETag"].startswith('"') else None
     try:

@@ -128,13 +128,6 @@ class FilesCorpus:
         return sorted(set(cuts) - {0, size})
 
     @property
-    def text_bytes(self) -> int | None:
-        """About the bytes of text in the corpus; None if only reading compressed files would tell."""
-        if all(format_of(file).plain for file in self.files):
-            return sum(map(size_of, self.files))
-        return None
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the contents of the files in order and the reading options; reads all."""
         hashes = [source.sha256 for source in self.sources()]

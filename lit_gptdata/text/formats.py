@@ -13,6 +13,7 @@ import contextlib
 import gzip
 import importlib
 import io
+import itertools
 import json
 import re
 import sys
@@ -206,7 +207,7 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Valid UTF-8 with universal newlines and the BOM kept, like `open(path, encoding="utf-8")`."""
     offset, rest, pending_cr = file.start, b"", b""
-    for chunk in _and_end(raw):
+    for chunk in itertools.chain(raw, [b""]):
         data = rest + chunk
         valid, used = _valid(data, errors, not chunk, file.path, offset)
         offset, rest = offset + used, data[used:]
@@ -219,11 +220,6 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
             valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if valid:
             yield valid
-
-
-def _and_end(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    yield from chunks
-    yield b""
 
 
 # .jsonl --------------------------------------------------------------------------------------------

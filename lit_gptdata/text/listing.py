@@ -3,8 +3,8 @@
 expand_path("books/*.txt")               ->  [Path("books/a.txt"), Path("books/b.txt"), …]
 expand_url("s3://bucket/books/**/*.txt")  ->  [RemoteFile, RemoteFile, …]
 
-fsspec's own glob and walk skip folders that cannot be listed, for example after a server error. The
-functions here retry such a folder or raise an error, so that no text is missing unnoticed.
+fsspec's own glob and walk skip folders that cannot be listed, for example after a server error. Here
+such a folder is listed again or raises an error, because a corpus must not lose text unnoticed.
 """
 
 from __future__ import annotations

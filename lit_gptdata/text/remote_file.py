@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gptdata._fsspec import RemoteError, RemoteNotFoundError, filesystem, redact, retry
-from lit_gptdata._io import sha256_file
+from lit_gptdata._io import sha256_stream
 
 FIRST_BYTES = 1 << 18
 """Bytes of the first request after a seek. Each request that continues it asks for twice as many."""
 
 MOST_BYTES = 1 << 23
-"""Bytes of the largest request. An open file holds up to this many, and prefetches the same number."""
+"""Bytes of the largest request. An open file holds one block of this size and prefetches another one."""
 
 THREADS = 16
 """Requests at the same time, where each one is short and waits for the network."""
@@ -220,14 +220,8 @@ def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawI
 
 def sha256_of(file: TextFile, on_bytes: Callable[[int], object] = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory; `on_bytes` gets the length of each read."""
-    if isinstance(file, Path):
-        return sha256_file(file, on_bytes)
-    digest = hashlib.sha256()
-    with file.open() as raw:
-        while data := raw.read(1 << 20):
-            digest.update(data)
-            on_bytes(len(data))
-    return digest.hexdigest()
+    with open_raw(file) as raw:
+        return sha256_stream(raw, on_bytes)
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T], n_threads: int = THREADS) -> list[R]:

@@ -91,7 +91,7 @@ def write_parts(corpus: Corpus, job: Job, runner: Runner) -> Shards:
     whole = job.destination.kept()
     job.destination.remove_all_but(whole)
     todo = {part: slices for part, slices in enumerate(parts) if part not in whole}
-    with progress_of("tokenising", corpus.text_bytes) as progress:
+    with progress_of("tokenising", _text_bytes(corpus)) as progress:
         for shards in whole.values():
             progress.add(counted(shards)[0])
         if todo:
@@ -120,6 +120,13 @@ def _documents(slices: list[FileSlice], reading: Reading) -> Iterator[Document]:
 
 
 # Progress ------------------------------------------------------------------------------------------
+
+
+def _text_bytes(corpus: FilesCorpus) -> int | None:
+    """About the bytes of text in the corpus; None if only reading compressed files would tell."""
+    if not all(format_of(file).plain for file in corpus.files):
+        return None
+    return sum(map(size_of, corpus.files))
 
 
 class _Progress:
