@@ -1,11 +1,11 @@
-"""A web server on loopback that can misbehave in every way a real one does.
+"""A web server on loopback with the faults of real ones.
 
     with FileServer(b"some text") as server:
         fetch(server.url, path)
-        assert [seen.headers["Range"] for seen in server.requests] == [None]
+        assert [request.headers["Range"] for request in server.requests] == [None]
 
-Attributes may be changed while it runs. `cuts` and `statuses` are used up, one for each request:
-`cuts=[100]` cuts the first body after 100 bytes, `statuses=itertools.repeat(500)` fails for ever.
+Its attributes may change while it runs. Each request takes one item of `cuts` and of `statuses`:
+`cuts=[100]` cuts the first body after 100 bytes, `statuses=itertools.repeat(500)` always fails.
 """
 
 from __future__ import annotations
@@ -21,22 +21,19 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TIMEOUT_S = 120.0  # for what a test waits for, on a loaded machine, before it fails
+TIMEOUT_S = 120.0  # before a test that waits fails, on a busy machine
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request: its path with the query, and its headers (absent: None)."""
+class Request:
+    """One request: its path with the query, and its headers; a missing header is None."""
 
     path: str
     headers: Message
 
 
 class FileServer:
-    """Serves `body` at every path, or, if it is a mapping, `body[path]` at these paths only.
-
-    Used as a context manager; `url` is the address of `/book.txt`, `address(path)` of any other.
-    """
+    """Serves `body` at every path, or `body[path]` if it is a mapping; a context manager."""
 
     def __init__(
         self,
@@ -45,15 +42,15 @@ class FileServer:
         content_type: str | None = "text/plain; charset=utf-8",
         etag: str | None = '"v1"',
         last_modified: str | None = None,
-        ranges: bool = True,  # False: every answer is a 200 with the whole
-        if_range: bool = True,  # False: a Range is answered whatever If-Range says
-        content_range: str | None = None,  # sent with a 206 instead of the right one
-        compress: bool = False,  # gzip, although nobody asked for it
+        ranges: bool = True,  # False: every answer is a 200 with the whole body
+        if_range: bool = True,  # False: a Range is answered without a look at If-Range
+        content_range: str | None = None,  # sent with a 206 instead of the correct one
+        compress: bool = False,  # gzip, although no client asked for it
         length: bool = True,  # False: chunked, without Content-Length
-        cuts: Iterable[int | None] = (),  # bytes after which a body ends; None: whole
-        statuses: Iterable[int] = (),  # answers instead of the body; 200: the body
-        headers: Mapping[str, str] | None = None,  # further ones, with every answer
-        before: Callable[[FileServer], object] | None = None,  # runs as each request comes in
+        cuts: Iterable[int | None] = (),  # bytes after which a body ends; None: the whole body
+        statuses: Iterable[int] = (),  # of the answers; the body comes with 200 only
+        headers: Mapping[str, str] | None = None,  # added to every answer
+        before: Callable[[FileServer], object] | None = None,  # called for each request
         hold_after: int | None = None,  # body bytes after which to wait for `release`
     ) -> None:
         self.body = body
@@ -71,12 +68,12 @@ class FileServer:
         self.before = before
         self.hold_after = hold_after
         self.release = threading.Event()
-        self.requests: list[Seen] = []
+        self.requests: list[Request] = []
 
     def __enter__(self) -> FileServer:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.files = self
-        # polled often: shutdown() waits for a poll, and there are hundreds of servers in a test run
+        # a short poll interval: shutdown() waits for a poll, and a test run starts hundreds of servers
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
         self._thread.start()
         return self
@@ -90,15 +87,16 @@ class FileServer:
 
     @property
     def url(self) -> str:
+        """The address of /book.txt."""
         return self.address("/book.txt")
 
     def address(self, path: str) -> str:
-        """`path` begins with a slash; a query string may follow."""
+        """The URL of a path, which starts with a slash and may have a query string."""
         return f"http://127.0.0.1:{self._server.server_port}{path}"
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # server_close() joins them: no thread outlives its test
+    daemon_threads = False  # server_close() joins them, so no thread outlives its test
     files: FileServer
 
     def __init__(self, *args: Any) -> None:
@@ -106,19 +104,19 @@ class _Server(ThreadingHTTPServer):
         self.connections: set[socket.socket] = set()
 
     def hang_up(self) -> None:
-        """End the connections that clients keep alive, which server_close() would wait for."""
+        """Close the connections that clients keep alive: server_close() would wait for them."""
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Quiet: a client that was killed or gave up is part of the test."""
+        """Print nothing: tests kill clients."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
-    disable_nagle_algorithm = True  # else a kept-alive connection waits 40 ms for each answer
+    disable_nagle_algorithm = True  # otherwise a kept-alive connection waits 40 ms per answer
     server: _Server
 
     def setup(self) -> None:
@@ -134,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         files = self.server.files
-        files.requests.append(Seen(self.path, self.headers))
+        files.requests.append(Request(self.path, self.headers))
         if files.before:
             files.before(files)
         status = next(files.statuses, 200)
@@ -170,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, headers, body, next(files.cuts, None), files.hold_after)
 
     def _first_byte(self, files: FileServer) -> int | None:
-        """Where an honoured Range begins; None: the whole is sent."""
+        """The first byte of a Range that is answered; None: the whole body is sent."""
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         wanted = self.headers.get("If-Range")
         fresh = wanted is None or wanted in (files.etag, files.last_modified)

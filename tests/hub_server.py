@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback with one dataset: as much of its API as reading files takes.
+"""A Hugging Face Hub on loopback with one dataset and the part of its API that reads files.
 
 with hub_server({"train/0.txt": b"some text"}) as hub:
     open_corpus("hf://datasets/me/books/train/")
@@ -21,7 +21,7 @@ DATASET = "me/books"
 
 
 class Hub(ThreadingHTTPServer):
-    """`files`: of the dataset; `token`: without which it is not there, None: it is public."""
+    """A server of a dataset's `files`; without its `token` (None: public) the dataset is not found."""
 
     daemon_threads = True
 
@@ -31,16 +31,16 @@ class Hub(ThreadingHTTPServer):
         self.token: str | None = None
         self.tokens_seen: set[str | None] = set()
         self.failures = 0
-        """Answers to come that are a 503."""
+        """The number of next answers that are a 503."""
 
     @property
     def environ(self) -> dict[str, str]:
-        """Variables that lead huggingface_hub here."""
+        """Environment variables that make huggingface_hub use this server."""
         address = f"http://127.0.0.1:{self.server_port}"
         return {"HF_ENDPOINT": address, "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def entries(self, below: str, recursive: bool) -> list[dict[str, Any]]:
-        """What a listing has of the files and folders below a folder."""
+        """A listing of the files and folders below a folder."""
         found = {}
         for name in self.files:
             if below and not name.startswith(f"{below}/"):
@@ -55,7 +55,7 @@ class Hub(ThreadingHTTPServer):
         return list(found.values())
 
     def entry(self, name: str) -> dict[str, Any]:
-        """A file, or else a folder."""
+        """A file, or a folder if no file has this name."""
         if name not in self.files:
             return {"type": "directory", "path": name, "oid": "1" * 40, "size": 0}
         content = self.files[name]
@@ -93,8 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             names = parse_qs(body.decode())["paths"]
             self.answer(200, json.dumps([hub.entry(name) for name in names]).encode())
         elif found := re.fullmatch(f"/datasets/{DATASET}/resolve/main/(.*)", path):
-            begin, end = map(int, re.findall("[0-9]+", self.headers["Range"]))
-            self.answer(206, hub.files[found[1]][begin : end + 1])
+            first, last = map(int, re.findall("[0-9]+", self.headers["Range"]))
+            self.answer(206, hub.files[found[1]][first : last + 1])
         else:
             self.answer(404)
 
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_server(files: Mapping[str, bytes]) -> Iterator[Hub]:
-    """A server; `hub.environ` leads huggingface_hub there, in a process that has not imported it."""
+    """A running server; a new process with `hub.environ` uses it."""
     with Hub(files) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.005,))
         thread.start()

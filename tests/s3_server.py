@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto's) that can fail in every way a real one does.
+"""An S3 server on loopback (moto) with the faults of real ones.
 
     with s3_server() as server:
         url = server.put("books/a.txt", b"some text")
@@ -6,7 +6,7 @@
         open_corpus(url)
         assert server.gets["a.txt"] == 1
 
-What fails, and what was counted, is so until `server.heal()`.
+`server.heal()` ends the faults and resets the counters.
 """
 
 from __future__ import annotations
@@ -26,55 +26,55 @@ import requests
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from lit_gptdata import _fsspec as _remote
+from lit_gptdata import _fsspec
 
 CODES = {403: "InvalidAccessKeyId", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
-PATIENCE_S = 60.0  # for what an answer waits for
+TIMEOUT_S = 60.0  # before a waiting answer fails
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """How an answer fails."""
+    """The fault of one answer."""
 
     status: int | None = None
-    """What is answered instead: 403, 404, 500 or 503."""
+    """The status of the answer: 403, 404, 500 or 503."""
 
     cut: int | None = None
-    """Bytes of the body after which the connection ends."""
+    """Bytes of the body before the connection breaks."""
 
     flip: bool = False
-    """The first byte of the body is another."""
+    """Whether the first byte of the body is changed."""
 
     wait: threading.Event | None = None
-    """What the answer waits for."""
+    """An event that the answer waits for."""
 
 
 def in_turn(faults: Mapping[str, Iterable[Fault | None]]) -> Callable[[str], Fault | None]:
-    """How the first GETs of objects fail, by the last part of their names; the rest do not."""
-    left = {name: iter(its_own) for name, its_own in faults.items()}
+    """Faults of the first GETs of objects, by the last part of their names; later GETs succeed."""
+    remaining = {name: iter(of_object) for name, of_object in faults.items()}
 
     def fault(seen: str) -> Fault | None:
         name = object_name(seen) if seen.startswith("GET") else ""
-        return next(left.get(name, iter(())), None)
+        return next(remaining.get(name, iter(())), None)
 
     return fault
 
 
 def object_name(seen: str) -> str:
-    """The last part of an object's name, "" where a request is about a bucket."""
+    """The last part of an object's name, or "" for a request about a bucket."""
     key = seen.split()[1].partition("?")[0].lstrip("/").partition("/")[2]
     return key.rpartition("/")[2]
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """A server that s3fs is led to, in child processes too; a second attempt costs hardly any time."""
+    """A server that s3fs uses, also in child processes; retries wait for 10 ms only."""
     with S3Server() as server, pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
             patch.delenv(name, raising=False)
         for name, value in {**server.environ, "NO_PROXY": "127.0.0.1"}.items():
             patch.setenv(name, value)
-        patch.setattr(_remote, "BACKOFF_S", 0.01)
+        patch.setattr(_fsspec, "BACKOFF_S", 0.01)
         patch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
         forget_clients()
         yield server
@@ -82,12 +82,12 @@ def s3_server() -> Iterator[S3Server]:
 
 
 def forget_clients() -> None:
-    """Let the next s3fs look at the environment anew."""
+    """Make the next s3fs read the environment again."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 class S3Server:
-    """A fresh bucket on a server of its own; a context manager."""
+    """A new server with one new bucket; a context manager."""
 
     def __init__(self) -> None:
         self.bucket = f"bucket-{uuid4().hex[:8]}"
@@ -98,25 +98,25 @@ class S3Server:
         """GETs of objects, by the last part of their names."""
 
         self.puts: Counter[str] = Counter()
-        """The same for PUTs, or parts of one."""
+        """PUTs of objects or of parts of an object, in the same way."""
 
         self._lock = threading.Lock()
         self.heal()
 
     def heal(self) -> None:
-        """From now on nothing fails; forget what was asked."""
+        """End all faults and reset the counters."""
         self.fault: Callable[[str], Fault | None] = lambda seen: None
-        """How the answer to one of `requests` fails, None: not at all."""
+        """The fault of the answer to one of `requests`, or None."""
 
         self.put_fault: Callable[[str], Fault | None] = lambda seen: None
-        """The same for PUTs, by the status alone."""
+        """The same for PUTs; only the status is used."""
 
         self.forget()
 
     def forget(self) -> None:
-        """Forget what was asked."""
-        for kept in (self.requests, self.gets, self.puts):
-            kept.clear()
+        """Reset the counters."""
+        for counter in (self.requests, self.gets, self.puts):
+            counter.clear()
 
     def __enter__(self) -> S3Server:
         app = DomainDispatcherApplication(create_backend_app)
@@ -135,17 +135,17 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """The server's own address, http://…"""
+        """The server's address, http://…"""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def url(self) -> str:
-        """The bucket's address, s3://…"""
+        """The bucket's URL, s3://…"""
         return f"s3://{self.bucket}"
 
     @property
     def environ(self) -> dict[str, str]:
-        """Variables that lead botocore here, and away from its own, slow, second attempts."""
+        """Environment variables that make botocore use this server, without its own slow retries."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "key",
@@ -171,7 +171,7 @@ class S3Server:
         requests.request(method, address, data=body, headers=headers, timeout=60).raise_for_status()
 
     def note(self, seen: str) -> None:
-        """Keep what a request is."""
+        """Count a request."""
         method, name = seen.split()[0], object_name(seen)
         with self._lock:
             if method in ("GET", "HEAD"):
@@ -181,13 +181,13 @@ class S3Server:
             if name and method == "PUT":
                 self.puts[name] += 1
 
-    def asked(self, what: str) -> list[str]:
-        """The requests that hold `what`."""
-        return [request for request in self.requests if what in request]
+    def asked(self, text: str) -> list[str]:
+        """The requests that contain `text`."""
+        return [request for request in self.requests if text in request]
 
 
 class _Faulty:
-    """WSGI around moto's own: it fails where it was told to."""
+    """A WSGI application around moto's that adds the faults."""
 
     def __init__(self, server: S3Server, app: Any) -> None:
         self.server, self.app = server, app
@@ -201,12 +201,12 @@ class _Faulty:
             return self.app(environ, start_response)
         fault = (server.put_fault if method == "PUT" else server.fault)(seen) or Fault()
         if fault.wait is not None:
-            assert fault.wait.wait(PATIENCE_S)
+            assert fault.wait.wait(TIMEOUT_S)
         if fault.status is not None:
-            code, says = CODES[fault.status], HTTPStatus(fault.status).phrase
-            error = f"<Error><Code>{code}</Code><Message>{says}</Message></Error>"
+            code, message = CODES[fault.status], HTTPStatus(fault.status).phrase
+            error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
             body = [error.encode()] if method != "HEAD" else []
-            if method == "PUT":  # else the client sees its connection broken
+            if method == "PUT":  # otherwise the client sees a broken connection
                 environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             length = str(sum(map(len, body)))
             headers = [("Content-Type", "text/xml"), ("Content-Length", length)]
@@ -214,8 +214,8 @@ class _Faulty:
             return body
         answer = self.app(environ, start_response)
         if fault.flip:
-            whole = b"".join(answer)
-            answer = [bytes([whole[0] ^ 1]) + whole[1:]]
+            body = b"".join(answer)
+            answer = [bytes([body[0] ^ 1]) + body[1:]]
         return answer if fault.cut is None else _cut(answer, fault.cut)
 
 
@@ -225,7 +225,7 @@ def _cut(answer: Iterable[bytes], cut: int) -> Iterator[bytes]:
 
 
 class _Quiet(WSGIRequestHandler):
-    """One connection a request, and no log."""
+    """One connection per request, without a log."""
 
     def log(self, type: str, message: str, *args: object) -> None:
         pass

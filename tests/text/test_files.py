@@ -1,3 +1,5 @@
+"""Paths, folders, globs, names and lists become a corpus; text is read like `open` reads it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -59,7 +61,7 @@ def test_a_tilde_is_home(tmp_path, monkeypatch):
     ).map("".join),
     chunk=st.integers(1, 9),
 )
-def test_reading_in_chunks_equals_open(tmp_path_factory, data, chunk):
+def test_text_is_read_as_open_reads_it_for_any_chunk_size(tmp_path_factory, data, chunk):
     path = tmp_path_factory.mktemp("t") / "x.txt"
     path.write_bytes(data.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +72,7 @@ def test_reading_in_chunks_equals_open(tmp_path_factory, data, chunk):
 
 
 @given(data=st.binary(max_size=40), chunk=st.integers(1, 9))
-def test_invalid_bytes_are_replaced_as_open_does(tmp_path_factory, data, chunk):
+def test_invalid_bytes_are_replaced_as_open_replaces_them(tmp_path_factory, data, chunk):
     path = tmp_path_factory.mktemp("t") / "x.txt"
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +101,7 @@ def test_a_file_that_ends_inside_a_character_is_invalid(tmp_path):
         read_text(path, "strict")
 
 
-def test_a_glob_without_match_names_the_folder(tmp_path):
+def test_a_glob_without_matches_names_the_folder(tmp_path):
     write(tmp_path, a="A")
     with pytest.raises(FileNotFoundError) as caught:
         FilesCorpus(f"{tmp_path}/*.text")
@@ -114,7 +116,7 @@ def test_a_folder_without_text_names_itself(tmp_path):
         FilesCorpus(tmp_path)
 
 
-def test_a_missing_file_says_what_can_be_given(tmp_path):
+def test_a_missing_file_lists_what_a_corpus_may_be(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: book.txt .*'sample'"):
         FilesCorpus("book.txt")
 
@@ -131,7 +133,7 @@ def test_an_empty_list_is_refused():
 
 
 @pytest.mark.parametrize("corpus", ["", ["a.txt", ""]])
-def test_an_empty_name_is_not_this_folder(corpus):
+def test_an_empty_name_is_not_the_current_folder(corpus):
     Path("a.txt").write_text("some text")
     with pytest.raises(
         ValueError, match=r"empty string: name a file, a folder \('\.' is the current one\)"
@@ -146,7 +148,7 @@ def test_an_unknown_error_policy_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("corpus", [5, None, ["a.txt", 5], b"a.txt"])
-def test_what_names_no_text_is_refused(corpus):
+def test_an_object_that_names_no_text_is_refused(corpus):
     with pytest.raises(
         TypeError, match=r"expected the name of a text, got .*\. Give 'sample', one of .* a URL, a path"
     ):
@@ -163,17 +165,17 @@ def test_the_sample_is_the_language_reference():
     assert corpus.fingerprint == SampleCorpus().fingerprint
 
 
-def test_a_url_not_downloaded_yet_says_so(tmp_path):
+def test_a_url_that_is_not_downloaded_yet_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not downloaded yet: .* Call prepare_data\(\) first"):
         open_corpus("frankenstein", downloads=tmp_path, download=False)
 
 
-def test_a_scheme_that_cannot_be_fetched_is_refused(tmp_path):
+def test_an_unknown_scheme_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"unknown scheme 'gopher'; fsspec knows .*s3"):
         open_corpus("gopher://example.org/book.txt", downloads=tmp_path)
 
 
-def test_download_names_are_readable_and_tell_urls_apart(tmp_path):
+def test_download_names_are_readable_and_unique(tmp_path):
     one = download_path("https://example.org/84/pg84.txt?a=1", tmp_path)
     two = download_path("https://example.org/84/pg84.txt?a=2", tmp_path)
     assert one != two
@@ -183,7 +185,7 @@ def test_download_names_are_readable_and_tell_urls_apart(tmp_path):
     assert "/" not in download_path("https://example.org/a%2F..%2Fb", tmp_path).name
 
 
-def test_gutenbergs_markers():
+def test_strip_gutenberg_keeps_the_text_between_the_markers():
     marker = "*** {} OF THE PROJECT GUTENBERG EBOOK X ***"
     book = f"licence\n{marker.format('START')}\n\n\nText\n\n{marker.format('END')}\nmore"
     assert strip_gutenberg(book, "x.txt") == "Text\n"

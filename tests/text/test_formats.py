@@ -1,8 +1,9 @@
-"""Files that hold text in every shape that users have, and in those that would break the reader."""
+"""Files in every format, valid or not, are read as documents or refused with a clear error."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import resource
@@ -45,7 +46,7 @@ def zstd_frame(data: bytes, **parameters: int) -> bytes:
 
 
 def pack(path: Path, data: bytes) -> Path:
-    """Write `data` as the path's name says: plain, .gz or .zst."""
+    """Write `data`, compressed if the path ends in .gz or .zst."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
         data = gzip.compress(data, 1)
@@ -88,17 +89,17 @@ def test_a_file_name_tells_the_format(name, expected):
     assert (found.name, found.cut, found.plain) == expected
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
-def test_txt_and_jsonl_are_read_plain_or_packed(tmp_path, packing):
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_txt_and_jsonl_may_be_compressed(tmp_path, suffix):
     text = "caf\u00e9 \U0001f642\r\nnext\rlast"
-    assert texts(pack(tmp_path / f"a.txt{packing}", text.encode())) == [
+    assert texts(pack(tmp_path / f"a.txt{suffix}", text.encode())) == [
         text.replace("\r\n", "\n").replace("\r", "\n")
     ]
     # inside a JSON string \r\n is text like any other
-    assert texts(pack(tmp_path / f"a.jsonl{packing}", lines(text, "two"))) == [text, "two"]
+    assert texts(pack(tmp_path / f"a.jsonl{suffix}", lines(text, "two"))) == [text, "two"]
 
 
-def test_a_folder_mixes_formats_in_the_order_of_paths(tmp_path):
+def test_a_folder_of_mixed_formats_is_read_in_the_order_of_paths(tmp_path):
     pack(tmp_path / "b.jsonl.gz", lines("b1", "b2"))
     pack(tmp_path / "c.txt.zst", b"c")
     pack(tmp_path / "sub" / "e.jsonl", lines("e"))
@@ -112,7 +113,7 @@ def test_a_folder_mixes_formats_in_the_order_of_paths(tmp_path):
     assert [path.name for path in some.files] == ["b.jsonl.gz", "d.parquet"]
 
 
-def test_a_file_name_of_any_bytes_can_be_noted_down(tmp_path):
+def test_a_file_name_of_any_bytes_becomes_valid_json(tmp_path):
     path = tmp_path / "caf\udce9.txt"
     path.write_text("text")
     corpus = FilesCorpus(tmp_path)
@@ -126,7 +127,7 @@ def test_a_file_name_of_any_bytes_can_be_noted_down(tmp_path):
 # jsonl ---------------------------------------------------------------------------------------------
 
 
-def test_a_jsonl_is_read_as_users_expect(tmp_path):
+def test_every_line_of_a_jsonl_with_a_text_is_a_document(tmp_path):
     rows = [
         b'\xef\xbb\xbf{"text": "after a BOM"}\r\n',  # as Windows tools write
         b" \t\r\n\n",
@@ -165,13 +166,13 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
         (b'{"text": "\\ud800"}', r" holds a lone surrogate '\\ud800': fix the file, or set"),
     ],
 )  # fmt: skip
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_an_invalid_line_is_named(tmp_path, line, message):
     path = pack(tmp_path / "a.jsonl", b'{"text": "ok"}\n\n' + line + b"\n" + lines("after"))
     with pytest.raises(ValueError, match=f"{path}: line at byte 16{message}"):
         texts(path)
 
 
-def test_what_is_invalid_is_replaced_as_tiktoken_replaces(tmp_path):
+def test_invalid_characters_are_replaced_as_tiktoken_replaces_them(tmp_path):
     line = b'{"text": "\\ud800a\\udc00\\ud83d\\ude42 caf\xe9"}\n'
     path = pack(tmp_path / "a.jsonl", line)
     assert texts(path, encoding_errors="replace") == ["\ufffda\ufffd\U0001f642 caf\ufffd"]
@@ -200,7 +201,7 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(tmp_path, monkeypatch)
     chunk=st.integers(1, 40),
     escape=st.booleans(),
 )
-def test_jsonl_comes_back_whatever_the_chunks(tmp_path_factory, values, ends, chunk, escape):
+def test_a_jsonl_is_read_alike_for_any_chunk_size(tmp_path_factory, values, ends, chunk, escape):
     path = tmp_path_factory.mktemp("j") / "a.jsonl"
     path.write_bytes(
         "".join(json.dumps({"text": v}, ensure_ascii=escape) + ends for v in values).encode()
@@ -227,7 +228,7 @@ def test_parquet_rows_are_documents(tmp_path, monkeypatch):
     assert texts(write_parquet(tmp_path / "b.parquet", {"text": arrow.array([], arrow.string())})) == []
 
 
-def test_parquet_says_what_it_holds_instead(tmp_path):
+def test_a_parquet_without_a_valid_text_column_is_refused(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     path = write_parquet(tmp_path / "a.parquet", {"body": ["a"], "id": [1], "raw": [b"a"]})
     message = (
@@ -247,7 +248,7 @@ def test_parquet_says_what_it_holds_instead(tmp_path):
     assert texts(path, encoding_errors="replace") == ["fine", "caf\ufffd"]
 
 
-def test_what_is_no_parquet_or_broken_is_named(tmp_path):
+def test_an_invalid_or_broken_parquet_is_named(tmp_path):
     rows = [f"{i * 7919 % 100_003:x}" * 40 for i in range(2000)]
     path = write_parquet(
         tmp_path / "a.parquet", {"text": rows}, compression="zstd", use_dictionary=False
@@ -263,9 +264,9 @@ def test_what_is_no_parquet_or_broken_is_named(tmp_path):
         texts(path)
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_packed_parquet_is_refused(tmp_path, packing):
-    path = pack(tmp_path / f"a.parquet{packing}", b"x")
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_parquet_is_refused(tmp_path, suffix):
+    path = pack(tmp_path / f"a.parquet{suffix}", b"x")
     with pytest.raises(ValueError, match=rf"{path}: parquet files are compressed inside; unpack it"):
         texts(path)
 
@@ -273,10 +274,11 @@ def test_a_packed_parquet_is_refused(tmp_path, packing):
 # Archives ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_a_broken_or_short_archive_is_named_wherever_it_is_cut(tmp_path, packing):
-    content = b"".join(b"%x " % (i * i * 7919) for i in range(60_000))  # hardly packs: several blocks
-    path = pack(tmp_path / f"a.txt{packing}", content)
+def test_a_broken_or_short_gzip_is_named_wherever_it_is_cut(tmp_path):
+    content = b"".join(
+        b"%x " % (i * i * 7919) for i in range(60_000)
+    )  # hard to compress: several blocks
+    path = pack(tmp_path / "a.txt.gz", content)
     whole = path.read_bytes()
     message = (
         rf"{path} is broken or cut short \(.*\): fetch it again, or test it with gzip -t or zstd -t"
@@ -290,7 +292,7 @@ def test_a_broken_or_short_archive_is_named_wherever_it_is_cut(tmp_path, packing
         path.write_bytes(bad)
         with pytest.raises(OSError, match=message):
             texts(path)
-    path.write_bytes(whole + whole)  # gzip members, zstd frames, one after the other
+    path.write_bytes(whole + whole)  # two gzip members
     assert texts(path) == [(content * 2).decode()]
 
 
@@ -331,9 +333,9 @@ def test_a_zst_cut_inside_a_frame_is_broken(tmp_path, monkeypatch, place):
             read(data)
 
 
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
-def test_invalid_utf8_in_an_archive_is_named_by_its_place_in_the_text(tmp_path, packing):
-    path = pack(tmp_path / f"a.txt{packing}", b"x" * 3_000_000 + b"\xe9")
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_invalid_utf8_in_an_archive_is_named_by_its_offset_in_the_text(tmp_path, suffix):
+    path = pack(tmp_path / f"a.txt{suffix}", b"x" * 3_000_000 + b"\xe9")
     with pytest.raises(UnicodeError, match=rf"{path} is not valid UTF-8: byte 0xe9 at offset 3000000"):
         texts(path)
     assert texts(path, encoding_errors="replace")[0].endswith("x\ufffd")
@@ -347,7 +349,9 @@ def test_invalid_utf8_in_an_archive_is_named_by_its_place_in_the_text(tmp_path, 
         ("a.jsonl.zst", "backports.zstd", "zstd"),
     ],
 )
-def test_a_missing_package_answers_with_the_pip_line(tmp_path, monkeypatch, name, module_name, extra):
+def test_a_missing_package_is_named_with_its_pip_command(
+    tmp_path, monkeypatch, name, module_name, extra
+):
     monkeypatch.setitem(sys.modules, module_name, None)
     path = tmp_path / name
     path.write_bytes(b"x")
@@ -356,7 +360,7 @@ def test_a_missing_package_answers_with_the_pip_line(tmp_path, monkeypatch, name
     assert str(caught.value) == f"{path} needs {module_name}: pip install 'lit-gptdata[{extra}]'"
 
 
-# Parts ---------------------------------------------------------------------------------------------
+# Work units ----------------------------------------------------------------------------------------
 
 ATOMS = [
     "a",
@@ -375,11 +379,11 @@ ATOMS = [
 ]
 
 
-def joined(corpus: FilesCorpus, part_bytes: int, find_cut) -> list[str]:
-    """The documents of all parts, their pieces put together again."""
+def joined(corpus: FilesCorpus, unit_bytes: int, find_cut) -> list[str]:
+    """The documents of all work units, their slices joined."""
     found: list[str] = []
-    for piece in (piece for part in corpus.work_units(part_bytes, find_cut) for piece in part):
-        for document in read_documents(piece, corpus.reading):
+    for file in itertools.chain.from_iterable(corpus.work_units(unit_bytes, find_cut)):
+        for document in read_documents(file, corpus.reading):
             if not document.continues:
                 found.append("")
             found[-1] += b"".join(document.chunks).decode()
@@ -389,23 +393,23 @@ def joined(corpus: FilesCorpus, part_bytes: int, find_cut) -> list[str]:
 @given(
     text=st.lists(st.sampled_from(ATOMS), min_size=1, max_size=40).map("".join), size=st.integers(1, 60)
 )
-def test_the_parts_of_a_text_joined_are_the_text(tmp_path_factory, text, size):
+def test_the_work_units_of_a_text_join_to_the_text(tmp_path_factory, text, size):
     path = tmp_path_factory.mktemp("p") / "a.txt"
     data = text.encode()
     path.write_bytes(data)
     corpus = FilesCorpus(path)
-    parts = corpus.work_units(size, RULE.first_cut)
-    assert parts == corpus.work_units(size, RULE.first_cut)
-    pieces = [piece for part in parts for piece in part]
-    for piece in pieces[1:]:
-        assert data[piece.start - 1 : piece.start + 1] != b"\r\n"
-        data[: piece.start].decode()  # not inside a character
+    units = corpus.work_units(size, RULE.first_cut)
+    assert units == corpus.work_units(size, RULE.first_cut)
+    slices = [file for unit in units for file in unit]
+    for file in slices[1:]:
+        assert data[file.start - 1 : file.start + 1] != b"\r\n"
+        data[: file.start].decode()  # not inside a character
     assert joined(corpus, size, RULE.first_cut) == texts(path)
     assert joined(corpus, size, None) == texts(path)
 
 
 @given(data=st.binary(min_size=1, max_size=60), size=st.integers(1, 20))
-def test_the_parts_of_invalid_text_joined_are_the_text_replaced(tmp_path_factory, data, size):
+def test_the_work_units_of_invalid_text_join_to_the_replaced_text(tmp_path_factory, data, size):
     path = tmp_path_factory.mktemp("p") / "a.txt"
     path.write_bytes(data)
     corpus = FilesCorpus(path, Reading(encoding_errors="replace"))
@@ -417,7 +421,7 @@ def test_the_parts_of_invalid_text_joined_are_the_text_replaced(tmp_path_factory
     size=st.integers(1, 90),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_the_parts_of_a_jsonl_hold_its_lines(tmp_path_factory, values, size, end):
+def test_the_work_units_of_a_jsonl_hold_its_lines(tmp_path_factory, values, size, end):
     path = tmp_path_factory.mktemp("p") / "a.jsonl"
     path.write_text(end.join(json.dumps({"text": v}, ensure_ascii=False) for v in values), newline="")
     corpus = FilesCorpus(path)
@@ -425,29 +429,29 @@ def test_the_parts_of_a_jsonl_hold_its_lines(tmp_path_factory, values, size, end
     assert joined(corpus, size, RULE.first_cut) == values
 
 
-def test_parts_are_about_as_large_as_asked(tmp_path):
+def test_work_units_have_about_the_requested_size(tmp_path):
     (tmp_path / "a.txt").write_text("some words " * 50_000)
     (tmp_path / "b.txt").write_text("x" * 300_000)  # nowhere to cut
     for name in "cdefgh":
         (tmp_path / f"{name}.txt").write_text("short " * 2000)
-    pack(tmp_path / "i.txt.gz", b"one packed file is one part " * 9)
-    parts = FilesCorpus(tmp_path).work_units(100_000, RULE.first_cut)
-    sizes = [sum((p.stop or p.path.stat().st_size) - p.start for p in part) for part in parts]
+    pack(tmp_path / "i.txt.gz", b"one compressed file is one unit " * 9)
+    units = FilesCorpus(tmp_path).work_units(100_000, RULE.first_cut)
+    sizes = [sum((p.stop or p.path.stat().st_size) - p.start for p in unit) for unit in units]
     assert max(sizes) == 300_000
     assert [size for size in sizes if size > 100_100] == [300_000]
     assert sum(sizes) == sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert len(parts) <= 6 + 1 + 2
+    assert len(units) <= 6 + 1 + 2
 
 
 @pytest.mark.parametrize("tail", range(8))
 def test_a_cut_across_two_reads_is_found(tmp_path, tail):
-    """The only place to cut is an ideographic full stop about the end of the first 64 KiB read."""
-    at = 80_000 - 4 + 65_536 - tail  # the search begins in the middle, 4 bytes early
+    """The only cut is after an ideographic full stop near the end of the first 64 KiB read."""
+    at = 80_000 - 4 + 65_536 - tail  # the search starts 4 bytes before the middle
     data = b"x" * (at - 3) + "\u8a9e\u3002".encode() + b"x" * (160_000 - at - 3)
     path = tmp_path / "a.txt"
     path.write_bytes(data)
-    parts = FilesCorpus(path).work_units(len(data) // 2 + 1, RULE.first_cut)
-    assert [piece.start for part in parts for piece in part] == [0, at]
+    units = FilesCorpus(path).work_units(len(data) // 2 + 1, RULE.first_cut)
+    assert [file.start for unit in units for file in unit] == [0, at]
 
 
 # Bombs ---------------------------------------------------------------------------------------------
@@ -472,7 +476,7 @@ except ValueError as error:
 
 
 def bomb(path: Path, head: bytes, fill: bytes, n_bytes: int) -> Path:
-    """A packed file of `head` and `n_bytes` times the same byte, written without holding it."""
+    """A compressed file of `head` and `n_bytes` equal bytes, written in constant memory."""
     block = fill * (1 << 20)
     is_gzip = path.suffix == ".gz"
     with gzip.open(path, "wb", 1) if is_gzip else zstd().ZstdFile(path, "wb", level=1) as file:
@@ -482,8 +486,8 @@ def bomb(path: Path, head: bytes, fill: bytes, n_bytes: int) -> Path:
     return path
 
 
-def explode(path: Path, root: Path) -> tuple[int, str]:
-    """The megabytes that a build takes on top of its imports, and the error it ends with."""
+def build(path: Path, root: Path) -> tuple[int, str]:
+    """(megabytes that a build needs in addition to its imports, its error)."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BOMB, path, root],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
@@ -495,9 +499,9 @@ def explode(path: Path, root: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
-def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name):
+def test_a_decompression_bomb_is_refused_in_bounded_memory(tmp_path, name):
     path = bomb(tmp_path / name, b"", b"\0", 20 << 20)
-    megabytes, message = explode(path, tmp_path / "tokens")
+    megabytes, message = build(path, tmp_path / "tokens")
     assert message.startswith(
         f"{path}: the document is longer than max_document_bytes=1,000,000: leave it out"
     )
@@ -506,9 +510,9 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
-def test_a_large_bomb_takes_no_more(tmp_path, name):
+def test_a_large_bomb_needs_no_more_memory(tmp_path, name):
     path = bomb(tmp_path / name, b"", b"\0", 1 << 30)
-    megabytes, message = explode(path, tmp_path / "tokens")
+    megabytes, message = build(path, tmp_path / "tokens")
     assert f"{path}: the document is longer than max_document_bytes=1,000,000" in message
     assert megabytes < 12
 
@@ -517,7 +521,7 @@ def test_a_large_bomb_takes_no_more(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_an_endless_line_is_refused(tmp_path, name):
     path = bomb(tmp_path / name, b'{"text": "', b"x", 1 << 30)
-    megabytes, message = explode(path, tmp_path / "tokens")
+    megabytes, message = build(path, tmp_path / "tokens")
     assert f"{path}: the line at byte 0 is longer than 268,435,456 bytes" in message
     assert megabytes < 400
 
@@ -526,7 +530,7 @@ def test_an_endless_line_is_refused(tmp_path, name):
 def test_a_parquet_that_repeats_a_long_text_is_refused(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"text": ["x" * 1_000_001] * 1000})
     assert path.stat().st_size < 100_000
-    megabytes, message = explode(path, tmp_path / "tokens")
+    megabytes, message = build(path, tmp_path / "tokens")
     assert message.startswith(f"{path}: row 0: the document is longer than max_document_bytes=1,000,000")
     assert megabytes < 350  # pyarrow and a batch of rows
 

@@ -1,4 +1,4 @@
-"""hf:// from a Hub on loopback, through huggingface_hub: the tokens as on disk, or a clear error."""
+"""hf:// URLs, read from a Hub on loopback, give the same tokens as on disk, or a clear error."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(folder) -> Iterator[Hub]:
-    """Where the dataset is."""
+    """A server of the dataset."""
     names = [path for path in folder.rglob("*") if path.is_file()]
     with hub_server({str(path.relative_to(folder)): path.read_bytes() for path in names}) as running:
         yield running
 
 
-# Builds a store of each corpus and prints where it is, or why there is none.
+# Builds a store of each corpus and prints its path or the error.
 PREPARE = """
 import sys
 from pathlib import Path
@@ -66,7 +66,7 @@ for corpus in sys.argv[1:]:
 
 
 def prepare(hub: Hub, *corpora: str, **environ: str) -> list[str]:
-    """A line for each corpus."""
+    """Run PREPARE; returns one line per corpus."""
     done = subprocess.run(
         [sys.executable, "-c", PREPARE, *corpora],
         env=os.environ | hub.environ | {"PYTHONPATH": str(ROOT)} | environ,
@@ -76,7 +76,7 @@ def prepare(hub: Hub, *corpora: str, **environ: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_dataset_gives_the_local_store(hub, folder, tmp_path):
+def test_a_dataset_gives_the_same_store_as_on_disk(hub, folder, tmp_path):
     names = ["", "/train/*.parquet", "/**/*.parquet", "/test/", "/test/more/a.txt"]
     for name, printed in zip(names, prepare(hub, *(URL + name for name in names)), strict=True):
         corpus = FilesCorpus(f"{folder}{name}")
@@ -89,7 +89,7 @@ def test_a_dataset_gives_the_local_store(hub, folder, tmp_path):
     ]
 
 
-def test_a_private_dataset_wants_a_token_which_is_kept_nowhere(hub):
+def test_a_private_dataset_needs_a_token_that_is_not_stored(hub):
     hub.token = "hf_a_secret"
     (refused,) = prepare(hub, f"{URL}/train/0.parquet")
     assert f"{URL}/train/0.parquet does not exist" in refused
@@ -101,14 +101,14 @@ def test_a_private_dataset_wants_a_token_which_is_kept_nowhere(hub):
     assert not any(hub.token.encode() in content for content in kept)
 
 
-def test_failures_that_pass_cost_nothing_but_time(hub):
+def test_transient_failures_are_retried(hub):
     hub.failures = 2
     (printed,) = prepare(hub, f"{URL}/train/")
     assert hub.failures == 0
     TokenStore(printed).verify()
 
 
-def test_what_is_not_there_is_named(hub):
+def test_a_missing_file_or_dataset_is_named(hub):
     names = ["/nothing.txt", "/train/*.txt", "-of-others/a.txt"]
     for name, printed in zip(names, prepare(hub, *(URL + name for name in names)), strict=True):
         assert printed.startswith(("RemoteNotFoundError ", "FileNotFoundError "))

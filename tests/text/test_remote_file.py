@@ -1,4 +1,4 @@
-"""Text on a real S3 server on loopback: the same tokens as on disk, or a clear error."""
+"""Text on an S3 server on loopback gives the same tokens as on disk, or a clear error."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ WORDS = [
 
 @pytest.fixture
 def _new_client():
-    """For a test that sets other variables."""
+    """For a test that sets other environment variables."""
     forget_clients()
     yield
     forget_clients()
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    """Parts and shards of 100 kB."""
+def small_units(monkeypatch):
+    """Work units and shards of 100 kB."""
     monkeypatch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=100_000))
 
 
 @pytest.fixture
 def folder(request):
-    """A name for a test's own objects."""
+    """A folder name that only this test uses."""
     return request.node.name.translate(str.maketrans("", "", "[]*/. "))
 
 
 def prose(n_bytes: int, seed: int = 0) -> str:
-    """Words in an order that hardly repeats."""
+    """Words in an order that rarely repeats."""
     text, state = [], seed + 1
     for _ in range(n_bytes // 4):
         state = state * 1103515245 + 12345 & 0x7FFFFFFF
@@ -94,7 +94,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def upload(s3: S3Server, source: Path, folder: str) -> str:
-    """Every file of a folder on disk, as objects; returns the URL of theirs."""
+    """Upload every file of a folder on disk; returns the URL of the folder."""
     for path in source.rglob("*"):
         if path.is_file():
             s3.put(f"{folder}/{path.relative_to(source).as_posix()}", path.read_bytes())
@@ -119,7 +119,7 @@ def one_of_every_format(folder: Path) -> Path:
     pack(folder / "b.jsonl.gz", lines(prose(500, 2), "caf\u00e9", prose(5000, 3)))
     pack(folder / "c.txt.zst", prose(900_000, 4).encode())
     pack(folder / "sub" / "e.jsonl", lines("one", "", prose(400, 5)))
-    pack(folder / "sub.txt", b"comes after sub/, as paths do")
+    pack(folder / "sub.txt", b"sorts after sub/, as paths do")
     pack(folder / "f.txt.gz", prose(2000, 6).encode())
     pack(folder / "g.jsonl.zst", lines(*(prose(300, seed) for seed in range(50))))
     pack(folder / "notes.md", b"not searched for")
@@ -131,34 +131,34 @@ def one_of_every_format(folder: Path) -> Path:
 # The same tokens -----------------------------------------------------------------------------------
 
 
-def test_every_format_gives_the_local_store_bit_for_bit(s3, tmp_path, folder):
+def test_every_format_gives_the_same_store_as_on_disk(s3, tmp_path, folder):
     texts = one_of_every_format(tmp_path / "texts")
     url = upload(s3, texts, folder)
-    here = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "here")
-    there = prepare_store(open_corpus(url), GPT2, tmp_path / "there")
-    assert there.fingerprint == here.fingerprint
-    assert bytes_of(there) == bytes_of(here)
-    names = [source.path.removeprefix(url) for source in there.manifest.sources]
+    local = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "local")
+    from_url = prepare_store(open_corpus(url), GPT2, tmp_path / "url")
+    assert from_url.fingerprint == local.fingerprint
+    assert bytes_of(from_url) == bytes_of(local)
+    names = [source.path.removeprefix(url) for source in from_url.manifest.sources]
     assert names == [str(path.relative_to(texts)) for path in FilesCorpus(texts).files]
     assert FilesCorpus(url).fingerprint == FilesCorpus(texts).fingerprint
     # where the store of the same text is already, nothing is tokenised again
-    assert prepare_store(open_corpus(url), GPT2, tmp_path / "here").path == here.path
+    assert prepare_store(open_corpus(url), GPT2, tmp_path / "local").path == local.path
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_large_object_is_read_in_parts(s3, tmp_path, folder, small_parts, workers):
+def test_a_large_object_is_read_in_work_units(s3, tmp_path, folder, small_units, workers):
     texts = tmp_path / "texts"
     write(texts / "a.txt", prose(800_000).encode())
     write(texts / "b.jsonl", lines(*(prose(4000, seed) for seed in range(120))))
     url = upload(s3, texts, folder)
-    here = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "here")
-    there = prepare_store(open_corpus(url), GPT2, tmp_path / "there", BuildOptions(workers=workers))
-    assert len(there.shards) > 10
-    assert bytes_of(there) == bytes_of(here)
-    assert there.fingerprint == here.fingerprint
+    local = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "local")
+    from_url = prepare_store(open_corpus(url), GPT2, tmp_path / "url", BuildOptions(workers=workers))
+    assert len(from_url.shards) > 10
+    assert bytes_of(from_url) == bytes_of(local)
+    assert from_url.fingerprint == local.fingerprint
 
 
-def test_a_part_fetches_its_own_bytes_and_no_others(s3, tmp_path, folder, monkeypatch):
+def test_a_slice_fetches_only_its_own_bytes(s3, tmp_path, folder, monkeypatch):
     url = s3.put(f"{folder}/a.jsonl", lines(*(prose(4000, seed) for seed in range(120))))
     corpus = FilesCorpus(url)
     part = corpus.work_units(100_000, None)[2][0]
@@ -199,18 +199,18 @@ def trees(s3_running, tmp_path_factory):
     ["", "/", "/*.txt", "/**/*.txt", "/*/*.txt", "/a/**", "/**/b/*", "/*/.*", "/x?.txt*", "/x[12]*",
      "/x[1].txt", "/a*/*", "/a/n.md", "/a", "/*/b/d.txt", "/.h/*"],
 )  # fmt: skip
-def test_a_url_names_what_a_path_names(s3, trees, scheme, pattern):
-    here = FilesCorpus(trees["disk"] + pattern).files
-    there = FilesCorpus(trees[scheme] + pattern).files
+def test_a_url_names_the_same_files_as_a_path(s3, trees, scheme, pattern):
+    local = FilesCorpus(trees["disk"] + pattern).files
+    from_url = FilesCorpus(trees[scheme] + pattern).files
     root = trees[scheme]
-    assert [str(file).removeprefix(root) for file in there] == [
-        str(path).removeprefix(trees["disk"]) for path in here
+    assert [str(file).removeprefix(root) for file in from_url] == [
+        str(path).removeprefix(trees["disk"]) for path in local
     ]
-    assert [file.size for file in there] == [path.stat().st_size for path in here]
+    assert [file.size for file in from_url] == [path.stat().st_size for path in local]
 
 
 @pytest.mark.usefixtures("s3")
-def test_urls_and_paths_are_mixed_in_a_list(trees):
+def test_a_list_may_mix_urls_and_paths(trees):
     disk = Path(trees["disk"])
     s3, memory = trees["s3"], trees["memory"]
     note = (disk / "n.md").as_uri()
@@ -233,7 +233,7 @@ def test_urls_and_paths_are_mixed_in_a_list(trees):
     assert len(corpus.file_stats()) == len(corpus.names) == len(set(corpus.names)) == 10
 
 
-def test_a_folder_is_listed_once_whatever_the_number_of_files(s3, tmp_path, folder):
+def test_a_folder_is_listed_with_one_request_for_any_number_of_files(s3, tmp_path, folder):
     for i in range(30):
         s3.put(f"{folder}/{i:02d}.txt", b"text")
     s3.requests.clear()
@@ -247,7 +247,7 @@ def test_a_folder_is_listed_once_whatever_the_number_of_files(s3, tmp_path, fold
     assert len(s3.requests) == 2
 
 
-def test_the_data_module_takes_a_url(s3, tmp_path, folder):
+def test_the_data_module_reads_a_url(s3, tmp_path, folder):
     url = s3.put(f"{folder}/a.txt", prose(20_000).encode())
     data = GPTDataModule(url, max_length=16, stride=16, data_dir=tmp_path)
     with pytest.raises(RuntimeError, match=rf"'{url}' is not tokenised yet"):
@@ -302,7 +302,7 @@ def test_an_object_that_shrinks_while_it_is_read_is_refused(s3, folder):
         read(file)
 
 
-def test_a_vanished_object_is_named(s3, tmp_path, folder):
+def test_an_object_that_disappears_is_named(s3, tmp_path, folder):
     url = s3.put(f"{folder}/a.txt", b"text")
     s3.put(f"{folder}/b.txt", b"text")
     corpus = open_corpus(f"{s3.url}/{folder}/")
@@ -314,13 +314,13 @@ def test_a_vanished_object_is_named(s3, tmp_path, folder):
         open_corpus(url)
 
 
-# Failures that pass --------------------------------------------------------------------------------
+# Transient failures --------------------------------------------------------------------------------
 
 
-def test_cut_connections_and_errors_500_cost_nothing_but_time(s3, tmp_path, folder, caplog):
+def test_cut_connections_and_server_errors_are_retried(s3, tmp_path, folder, caplog):
     texts = one_of_every_format(tmp_path / "texts")
     url = upload(s3, texts, folder)
-    here = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "here")
+    local = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "local")
     corpus = open_corpus(url)
     failures = itertools.cycle([Fault(status=500), Fault(cut=17), Fault(status=503), Fault(cut=0)])
     often = collections.Counter()
@@ -330,16 +330,17 @@ def test_cut_connections_and_errors_500_cost_nothing_but_time(s3, tmp_path, fold
         return next(failures) if often[seen] % 3 else None
 
     s3.fault = fail_twice
-    there = prepare_store(corpus, GPT2, tmp_path / "there")
-    assert there.fingerprint == here.fingerprint
-    assert bytes_of(there) == bytes_of(here)
+    from_url = prepare_store(corpus, GPT2, tmp_path / "url")
+    assert from_url.fingerprint == local.fingerprint
+    assert bytes_of(from_url) == bytes_of(local)
     assert any(
-        f"{url}c.txt.zst: " in said and "(attempt 2 of 5), next" in said for said in caplog.messages
+        f"{url}c.txt.zst: " in message and "(attempt 2 of 5), next" in message
+        for message in caplog.messages
     )
 
 
-def test_a_listing_is_whole_or_an_error(s3, folder):
-    """fsspec's own glob leaves out a folder that cannot be listed."""
+def test_a_listing_is_complete_or_an_error(s3, folder):
+    """fsspec's own glob skips a folder that cannot be listed."""
     for name in ("a/x.txt", "b/x.txt"):
         s3.put(f"{folder}/{name}", b"text")
 
@@ -358,7 +359,7 @@ def test_a_listing_is_whole_or_an_error(s3, folder):
             expand_url(f"{s3.url}/{folder}/{name}")
 
 
-def test_a_walked_file_system_is_listed_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_system_that_is_walked_is_listed_completely_or_not(tmp_path, monkeypatch):
     for name in ("a/x.txt", "b/x.txt"):
         write(tmp_path / name, b"text")
     walked = type(fsspec.filesystem("local"))
@@ -378,7 +379,7 @@ def test_a_walked_file_system_is_listed_whole_or_not_at_all(tmp_path, monkeypatc
     assert [file.name for file in expand_url(f"local://{tmp_path}")] == ["x.txt", "x.txt"]
 
 
-def test_a_connection_that_always_breaks_after_so_many_bytes_brings_them_all(s3, folder, monkeypatch):
+def test_a_connection_that_breaks_on_long_ranges_delivers_every_byte(s3, folder, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_BYTES", 1000)
     text = prose(200_000)
     (file,) = expand_url(s3.put(f"{folder}/a.txt", text.encode()))
@@ -395,7 +396,7 @@ def test_a_connection_that_always_breaks_after_so_many_bytes_brings_them_all(s3,
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_server_that_fails_for_ever_is_given_up(s3, tmp_path, folder, status):
+def test_a_server_that_always_fails_is_given_up(s3, tmp_path, folder, status):
     url = s3.put(f"{folder}/a.txt", b"some text")
     corpus = open_corpus(url)
     s3.fault = lambda seen: Fault(status=status)
@@ -405,7 +406,7 @@ def test_a_server_that_fails_for_ever_is_given_up(s3, tmp_path, folder, status):
     assert prepare_store(corpus, GPT2, tmp_path).n_bytes == 9
 
 
-def test_what_always_comes_short_is_never_taken_for_the_end(s3, folder):
+def test_a_short_answer_is_not_taken_for_the_end_of_the_file(s3, folder):
     (file,) = expand_url(s3.put(f"{folder}/a.txt", b"some text"))
     s3.fault = lambda seen: Fault(cut=4)
     with pytest.raises(OSError, match=r"a.txt cannot be read: .*\(attempt 5 of 5\)"):
@@ -413,7 +414,7 @@ def test_what_always_comes_short_is_never_taken_for_the_end(s3, folder):
 
 
 @pytest.mark.usefixtures("_new_client")
-def test_a_server_that_is_not_there_is_named(s3, monkeypatch):
+def test_an_unreachable_server_is_named(s3, monkeypatch):
     monkeypatch.setattr(_fsspec, "UNREACHABLE_S", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(
@@ -425,7 +426,7 @@ def test_a_server_that_is_not_there_is_named(s3, monkeypatch):
 # Credentials ---------------------------------------------------------------------------------------
 
 
-def test_wrong_credentials_say_where_they_are_looked_for(s3, folder):
+def test_wrong_credentials_name_the_places_to_look(s3, folder):
     url = s3.put(f"{folder}/a.txt", b"some text")
     corpus = open_corpus(url)
     for look in (corpus.file_stats, lambda: texts(corpus), lambda: open_corpus(f"{s3.url}/{folder}/")):
@@ -440,7 +441,7 @@ def test_wrong_credentials_say_where_they_are_looked_for(s3, folder):
 
 
 @pytest.mark.usefixtures("_new_client")
-def test_no_credentials_say_where_they_are_looked_for(s3, tmp_path, monkeypatch):
+def test_missing_credentials_name_the_places_to_look(s3, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -452,7 +453,7 @@ def test_no_credentials_say_where_they_are_looked_for(s3, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("url", ["s3://KEY:HIDDEN@bucket/a.txt", "gs://HIDDEN@bucket/a.txt"])
-def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url):
+def test_credentials_in_a_bucket_url_are_refused_and_redacted(url):
     with pytest.raises(
         ValueError, match=r"//\*\*\*@bucket/a.txt: a .* URL holds no credentials"
     ) as caught:
@@ -460,8 +461,21 @@ def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url):
     assert "HIDDEN" not in str(caught.value)
 
 
+def test_ctrl_c_between_two_attempts_prints_no_secrets(monkeypatch):
+    def fail(failures):
+        raise OSError("url is http://host/a?token=SECRET")
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fsspec.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt) as info:
+        _fsspec.retry("http://host/a?token=SECRET", fail)
+    assert info.value.__context__ is None
+
+
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("https://user:pw@host/a.txt", "https://***@host/a.txt"),
         ("at https://host/a.txt?token, then", "at https://host/a.txt?… then"),
@@ -472,11 +486,11 @@ def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url):
         ("hf://datasets/a/b@main/c", "hf://datasets/a/b@main/c"),
     ],
 )
-def test_secrets_are_left_out_of_what_is_shown(text, shown):
-    assert _fsspec.redact(text) == shown
+def test_secrets_are_redacted(text, expected):
+    assert _fsspec.redact(text) == expected
 
 
-def test_a_signed_address_is_streamed_and_its_secrets_kept_nowhere(s3, tmp_path, folder, caplog):
+def test_a_signed_address_is_streamed_and_its_secrets_are_not_stored(s3, tmp_path, folder, caplog):
     pytest.importorskip("aiohttp")
     s3.put(f"{folder}/a.txt", prose(5000).encode())
     host = s3.endpoint.removeprefix("http://")
@@ -486,10 +500,10 @@ def test_a_signed_address_is_streamed_and_its_secrets_kept_nowhere(s3, tmp_path,
     s3.fault = lambda seen: next(failures, None) if "bytes=" in seen else None
     data.prepare_data()
     data.setup()
-    shown = f"http://***@{host}/{s3.bucket}/{folder}/a.txt?…"
-    assert data.store.manifest.sources[0].path == shown
+    redacted = f"http://***@{host}/{s3.bucket}/{folder}/a.txt?…"
+    assert data.store.manifest.sources[0].path == redacted
     assert data.store.n_bytes == len(prose(5000).encode())
-    assert str(data.store.place(7)).startswith(f"{shown}, document 1")
+    assert str(data.store.place(7)).startswith(f"{redacted}, document 1")
     assert not (tmp_path / "downloads").exists()
     s3.fault = lambda seen: Fault(status=404)
     with pytest.raises(FileNotFoundError) as gone:
@@ -511,7 +525,7 @@ def test_http_is_downloaded_once_unless_it_is_streamed(s3, tmp_path, folder):
     assert read(streamed) == ["some text"]
 
 
-def test_a_server_that_names_no_version_is_known_by_the_size(tmp_path):
+def test_without_a_version_a_file_is_identified_by_its_size(tmp_path):
     pytest.importorskip("aiohttp")
     with FileServer(b"some text", etag=None) as server:
         urls = [server.address(f"/a.txt?key=SECRET{i}") for i in range(2)]
@@ -549,7 +563,7 @@ def test_a_server_without_ranges_is_refused():
         ("huggingface_hub", "hf://datasets/a/b/c.parquet", "pip install huggingface_hub"),
     ],
 )
-def test_a_missing_package_answers_with_the_pip_line(monkeypatch, package, url, line):
+def test_a_missing_package_is_named_with_its_pip_command(monkeypatch, package, url, line):
     monkeypatch.setitem(sys.modules, package, None)
     registry = sys.modules["fsspec.registry"]._registry  # the module: fsspec.registry is its mapping
     for name in ("s3", "gs", "hf"):
@@ -584,7 +598,7 @@ assert store.n_documents > 900 and find_store(corpus, Tokenizer("gpt2"), Path("t
 
 @pytest.fixture(scope="module")
 def in_memory():
-    """A file of 300 bytes, each the number of its place."""
+    """A file of 300 bytes, each equal to its position modulo 150."""
     fsspec.filesystem("memory").pipe_file("/bytes.bin", bytes(range(150)) * 2)
     (file,) = expand_url("memory://bytes.bin")
     yield file
@@ -596,7 +610,7 @@ def in_memory():
     first=st.integers(1, 50),
     most=st.integers(1, 90),
 )
-def test_ranges_read_as_a_file_does(in_memory, moves, first, most):
+def test_a_remote_reader_behaves_like_a_file(in_memory, moves, first, most):
     known = io.BytesIO(bytes(range(150)) * 2)
     with pytest.MonkeyPatch.context() as patch, in_memory.open() as raw:
         patch.setattr(remote, "FIRST_BYTES", first)
@@ -609,7 +623,7 @@ def test_ranges_read_as_a_file_does(in_memory, moves, first, most):
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.parquet"])
-def test_what_is_broken_is_named_as_a_local_file_is(tmp_path, name):
+def test_a_broken_file_is_named_like_a_local_one(tmp_path, name):
     pytest.importorskip("pyarrow")
     memory = fsspec.filesystem("memory")
     for data in (b"plain text", b"PAR1"):
@@ -631,7 +645,7 @@ def test_an_empty_object_is_named(s3, folder):
         open_corpus(f"{s3.url}/{folder}/")
 
 
-def test_a_url_that_names_nothing_says_so(s3, folder):
+def test_a_url_that_names_no_text_is_refused(s3, folder):
     s3.put(f"{folder}/a.md", b"text")
     for name, message in [
         (f"{folder}/", rf"{s3.url}/{folder}/ holds no text: looked for \*.txt, \*.jsonl"),
@@ -649,7 +663,7 @@ import sys
 from pathlib import Path
 from lit_gptdata.text.corpus import open_corpus
 
-def kilobytes(name):  # not ru_maxrss, which goes on from that of the parent process
+def kilobytes(name):  # not ru_maxrss, which a child inherits from its parent
     return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
 
 corpus = open_corpus(sys.argv[1])
@@ -685,4 +699,4 @@ def test_memory_does_not_grow_with_the_object(s3, tmp_path, folder, name, megaby
     print(name, more, "MB more")
     assert int(n_bytes) == len(block) * megabytes
     assert sha256 == FilesCorpus(path).sources()[0].sha256
-    assert int(more) < (240 if name.endswith("parquet") else 60)  # a local one takes 137 MB: pyarrow
+    assert int(more) < (240 if name.endswith("parquet") else 60)  # pyarrow needs 137 MB for a local file
