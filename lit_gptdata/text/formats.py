@@ -299,10 +299,8 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
     place = path.open() if isinstance(path, RemoteFile) else path
     try:
         table = parquet.ParquetFile(place, buffer_size=CHUNK_BYTES, pre_buffer=False)
-    except RemoteError:
-        raise
     except (arrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # from the system, and names the file
+        if isinstance(error, RemoteError) or getattr(error, "errno", None):  # it names the file
             raise
         raise ValueError(f"{path} is not a parquet file, or cut short: {error}") from None
     with table:

@@ -15,6 +15,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 from urllib.parse import unquote
 
@@ -95,7 +96,7 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             return _glob(fs, path, url)
         if _is_file(info):
             return {path: info}
-    found = {name: info for name, info in _find(fs, path).items() if is_text(_last_name(name))}
+    found = {name: info for name, info in _find(fs, path).items() if is_text(basename(name))}
     if not found:
         raise RemoteNotFoundError(
             f"{redact(url)} holds no text: looked for {SEARCHED} in it and its subfolders. Name another "
@@ -143,7 +144,7 @@ def _match_levels(fs: Any, folder: str, patterns: list[str]) -> Iterator[tuple[s
     """The files below `folder` whose path matches `patterns`, one pattern per level."""
     for info in fs.ls(folder, detail=True):
         path = info["name"].rstrip("/")
-        if _match_name(_last_name(path), patterns[0]):
+        if _match_name(basename(path), patterns[0]):
             if len(patterns) > 1 and not _is_file(info):
                 yield from _match_levels(fs, path, patterns[1:])
             elif len(patterns) == 1 and _is_file(info):
@@ -176,10 +177,6 @@ def _prefixes(url: str, path: str) -> tuple[str, str]:
     pairs = zip(reversed(url), reversed(path), strict=False)
     n_common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return url[: len(url) - n_common], path[: len(path) - n_common]
-
-
-def _last_name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _is_file(info: dict[str, Any]) -> bool:
