@@ -136,8 +136,8 @@ def _chunks(file: FileSlice) -> Iterator[bytes]:
     try:
         with open_raw(file.path, file.start, file.stop) as raw, _decompressed(raw, file.path) as stream:
             while file.stop is None or position < file.stop:
-                left = CHUNK_BYTES if file.stop is None else file.stop - position
-                chunk = stream.read(min(CHUNK_BYTES, left))
+                wanted = CHUNK_BYTES if file.stop is None else file.stop - position
+                chunk = stream.read(min(CHUNK_BYTES, wanted))
                 if not chunk:
                     return
                 position += len(chunk)
@@ -295,10 +295,10 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         raise ValueError(f"{path}: parquet files are compressed inside; unpack it and name it .parquet")
     arrow = needs("pyarrow", "parquet", path)
     parquet = needs("pyarrow.parquet", "parquet", path)
-    # given a path, arrow reads without Python; a remote file is read by ranges
-    place = path.open() if isinstance(path, RemoteFile) else path
+    # given a path, arrow reads without Python; it reads a remote file through our range reader
+    source = path.open() if isinstance(path, RemoteFile) else path
     try:
-        table = parquet.ParquetFile(place, buffer_size=CHUNK_BYTES, pre_buffer=False)
+        table = parquet.ParquetFile(source, buffer_size=CHUNK_BYTES, pre_buffer=False)
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, RemoteError) or getattr(error, "errno", None):  # it names the file
             raise
@@ -317,11 +317,10 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             )
         for number, row in enumerate(_rows(table, column, path, arrow)):
             if row.is_valid:
-                source = f"{path}: row {number}"
-                data = row.as_buffer().to_pybytes()
+                name = f"{path}: row {number}"
                 # arrow does not check that strings are valid UTF-8
-                text, _ = _valid(data, reading.encoding_errors, True, source)
-                yield Document(source=source, chunks=[text], number=file.number)
+                text, _ = _valid(row.as_buffer().to_pybytes(), reading.encoding_errors, True, name)
+                yield Document(source=name, chunks=[text], number=file.number)
 
 
 def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
