@@ -16,7 +16,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -103,7 +102,8 @@ def _download(file: _Download) -> None:
             while True:
                 try:
                     _attempt(file, session, retries)
-                    return _publish(file)
+                    os.replace(file.part, file.target)
+                    return file.note.unlink(missing_ok=True)
                 except _TransientError as error:
                     size = file.part.stat().st_size if file.part.exists() else 0
                     if size > largest:
@@ -177,20 +177,18 @@ def _check_response(file: _Download, response: requests.Response, *, resumed: bo
     if status != 200 and not (status == 206 and resumed):
         raise file.error(problem, "Check the address in a browser")
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    is_html = media_type in ("text/html", "application/xhtml+xml")
-    if is_html and (error := _html_error(file, f"Content-Type {media_type}")):
-        raise error
+    if media_type in ("text/html", "application/xhtml+xml"):
+        _reject_html(file, f"Content-Type {media_type}")
     if coding not in ("", "gzip", "x-gzip", "deflate"):
         problem = f"Content-Encoding {coding}, expected identity, gzip or deflate"
         raise file.error(problem, "Decompress it yourself")
 
 
-def _html_error(file: _Download, reason: str) -> DownloadError | None:
-    """The error for an HTML page, or None if the URL asks for one."""
-    if urlsplit(file.url).path.lower().endswith((".html", ".htm", ".xhtml")):
-        return None
-    problem = f"the server sent an HTML page ({reason}), expected text"
-    return file.error(problem, "Open the address in a browser and take the link to the text itself")
+def _reject_html(file: _Download, reason: str) -> None:
+    """Raise DownloadError for an HTML page, unless the URL asks for one."""
+    if not urlsplit(file.url).path.lower().endswith((".html", ".htm", ".xhtml")):
+        problem = f"the server sent an HTML page ({reason}), expected text"
+        raise file.error(problem, "Open the address in a browser and take the link to the text itself")
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
@@ -199,15 +197,15 @@ def _validator(headers: Mapping[str, str]) -> str | None:
         return headers["ETag"] if headers["ETag"].startswith('"') else None
     try:
         changed, now = (parsedate_to_datetime(headers[name]) for name in ("Last-Modified", "Date"))
-        age = now - changed
+        age_s = (now - changed).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
     # a younger file may change again within that second (RFC 9110, section 8.8.2.2)
-    return headers["Last-Modified"] if age >= timedelta(seconds=1) else None
+    return headers["Last-Modified"] if age_s >= 1 else None
 
 
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> None:
-    """Write the body after the first `kept` bytes of the .part file, and check that it is complete."""
+    """Write the body after the first `kept` bytes of the .part file, and check it."""
     raw, coding = response.raw, _coding(response)
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
@@ -239,26 +237,16 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
                 raise _TransientError(f"the body was cut short: {received} bytes{cause}")
             out.flush()
             os.fsync(out.fileno())
-    except OSError:
-        file.discard()  # frees the space on a full disk
-        raise
-
-
-def _publish(file: _Download) -> None:
-    """Check the head of the .part file and rename it to the target."""
-    with file.part.open("rb") as part:
-        head = part.read(HEAD_BYTES)
-    error = None
-    if not head:
-        problem = "the server sent an empty body (0 bytes), expected text"
-        error = file.error(problem, "Check the address in a browser")
-    elif HTML_HEAD.match(head):
-        error = _html_error(file, f"it starts with {head.lstrip()[:40]!r}")
-    if error:
+            out.seek(0)
+            head = out.read(HEAD_BYTES)
+            if not head:
+                problem = "the server sent an empty body (0 bytes), expected text"
+                raise file.error(problem, "Check the address in a browser")
+            if HTML_HEAD.match(head):
+                _reject_html(file, f"it starts with {head.lstrip()[:40]!r}")
+    except OSError:  # also a DownloadError; on a full disk this frees space
         file.discard()
-        raise error
-    os.replace(file.part, file.target)
-    file.note.unlink(missing_ok=True)
+        raise
 
 
 def _cause(error: Exception) -> str:
