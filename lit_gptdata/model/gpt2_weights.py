@@ -1,7 +1,7 @@
-"""Hugging Face's GPT-2 files (config.json, model.safetensors) in the words of our GPT.
+"""Read Hugging Face's GPT-2 files (config.json, model.safetensors) as arguments and weights of our GPT.
 
-The files are JSON and raw tensors: nothing is unpickled. Whatever our GPT does not compute the same
-way is refused by name.
+The files are JSON and raw tensors, so nothing is unpickled. An option or a tensor that our GPT does not
+compute in the same way is an error that names it.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-# The options of transformers.GPT2Config that change the logits, each with the one value that our
-# GPT computes, which is also the value that a config.json without the key stands for.
-_COMPUTED = {
+# Options of transformers.GPT2Config that change the logits, with the only value that our GPT supports.
+# It is also the default of GPT2Config, for a config.json without the key.
+_SUPPORTED = {
     "model_type": "gpt2",
-    "activation_function": "gelu_new",  # GELU's tanh form
+    "activation_function": "gelu_new",  # GELU with tanh approximation
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -26,14 +26,17 @@ _COMPUTED = {
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 _HEAD = "lm_head.weight"
 
+# Hugging Face's name → our name and the shape in the file.
+_Expected = dict[str, tuple[str, tuple[int, ...]]]
+
 
 def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A GPT-2 folder (or its .safetensors file) → arguments for GPT, tensors under GPT's names.
+    """Read a GPT-2 folder, or its .safetensors file: arguments of GPT, and weights under GPT's names.
 
-    FileNotFoundError: a file is not there. ValueError: an option, a tensor or a shape that does not
-    fit. ImportError: without safetensors.
+    Raises FileNotFoundError if a file is missing, ValueError for an option, a tensor or a shape that our
+    GPT does not support, and ImportError without the package safetensors.
     """
-    weights_path, config_path = _find(Path(path))
+    weights_path, config_path = _find_files(Path(path))
     config = _read_config(config_path)
     arguments = {
         "stem": {
@@ -44,22 +47,22 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "n_layers": config["n_layer"],
         "n_heads": config["n_head"],
     }
-    return arguments, _read_tensors(weights_path, _expected(config))
+    return arguments, _read_tensors(weights_path, _expected_tensors(config))
 
 
-def _find(path: Path) -> tuple[Path, Path]:
+def _find_files(path: Path) -> tuple[Path, Path]:
     weights = path if path.suffix == ".safetensors" else path / "model.safetensors"
     config = weights.with_name("config.json")
     for file in (config, weights):
         if file.is_file():
             continue
         folder = file.parent
-        seen = f"there is no folder {folder}"
+        found = f"the folder {folder} does not exist"
         if folder.is_dir():
-            seen = f"the folder holds {sorted(entry.name for entry in folder.iterdir())}"
+            found = f"the folder contains {sorted(entry.name for entry in folder.iterdir())}"
         raise FileNotFoundError(
-            f"{file} is missing: {seen}. A GPT-2 is read from config.json and model.safetensors"
-            " side by side, never from a pickled .bin; OpenAI's own: hf download"
+            f"{file} is missing: {found}. GPT.from_gpt2 needs config.json and model.safetensors in one"
+            " folder and does not read pickled .bin files. To download OpenAI's GPT-2: hf download"
             " openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
         )
     return weights, config
@@ -67,24 +70,25 @@ def _find(path: Path) -> tuple[Path, Path]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = json.loads(path.read_text(encoding="utf-8"))
-    if absent := [name for name in _SIZES if not isinstance(config.get(name), int)]:
-        raise ValueError(f"{path} gives no number for {', '.join(absent)}: is it a GPT-2's?")
-    refused = [
-        f"{name}={config[name]!r} (only {value!r})"
-        for name, value in _COMPUTED.items()
+    if missing := [name for name in _SIZES if not isinstance(config.get(name), int)]:
+        raise ValueError(
+            f"{path} must have an integer for {', '.join(missing)}: check that it describes a GPT-2"
+        )
+    unsupported = [
+        f"{name}={config[name]!r} (allowed: {value!r})"
+        for name, value in _SUPPORTED.items()
         if config.get(name, value) != value
     ]
     if config.get("n_inner") not in (None, 4 * config["n_embd"]):
-        refused.append(f"n_inner={config['n_inner']!r} (only None or 4 × n_embd)")
-    if refused:
-        raise ValueError(f"{path} asks for what our GPT does not compute: {'; '.join(refused)}")
+        unsupported.append(f"n_inner={config['n_inner']!r} (allowed: None or 4 × n_embd)")
+    if unsupported:
+        raise ValueError(f"{path} has options that our GPT does not support: {'; '.join(unsupported)}")
     return config  # type: ignore[no-any-return]
 
 
-def _expected(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Hugging Face's name → our name and the shape in the file."""
+def _expected_tensors(config: dict[str, Any]) -> _Expected:
     D = config["n_embd"]
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+    tensors: _Expected = {
         "wte.weight": ("stem.token_embedding.weight", (config["vocab_size"], D)),
         "wpe.weight": ("stem.position_embedding.weight", (config["n_positions"], D)),
         "ln_f.weight": ("final_norm.weight", (D,)),
@@ -105,49 +109,46 @@ def _expected(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return tensors
 
 
-def _read_tensors(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+def _read_tensors(path: Path, expected: _Expected) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError(
-            "GPT.from_gpt2 reads .safetensors files with the package safetensors, which is not"
-            " installed: pip install 'lit-gptdata[hf]'"
+            "GPT.from_gpt2 needs the package safetensors: pip install 'lit-gptdata[hf]'"
         ) from error
     try:
-        # GPT2LMHeadModel puts "transformer." before the names that GPT2Model writes plainly.
-        found = {k.removeprefix("transformer."): v for k, v in load_file(path).items()}
+        # GPT2LMHeadModel saves the tensors of GPT2Model with "transformer." before their names.
+        tensors = {k.removeprefix("transformer."): v for k, v in load_file(path).items()}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
-    # Old files also carry the causal mask, as h.<i>.attn.bias and h.<i>.attn.masked_bias.
-    found = {k: v for k, v in found.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    head = found.pop(_HEAD, None)
-    problems = [
-        *_listing("missing", expected.keys() - found.keys()),
-        *_listing("unexpected", found.keys() - expected.keys()),
-        *_listing(
-            "of another shape than config.json says",
-            (
-                f"{name} {tuple(found[name].shape)} (not {shape})"
-                for name, (_, shape) in expected.items()
-                if name in found and tuple(found[name].shape) != shape
-            ),
-        ),
+    # Old files also contain the causal mask, as h.<i>.attn.bias and h.<i>.attn.masked_bias.
+    tensors = {k: v for k, v in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    head = tensors.pop(_HEAD, None)
+    wrong_shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, (_, shape) in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    if not problems and head is not None and not head.equal(found["wte.weight"]):
-        problems = [f"{_HEAD} differs from wte.weight, but our GPT's head is the token table"]
+    problems = [
+        *_list_names("missing", expected.keys() - tensors.keys()),
+        *_list_names("unexpected", tensors.keys() - expected.keys()),
+        *_list_names("shape does not match config.json", wrong_shapes),
+    ]
+    if not problems and head is not None and not head.equal(tensors["wte.weight"]):
+        problems = [f"{_HEAD} differs from wte.weight, but our GPT uses one table for both"]
     if problems:
-        raise ValueError(f"{path} does not hold this GPT-2: {'; '.join(problems)}")
+        raise ValueError(f"{path} does not match its config.json: {'; '.join(problems)}")
     return {
-        # Conv1D keeps its matrices (in, out), nn.Linear (out, in); the tables are not turned.
-        ours: found[theirs].t() if theirs.startswith("h.") else found[theirs]
+        # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in); .t() keeps vectors.
+        ours: tensors[theirs].t() if theirs.startswith("h.") else tensors[theirs]
         for theirs, (ours, _) in expected.items()
     }
 
 
-def _listing(what: str, names: Iterable[str]) -> list[str]:
-    """["missing: a, b"], or [] for no names; a long list is cut after five."""
+def _list_names(problem: str, names: Iterable[str]) -> list[str]:
+    """Return e.g. ["missing: a, b"] with at most five names, or [] without names."""
     names = sorted(names)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return [f"{what}: {', '.join(names[:5])}{more}"] if names else []
+    return [f"{problem}: {', '.join(names[:5])}{more}"] if names else []

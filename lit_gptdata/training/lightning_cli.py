@@ -1,4 +1,4 @@
-"""LightningCLI for GPT on GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
+"""LightningCLI for GPT and GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
 
 from __future__ import annotations
 
