@@ -38,15 +38,12 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     weights_path, config_path = _find_files(Path(path))
     config = _read_config(config_path)
-    arguments = {
-        "stem": {
-            "vocab_size": config["vocab_size"],
-            "max_length": config["n_positions"],
-            "embedding_dim": config["n_embd"],
-        },
-        "n_layers": config["n_layer"],
-        "n_heads": config["n_head"],
+    stem = {
+        "vocab_size": config["vocab_size"],
+        "max_length": config["n_positions"],
+        "embedding_dim": config["n_embd"],
     }
+    arguments = {"stem": stem, "n_layers": config["n_layer"], "n_heads": config["n_head"]}
     return arguments, _read_tensors(weights_path, _expected_tensors(config))
 
 

@@ -8,6 +8,7 @@ B: batch, T: tokens in a sequence (at most L), V: vocab_size, L: max_length, D: 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import lightning as L
@@ -116,20 +117,15 @@ class EmbeddingStem(L.LightningModule):
     def _position_rows(self, table: Tensor, ids: Tensor, positions: Tensor | None) -> Tensor:
         """Return the first T rows of `table` as a view, or the rows that `positions` selects."""
         if positions is None:
-            return table if ids.shape[1] == len(table) else table[: ids.shape[1]]
+            return table[: ids.shape[1]]
         positions = _as_index("positions", positions)
         if positions.shape != ids.shape[-positions.ndim :]:
             raise ValueError(
                 f"positions must have the shape {tuple(ids.shape[1:])} or {tuple(ids.shape)}, like ids,"
                 f" got {tuple(positions.shape)}"
             )
-        return _lookup(
-            lambda index: F.embedding(index, table),
-            positions,
-            "positions",
-            "max_length",
-            self.max_length,
-        )
+        lookup = partial(F.embedding, weight=table)
+        return _lookup(lookup, positions, "positions", "max_length", self.max_length)
 
     def extra_repr(self) -> str:
         return f"max_length={self.max_length}, position={self.position!r}"

@@ -14,14 +14,12 @@ from lit_gptdata.windows.steps import Steps
 class TokenBudget(L.Callback):
     """Stop training after `max_tokens` tokens, and log `tokens`, the number so far over all ranks.
 
-    The number of optimizer steps follows from batch size, window length, gradient accumulation and
-    ranks, and is rounded down. Also pass Trainer(max_epochs=-1). If you set Trainer(max_steps=…), the
-    Trainer uses your number and ignores `max_tokens`.
+    It sets the Trainer's max_steps, rounded down. If you pass Trainer(max_steps=…), that number is used
+    and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
 
     Args:
-        max_tokens: tokens to train on; None leaves the length of the run to the Trainer
-        val_every_tokens: tokens between two validations, rounded to whole batches; it replaces
-            Trainer(val_check_interval=…), and None leaves that setting as it is
+        max_tokens: tokens to train on; None: as the Trainer says
+        val_every_tokens: tokens between validations, rounded to whole batches; None: as the Trainer says
 
     Raises:
         ValueError: `max_tokens` is less than the tokens of one optimizer step
@@ -53,15 +51,13 @@ class TokenBudget(L.Callback):
         self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
         if self.max_tokens is not None and (self._sets_max_steps or trainer.max_steps == -1):
             self._sets_max_steps = True
-            self._set_max_steps(trainer, data, self.max_tokens)
+            self._limit(trainer, data, self.max_tokens)
         if self.val_every_tokens is not None:
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _set_max_steps(
-        self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0
-    ) -> None:
-        """End the run `tokens` tokens after optimizer step `steps_done`."""
+    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0) -> None:
+        """Set max_steps so that the run ends `tokens` tokens after optimizer step `steps_done`."""
         steps, length = data.train_steps, data.hparams["max_length"]
         batches = steps.limited(trainer.limit_train_batches)
         if not batches:  # Lightning itself reports that there is nothing to train on
@@ -85,7 +81,7 @@ class TokenBudget(L.Callback):
         if state["per_step"] != self._tokens_per_step:  # the remaining tokens take other steps
             data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
             tokens_remaining = self.max_tokens - state["tokens"]
-            self._set_max_steps(trainer, data, tokens_remaining, checkpoint["global_step"])
+            self._limit(trainer, data, tokens_remaining, checkpoint["global_step"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -47,13 +47,9 @@ def generate_sample(data: GPTDataModule, model: GPT) -> tuple[str, str]:
     windows = data.val_windows if len(data.val_windows) else data.train_windows
     inputs, _ = windows[0]
     prompt = inputs[:PROMPT_TOKENS]  # (T,)
-    ids = model.generate(
-        prompt[None],
-        GENERATED_TOKENS,
-        temperature=0.8,
-        top_k=50,
-        generator=torch.Generator(model.device).manual_seed(0),
-    )[0].tolist()
+    generator = torch.Generator(model.device).manual_seed(0)
+    batch = model.generate(prompt[None], GENERATED_TOKENS, 0.8, top_k=50, generator=generator)
+    ids = batch[0].tolist()
     return data.tokenizer.decode(ids[: len(prompt)]), data.tokenizer.decode(ids[len(prompt) :])
 
 

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-import train as train_py
 from lit_gptdata import GPT
 from lit_gptdata.training.ranks import RUN, check_launcher, share_run_name
 from tests.http_server import FileServer
 from tests.runs import make_trainer
+from tests.training.run_train import STORY, compose_config, read_metrics, run_train, run_train_here
 
-ROOT = Path(__file__).parents[2]
-TEXT = b"It was on a dreary night of November. " * 300
 SMALL = ["debug=fast", "max_tokens=512", "~callbacks.progress"]  # 4 steps of 8 windows over all ranks
 TWO = ["trainer.accelerator=cpu", "data.batch_size=4"]
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 
 
-def start(*overrides: str, cwd: Path, launcher: tuple[str, ...] = (), expect: int = 0) -> str:
-    """Run train.py, which starts a second process without a launcher; return what both print."""
-    done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "train.py", *overrides, *SMALL],
-        cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def start(*overrides: str, **options) -> str:
+    """Run train.py; without `launcher`, it starts the second process itself."""
+    return run_train(*overrides, *SMALL, **options)
 
 
 def run_here(folder: Path, *overrides: str) -> dict[str, list[float]]:
     """Run train.py in this process; return its losses."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, *SMALL, f"output_dir={folder}"])
-    train_py.main.__wrapped__(cfg)
+    run_train_here(*overrides, *SMALL, f"output_dir={folder}")
     return losses(folder)
 
 
 def losses(run: Path) -> dict[str, list[float]]:
-    with open(run / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(run)
     return {name: [float(row[name]) for row in rows if row[name]] for name in ("train_loss", "val_loss")}
 
 
@@ -64,7 +50,7 @@ def stores(folder: Path) -> list[Path]:
 
 
 def test_a_sweep_of_ddp_and_fsdp_under_torchrun_equals_runs_in_one_process(tmp_path):
-    with FileServer(TEXT) as server:
+    with FileServer(STORY.encode()) as server:
         data = ["data=url", f"data.corpus={server.url}", "data.test_fraction=0.1"]
         printed = start("-m", "trainer=ddp,fsdp", *TWO, *data, cwd=tmp_path, launcher=TORCHRUN)
         assert len(server.requests) == 1
@@ -109,8 +95,7 @@ def test_two_processes_of_lightning_build_once_even_if_it_is_slow(tmp_path):
 
 
 def set_hydra_mode(mode: str, monkeypatch) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[f"hydra.mode={mode}"], return_hydra_config=True)
+    cfg = compose_config(f"hydra.mode={mode}", return_hydra_config=True)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
 
 
@@ -177,8 +162,7 @@ def folder_of(monkeypatch, **env: str) -> str:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     share_run_name()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", return_hydra_config=True).hydra.run.dir
+    return compose_config(return_hydra_config=True).hydra.run.dir
 
 
 def test_srun_names_a_run_by_its_job_and_step(monkeypatch):

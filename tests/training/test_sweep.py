@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_train import ROOT
+from tests.training.run_train import ROOT, read_metrics, run_train
 
 SMALL = (
     "debug=fast", "max_tokens=1024", "val_every_tokens=512", "trainer.limit_val_batches=1.0",
@@ -48,12 +48,7 @@ def sweep(tmp_path):
     def run(*overrides: str, expect: int = 0) -> str:
         flags = [o for o in overrides if o == "-m"]  # Hydra takes flags only before overrides
         overrides = [o for o in overrides if o != "-m"]
-        done = subprocess.run(
-            [sys.executable, ROOT / "train.py", *flags, *SMALL, *overrides],
-            cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return run_train(*flags, *SMALL, *overrides, cwd=tmp_path, expect=expect, env=env)
 
     return run
 
@@ -64,8 +59,7 @@ def results(folder: Path) -> list[dict]:
 
 def metrics(run: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without the columns that measure speed."""
-    with open(run / "metrics.csv") as file:
-        return [{k: v for k, v in row.items() if k not in SPEED} for row in csv.DictReader(file)]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(run)]
 
 
 def builds(folder: Path) -> int:
