@@ -64,7 +64,7 @@ def make_data(folder: Path, **options: Any) -> GPTDataModule:
 
 
 def windows_of(inputs: torch.Tensor) -> list[int]:
-    """Return the numbers of the windows in a batch."""
+    """Return the number of each window of a batch."""
     first_words = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
     return [words().index(word) // LENGTH for word in first_words]
 

@@ -32,10 +32,10 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
 
 
 class GPT(L.LightningModule):
-    """A GPT that maps token ids, integers (B, T), to logits (B, T, vocab_size), for Lightning's Trainer.
+    """GPT-2 as a LightningModule: token ids, integers (B, T), to logits, float (B, T, vocab_size).
 
-    It logs train_loss during training, and val_loss, val_perplexity and val_bits_per_byte (test_…
-    likewise) over exactly all scored targets of all ranks.
+    It logs train_loss for each step. For the val and test splits it logs val_loss, val_perplexity and
+    val_bits_per_byte (or test_…), computed exactly over all scored targets of all ranks.
 
     Args:
         stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain

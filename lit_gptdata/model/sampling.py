@@ -1,4 +1,4 @@
-"""Draw the next token from logits."""
+"""Helpers of GPT.generate: draw the next token, and switch the model to eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

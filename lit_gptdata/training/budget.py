@@ -18,8 +18,9 @@ class TokenBudget(L.Callback):
     and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
 
     Args:
-        max_tokens: tokens to train on; None: as the Trainer says
-        val_every_tokens: tokens between validations, rounded to whole batches; None: as the Trainer says
+        max_tokens: tokens to train on, or None for no limit
+        val_every_tokens: tokens between validations, rounded to whole batches, or None to keep the
+            Trainer's setting
 
     Raises:
         ValueError: `max_tokens` is less than the tokens of one optimizer step
