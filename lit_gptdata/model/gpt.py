@@ -107,12 +107,17 @@ class GPT(L.LightningModule):
         """Load a GPT-2 from `path`, a Hugging Face folder with config.json and model.safetensors.
 
         `dropout` applies to the stem and the blocks, in place of the values in config.json. `options`
-        are further arguments of GPT, such as `learning_rate`. `read_gpt2` lists the errors.
+        are further arguments of GPT, such as `learning_rate`.
+
+        Raises ValueError if the tensors do not match config.json, and the errors of `read_gpt2`.
         """
         arguments, weights = read_gpt2(path)
         stem = EmbeddingStem(**arguments.pop("stem"), dropout=dropout)
         model = cls(stem, dropout=dropout, **arguments, **options)
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # it names the missing, unexpected and wrong tensors
+            raise ValueError(f"the tensors in {path} do not match its config.json: {error}") from error
         return model
 
     def _init_blocks(self) -> None:

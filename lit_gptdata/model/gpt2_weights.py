@@ -5,7 +5,7 @@ compute in the same way is an error that names it.
 """
 
 import json
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,24 @@ _SUPPORTED = {
     "tie_word_embeddings": True,
 }
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-_HEAD = "lm_head.weight"
 
-# Hugging Face's name → our name and the shape in the file.
-_Expected = dict[str, tuple[str, tuple[int, ...]]]
+# Hugging Face's module → ours, outside of and inside of the blocks.
+_MODULES = {"wte": "stem.token_embedding", "wpe": "stem.position_embedding", "ln_f": "final_norm"}
+_BLOCK_MODULES = {
+    "ln_1": "attention_norm",
+    "attn.c_attn": "attention.qkv",
+    "attn.c_proj": "attention.out",
+    "ln_2": "mlp_norm",
+    "mlp.c_fc": "mlp.expand",
+    "mlp.c_proj": "mlp.contract",
+}
 
 
 def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a GPT-2 folder, or its .safetensors file: arguments of GPT, and weights under GPT's names.
 
-    Raises FileNotFoundError if a file is missing, ValueError for an option, a tensor or a shape that our
-    GPT does not support, and ImportError without the package safetensors.
+    Raises FileNotFoundError if a file is missing, ValueError for an option that our GPT does not
+    support, and ImportError without the package safetensors.
     """
     weights_path, config_path = _find_files(Path(path))
     config = _read_config(config_path)
@@ -44,7 +51,7 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "embedding_dim": config["n_embd"],
     }
     arguments = {"stem": stem, "n_layers": config["n_layer"], "n_heads": config["n_head"]}
-    return arguments, _read_tensors(weights_path, _expected_tensors(config))
+    return arguments, _read_tensors(weights_path)
 
 
 def _find_files(path: Path) -> tuple[Path, Path]:
@@ -83,30 +90,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config  # type: ignore[no-any-return]
 
 
-def _expected_tensors(config: dict[str, Any]) -> _Expected:
-    D = config["n_embd"]
-    tensors: _Expected = {
-        "wte.weight": ("stem.token_embedding.weight", (config["vocab_size"], D)),
-        "wpe.weight": ("stem.position_embedding.weight", (config["n_positions"], D)),
-        "ln_f.weight": ("final_norm.weight", (D,)),
-        "ln_f.bias": ("final_norm.bias", (D,)),
-    }
-    block = {
-        "ln_1": ("attention_norm", (D,)),
-        "attn.c_attn": ("attention.qkv", (D, 3 * D)),
-        "attn.c_proj": ("attention.out", (D, D)),
-        "ln_2": ("mlp_norm", (D,)),
-        "mlp.c_fc": ("mlp.expand", (D, 4 * D)),
-        "mlp.c_proj": ("mlp.contract", (4 * D, D)),
-    }
-    for i in range(config["n_layer"]):
-        for theirs, (ours, shape) in block.items():
-            tensors[f"h.{i}.{theirs}.weight"] = (f"blocks.{i}.{ours}.weight", shape)
-            tensors[f"h.{i}.{theirs}.bias"] = (f"blocks.{i}.{ours}.bias", shape[-1:])
-    return tensors
-
-
-def _read_tensors(path: Path, expected: _Expected) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of `path` under GPT's names; unknown tensors keep their names."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -122,30 +107,22 @@ def _read_tensors(path: Path, expected: _Expected) -> dict[str, Tensor]:
 
     # Old files also contain the causal mask, as h.<i>.attn.bias and h.<i>.attn.masked_bias.
     tensors = {k: v for k, v in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    head = tensors.pop(_HEAD, None)
-    wrong_shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
-        for name, (_, shape) in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    problems = [
-        *_list_names("missing", expected.keys() - tensors.keys()),
-        *_list_names("unexpected", tensors.keys() - expected.keys()),
-        *_list_names("shape does not match config.json", wrong_shapes),
-    ]
-    if not problems and head is not None and not head.equal(tensors["wte.weight"]):
-        problems = [f"{_HEAD} differs from wte.weight, but our GPT uses one table for both"]
-    if problems:
-        raise ValueError(f"{path} does not match its config.json: {'; '.join(problems)}")
+    head, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
+    if head is not None and table is not None and not head.equal(table):
+        raise ValueError(
+            f"{path}: lm_head.weight differs from wte.weight, but our GPT uses one table for both"
+        )
     return {
-        # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in); .t() keeps vectors.
-        ours: tensors[theirs].t() if theirs.startswith("h.") else tensors[theirs]
-        for theirs, (ours, _) in expected.items()
+        # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in).
+        _our_name(k): v.t() if k.startswith("h.") and v.ndim == 2 else v
+        for k, v in tensors.items()
     }
 
 
-def _list_names(problem: str, names: Iterable[str]) -> list[str]:
-    """Return e.g. ["missing: a, b"] with at most five names, or [] without names."""
-    names = sorted(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return [f"{problem}: {', '.join(names[:5])}{more}"] if names else []
+def _our_name(name: str) -> str:
+    """Translate e.g. "h.0.attn.c_attn.weight" to "blocks.0.attention.qkv.weight"."""
+    if block := re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name):
+        i, module, kind = block.groups()
+        return f"blocks.{i}.{_BLOCK_MODULES.get(module, module)}.{kind}"
+    module, _, kind = name.rpartition(".")
+    return f"{_MODULES.get(module, module)}.{kind}"
