@@ -18,29 +18,25 @@ from lit_gptdata.training.lightning_cli import GPTCLI
 
 ROOT = Path(__file__).parents[2]
 TEXT = "It was on a dreary night of November. " * 300
-SMALL = {
-    "seed_everything": 7,
-    "data": {"corpus": "story.txt", "max_length": 16, "stride": 16, "batch_size": 2},
-    "stem": {"embedding_dim": 8, "dropout": 0.1},
-    "model": {"n_layers": 1, "n_heads": 2},
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 6,
-        "limit_val_batches": 2,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}},
-        "callbacks": [
-            {
-                "class_path": "ModelCheckpoint",
-                "init_args": {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"},
-            }
-        ],
-    },
-}
+CONFIG = """
+seed_everything: 7
+data: {corpus: story.txt, max_length: 16, stride: 16, batch_size: 2}
+stem: {embedding_dim: 8, dropout: 0.1}
+model: {n_layers: 1, n_heads: 2}
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_steps: 6
+  limit_val_batches: 2
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: {class_path: CSVLogger, init_args: {save_dir: .}}
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {every_n_train_steps: 3, save_top_k: -1, filename: "{step}"}
+"""
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -54,7 +50,7 @@ def _text_and_config(monkeypatch):
     """Write a text and a config to the working folder, which is empty at the start of each test."""
     monkeypatch.setattr(sys, "argv", ["main.py"])  # GPTCLI would warn about pytest's arguments
     Path("story.txt").write_text(TEXT)
-    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+    Path("small.yaml").write_text(CONFIG)
 
 
 def cli(*args: str) -> GPTCLI:
@@ -90,7 +86,7 @@ def test_a_fit_resumes_exactly_and_its_config_and_checkpoint_load():
     model = GPT.load_from_checkpoint(path, weights_only=True)
     assert torch.equal(model.stem.token_embedding.weight, token_table)
     data = GPTDataModule.load_from_checkpoint(path, weights_only=True)
-    assert dict(data.hparams).items() >= SMALL["data"].items()
+    assert dict(data.hparams).items() >= yaml.safe_load(CONFIG)["data"].items()
 
     # the config that a run saves repeats the run
     repeated = cli("fit", "--config=lightning_logs/version_0/config.yaml")
