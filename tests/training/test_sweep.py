@@ -140,7 +140,7 @@ def test_parallel_jobs_build_once_and_equal_sequential_jobs(tmp_path, sweep, mon
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")
     printed = sweep(*overrides, "hydra.sweep.dir=parallel", *joblib)
     assert builds(tmp_path) == 1
-    assert "waiting for another process that makes the tokens" in printed
+    assert "waiting for another process" in printed
     assert [result["status"] for result in results(tmp_path / "parallel")] == ["completed"] * 4
     sweep(*overrides, "hydra.sweep.dir=sequential")
     for job in "0123":
