@@ -1,7 +1,6 @@
-"""A small training run that can be stopped and resumed, and says which windows it saw.
+"""A small training run that tests stop and resume, and that records the windows of each batch.
 
-As a script it runs a list of jobs in one process or, with several devices, in one process a rank:
-`python -m tests.runs jobs.json`.
+`python -m tests.runs jobs.json` runs a list of jobs, in one process per device.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ N_WINDOWS = 103  # for training
 VOCABULARY = 64
 N_TOKENS = N_WINDOWS * LENGTH + 1 + 90
 BATCH_SIZE = 4
-EPOCH_BATCHES = 25  # of 4 windows; 3 windows are the tail
+EPOCH_BATCHES = 25  # batches of 4 windows per epoch, and a tail of 3 windows
 
 
 @functools.cache
 def words() -> list[str]:
-    """Words of one gpt2 token each, all different, as many as the text has."""
+    """Return N_TOKENS different words that are one gpt2 token each."""
     encoding = Tokenizer("gpt2").encoding
     vocabulary = (encoding.decode([i]) for i in range(1000, 40_000))
     return list(itertools.islice((w for w in vocabulary if re.fullmatch(" [a-z]+", w)), N_TOKENS))
 
 
 def write_text(folder: Path) -> Path:
-    """A text in which window i begins with word 8 * i."""
+    """Write a text in which window i starts with word 8 * i."""
     path = folder / "words.txt"
     if not path.exists():
         path.write_text("".join(words()), encoding="utf-8")
@@ -65,17 +64,17 @@ def make_data(folder: Path, **options: Any) -> GPTDataModule:
 
 
 def windows_of(inputs: torch.Tensor) -> list[int]:
-    """Which windows a batch holds."""
-    first = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
-    return [words().index(word) // LENGTH for word in first]
+    """Return the number of each window of a batch."""
+    first_words = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
+    return [words().index(word) // LENGTH for word in first_words]
 
 
 class StoppedError(Exception):
-    """What a training step raises in a test."""
+    """Raised by a training step to stop a run."""
 
 
 class Watch(L.Callback):
-    """Keeps the windows and loss of every batch, and the steps and results of validation."""
+    """Records the windows and the loss of each batch, and the steps and losses of validations."""
 
     def __init__(self, data: GPTDataModule) -> None:
         self.data = data
@@ -97,7 +96,7 @@ class Watch(L.Callback):
 
 
 class StoppableGPT(GPT):
-    """Stops in the middle of its `stop_at`-th training step, after dropout; small, to be fast."""
+    """Stops in the middle of training step `stop_at`, after dropout; its vocabulary is small."""
 
     stop, stop_at, n_steps = "", -1, 0
 
@@ -146,7 +145,7 @@ def train(
     dropout: float = 0.1,
     **trainer_options: Any,
 ) -> tuple[Watch, dict[str, torch.Tensor]]:
-    """Fit; `save`: a ModelCheckpoint's options. Whoever was stopped has the weights of then."""
+    """Fit; return the records and the weights at the end or stop. `save` is for ModelCheckpoint."""
     module, model = make_data(folder, **(data or {})), make_model(dropout)
     model.stop, model.stop_at = stop, stop_at
     watch = Watch(module)
@@ -154,7 +153,7 @@ def train(
     if save is not None:
         callbacks.append(ModelCheckpoint(save_top_k=-1, **save))
     trainer = make_trainer(callbacks=callbacks, enable_checkpointing=save is not None, **trainer_options)
-    torch.manual_seed(2 if ckpt_path is None else 3)  # a resumed run must not live off its own seed
+    torch.manual_seed(2 if ckpt_path is None else 3)  # the seed of a resumed run must not matter
     try:
         trainer.fit(model, datamodule=module, ckpt_path=ckpt_path, weights_only=True)
     except (StoppedError, SIGTERMException):
@@ -163,7 +162,7 @@ def train(
 
 
 def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> dict[str, Any]:
-    """What an untrained model scores, and over how many targets."""
+    """Return the metrics of an untrained model, and the number of targets and windows."""
     module, model = make_data(folder, **data), make_model()
     trainer = make_trainer(**trainer_options)
     (scores,) = trainer.validate(model, datamodule=module, verbose=False)
@@ -176,7 +175,7 @@ def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> d
 
 
 def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
-    """Each job has `out`, a folder for rank r's r.json, and the options of `train` or `validate`."""
+    """Run jobs: `train` or `validate` options, and a folder `out` in which rank r writes r.json."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for job in jobs:

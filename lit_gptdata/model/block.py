@@ -1,7 +1,7 @@
-"""A transformer block as in GPT-2: attention and MLP, each behind its norm and added to what came in.
+"""A GPT-2 transformer block: attention and an MLP, each with a LayerNorm and a residual connection.
 
-B: batch, T: tokens in a sequence, D: embedding_dim, H: n_heads. Radford et al. 2019, "Language Models
-are Unsupervised Multitask Learners", section 2.3.
+B: batch, T: tokens in a sequence, D: embedding_dim, H: n_heads. Source: Radford et al. 2019, "Language
+Models are Unsupervised Multitask Learners", section 2.3.
 """
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
-    """Causal self-attention, (B, T, D) → (B, T, D)."""
+    """Causal multi-head self-attention, (B, T, D) → (B, T, D)."""
 
     def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """To four times the width and back, (B, T, D) → (B, T, D)."""
+    """Two linear layers with GELU between them and a hidden width of 4 × D, (B, T, D) → (B, T, D)."""
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each behind its norm and added to its input: (B, T, D) → (B, T, D)."""
+    """x + dropout(attention(norm(x))), then the same with the MLP: (B, T, D) → (B, T, D)."""
 
     def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
         super().__init__()

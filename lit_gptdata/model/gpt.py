@@ -1,16 +1,14 @@
-"""GPT-2's architecture on an EmbeddingStem, trained and scored by Lightning.
+"""GPT-2's architecture on an EmbeddingStem, as a LightningModule that trains, scores and generates.
 
     ids (B, T) ──► stem ──► n_layers × Block ──► final norm ──► head ──► logits (B, T, V)
                                                                  └─ the stem's token table again
 
-B: batch, T: tokens in a sequence, D: embedding_dim, H: n_heads, V: vocab_size. Layer by layer as in
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+B: batch, T: tokens in a sequence, D: embedding_dim, V: vocab_size. Source of the architecture: Radford
+et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +20,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gptdata.model.block import NORM_EPS, Block
+from lit_gptdata.model.checks import check_integer, check_number
 from lit_gptdata.model.gpt2_weights import read_gpt2
+from lit_gptdata.model.learning_rate import check_warmup_steps, count_warmup_steps, learning_rate_scale
+from lit_gptdata.model.sampling import eval_mode, sample_token
 from lit_gptdata.model.stem import INIT_STD, EmbeddingStem
 
-IGNORE_INDEX = -100  # a target of this value is not scored; torch's own default in cross_entropy
+IGNORE_INDEX = -100  # a target with this value is not scored; torch's default in cross_entropy
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
 
 
 class GPT(L.LightningModule):
-    """Integers (B, T) → logits (B, T, vocab_size), in the steps that Lightning's Trainer calls.
+    """GPT-2 as a LightningModule: token ids, integers (B, T), to logits, float (B, T, vocab_size).
 
-    Logged: train_loss while training; val_loss, val_perplexity and
-    val_bits_per_byte (test_… likewise), exact over all scored targets of all ranks.
+    It logs train_loss for each step. For the val and test splits it logs val_loss, val_perplexity and
+    val_bits_per_byte (or test_…), computed exactly over all scored targets of all ranks.
 
     Args:
-        stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints keep
-        n_layers: blocks; 0 is the bigram model: stem and head alone, without a final norm
-        n_heads: of attention; they must divide the stem's embedding_dim
-        dropout: on attention weights and on what a block adds; the stem has its own
-        learning_rate: the peak, reached after warmup_steps
-        min_learning_rate_ratio: where the learning rate ends, as a share of the peak (see
+        stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain
+        n_layers: number of blocks; 0 is the bigram model: stem and head without a final norm
+        n_heads: number of attention heads, a divisor of the stem's embedding_dim
+        dropout: on attention weights and on the output of each residual branch, not on the stem
+        learning_rate: peak value, reached after `warmup_steps`
+        min_learning_rate_ratio: final learning rate as a fraction of the peak (see
             `learning_rate_scale`)
-        warmup_steps: optimizer steps from a rate of nearly 0 to the peak; below 1 a share of all steps
-        weight_decay: on matrices only
-        betas: AdamW's two averages
+        warmup_steps: optimizer steps until the peak; a value below 1 is a fraction of all steps
+        weight_decay: for matrices only
+        betas: AdamW's two decay rates
 
     Raises:
-        ValueError: a value out of range, or an embedding_dim that n_heads does not divide
+        ValueError: a value is out of range, or `n_heads` does not divide embedding_dim
     """
 
-    token_bytes: Tensor | None  # (V,) int64: UTF-8 bytes of each token, as the data module says
+    token_bytes: Tensor | None  # (V,) int64: UTF-8 bytes of each token, from the data module
 
     def __init__(
         self,
@@ -67,65 +68,63 @@ class GPT(L.LightningModule):
         betas: Sequence[float] = (0.9, 0.95),
     ) -> None:
         super().__init__()
-        self.stem = stem if isinstance(stem, EmbeddingStem) else _stem_from(stem)
-        D = self.stem.embedding_dim
-        _check(
-            n_layers=n_layers,
-            n_heads=n_heads,
-            dropout=dropout,
-            learning_rate=learning_rate,
-            min_learning_rate_ratio=min_learning_rate_ratio,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-            betas=betas,
-        )
-        if n_layers and D % n_heads:
-            fits = ", ".join(str(n) for n in range(1, D + 1) if D % n == 0)
-            raise ValueError(
-                f"n_heads is {n_heads}, which does not divide embedding_dim {D} into equal shares;"
-                f" allowed for {D} are n_heads={fits}"
-            )
-        # Plain values only, the stem as its arguments: GPT.load_from_checkpoint(path) then needs
-        # no others, and torch.load reads the file with weights_only=True.
+        self.stem = stem if isinstance(stem, EmbeddingStem) else _build_stem(stem)
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        # Plain values only, and the stem as its arguments. GPT.load_from_checkpoint(path) then needs
+        # no further arguments, and torch.load can read the file with weights_only=True.
         self.save_hyperparameters(
             {
                 "stem": dict(self.stem.hparams),
-                "n_layers": int(n_layers),
-                "n_heads": int(n_heads),
-                "dropout": float(dropout),
-                "learning_rate": float(learning_rate),
-                "min_learning_rate_ratio": float(min_learning_rate_ratio),
-                "warmup_steps": float(warmup_steps) if 0 < warmup_steps < 1 else int(warmup_steps),
-                "weight_decay": float(weight_decay),
-                "betas": [float(beta) for beta in betas],
+                "n_layers": check_integer("n_layers", n_layers, 0),
+                "n_heads": check_integer("n_heads", n_heads, 1),
+                "dropout": check_number("dropout", dropout, 1),
+                "learning_rate": check_number("learning_rate", learning_rate, math.inf),
+                "min_learning_rate_ratio": check_number(
+                    "min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True
+                ),
+                "warmup_steps": check_warmup_steps(warmup_steps),
+                "weight_decay": check_number("weight_decay", weight_decay, math.inf),
+                "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
             }
         )
-
+        D = self.stem.embedding_dim
+        if n_layers and D % n_heads:
+            divisors = ", ".join(str(n) for n in range(1, D + 1) if D % n == 0)
+            raise ValueError(
+                f"n_heads must divide embedding_dim, got n_heads={n_heads} and embedding_dim={D};"
+                f" allowed: {divisors}"
+            )
         self.blocks = nn.ModuleList(Block(D, n_heads, dropout) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(D, eps=NORM_EPS) if n_layers else nn.Identity()
         self._init_blocks()
 
-        self.token_bytes = None  # no buffer: DDP would send it to every rank at every step
-        self._totals = torch.zeros(3)  # nats, scored targets, their bytes; see _start_scoring
+        self.token_bytes = None  # not a buffer: DDP would broadcast it at every step
+        self._totals = torch.zeros(3)  # nats, scored targets, bytes of these targets
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
-        """Hugging Face's GPT-2 in `path`, a folder with config.json and model.safetensors, as GPT.
+        """Load a GPT-2 from `path`, a Hugging Face folder with config.json and model.safetensors.
 
-        `dropout` is used throughout, in place of the file's; `options` are GPT's own, such as
-        `learning_rate`. Whatever would make the logits differ is refused: see `read_gpt2`.
+        `dropout` applies to the stem and the blocks, in place of the values in config.json. `options`
+        are further arguments of GPT, such as `learning_rate`.
+
+        Raises ValueError if the tensors do not match config.json, and the errors of `read_gpt2`.
         """
         arguments, weights = read_gpt2(path)
         stem = EmbeddingStem(**arguments.pop("stem"), dropout=dropout)
         model = cls(stem, dropout=dropout, **arguments, **options)
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # it names the missing, unexpected and wrong tensors
+            raise ValueError(f"the tensors in {path} do not match its config.json: {error}") from error
         return model
 
     def _init_blocks(self) -> None:
-        """GPT-2's: N(0, 0.02²), less at the end of a residual branch, zero biases (section 2.3)."""
+        """Initialize the blocks like GPT-2: matrices from N(0, 0.02²), biases 0 (section 2.3)."""
         for name, parameter in self.blocks.named_parameters():
             if name.endswith(("attention.out.weight", "mlp.contract.weight")):
-                # 2 · n_layers branches add up, so that each gets its share of the variance.
+                # The outputs of 2 · n_layers residual branches add up, so each gets a smaller variance.
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * len(self.blocks)))
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=INIT_STD)
@@ -133,7 +132,10 @@ class GPT(L.LightningModule):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Integers (B, T), T ≤ max_length → logits (B, T, V); logits[:, t] predict token t + 1."""
+        """Return logits (B, T, V) for integer `ids` (B, T), T ≤ max_length.
+
+        logits[:, t] are the prediction of token t + 1.
+        """
         return self._head(self._features(ids))
 
     def _features(self, ids: Tensor) -> Tensor:
@@ -146,24 +148,24 @@ class GPT(L.LightningModule):
         return F.linear(x, self.stem.token_embedding.weight)  # (…, D) → (…, V)
 
     def configure_model(self) -> None:
-        """Under Lightning's ModelParallelStrategy, share the parameters among the ranks (FSDP2)."""
+        """Shard the parameters over the ranks (FSDP2) if Lightning uses its ModelParallelStrategy."""
         mesh = self.device_mesh
         if mesh is None:
             return
         from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-        if isinstance(self, FSDPModule):  # Lightning asks before each of validate, fit and test
+        if isinstance(self, FSDPModule):  # Lightning calls this before each validate, fit and test
             return
         for block in self.blocks:
             fully_shard(block, mesh=mesh["data_parallel"])
-        # What is left is one unit: the stem's token table is also the head's.
+        # Stem and head stay in one unit because they use the same token table.
         fully_shard(self, mesh=mesh["data_parallel"])
         register_fsdp_forward_method(self, "generate")
 
     # Losses and metrics -----------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> Tensor:
-        """(inputs, targets) → nats of each target, float32 (B, T); 0 where it is -100."""
+        """Return the loss of each target in nats, float32 (B, T), with 0 where the target is -100."""
         inputs, targets = batch
         logits = self(inputs).float()  # (B, T, V)
         nats = F.cross_entropy(
@@ -173,90 +175,74 @@ class GPT(L.LightningModule):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def log(self, *args: Any, **options: Any) -> None:
-        """Lightning's own, kept out of compiled graphs: torch 2.13 cannot trace its inspection."""
+        """Call Lightning's `log` outside of compiled graphs: torch 2.13 cannot trace its inspection."""
         super().log(*args, **options)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        counted = (batch[1] != IGNORE_INDEX).sum()
-        loss = self.losses(batch).sum() / counted.clamp(min=1)
-        # Over all ranks, as the gradients are.
+        n_scored = (batch[1] != IGNORE_INDEX).sum()
+        loss = self.losses(batch).sum() / n_scored.clamp(min=1)
+        # sync_dist averages over the ranks, as DDP does with the gradients.
         self.log("train_loss", loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score(batch)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """`losses`: logits of a whole split would not fit in memory (200 KB a token for gpt2)."""
+        """Return `losses`; the logits of a split would not fit in memory (200 KB per token for gpt2)."""
         return self.losses(batch)
 
     def setup(self, stage: str) -> None:
-        # Duck-typed, so that the model knows nothing of data: a data module with an attribute
-        # `token_bytes`, int64 (vocab_size,), the UTF-8 bytes of each token and 0 for special
-        # ones, gets bits per byte logged; any other data module, or none, does without.
-        lengths = getattr(getattr(self.trainer, "datamodule", None), "token_bytes", None)
-        self.token_bytes = None if lengths is None else torch.as_tensor(lengths).to(self.device)
+        # The model knows nothing about data, so any data module may offer `token_bytes`: an int64
+        # array (vocab_size,) with the UTF-8 bytes of each token, 0 for special tokens.
+        # Without it, bits per byte are not logged.
+        token_bytes = getattr(getattr(self.trainer, "datamodule", None), "token_bytes", None)
+        self.token_bytes = None if token_bytes is None else torch.as_tensor(token_bytes).to(self.device)
 
     def on_validation_epoch_start(self) -> None:
-        self._start_scoring()
+        # float64 counts tokens exactly up to 2⁵³, float32 only up to 16 million. MPS has no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._totals = torch.zeros(3, dtype=dtype, device=self.device)
 
-    def on_test_epoch_start(self) -> None:
-        self._start_scoring()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        targets = batch[1]
+        scored = targets != IGNORE_INDEX  # (B, T)
+        self._totals[0] += self.losses(batch).sum(dtype=self._totals.dtype)
+        self._totals[1] += scored.sum()
+        if self.token_bytes is not None:
+            self._totals[2] += (self.token_bytes[targets.clamp(min=0)] * scored).sum()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
-    def _start_scoring(self) -> None:
-        # float64 counts tokens exactly up to 2⁵³; float32 would stop at 16 million. MPS lacks it.
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        self._totals = torch.zeros(3, dtype=wide, device=self.device)
-
-    def _score(self, batch: Batch) -> None:
-        targets = batch[1]
-        counted = targets != IGNORE_INDEX  # (B, T)
-        self._totals[0] += self.losses(batch).sum(dtype=self._totals.dtype)
-        self._totals[1] += counted.sum()
-        if self.token_bytes is not None:
-            self._totals[2] += (self.token_bytes[targets.clamp(min=0)] * counted).sum()
-
-    def _log_scores(self, split: str) -> None:
+        split = "test" if self.trainer.testing else "val"
         self._totals = self.trainer.strategy.reduce(self._totals, reduce_op="sum")
-        nats, targets, n_bytes = self._totals.tolist()
-        if not targets:
+        nats, n_targets, n_bytes = self._totals.tolist()
+        if not n_targets:
             rank_zero_warn(f"{split}_loss is not logged: every target was {IGNORE_INDEX}")
             return
-        loss = nats / targets
-        # Beyond e^709 a double ends; a loss that high has no perplexity worth a crash.
-        scores = {"loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
+        loss = nats / n_targets
+        # math.exp raises OverflowError above 709.
+        metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
         if n_bytes:
-            scores["bits_per_byte"] = nats / math.log(2) / n_bytes
-        for name, value in scores.items():
+            metrics["bits_per_byte"] = nats / math.log(2) / n_bytes
+        for name, value in metrics.items():
             self.log(
                 f"{split}_{name}",
                 torch.tensor(value, dtype=self._totals.dtype, device=self.device),
                 prog_bar=name == "loss",
-                # The value is the same on all ranks already; said again, because Lightning warns.
-                sync_dist=True,
+                sync_dist=True,  # all ranks log the same value, but Lightning warns without it
                 batch_size=1,
             )
+
+    # Test works like validation; only the names of the metrics differ.
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     # Optimizer --------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, decay on matrices (the tables included), and `learning_rate_scale` every step."""
+        """Return AdamW with weight decay on matrices and tables only, and its learning-rate schedule."""
         options = self.hparams
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
-            {
-                "params": [p for p in parameters if p.ndim >= 2],
-                "weight_decay": options["weight_decay"],
-            },
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
@@ -264,28 +250,17 @@ class GPT(L.LightningModule):
             lr=options["learning_rate"],
             betas=tuple(options["betas"]),
         )
-        total_steps = self.trainer.estimated_stepping_batches  # inf or -1 where there is no end
-        warmup_steps = options["warmup_steps"]
-        if 0 < warmup_steps < 1:
-            if total_steps < 1 or math.isinf(total_steps):
-                raise ValueError(
-                    f"warmup_steps={warmup_steps} is a share of all optimizer steps, and this run has "
-                    "no end: give a whole number, or the Trainer max_steps or max_epochs"
-                )
-            warmup_steps = round(warmup_steps * total_steps)
+        total_steps = self.trainer.estimated_stepping_batches  # inf or -1 if the Trainer has no limit
+        warmup_steps = count_warmup_steps(options["warmup_steps"], total_steps)
+        min_ratio = options["min_learning_rate_ratio"]
 
         def scale(step: int) -> float:
-            return learning_rate_scale(
-                step, total_steps, warmup_steps, options["min_learning_rate_ratio"]
-            )
+            return learning_rate_scale(step, total_steps, warmup_steps, min_ratio)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # Sampling ---------------------------------------------------------------------------------
+    # Generation -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -296,126 +271,39 @@ class GPT(L.LightningModule):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Integers (B, T) → int64 (B, T + max_new_tokens): the prompt and what follows it.
+        """Continue a prompt: integers (B, T) → int64 (B, T + max_new_tokens), the prompt included.
 
-        Each token is drawn from softmax(logits / temperature) over the `top_k` most likely ones
-        (None: over all); temperature 0 takes the most likely. The model sees the last max_length
-        tokens. Without dropout, and `generator` makes it repeatable.
-        ValueError: an empty prompt, a value out of range.
+        Each token is drawn from softmax(logits / temperature) over the `top_k` most likely tokens
+        (None: over all). Temperature 0 takes the most likely token. The model sees the last max_length
+        tokens and applies no dropout. A seeded `generator` makes the result repeatable.
+
+        Raises ValueError for an empty prompt or a value out of range.
         """
         if not isinstance(ids, Tensor) or ids.ndim != 2 or 0 in ids.shape:
-            seen = f"shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            got = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise ValueError(
-                f"the prompt is a tensor (batch, tokens) of at least one token; seen: {seen}."
-                " With nothing to go on from, start with the end-of-text token"
+                f"the prompt must be a tensor (batch, tokens) with at least one token, got {got};"
+                " to generate without a prompt, pass the end-of-text token"
             )
-        _check(max_new_tokens=max_new_tokens, temperature=temperature)
+        check_integer("max_new_tokens", max_new_tokens, 0)
+        check_number("temperature", temperature, math.inf)
         if top_k is not None:
-            _check(top_k=top_k)
+            check_integer("top_k", top_k, 1)
 
         ids = ids.to(self.device, torch.int64)
-        with _evaluating(self):
+        with eval_mode(self):
             for _ in range(max_new_tokens):
-                features = self._features(ids[:, -self.stem.max_length :])  # (B, ≤ L, D)
+                features = self._features(ids[:, -self.stem.max_length :])  # (B, ≤ max_length, D)
                 logits = self._head(features[:, -1]).float()  # (B, V)
-                chosen = _choose(logits, temperature, top_k, generator)  # (B, 1)
-                ids = torch.cat((ids, chosen), dim=1)
+                next_token = sample_token(logits, temperature, top_k, generator)  # (B, 1)
+                ids = torch.cat((ids, next_token), dim=1)
         return ids
 
 
-def learning_rate_scale(
-    step: int, total_steps: float, warmup_steps: int, min_learning_rate_ratio: float
-) -> float:
-    """The factor on the peak learning rate at `step` = 0, 1, 2, …
-
-    Linear from 1 / (warmup_steps + 1) to 1 at step warmup_steps, then half a cosine down to
-    min_learning_rate_ratio at total_steps, where it stays (Loshchilov & Hutter 2017, "SGDR",
-    equation 5, without restarts). Where total_steps is infinite or below 1, a run without a known
-    end, the factor stays 1 after the warm-up.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if total_steps < 1 or math.isinf(total_steps):
-        return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return min_learning_rate_ratio + (1 - min_learning_rate_ratio) * cosine
-
-
-def _choose(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> Tensor:
-    """Logits (B, V) → one token each, int64 (B, 1)."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    k = min(top_k or logits.shape[-1], logits.shape[-1])
-    best, tokens = logits.topk(k)  # both (B, k), largest first
-    # Against the largest, so that a tiny temperature gives -inf and never inf - inf.
-    probabilities = ((best - best[:, :1]) / temperature).softmax(dim=-1)
-    return tokens.gather(-1, torch.multinomial(probabilities, 1, generator=generator))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; after it every submodule is back in the mode that it had."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
-
-
-def _stem_from(arguments: Mapping[str, Any]) -> EmbeddingStem:
+def _build_stem(arguments: Mapping[str, Any]) -> EmbeddingStem:
     if not isinstance(arguments, Mapping):
         raise TypeError(
-            f"stem is a {type(arguments).__name__}; allowed are an EmbeddingStem and a mapping of"
-            " its arguments (vocab_size, max_length, embedding_dim, …)"
+            "stem must be an EmbeddingStem or a mapping of its arguments (vocab_size, max_length,"
+            f" embedding_dim, …), got {type(arguments).__name__}"
         )
     return EmbeddingStem(**arguments)
-
-
-def _check(**values: Any) -> None:
-    for name, value in values.items():
-        allowed, holds = _ALLOWED[name]
-        if not holds(value):
-            raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
-    def holds(value: Any) -> bool:
-        return isinstance(value, Integral) and int(value) >= least
-
-    return f"a whole number of at least {least}", holds
-
-
-def _within(low: float, below: float) -> tuple[str, Callable[[Any], bool]]:
-    def holds(value: Any) -> bool:
-        return isinstance(value, Real) and low <= float(value) < below
-
-    return f"a number in [{low}, {below})", holds
-
-
-_ALLOWED = {
-    "n_layers": _whole(0),
-    "n_heads": _whole(1),
-    "warmup_steps": (
-        "a whole number of at least 0, or a share of all steps in (0, 1)",
-        lambda value: _whole(0)[1](value) or _within(0, 1)[1](value),
-    ),
-    "max_new_tokens": _whole(0),
-    "top_k": _whole(1),
-    "dropout": _within(0, 1),
-    "learning_rate": _within(0, math.inf),
-    "weight_decay": _within(0, math.inf),
-    "temperature": _within(0, math.inf),
-    "min_learning_rate_ratio": (
-        "a number in [0, 1]",
-        lambda value: isinstance(value, Real) and 0 <= float(value) <= 1,
-    ),
-    "betas": (
-        "two numbers in [0, 1)",
-        lambda value: len(value) == 2 and all(_within(0, 1)[1](beta) for beta in value),
-    ),
-}

@@ -1,14 +1,14 @@
-"""From token ids to vectors: one row of a token table plus one row of a position table.
+"""The embedding stem turns each token id into a vector: its token row plus its position row.
 
     ids (B, T) ──► token_embedding (V, D) ──► (B, T, D) ─┐
                                                          + ──► dropout ──► (B, T, D)
     0 … T-1    ──► position table  (L, D) ──►    (T, D) ─┘
 
-V: vocab_size, L: max_length, D: embedding_dim, B: batch, T: tokens in a sequence, at most L.
+B: batch, T: tokens in a sequence (at most L), V: vocab_size, L: max_length, D: embedding_dim.
 """
 
 from collections.abc import Callable
-from numbers import Integral
+from functools import partial
 from typing import Literal, get_args
 
 import lightning as L
@@ -16,42 +16,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gptdata.model.checks import check_integer, check_number
+
 Position = Literal["learned", "sinusoidal", "none"]
 
 INIT_STD = 0.02  # GPT-2's standard deviation for tables and matrices (openai/gpt-2, src/model.py)
 
-# What torch.nn.functional.embedding takes as it is; every other integer dtype is converted first.
-_INDEX_DTYPES = (torch.int64, torch.int32)
-_OTHER_INTEGER_DTYPES = (
-    torch.uint8,
-    torch.int8,
-    torch.uint16,
-    torch.int16,
-    torch.uint32,
-    torch.uint64,
-)
-
 
 class EmbeddingStem(L.LightningModule):
-    """Integers (B, T) → float vectors (B, T, embedding_dim): token rows + position rows.
+    """Embed token ids, integers (B, T), as the sum of token rows and position rows, float (B, T, D).
 
     Args:
         vocab_size: rows of the token table, the data's `vocab_size`
-        max_length: the longest sequence taken, in tokens, whatever `position` is
-        embedding_dim: width of a row
-        position: "learned" (GPT-2: a second table) | "sinusoidal" (a fixed one, see `sinusoids`) |
-            "none" (token rows alone)
-        dropout: share of the values set to 0 while training, in [0, 1)
+        max_length: longest allowed sequence in tokens, for every `position`
+        embedding_dim: width of each row
+        position: "learned" (GPT-2: a second table) | "sinusoidal" (a fixed table, see `sinusoids`) |
+            "none" (token rows only)
+        dropout: fraction of the output values set to 0 during training, in [0, 1)
 
     Raises:
-        ValueError: a size below 1, an unknown `position`, `dropout` outside [0, 1)
+        ValueError: a size is below 1, `position` is unknown, or `dropout` is outside [0, 1)
 
     >>> stem = EmbeddingStem(vocab_size=50257, max_length=4, embedding_dim=256)
     >>> stem(torch.tensor([[171, 119, 123, 464]])).shape
     torch.Size([1, 4, 256])
     """
 
-    sinusoids: Tensor | None  # (L, D), only with position="sinusoidal"
+    sinusoids: Tensor | None  # (L, D) if position="sinusoidal", else None
 
     def __init__(
         self,
@@ -62,27 +53,22 @@ class EmbeddingStem(L.LightningModule):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vocab_size = _size("vocab_size", vocab_size)
-        self.max_length = _size("max_length", max_length)
-        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        self.vocab_size = check_integer("vocab_size", vocab_size, 1)
+        self.max_length = check_integer("max_length", max_length, 1)
+        self.embedding_dim = check_integer("embedding_dim", embedding_dim, 1)
         if position not in get_args(Position):
             allowed = ", ".join(repr(name) for name in get_args(Position))
-            raise ValueError(f"position is {position!r}; allowed are {allowed}")
-        if not 0 <= dropout < 1:
-            raise ValueError(
-                f"dropout is {dropout!r}, the share of values set to zero; it must lie in [0, 1):"
-                " 0 turns it off"
-            )
+            raise ValueError(f"position must be one of {allowed}, got {position!r}")
         self.position = position
-        # Named one by one: without arguments Lightning also reads the frame of whoever builds the
-        # stem, and GPT's own `dropout` would be saved in place of this one.
+        # An explicit dict: without it Lightning also reads the arguments of the __init__ that calls
+        # this one, and would save the `dropout` of a subclass or of GPT in place of the stem's.
         self.save_hyperparameters(
             {
                 "vocab_size": self.vocab_size,
                 "max_length": self.max_length,
                 "embedding_dim": self.embedding_dim,
                 "position": str(position),
-                "dropout": float(dropout),
+                "dropout": check_number("dropout", dropout, 1),
             }
         )
 
@@ -93,65 +79,63 @@ class EmbeddingStem(L.LightningModule):
             self.position_embedding = nn.Embedding(self.max_length, self.embedding_dim)
             nn.init.normal_(self.position_embedding.weight, std=INIT_STD)
         table = sinusoids(self.max_length, self.embedding_dim) if position == "sinusoidal" else None
-        self.register_buffer("sinusoids", table, persistent=False)  # arithmetic: not in checkpoints
+        self.register_buffer("sinusoids", table, persistent=False)  # computed, so not in checkpoints
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Integers (B, T) → (B, T, D) in the tables' dtype.
+    @property
+    def position_table(self) -> Tensor | None:
+        """The rows that are added to the token rows, (L, D); None if `position` adds none."""
+        return self.sinusoids if self.position_embedding is None else self.position_embedding.weight
 
-        `positions`, (T,) or (B, T) integers, picks rows of the position table; without it token t
-        takes row t. With position="none" it changes nothing.
-        ValueError: a sequence longer than max_length, a wrong shape. TypeError: ids or positions
-        that are not an integer tensor. IndexError (on the CPU, not compiled): a value outside its
-        table; elsewhere torch's own report of it stands.
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embed integer `ids` (B, T) as (B, T, D), in the dtype of the tables.
+
+        `positions`, integers (T,) or (B, T), selects rows of the position table. By default token t
+        takes row t. With position="none" the argument has no effect.
+
+        Raises ValueError for a wrong shape or a sequence longer than max_length, and TypeError if `ids`
+        or `positions` is not an integer tensor. A value outside its table raises IndexError on the CPU
+        without torch.compile. On a GPU or compiled, torch reports it in its own way.
         """
         ids = _as_index("ids", ids)
         if ids.ndim != 2:
             raise ValueError(
-                f"ids have the shape {tuple(ids.shape)}; the stem takes (batch, tokens):"
-                " a single sequence goes in as ids[None, :]"
+                f"ids must have the shape (batch, tokens), got {tuple(ids.shape)}:"
+                " pass a single sequence as ids[None, :]"
             )
         if ids.shape[1] > self.max_length:
             raise ValueError(
-                f"a sequence of {ids.shape[1]} tokens is longer than this stem's max_length of"
-                f" {self.max_length}; shorten it, as in ids[:, -{self.max_length}:], or build the"
-                f" stem with max_length={ids.shape[1]} or more"
+                f"a sequence must have at most max_length={self.max_length} tokens, got {ids.shape[1]}:"
+                f" shorten it to ids[:, -{self.max_length}:], or build the stem with"
+                f" max_length={ids.shape[1]} or more"
             )
         x: Tensor = _lookup(self.token_embedding, ids, "ids", "vocab_size", self.vocab_size)  # (B, T, D)
-        if self.position != "none":
-            x += self._position_rows(ids, positions)  # in place: nobody else has these token rows
+        if self.position_table is not None:
+            x += self._position_rows(self.position_table, ids, positions)  # in place: x is a new tensor
         return self.dropout(x)  # type: ignore[no-any-return]
 
-    def _position_rows(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        """(T, D), a view of the table's head, or the rows that `positions` asks for."""
-        table = self.position_embedding.weight if self.position_embedding else self.sinusoids
-        assert table is not None
+    def _position_rows(self, table: Tensor, ids: Tensor, positions: Tensor | None) -> Tensor:
+        """Return the first T rows of `table` as a view, or the rows that `positions` selects."""
         if positions is None:
-            # The table, or a view of it: no arange, no gather, no copy.
-            return table if ids.shape[1] == len(table) else table[: ids.shape[1]]
+            return table[: ids.shape[1]]
         positions = _as_index("positions", positions)
         if positions.shape != ids.shape[-positions.ndim :]:
             raise ValueError(
-                f"positions have the shape {tuple(positions.shape)}; allowed for ids of shape"
-                f" {tuple(ids.shape)} are {tuple(ids.shape[1:])} and {tuple(ids.shape)}"
+                f"positions must have the shape {tuple(ids.shape[1:])} or {tuple(ids.shape)}, like ids,"
+                f" got {tuple(positions.shape)}"
             )
-        return _lookup(
-            lambda index: F.embedding(index, table),
-            positions,
-            "positions",
-            "max_length",
-            self.max_length,
-        )
+        lookup = partial(F.embedding, weight=table)
+        return _lookup(lookup, positions, "positions", "max_length", self.max_length)
 
     def extra_repr(self) -> str:
         return f"max_length={self.max_length}, position={self.position!r}"
 
 
 def sinusoids(max_length: int, embedding_dim: int) -> Tensor:
-    """The fixed position table (max_length, embedding_dim) of Vaswani et al. 2017, section 3.5.
+    """Compute the fixed position table of Vaswani et al. 2017, section 3.5, as float32 (L, D).
 
-    Column 2i holds sin(p / 10000^(2i / D)), column 2i + 1 the cosine of the same angle; an odd D
-    ends on a sine. It is added to the token rows as it is, without their factor √D (section 3.4).
+    Column 2i is sin(p / 10000^(2i / D)) for position p, and column 2i + 1 the cosine of the same angle.
+    An odd D ends with a sine. Unlike section 3.4, the stem does not multiply the token rows by √D.
     """
     position = torch.arange(max_length, dtype=torch.float64)[:, None]  # (L, 1)
     even = torch.arange(0, embedding_dim, 2, dtype=torch.float64)  # (⌈D/2⌉,)
@@ -162,40 +146,32 @@ def sinusoids(max_length: int, embedding_dim: int) -> Tensor:
     return table
 
 
-def _size(name: str, value: int) -> int:
-    """A plain int of at least 1: numpy's would keep a checkpoint from loading with weights_only."""
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-    return int(value)
-
-
 def _as_index(name: str, values: Tensor) -> Tensor:
-    """The same tensor if nn.Embedding takes its dtype, else a copy as int64."""
+    """Return `values` if nn.Embedding accepts its dtype, else an int64 copy."""
     if not isinstance(values, Tensor):
         raise TypeError(
-            f"{name} are a {type(values).__name__}; they must be an integer tensor,"
-            f" as torch.as_tensor({name}) makes"
+            f"{name} must be an integer tensor, got {type(values).__name__}:"
+            f" convert them with torch.as_tensor({name})"
         )
-    if values.dtype in _INDEX_DTYPES:
-        return values
-    if values.dtype in _OTHER_INTEGER_DTYPES:
-        return values.long()
-    raise TypeError(
-        f"{name} have the dtype {values.dtype}; they must be integers, such as torch.int64:"
-        f" convert them with {name}.long()"
-    )
+    dtype = values.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(
+            f"{name} must have an integer dtype such as torch.int64, got {dtype}:"
+            f" convert them with {name}.long()"
+        )
+    return values if dtype in (torch.int64, torch.int32) else values.long()
 
 
 def _lookup(
     rows: Callable[[Tensor], Tensor], index: Tensor, name: str, size_name: str, size: int
 ) -> Tensor:
-    """rows(index); a value outside 0..size-1 is looked for only after the table refused one."""
+    """Return rows(index); if torch raises IndexError, raise one that names the range of `index`."""
     if torch.compiler.is_compiling():
         return rows(index)
     try:
         return rows(index)
     except IndexError:
         raise IndexError(
-            f"{name} run from {index.min().item()} to {index.max().item()}; allowed are 0 to"
-            f" {size - 1}: this stem was built with {size_name}={size}, which must fit the data"
+            f"{name} must be in 0 … {size - 1}, got values from {index.min().item()} to"
+            f" {index.max().item()}: this stem has {size_name}={size}, which must match the data"
         ) from None

@@ -1,1 +1,1 @@
-"""What `train.py`, sweeps and LightningCLI need around a training run."""
+"""What a training run needs next to the model: budget, throughput, ranks, summary, sweeps, CLI."""

@@ -1,4 +1,4 @@
-"""A training run bounded in tokens, so that runs of other lengths and batch sizes can be compared."""
+"""Limit a training run to a number of tokens, so that runs with different batches are comparable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from lit_gptdata.windows.steps import Steps
 
 
 class TokenBudget(L.Callback):
-    """Trains on `max_tokens` tokens, over all ranks, and logs `tokens`, how many there were so far.
+    """Stop training after `max_tokens` tokens, and log `tokens`, the number so far over all ranks.
 
-    The optimizer steps follow from batch size, window length, gradient accumulation and ranks; what
-    does not fill a step is left out. Give Trainer(max_epochs=-1) too; a max_steps of one's own wins.
-    `val_every_tokens`: validate so often, to a batch, instead of Trainer(val_check_interval=).
-    None: what the Trainer says.
+    It sets the Trainer's max_steps, rounded down. If you pass Trainer(max_steps=…), that number is used
+    and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
 
-    Raises ValueError for fewer tokens than a step takes, TypeError without a GPTDataModule.
+    Args:
+        max_tokens: tokens to train on, or None for no limit
+        val_every_tokens: tokens between validations, rounded to whole batches, or None to keep the
+            Trainer's setting
+
+    Raises:
+        ValueError: `max_tokens` is less than the tokens of one optimizer step
+        TypeError: a limit is set, but the Trainer does not use a GPTDataModule
     """
 
     def __init__(self, max_tokens: int | None = None, val_every_tokens: int | None = None) -> None:
@@ -29,64 +34,58 @@ class TokenBudget(L.Callback):
         self.max_tokens = max_tokens
         self.val_every_tokens = val_every_tokens
         self.tokens = 0
-        self._per_step = 0
-        self._bounds = False
+        self._tokens_per_step = 0
+        self._sets_max_steps = False  # whether max_steps of the Trainer comes from `max_tokens`
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set late
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
         if stage != "fit":
             return
         if not isinstance(data, GPTDataModule):
             if self.max_tokens is None and self.val_every_tokens is None:
                 return
             raise TypeError(
-                f"TokenBudget counts the windows of a GPTDataModule, and the Trainer has {data!r}: fit "
-                "with datamodule=GPTDataModule(…), or bound the run with Trainer(max_steps=)"
+                f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
+                " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
             )
-        self._per_step = _tokens_per_batch(data) * trainer.accumulate_grad_batches
-        if self.max_tokens is not None and (self._bounds or trainer.max_steps == -1):
-            self._bounds = True
-            self._bound(trainer, data, self.max_tokens)
+        tokens_per_batch = data.train_steps.width * data.hparams["max_length"]  # over all ranks
+        self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
+        if self.max_tokens is not None and (self._sets_max_steps or trainer.max_steps == -1):
+            self._sets_max_steps = True
+            self._limit(trainer, data, self.max_tokens)
         if self.val_every_tokens is not None:
-            batches = max(1, round(self.val_every_tokens / _tokens_per_batch(data)))
-            trainer.val_check_interval = batches
-            trainer.check_val_every_n_epoch = None  # batches count across epochs
+            trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
+            trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _bound(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, done: int = 0) -> None:
-        """End after `tokens` more tokens than at optimizer step `done`."""
+    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0) -> None:
+        """Set max_steps so that the run ends `tokens` tokens after optimizer step `steps_done`."""
         steps, length = data.train_steps, data.hparams["max_length"]
         batches = steps.limited(trainer.limit_train_batches)
-        if not batches:  # which Lightning says itself
+        if not batches:  # Lightning itself reports that there is nothing to train on
             return
-        more = steps_for(max(0, tokens) // length, steps, batches, trainer.accumulate_grad_batches)
-        if not done and not more:
+        windows = max(0, tokens) // length
+        n_steps = count_steps(windows, steps, batches, trainer.accumulate_grad_batches)
+        if not steps_done and not n_steps:
             raise ValueError(
-                f"max_tokens={tokens:,} is less than one step of {self._per_step:,} tokens (batch_size "
-                "× max_length × ranks × accumulate_grad_batches): raise it, or take smaller batches"
+                f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens"
+                f" (batch_size × max_length × ranks × accumulate_grad_batches), got {tokens:,}:"
+                " raise max_tokens or lower batch_size"
             )
-        trainer.fit_loop.epoch_loop.max_steps = done + more
+        trainer.fit_loop.epoch_loop.max_steps = steps_done + n_steps
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        # with other steps than before, what is left of the budget makes another number of them
-        if (
-            self._bounds
-            and self.max_tokens is not None
-            and state
-            and state["per_step"] != self._per_step
-        ):
-            data = trainer.datamodule  # type: ignore[attr-defined]  # set late
-            self._bound(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
+        if not self._sets_max_steps or self.max_tokens is None or not state:
+            return
+        if state["per_step"] != self._tokens_per_step:  # the remaining tokens take other steps
+            data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+            tokens_remaining = self.max_tokens - state["tokens"]
+            self._limit(trainer, data, tokens_remaining, checkpoint["global_step"])
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.tokens += batch[0].numel() * trainer.world_size
         pl_module.log("tokens", float(self.tokens), on_step=True, on_epoch=False)
@@ -95,24 +94,19 @@ class TokenBudget(L.Callback):
         pl_module.log("tokens", float(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "per_step": self._per_step}
+        return {"tokens": self.tokens, "per_step": self._tokens_per_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = state_dict["tokens"]
 
 
-def _tokens_per_batch(data: GPTDataModule) -> int:
-    """Tokens of a full batch, over all ranks."""
-    length: int = data.hparams["max_length"]
-    return data.train_steps.width * length
+def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
+    """Return how many optimizer steps train on at most `windows` windows, over all ranks.
 
-
-def steps_for(windows: int, steps: Steps, limit: int, accumulate: int) -> int:
-    """How many optimizer steps see at most `windows` windows, over all ranks.
-
-    `limit`: batches of an epoch; `accumulate`: batches to a step, fewer in the last of an epoch.
+    A step takes `accumulate` batches. The last step of an epoch may take fewer.
     """
-    a_step, an_epoch = steps.width * accumulate, min(limit * steps.width, steps.n)
-    steps_of_epoch = -(-limit // accumulate)
-    epochs, rest = divmod(windows, an_epoch)
-    return epochs * steps_of_epoch + min(rest // a_step, steps_of_epoch - 1)
+    windows_per_step = steps.width * accumulate
+    windows_per_epoch = min(batches_per_epoch * steps.width, steps.n)
+    steps_per_epoch = -(-batches_per_epoch // accumulate)
+    epochs, remaining = divmod(windows, windows_per_epoch)
+    return epochs * steps_per_epoch + min(remaining // windows_per_step, steps_per_epoch - 1)

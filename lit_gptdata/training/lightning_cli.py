@@ -1,4 +1,4 @@
-"""LightningCLI for GPT on GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
+"""LightningCLI for GPT and GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_gptdata.model.stem import EmbeddingStem
 
 
 class GPTCLI(LightningCLI):
-    """LightningCLI with its own arguments; the stem's vocabulary and length come from the data."""
+    """LightningCLI with options for the stem, which takes its vocabulary and length from the data."""
 
     def __init__(self, model: Any = GPT, data: Any = GPTDataModule, **options: Any) -> None:
         super().__init__(model, data, **options)

@@ -1,4 +1,4 @@
-"""Several processes, one run: one folder whoever starts them, and no sweep that starts itself again."""
+"""Run several processes as one run: they share an output folder, and none of them restarts a sweep."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 RUN = "LIT_GPTDATA_RUN"
-"""The environment variable that conf/train.yaml names a run's folder by; unset: by the time."""
+"""Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time."""
 
-SPAWN = (
-    "For DDP, trainer.strategy=ddp_fork (CPUs) or ddp_spawn, without torchrun, works in every sweep, "
-    "but slower, and metrics.csv then has the last validation alone"
+_FORK_HINT = (
+    "Every sweep works with trainer.strategy=ddp_fork (CPUs) or ddp_spawn, without torchrun. These are"
+    " slower, and their metrics.csv contains only the last validation"
 )
 
 
 def share_run_name() -> None:
-    """Give the ranks that torchrun or srun started one name for their run, each before it asks Hydra.
+    """Set RUN to the same name on all ranks that torchrun or srun started. Call it before Hydra starts.
 
-    Hydra makes a run's folder, named by the time, in each process by itself. Elsewhere nothing is to be
-    done: a process is alone, or Lightning starts the others and tells them the folder.
+    Otherwise Hydra creates one folder per process, named after the time. A single process needs no
+    shared name. Processes that Lightning starts get the folder from Lightning.
     """
     env = os.environ
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        # torchrun's own store, there before and after the process group: the first rank names the run.
+        # torchrun's store exists without a process group. The first rank that writes sets the name.
         store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
         key = f"{RUN}/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         env[RUN] = store.compare_set(key, "", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").decode()
     elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        restarts = env.get("SLURM_RESTART_COUNT", "0")  # of a job that was requeued
+        restarts = env.get("SLURM_RESTART_COUNT", "0")  # how often the job was requeued
         env[RUN] = f"slurm-{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restarts}"
 
 
-def sweeping() -> bool:
-    """Whether this is a job of a sweep, `python train.py -m`."""
+def in_sweep() -> bool:
+    """Whether this process runs a job of a sweep, `python train.py -m`."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def check_launcher(trainer: L.Trainer) -> None:
-    """Raise ValueError in a sweep (-m) that each process of a job would run by itself, out of step.
+    """Raise ValueError in a sweep whose processes would not run the same jobs at the same time.
 
-    Lightning starts processes with the command line of the first, sweep and all. Those of torchrun run
-    the sweep side by side, which only Hydra's own sweeper and launcher do alike in each.
+    Lightning starts more processes with the command line of the first one, which contains the sweep.
+    The processes of torchrun each run the sweep, and stay in step only with Hydra's basic sweeper and
+    launcher.
     """
-    if not sweeping():
+    if not in_sweep():
         return
     strategy, processes = trainer.strategy, trainer.num_devices * trainer.num_nodes
     if processes == 1 or isinstance(strategy.launcher, _MultiProcessingLauncher):
         return
+    if isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
+        raise ValueError(
+            f"a sweep (-m) cannot start {processes} processes per job with {type(strategy).__name__}:"
+            " Lightning starts them with this command line, so each would run the whole sweep again."
+            f" Start them once: torchrun --nproc-per-node {trainer.num_devices} train.py -m …, or run"
+            f" each job without -m. {_FORK_HINT}"
+        )
     hydra = HydraConfig.get()
     plugins = [plugin._target_ for plugin in (hydra.sweeper, hydra.launcher)]
     others = [name for name in plugins if not name.startswith("hydra._internal.core_plugins.basic_")]
-    if isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
-        raise ValueError(
-            f"a job of this sweep (-m) wants {processes} processes under {type(strategy).__name__}, and "
-            "Lightning starts them with this command line: each would run the whole sweep again. Start "
-            f"them once for all jobs: torchrun --nproc-per-node {trainer.num_devices} train.py -m …; or "
-            f"run the jobs one by one, without -m. {SPAWN}"
-        )
     if others:
         raise ValueError(
-            f"this sweep (-m) runs in each of {processes} processes, and {', '.join(others)} may choose "
-            "or place jobs otherwise in each. Take hydra/sweeper=basic and hydra/launcher=basic. "
-            f"{SPAWN}"
+            f"a sweep (-m) in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic:"
+            f" {', '.join(others)} may choose different jobs in each process. {_FORK_HINT}"
         )

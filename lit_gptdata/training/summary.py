@@ -1,4 +1,4 @@
-"""What a run leaves for people: a table of figures, a sampled line, a picture of the losses."""
+"""What a finished run shows to people: a table of results, a generated text and a plot of the losses."""
 
 from __future__ import annotations
 
@@ -13,70 +13,65 @@ from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.model.gpt import GPT
 
 PROMPT_TOKENS = 8
-SAMPLED_TOKENS = 32
+GENERATED_TOKENS = 32
 
 
-def summarise(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: Path) -> str:
-    """The closing summary as text: data, model, figures, a sample and where the files are."""
+def summarize(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: Path) -> str:
+    """Return a text table of the data, the model, its metrics, a generated text and the run's folder."""
     store = data.store
     windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
+    window_counts = ", ".join(f"{count:,} {name}" for name, count in windows.items() if count)
     corpus = redacted(data.hparams["store_url"] or data.hparams["corpus"])
     rows = {
         "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
         "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",
-        "windows": ", ".join(f"{count:,} {name}" for name, count in windows.items() if count)
-        + f", {data.hparams['max_length']} tokens each",
+        "windows": f"{window_counts}, {data.hparams['max_length']} tokens each",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "tokens/s": _number(metrics.get("tokens_per_second"), ",.0f"),
     }
     for split in ("val", "test"):
         if f"{split}_loss" in metrics:
-            rows[f"{split} loss"] = _number(metrics[f"{split}_loss"], ".4f") + " nats a token"
+            rows[f"{split} loss"] = _number(metrics[f"{split}_loss"], ".4f") + " nats per token"
             rows[f"{split} perplexity"] = _number(metrics.get(f"{split}_perplexity"), ",.1f")
             rows[f"{split} bits/byte"] = _number(metrics.get(f"{split}_bits_per_byte"), ".4f")
     if "val_loss" not in metrics:
-        rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats a token"
-    prompt, continuation = sample_line(data, model)
+        rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats per token"
+    prompt, continuation = generate_sample(data, model)
     rows["sample"] = f"{prompt!r} → {continuation!r}"
     rows["folder"] = str(folder)
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
 
 
-def sample_line(data: GPTDataModule, model: GPT) -> tuple[str, str]:
-    """The beginning of the first val (else train) window, and what the model makes of it."""
+def generate_sample(data: GPTDataModule, model: GPT) -> tuple[str, str]:
+    """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
     windows = data.val_windows if len(data.val_windows) else data.train_windows
     inputs, _ = windows[0]
     prompt = inputs[:PROMPT_TOKENS]  # (T,)
-    ids = model.generate(
-        prompt[None],
-        SAMPLED_TOKENS,
-        temperature=0.8,
-        top_k=50,
-        generator=torch.Generator(model.device).manual_seed(0),
-    )[0].tolist()
-    known = len(prompt)
-    return data.tokenizer.decode(ids[:known]), data.tokenizer.decode(ids[known:])
+    generator = torch.Generator(model.device).manual_seed(0)
+    batch = model.generate(prompt[None], GENERATED_TOKENS, 0.8, top_k=50, generator=generator)
+    ids = batch[0].tolist()
+    return data.tokenizer.decode(ids[: len(prompt)]), data.tokenizer.decode(ids[len(prompt) :])
 
 
-def draw_losses(metrics_csv: Path, picture: Path) -> None:
-    """Draw train and val loss over optimizer steps, from Lightning's metrics.csv to a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+def plot_losses(metrics_csv: Path, png: Path) -> None:
+    """Plot the train and val loss over optimizer steps, from Lightning's metrics.csv to a PNG file."""
+    from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 
     with open(metrics_csv, newline="") as file:
         rows = list(csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    # Lightning writes the number of the last step where it validates while it fits, and how many
-    # steps there were where it validates before or after: 0 based, then 1 based.
-    last = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
+    # Lightning's `step` is the index of the last step for a validation during the fit, but the number
+    # of steps for a validation before or after it.
+    n_steps = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
     for name, style in (("train_loss", {"alpha": 0.6}), ("val_loss", {"marker": "o"})):
-        points = {min(int(row["step"]) + 1, last): float(row[name]) for row in rows if row.get(name)}
+        points = {min(int(row["step"]) + 1, n_steps): float(row[name]) for row in rows if row.get(name)}
         if points:
             axes.plot(list(points), list(points.values()), label=name.replace("_", " "), **style)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    figure.savefig(png, dpi=120)
 
 
-def _number(value: Any, form: str) -> str:
-    return "not measured" if value is None else format(float(value), form)
+def _number(value: Any, format_spec: str) -> str:
+    return "not measured" if value is None else format(float(value), format_spec)

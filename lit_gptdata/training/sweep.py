@@ -1,7 +1,7 @@
-"""What a job of a sweep leaves behind, and what is made of all of them when the sweep ends.
+"""The result of each job of a sweep, and the report on all jobs at the end of the sweep.
 
-train.py  ──▶ <job>/result.json, written when a job begins and when it ends, however it ends
-          ──▶ sweep.csv, sweep.html, written when the last job has ended: report/
+train.py  ──▶ <job>/result.json, written when a job starts and when it ends, also after an error
+          ──▶ sweep.csv, sweep.html, written after the last job: report/
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
-from lit_gptdata.training.ranks import sweeping
+from lit_gptdata.training.ranks import in_sweep
 
 EXTRAS = {
     "hydra/launcher/joblib": "joblib",
@@ -30,14 +30,14 @@ EXTRAS = {
     "hydra/launcher/submitit_slurm": "submitit",
     "hydra/sweeper/optuna": "optuna",
 }
-"""Which extra brings a config that Hydra then finds."""
+"""Hydra config → the extra of this package that installs it."""
 
 
 @contextmanager
-def recorded(folder: Path) -> Iterator[dict[str, Any]]:
-    """Keep `result.json` in a job's folder: that it runs, then how it ended; errors pass through.
+def record_result(folder: Path) -> Iterator[dict[str, Any]]:
+    """Write `result.json` into a job's folder when the block starts and when it ends; errors propagate.
 
-    The job puts its figures into what it gets. Nothing of it stays in memory for the next one.
+    The job adds its numbers to the yielded dict. Afterwards the memory of the job is freed for the next.
     """
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {
@@ -51,7 +51,7 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         "metrics": {},
     }
     _write(folder, result)
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         yield result
         result["status"] = "completed"
@@ -59,16 +59,16 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         result["status"] = "stopped"
         raise
     except BaseException as error:
-        told = root_cause(error)
-        result |= {"status": "failed", "error": f"{type(told).__name__}: {told}"}
-        if sweeping():
-            _forget(error)
+        cause = root_cause(error)
+        result |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
+        if in_sweep():
+            _clear_frames(error)
         raise
     finally:
-        result["seconds"] = time.perf_counter() - began
+        result["seconds"] = time.perf_counter() - start
         _write(folder, result)
-        if sweeping():
-            gc.collect()  # Trainer, model and data hold each other, and a GPU's memory with them
+        if in_sweep():
+            gc.collect()  # Trainer, model and data refer to each other and hold GPU memory
 
 
 @rank_zero_only
@@ -76,15 +76,15 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     write_json(folder / "result.json", result)
 
 
-def _forget(error: BaseException | None) -> None:
-    """Drop the local variables of an error's frames: Hydra keeps errors until the sweep ends."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Clear the local variables in the error's traceback: Hydra keeps errors until the sweep ends."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 class SweepFolder(Callback):
-    """Notes, when Hydra begins a sweep, where its jobs leave their results."""
+    """Hydra callback that stores the folder of the sweep, for the report."""
 
     folder: ClassVar[Path | None] = None
 
@@ -93,35 +93,35 @@ class SweepFolder(Callback):
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Write the report of a sweep that runs inside, however that ends; exits with 1 if a job failed.
+def report_at_end() -> Iterator[None]:
+    """Write the report of a sweep that runs in this block, and exit with status 1 if a job failed.
 
-    A `finally`, since Hydra does not call its callbacks at the end of a sweep with a failed job. Where
-    Hydra has missed a launcher or a sweeper, say how to install it.
+    This is not a Hydra callback, because Hydra skips its callbacks at the end of a sweep with a failed
+    job. If Hydra cannot find a launcher or a sweeper, print how to install it.
     """
-    failed = None
+    n_failed = 0
     try:
         yield
     except SystemExit as end:
-        missing = getattr(end.__context__, "missing_cfg_file", None)  # which Hydra has printed
+        missing = getattr(end.__context__, "missing_cfg_file", None)  # Hydra has printed the error
         if missing in EXTRAS:
-            line = f"{missing} is an extra: pip install 'lit-gptdata[{EXTRAS[missing]}]'"
+            line = f"{missing} needs an extra: pip install 'lit-gptdata[{EXTRAS[missing]}]'"
             print(line, file=sys.stderr)
         raise
     finally:
         if SweepFolder.folder is not None and SweepFolder.folder.is_dir():
-            failed = _tell(SweepFolder.folder)
-    if failed:  # a sweeper may go on after a failed job, and end as if nothing had been
+            n_failed = _write_report(SweepFolder.folder) or 0
+    if n_failed:  # some sweepers continue after a failed job and exit with 0
         raise SystemExit(1)
 
 
 @rank_zero_only
-def _tell(folder: Path) -> int:
-    """Write and print the report; returns how many jobs failed."""
+def _write_report(folder: Path) -> int:
+    """Write and print the report; return the number of failed jobs."""
     try:
         from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
 
         return report_sweep(folder).count("failed")
-    except Exception as error:  # of whatever kind: it must not hide what the sweep ended with
-        print(f"no report of {folder}: {type(error).__name__}: {error}", file=sys.stderr)
+    except Exception as error:  # an error of the report must not hide an error of the sweep
+        print(f"no report on {folder}: {type(error).__name__}: {error}", file=sys.stderr)
         return 0

@@ -1,4 +1,4 @@
-"""What a training run says about its own speed."""
+"""Measure the speed of a training run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Logs `tokens_per_second`, over all ranks, and `data_wait`, the share of time that waits for data.
+    """Log `tokens_per_second` over all ranks, and `data_wait`, the fraction of time spent waiting.
 
-    Both over the time since they were logged last, every `Trainer(log_every_n_steps)` steps, without
-    validation and what is saved after it. `data_wait`, in [0, 1], is known for GPTDataModule's loader.
+    `data_wait` is in [0, 1]. It needs the loader of GPTDataModule. Both are averages since they were
+    last logged, every `Trainer(log_every_n_steps)` optimizer steps. They leave out the time for
+    validation and for checkpoints that are saved after it.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(trainer)
+        self._reset(trainer)
 
-    def _begin(self, trainer: L.Trainer) -> None:
+    def _reset(self, trainer: L.Trainer) -> None:
         self._tokens, self._step = 0, trainer.global_step
-        self._since, self._waited = _clocks(trainer)
+        self._start, self._start_waited = _clocks(trainer)
         self._paused: tuple[float, float] | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -31,34 +32,29 @@ class Throughput(L.Callback):
     ) -> None:
         if self._paused is not None:
             now, waited = _clocks(trainer)
-            # This batch was waited for since then, and that counts.
-            self._since += now - self._paused[0] - (waited - self._paused[1])
+            # The pause includes the wait for this batch, which is part of training.
+            self._start += now - self._paused[0] - (waited - self._paused[1])
             self._paused = None
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._tokens += batch[0].numel() * trainer.world_size
-        step = trainer.global_step  # the same for all batches of one gradient accumulation
-        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set late
-        if step == self._step or step % every:
+        step = trainer.global_step  # constant while gradients accumulate
+        log_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # added later
+        if step == self._step or step % log_every:
             return
         now, waited = _clocks(trainer)
-        seconds = max(now - self._since, 1e-9)
+        seconds = max(now - self._start, 1e-9)
         pl_module.log("tokens_per_second", self._tokens / seconds, on_step=True, on_epoch=False)
         if hasattr(_train_dataset(trainer), "waited"):
-            wait = (waited - self._waited) / seconds
-            pl_module.log("data_wait", wait, on_step=True, on_epoch=False)
-        self._begin(trainer)
+            data_wait = (waited - self._start_waited) / seconds
+            pl_module.log("data_wait", data_wait, on_step=True, on_epoch=False)
+        self._reset(trainer)
 
 
 def _clocks(trainer: L.Trainer) -> tuple[float, float]:
-    """Now, and how long the training loader has been waited for; both in seconds."""
+    """Return the current time and the total time spent waiting for training batches, in seconds."""
     return time.perf_counter(), getattr(_train_dataset(trainer), "waited", 0.0)
 
 

@@ -1,82 +1,60 @@
-"""train.py on two processes (gloo, CPU): what one process gives, with one download, build and folder."""
+"""train.py in two processes (gloo, CPU) gives the results of one process, with one build and folder."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-import train as train_py
 from lit_gptdata import GPT
 from lit_gptdata.training.ranks import RUN, check_launcher, share_run_name
 from tests.http_server import FileServer
 from tests.runs import make_trainer
+from tests.training.run_train import STORY, compose_config, read_metrics, run_train, run_train_here
 
-ROOT = Path(__file__).parents[2]
-TEXT = b"It was on a dreary night of November. " * 300
-SMALL = ["debug=fast", "max_tokens=512", "~callbacks.progress"]  # 4 steps of 8 windows, over all ranks
+SMALL = ["debug=fast", "max_tokens=512", "~callbacks.progress"]  # 4 steps of 8 windows over all ranks
 TWO = ["trainer.accelerator=cpu", "data.batch_size=4"]
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 
 
-def start(*overrides: str, cwd: Path, launcher: tuple[str, ...] = (), expect: int = 0) -> str:
-    """Run train.py, which starts its second process itself if no launcher does; what both printed."""
-    done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "train.py", *overrides, *SMALL],
-        cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def start(*overrides: str, **options) -> str:
+    """Run train.py; without `launcher`, it starts the second process itself."""
+    return run_train(*overrides, *SMALL, **options)
 
 
-def alone(folder: Path, *overrides: str) -> dict[str, list[float]]:
-    """The losses of the same run in this process."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, *SMALL, f"output_dir={folder}"])
-    train_py.main.__wrapped__(cfg)
+def run_here(folder: Path, *overrides: str) -> dict[str, list[float]]:
+    """Run train.py in this process; return its losses."""
+    run_train_here(*overrides, *SMALL, f"output_dir={folder}")
     return losses(folder)
 
 
 def losses(run: Path) -> dict[str, list[float]]:
-    with open(run / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(run)
     return {name: [float(row[name]) for row in rows if row[name]] for name in ("train_loss", "val_loss")}
 
 
-def assert_close(ours: dict[str, list[float]], others: dict[str, list[float]]) -> None:
-    for name, values in ours.items():
-        assert len(values) == 4, "4 steps; validation before, twice in between, and after"
-        assert values == pytest.approx(others[name], rel=0, abs=1e-5)
+def assert_close(actual: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
+    for name, values in actual.items():
+        assert len(values) == 4, "4 steps; validations before, twice during, and after training"
+        assert values == pytest.approx(expected[name], rel=0, abs=1e-5)
 
 
 def stores(folder: Path) -> list[Path]:
     return [p for p in (folder / "data" / "tokens").iterdir() if not p.name.startswith(".")]
 
 
-def test_a_sweep_of_ddp_and_fsdp_under_torchrun_gives_what_one_process_gives(tmp_path):
-    with FileServer(TEXT) as server:
-        url = ["data=url", f"data.corpus={server.url}"]
-        printed = start(
-            "-m",
-            "trainer=ddp,fsdp",
-            *TWO,
-            *url,
-            "data.test_fraction=0.1",
-            cwd=tmp_path,
-            launcher=TORCHRUN,
-        )
+def test_a_sweep_of_ddp_and_fsdp_under_torchrun_equals_runs_in_one_process(tmp_path):
+    with FileServer(STORY.encode()) as server:
+        data = ["data=url", f"data.corpus={server.url}", "data.test_fraction=0.1"]
+        printed = start("-m", "trainer=ddp,fsdp", *TWO, *data, cwd=tmp_path, launcher=TORCHRUN)
         assert len(server.requests) == 1
-        one = alone(tmp_path / "one", *url, "data.test_fraction=0.1", "data.batch_size=8")
+        expected = run_here(tmp_path / "one", *data, "data.batch_size=8")
     assert len(stores(tmp_path)) == 1
     (sweep,) = tmp_path.glob("multirun/*/*")
     ddp, fsdp = sweep / "0", sweep / "1"
@@ -86,12 +64,12 @@ def test_a_sweep_of_ddp_and_fsdp_under_torchrun_gives_what_one_process_gives(tmp
     assert printed.count("\nreport ") == 1
     assert (sweep / "sweep.html").exists()
     for run in (ddp, fsdp):
-        assert_close(losses(run), one)
+        assert_close(losses(run), expected)
         names = {path.name for path in run.iterdir()}
         assert names >= {"config.yaml", "metrics.csv", "checkpoints", "loss.png", "summary.txt"}
     assert "deprecated" not in printed
 
-    # the model that was shared out is saved whole
+    # a checkpoint of the sharded model contains the full weights
     models = [GPT.load_from_checkpoint(run / "checkpoints" / "last.ckpt") for run in (ddp, fsdp)]
     for weight, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(weight, other, rtol=0, atol=1e-4)  # the last step of Adam is 3e-4
@@ -102,7 +80,7 @@ def test_a_sweep_of_ddp_and_fsdp_under_torchrun_gives_what_one_process_gives(tmp
 
 
 @pytest.mark.heavy
-def test_two_processes_of_lightning_build_once_however_long_it_takes(tmp_path):
+def test_two_processes_of_lightning_build_once_even_if_it_is_slow(tmp_path):
     slow = "data.corpus={_target_: tests.distributed.SlowCorpus, seconds: 5}"
     impatient = "trainer.strategy={_target_: tests.distributed.ImpatientDDP}"
     start("trainer=ddp", impatient, *TWO, slow, "data.build_workers=1", cwd=tmp_path)
@@ -116,52 +94,50 @@ def test_two_processes_of_lightning_build_once_however_long_it_takes(tmp_path):
 # Sweeps ----------------------------------------------------------------------------------------
 
 
-def in_mode(mode: str, monkeypatch) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[f"hydra.mode={mode}"], return_hydra_config=True)
+def set_hydra_mode(mode: str, monkeypatch) -> None:
+    cfg = compose_config(f"hydra.mode={mode}", return_hydra_config=True)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
 
 
-def test_a_sweep_that_would_start_itself_again_is_refused(monkeypatch):
+def test_a_sweep_that_would_start_itself_again_is_rejected(monkeypatch):
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    two, three = (make_trainer(devices=n, strategy="ddp") for n in (2, 3))
-    check_launcher(two)  # outside Hydra
-    in_mode("RUN", monkeypatch)
-    check_launcher(two)
-    in_mode("MULTIRUN", monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"3 processes under DDPStrategy.* --nproc-per-node 3 train.py -m"
-    ):
-        check_launcher(three)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # what a job with devices=1 leaves behind
+    two_processes, three_processes = (make_trainer(devices=n, strategy="ddp") for n in (2, 3))
+    check_launcher(two_processes)  # outside Hydra
+    set_hydra_mode("RUN", monkeypatch)
+    check_launcher(two_processes)
+    set_hydra_mode("MULTIRUN", monkeypatch)
+    message = r"3 processes per job with DDPStrategy.* --nproc-per-node 3 train.py -m"
+    with pytest.raises(ValueError, match=message):
+        check_launcher(three_processes)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # a job with devices=1 leaves it set
     with pytest.raises(ValueError, match="each would run the whole sweep again"):
-        check_launcher(two)
+        check_launcher(two_processes)
 
 
 @pytest.mark.parametrize(
-    "works", [{"devices": 1}, {"devices": 1, "strategy": "ddp"}, {"strategy": "ddp_fork"}]
+    "options", [{"devices": 1}, {"devices": 1, "strategy": "ddp"}, {"strategy": "ddp_fork"}]
 )
-def test_a_sweep_whose_jobs_start_no_process_by_command_line_goes_on(works, monkeypatch):
-    in_mode("MULTIRUN", monkeypatch)
-    check_launcher(make_trainer(**({"devices": 2} | works)))
+def test_a_sweep_may_use_one_process_or_forked_processes(options, monkeypatch):
+    set_hydra_mode("MULTIRUN", monkeypatch)
+    check_launcher(make_trainer(**({"devices": 2} | options)))
 
 
-def test_what_draws_jobs_is_refused_where_each_process_would_draw_its_own(monkeypatch):
+def test_a_sweeper_that_may_differ_between_processes_is_rejected(monkeypatch):
     torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     for name, value in (torchrun | {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}).items():
         monkeypatch.setenv(name, value)
     trainer = make_trainer(devices=2, strategy="ddp")
-    in_mode("MULTIRUN", monkeypatch)
+    set_hydra_mode("MULTIRUN", monkeypatch)
     check_launcher(trainer)
     with open_dict(HydraConfig.get()):
         HydraConfig.get().sweeper._target_ = "hydra_plugins.optuna.Sweeper"
-    with pytest.raises(ValueError, match=r"optuna.Sweeper may choose .*hydra/sweeper=basic"):
+    with pytest.raises(ValueError, match=r"needs hydra/sweeper=basic .*optuna.Sweeper may choose"):
         check_launcher(trainer)
 
 
 @pytest.mark.heavy
-def test_a_refused_sweep_trains_nothing(tmp_path):
+def test_a_rejected_sweep_trains_nothing(tmp_path):
     printed = start("-m", "trainer=ddp", "seed=0,1", *TWO, cwd=tmp_path, expect=1)
     assert "each would run the whole sweep again" in printed
     assert not list(tmp_path.rglob("metrics.csv"))
@@ -174,9 +150,9 @@ def test_a_sweep_of_forked_processes(tmp_path):
     start("-m", *forked, *TWO, cwd=tmp_path)
     for seed in (0, 1):
         text = (tmp_path / "sweep" / str(seed) / "summary.txt").read_text()
-        one = alone(tmp_path / f"one{seed}", "data.batch_size=8", f"seed={seed}")
+        expected = run_here(tmp_path / f"one{seed}", "data.batch_size=8", f"seed={seed}")
         loss = float(re.search(r"val loss +([\d.]+) ", text)[1])
-        assert loss == pytest.approx(one["val_loss"][-1], abs=1e-4)  # of the weights that came back
+        assert loss == pytest.approx(expected["val_loss"][-1], abs=1e-4)  # the trained weights are back
 
 
 # The run's name --------------------------------------------------------------------------------
@@ -186,12 +162,11 @@ def folder_of(monkeypatch, **env: str) -> str:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     share_run_name()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", return_hydra_config=True).hydra.run.dir
+    return compose_config(return_hydra_config=True).hydra.run.dir
 
 
 def test_srun_names_a_run_by_its_job_and_step(monkeypatch):
-    monkeypatch.setenv(RUN, "")  # so that it is put back
+    monkeypatch.setenv(RUN, "")  # so that monkeypatch restores it
     monkeypatch.delenv(RUN)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "1"}
     assert folder_of(monkeypatch, **slurm).startswith("outputs/20")
@@ -205,28 +180,20 @@ def test_srun_names_a_run_by_its_job_and_step(monkeypatch):
 
 
 @pytest.mark.heavy
-# Of DDP, one rank saves after the other's failure, without that one's generator: no dropout here.
+# With DDP, one rank saves after the other failed, without the generator of the other: no dropout.
 @pytest.mark.parametrize(("trainer", "dropout"), [("ddp", 0), ("fsdp", 0.1)])
-def test_two_processes_go_on_from_a_checkpoint(trainer, dropout, tmp_path):
-    steps = ("trainer.max_steps=8", f"model.dropout={dropout}")
-    start(f"trainer={trainer}", *TWO, *steps, "hydra.run.dir=whole", cwd=tmp_path)
-    whole = losses(tmp_path / "whole")
+def test_two_processes_resume_from_a_checkpoint(trainer, dropout, tmp_path):
+    options = (f"trainer={trainer}", *TWO, "trainer.max_steps=8", f"model.dropout={dropout}")
+    start(*options, "hydra.run.dir=uninterrupted", cwd=tmp_path)
+    expected = losses(tmp_path / "uninterrupted")
     fails = "+callbacks.fails={_target_: tests.distributed.Fails, rank: 1, step: 5}"
-    printed = start(
-        f"trainer={trainer}",
-        *TWO,
-        *steps,
-        fails,
-        "hydra.run.dir=first",
-        cwd=tmp_path,
-        launcher=TORCHRUN,
-        expect=1,
-    )
+    first = (*options, fails, "hydra.run.dir=first")
+    printed = start(*first, cwd=tmp_path, launcher=TORCHRUN, expect=1)
     assert "this rank has failed" in printed
-    last = "first/checkpoints/last.ckpt"
-    start(f"trainer={trainer}", *TWO, *steps, f"ckpt_path={last}", "hydra.run.dir=second", cwd=tmp_path)
-    second = losses(tmp_path / "second")
-    n = len(second["train_loss"])
+    second = (*options, "ckpt_path=first/checkpoints/last.ckpt", "hydra.run.dir=second")
+    start(*second, cwd=tmp_path)
+    resumed = losses(tmp_path / "second")
+    n = len(resumed["train_loss"])
     assert 3 <= n <= 4
-    assert second["train_loss"] == pytest.approx(whole["train_loss"][-n:], rel=0, abs=1e-6)
-    assert second["val_loss"][-1] == pytest.approx(whole["val_loss"][-1], rel=0, abs=1e-6)
+    assert resumed["train_loss"] == pytest.approx(expected["train_loss"][-n:], rel=0, abs=1e-6)
+    assert resumed["val_loss"][-1] == pytest.approx(expected["val_loss"][-1], rel=0, abs=1e-6)

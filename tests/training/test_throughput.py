@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from types import SimpleNamespace
 
 import pytest
@@ -13,20 +12,8 @@ from lit_gptdata import GPT
 from lit_gptdata.training.throughput import Throughput
 from lit_gptdata.windows.loader import window_loader
 from lit_gptdata.windows.steps import Steps
-from tests.runs import (
-    BATCH_SIZE,
-    EPOCH_BATCHES,
-    LENGTH,
-    make_data,
-    make_model,
-    make_trainer,
-    train,
-)
-
-
-def rows(folder) -> list[dict[str, str]]:
-    with open(folder / "lightning_logs/version_0/metrics.csv") as file:
-        return list(csv.DictReader(file))
+from tests.runs import BATCH_SIZE, EPOCH_BATCHES, LENGTH, make_data, make_model, make_trainer, train
+from tests.training.run_train import read_metrics
 
 
 def fit(folder, model=None, data=None, **options) -> list[dict[str, str]]:
@@ -34,10 +21,10 @@ def fit(folder, model=None, data=None, **options) -> list[dict[str, str]]:
     logger = CSVLogger(folder)
     trainer = make_trainer(logger=logger, callbacks=[Throughput()], **(defaults | options))
     trainer.fit(model or make_model(), datamodule=data or make_data(folder))
-    return rows(folder)
+    return read_metrics(folder / "lightning_logs/version_0")
 
 
-def test_both_are_logged_every_n_steps(tmp_path):
+def test_both_metrics_are_logged_every_n_steps(tmp_path):
     logged = fit(tmp_path)
     assert [row["step"] for row in logged if row["tokens_per_second"]] == ["1", "3", "5"]
     waits = [float(row["data_wait"]) for row in logged if row["data_wait"]]
@@ -46,8 +33,8 @@ def test_both_are_logged_every_n_steps(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_validation_is_left_out(tmp_path, monkeypatch, accumulate):
-    """A clock that advances 3 s for a training step, 1 s for its batch, 1,000 s for validation."""
+def test_the_time_of_validation_does_not_count(tmp_path, monkeypatch, accumulate):
+    """The test clock advances 3 s per training step, 1 s per batch and 1,000 s per validation step."""
     model, data = make_model(), make_data(tmp_path)
     data.prepare_data()
     data.setup()
@@ -80,7 +67,7 @@ def test_validation_is_left_out(tmp_path, monkeypatch, accumulate):
     assert waits == {0.25}
 
 
-def test_without_our_loader_only_the_rate_is_logged(tmp_path):
+def test_another_loader_has_no_data_wait(tmp_path):
     data = make_data(tmp_path)
     data.prepare_data()
     data.setup()
@@ -89,7 +76,7 @@ def test_without_our_loader_only_the_rate_is_logged(tmp_path):
         logger=CSVLogger(tmp_path), callbacks=[Throughput()], max_steps=2, log_every_n_steps=1
     )
     trainer.fit(make_model(), loader, loader)
-    (first, *_) = rows(tmp_path)
+    first = read_metrics(tmp_path / "lightning_logs/version_0")[0]
     assert "data_wait" not in first
     assert float(first["tokens_per_second"]) > 0
 
@@ -118,7 +105,7 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
         compact, same = run(compact=True, num_workers=num_workers)
         sent = [batch for batch in seen if isinstance(batch, torch.Tensor)]
         assert {(b.dtype, tuple(b.shape)) for b in sent} == {(torch.uint16, (BATCH_SIZE, LENGTH + 1))}
-        assert len(seen) > len(sent) == EPOCH_BATCHES  # validation comes as it always does
+        assert len(seen) > len(sent) == EPOCH_BATCHES  # validation batches are never compact
         assert compact.seen == plain.seen
         assert compact.val_loss == plain.val_loss
         assert all(torch.equal(same[name], weight) for name, weight in weights.items())
@@ -127,7 +114,7 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
         assert inputs.dtype == targets.dtype == torch.int64
 
 
-def test_an_eighth_of_the_bytes_is_sent(tmp_path):
+def test_a_compact_batch_has_an_eighth_of_the_bytes(tmp_path):
     data = make_data(tmp_path, max_length=256, stride=1, batch_size=32)
     data.prepare_data()
     data.setup()
@@ -141,7 +128,7 @@ def test_an_eighth_of_the_bytes_is_sent(tmp_path):
 
 
 class _OnAGpu:
-    """As much of a Trainer as `sends_compact` looks at."""
+    """The attributes of a Trainer that `sends_compact` reads."""
 
     def __init__(self, model, fn="fit", status=TrainerStatus.RUNNING, device="cuda") -> None:
         self.lightning_module = model
@@ -149,7 +136,7 @@ class _OnAGpu:
         self.strategy = SimpleNamespace(root_device=torch.device(device))
 
 
-def test_batches_are_compact_only_where_nobody_else_sees_them():
+def test_batches_are_compact_only_if_the_model_has_no_hook_for_them():
     class WithHook(GPT):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch
