@@ -109,6 +109,10 @@ def shard_gets(s3: S3Server) -> dict[str, int]:
     return {name: n for name, n in s3.gets.items() if name.endswith(".bin") and name != "vocab.bin"}
 
 
+def size_of(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.iterdir() if path.is_file())
+
+
 def unfinished(cache: Path) -> list[Path]:
     return [*cache.glob(".*.tmp"), *cache.glob(".*.part")]
 
@@ -289,19 +293,14 @@ def test_the_main_thread_opens_the_file_system_and_few_files_stay_mapped(url, lo
     starts = np.linspace(0, len(tokens) - 9, 50).astype(np.int64)
     for _ in range(2):
         assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
-        assert len(maps_of(local.store, cache.folder)) <= 5
+        assert len(mapped(local.store, cache.folder)) <= 5
     assert openers == [threading.main_thread()]
 
 
-def maps_of(store: TokenStore, cache: Path, evicted: bool = False) -> dict[str, int]:
-    """Bytes of each cached file that this process has mapped, or only of the evicted ones."""
-    sizes = {str(cache / file.sha256): file.size for file in store.files}
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    return {
-        line[5]: sizes[line[5]]
-        for line in lines
-        if len(line) > 5 and line[5] in sizes and (line[-1] == "(deleted)" or not evicted)
-    }
+def mapped(store: TokenStore, cache: Path, suffix: str = "") -> list[int]:
+    """The sizes of the cached files that this process has mapped; " (deleted)": of the evicted ones."""
+    paths = {line[line.find("/") :] for line in Path("/proc/self/maps").read_text().splitlines()}
+    return [file.size for file in store.files if f"{cache / file.sha256}{suffix}" in paths]
 
 
 READ = """
@@ -311,10 +310,16 @@ import numpy as np
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.store import prepare_store_at
 url, folder, seed, bound, n = sys.argv[1:]
-store = prepare_store_at(url, Cache(Path(folder), int(bound) or None))
+cache = Cache(Path(folder), int(bound))
+store = prepare_store_at(url, cache)
 starts = np.random.default_rng(int(seed)).integers(0, store.n_tokens - 9, (int(n), 4))
-batches = (store.tokens.gather(batch, 9) for batch in starts)
-print(hashlib.sha256(b"".join(map(bytes, store.tokens.ahead(batches, iter(starts), 9)))).hexdigest())
+digest = hashlib.sha256()
+for batch in store.tokens.ahead((store.tokens.gather(batch, 9) for batch in starts), iter(starts), 9):
+    digest.update(batch)
+    with cache._lock("room"):
+        sizes = [path.stat().st_size for path in cache.folder.iterdir() if path.is_file()]
+    assert sum(sizes) <= cache.bound
+print(digest.hexdigest())
 """
 
 
@@ -341,7 +346,7 @@ def expected_of(store: TokenStore, seed: int, n: int) -> str:
 
 
 def test_four_processes_fetch_each_shard_once(url, s3, local, tmp_path):
-    running = [read(url, tmp_path / "cache", seed, bound=0, n=300) for seed in range(4)]
+    running = [read(url, tmp_path / "cache", seed, bound=10**9, n=300) for seed in range(4)]
     assert printed_by(running) == [expected_of(local.store, seed, n=300) for seed in range(4)]
     del s3.gets["manifest.json"]
     assert set(s3.gets.values()) == {1}
@@ -352,34 +357,15 @@ def test_four_processes_fetch_each_shard_once(url, s3, local, tmp_path):
 # The cache -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def largest(tmp_path):
-    """The largest size of the cache in this test so far, measured between any two changes of it."""
-    largest, stop, cache = [0], threading.Event(), Cache(tmp_path / "cache", None)
-
-    def watch() -> None:
-        while not stop.is_set():
-            with cache._lock("room"):  # or else a deleted file and its successor are added up
-                files = [entry for entry in os.scandir(cache.folder) if entry.is_file()]
-                largest[0] = max(largest[0], sum(entry.stat().st_size for entry in files))
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    yield largest
-    stop.set()
-    thread.join()
-
-
-def test_two_processes_shuffle_through_one_small_cache(url, s3, local, tmp_path, largest):
+def test_two_processes_shuffle_through_one_small_cache(url, s3, local, tmp_path):
     running = [read(url, tmp_path / "cache", seed, SMALL, n=60) for seed in range(2)]
     assert printed_by(running) == [expected_of(local.store, seed, n=60) for seed in range(2)]
-    assert 0.5 * SMALL < largest[0] <= SMALL
+    assert 0.5 * SMALL < size_of(tmp_path / "cache") <= SMALL
     assert max(shard_gets(s3).values()) > 1  # evicted shards were fetched again
     assert not unfinished(tmp_path / "cache")
 
 
-def test_a_store_above_the_bound_warns_and_gives_the_same_batches(url, local, tmp_path, largest):
+def test_a_store_above_the_bound_warns_and_gives_the_same_batches(url, local, tmp_path):
     data = remote(url, tmp_path, cache_gb=SMALL_GB)
     data.prepare_data()
     with pytest.warns(UserWarning, match=r"its cache at most 0.000215: with shuffle=True nearly every .*"
@@ -387,7 +373,7 @@ def test_a_store_above_the_bound_warns_and_gives_the_same_batches(url, local, tm
         data.setup()
     batches = (itertools.islice(each.train_dataloader(), 60) for each in (data, local))
     assert assert_same(*batches) == 60
-    assert largest[0] <= SMALL
+    assert size_of(tmp_path / "cache") <= SMALL
     opened(url, tmp_path, cache_gb=SMALL_GB, shuffle=False)  # no warning
 
 
@@ -400,11 +386,11 @@ def test_evicted_shards_stay_readable_and_free_their_space_when_unmapped(url, lo
         for tokens in readers:  # each evicts shards that the other one has mapped
             starts = rng.integers(0, len(tokens) - 9, 12)
             assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
-            excess.append(sum(maps_of(local.store, folder, evicted=True).values()))
+            excess.append(sum(mapped(local.store, folder, " (deleted)")))
     assert 0 < max(excess) <= 2 * SMALL
     for tokens in readers:
         tokens.drop_maps()
-    assert not maps_of(local.store, folder)
+    assert mapped(local.store, folder) == mapped(local.store, folder, " (deleted)") == []
 
 
 def test_a_bound_below_one_file_says_what_to_set(url):
@@ -462,7 +448,7 @@ def test_leftovers_of_killed_fetches_are_never_trusted(url, s3, local, tmp_path)
         return Fault(wait=released)
 
     s3.fault = hold
-    process = read(url, folder, seed=0, bound=0, n=1)
+    process = read(url, folder, seed=0, bound=10**9, n=1)
     try:
         assert started.wait(60)
         assert unfinished(folder)
@@ -482,7 +468,7 @@ def test_leftovers_of_killed_fetches_are_never_trusted(url, s3, local, tmp_path)
 
 
 @pytest.mark.heavy
-def test_kills_at_any_moment_leave_only_correct_files(url, local, tmp_path, largest):
+def test_kills_at_any_moment_leave_only_correct_files(url, local, tmp_path):
     folder, random_s = tmp_path / "cache", random.Random(0)
     for seed in range(12):
         running = [read(url, folder, seed + i, SMALL, n=5000) for i in range(2)]
@@ -497,7 +483,7 @@ def test_kills_at_any_moment_leave_only_correct_files(url, local, tmp_path, larg
     store = prepare_store_at(url, Cache(folder, SMALL))
     assert store.tokens[:].tolist() == local.store.tokens[:].tolist()
     store.verify()
-    assert largest[0] <= SMALL
+    assert size_of(folder) <= SMALL
 
 
 # Failures of the server ---------------------------------------------------------------------------
@@ -624,17 +610,18 @@ def stores(s3, tmp_path, monkeypatch) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed.*")
 def test_a_run_can_resume_from_the_url_and_back(stores, tmp_path):
-    save = {"filename": "{step}", "every_n_train_steps": 4}
-    runs = {
-        name: train(tmp_path, data=data, save=save | {"dirpath": tmp_path / f"{name}-run"}, max_steps=12)
-        for name, data in stores.items()
-    }
+    def fit(name: str, folder: str, **options):
+        save = {"dirpath": tmp_path / folder, "filename": "{step}", "every_n_train_steps": 4}
+        return train(tmp_path, data=stores[name], save=save, max_steps=12, **options)
+
+    runs = {name: fit(name, f"{name}-run") for name in stores}
     assert runs["remote"][0].seen == runs["local"][0].seen
     for first, second in (("local", "remote"), ("remote", "local")):
         checkpoint = tmp_path / f"{first}-run" / "step=8.ckpt"
-        rest, weights = train(tmp_path, data=stores[second], ckpt_path=checkpoint, max_steps=12)
-        assert rest.seen == runs["local"][0].seen[8:]
+        resumed, weights = fit(second, f"{second}-resumed", ckpt_path=checkpoint)
+        assert resumed.seen == runs["local"][0].seen[8:]
         for name, weight in weights.items():
             assert torch.equal(weight, runs["local"][1][name])
             assert torch.equal(weight, runs["remote"][1][name])
