@@ -184,7 +184,7 @@ def test_publishing_repairs_the_url_and_refuses_a_damaged_or_different_store(s3,
     copy = tmp_path / local.store.fingerprint
     shutil.copytree(local.store.path, copy)
     (copy / name).write_bytes(bytes((copy / name).stat().st_size))
-    message = rf"{name} has sha256 .*: the store is damaged and not published"
+    message = rf"{name} has sha256 .*: the store is damaged and .*not published"
     with pytest.raises(ValueError, match=message):
         publish(TokenStore(copy), f"{s3.url}/elsewhere")
     assert not fsspec.filesystem("s3").exists(f"{s3.url}/elsewhere/{copy.name}/manifest.json")
@@ -368,8 +368,8 @@ def test_two_processes_shuffle_through_one_small_cache(url, s3, local, tmp_path)
 def test_a_store_above_the_bound_warns_and_gives_the_same_batches(url, local, tmp_path):
     data = remote(url, tmp_path, cache_gb=SMALL_GB)
     data.prepare_data()
-    with pytest.warns(UserWarning, match=r"its cache at most 0.000215: with shuffle=True nearly every .*"
-                      r"Set cache_gb >= 0.000[5-9]\d*, or shuffle=False"):  # fmt: skip
+    message = r"cache.* at most 0.000215.*Set cache_gb >= 0.000[5-9]\d*, or shuffle=False"
+    with pytest.warns(UserWarning, match=message):
         data.setup()
     batches = (itertools.islice(each.train_dataloader(), 60) for each in (data, local))
     assert assert_same(*batches) == 60
@@ -586,14 +586,14 @@ def test_another_tokenizer_is_refused_by_both_names(url):
 
 
 def test_setup_before_prepare_data_is_refused(url):
-    message = rf"{url} was not opened on this machine yet, .* call prepare_data"
+    message = rf"{url} was not opened on this machine yet,.* call prepare_data"
     with pytest.raises(RuntimeError, match=message):
         remote(url).setup()
 
 
 @pytest.mark.parametrize("cache_gb", [0, -1, True, float("nan")])
 def test_an_invalid_bound_is_refused(cache_gb):
-    with pytest.raises(ValueError, match=r"cache_gb=.* is no size: give 10\^9 bytes, such as 32.0"):
+    with pytest.raises(ValueError, match=r"cache_gb.* 10\^9 bytes, such as 32.0"):
         GPTDataModule(cache_gb=cache_gb)
 
 

@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 class Cache:
     """Files of published stores on this machine; the least recently used ones are evicted.
 
-    `bound`: the most bytes that the files in the folder have, including files that are being fetched;
-    None: no bound. Eviction deletes a file, but processes that have it mapped can still read it. The
-    disk space becomes free when the last of them drops its map, so the disk usage can exceed the bound
-    by the evicted files that are still mapped. `RemoteTokens` says how many these are.
+    `bound`: the maximum size of all files in the folder together, in bytes, including files that are
+    being fetched; None: no bound. A process that has an evicted file memory-mapped can still read it.
+    The file's disk space becomes free when the last map is dropped. So the disk usage can exceed the
+    bound by the evicted files that are still mapped; `RemoteTokens` limits their size.
 
     Instances are picklable.
     """
@@ -149,49 +149,48 @@ class Cache:
 
     def _reserve(self, file: FileEntry) -> AtomicFile:
         """Create a temporary file at its full length, so that other processes count all of it."""
+        for leftover in self.folder.glob(f".{file.sha256}.*"):  # the process that wrote it was killed
+            leftover.unlink()
         while True:
             with self._lock("room"):
-                self._delete_leftovers(file)
                 if self._make_room(file.size):
                     partial = AtomicFile(self.path(file))
                     os.truncate(partial.temporary, file.size)
                     return partial
             time.sleep(POLL_S)  # other fetches take the space; their files can be evicted once complete
 
-    def _delete_leftovers(self, wanted: FileEntry) -> None:
-        """Delete the temporary files of killed processes; this process holds the lock of `wanted`."""
-        for name in os.listdir(self.folder):
-            if name.endswith((".tmp", ".part")):  # .part: written by earlier versions
-                sha256 = name.split(".")[1]
-                with contextlib.suppress(Timeout), contextlib.ExitStack() as stack:
-                    if sha256 != wanted.sha256:
-                        stack.enter_context(self._lock(sha256, timeout=0))
-                    (self.folder / name).unlink(missing_ok=True)
-
     def _make_room(self, n_bytes: int) -> bool:
         """Evict files until `n_bytes` more fit; False if the files being fetched take the space."""
         if self.bound is None:
             return True
-        files = self._files()
-        complete = [(path, stat) for path, stat in files if not path.name.startswith(".")]
-        excess = sum(stat.st_size for _, stat in files) + n_bytes - self.bound
-        if excess > sum(stat.st_size for _, stat in complete):
+        files = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process may delete it now
+                if entry.is_file():
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+        excess = sum(size for _, size, _ in files) + n_bytes - self.bound
+        complete = []
+        for modified, size, path in files:
+            if not path.name.startswith("."):
+                complete.append((modified, size, path))
+            elif excess > 0 and self._delete_leftover(path):
+                excess -= size
+        if excess > sum(size for _, size, _ in complete):
             return False
-        for path, stat in sorted(complete, key=lambda file: file[1].st_mtime_ns):
+        for _, size, path in sorted(complete):
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
-            excess -= stat.st_size
+            excess -= size
         return True
 
-    def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """Path and stat of every file, complete or being fetched."""
-        files = []
-        for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process may discard it now
-                if entry.is_file():
-                    files.append((Path(entry), entry.stat()))
-        return files
+    def _delete_leftover(self, temporary: Path) -> bool:
+        """Delete a temporary file if nobody fetches it any more, and return whether it was deleted."""
+        sha256 = temporary.name.split(".")[1]
+        with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
+            temporary.unlink(missing_ok=True)
+            return True
+        return False
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""

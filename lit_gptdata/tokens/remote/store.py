@@ -34,7 +34,7 @@ AHEAD_BATCHES = 256
 """Number of later batches whose shards may be fetched early."""
 
 MAPS_AT_ONCE = 64
-"""Shards to map before the maps of evicted shards are dropped: each map counts as an open file."""
+"""Shards to map before the maps of evicted shards are dropped; each map needs an open file."""
 
 TOUCH_S = 5.0
 """Seconds between two touches of a shard in use, which keep it from being evicted."""
@@ -160,14 +160,13 @@ class RemoteStore(TokenStore):
 
 
 class RemoteTokens(Tokens):
-    """Tokens over shards that are fetched into a cache: a batch waits for its shards.
+    """The tokens of a published store; reading them fetches the missing shards into a cache.
 
     `shards`: file and number of tokens of each shard, none empty.
 
-    A process keeps the shards mapped that it has read. When it maps another shard, it drops the maps of
-    evicted shards, so the maps of one process are never larger than the cache's bound. Evicted shards
-    that are still mapped take up disk space until then: at most the bound for each process. Usually
-    there are none, because shards in use are evicted last.
+    A process keeps memory maps of the shards that it has read. Whenever it maps another shard, it drops
+    the maps of evicted shards. Until then these take up disk space in addition to the cache: at most as
+    much as the cache's bound, per process. Usually it is nothing: shards in use are evicted last.
     """
 
     def __init__(
@@ -244,14 +243,14 @@ class RemoteTokens(Tokens):
                 self._fetcher.wait_for_one([self._shards[shard][0] for shard in missing])
 
     def _touch(self, shards: np.ndarray) -> None:
-        """Mark shards as in use if the last time is TOUCH_S ago."""
+        """Mark shards as recently used, each at most once in TOUCH_S."""
         now = time.monotonic()
         for shard in _distinct(shards[self._touched_at[shards] < now - TOUCH_S]):
             self._cache.touch(self._shards[shard][0])
             self._touched_at[shard] = now
 
     def _map(self, shards: list[int]) -> bool:
-        """Map those of these shards that the cache has, and return whether it has any."""
+        """Map the shards that the cache has, and return whether it has any of them."""
         new = {}
         for shard in shards[:MAPS_AT_ONCE]:
             array = self._cache.map(self._shards[shard][0], self.dtype)
@@ -284,12 +283,14 @@ class RemoteTokens(Tokens):
                         missing = self._missing(starts, length)
                         queue = {shard: n_planned for shard in missing if shard not in started}
                     n_planned += 1
-                files = [self._shards[shard][0] for shard in (*started, *list(queue)[:1])]
-                if not queue or not self._fetcher.fit_together(files):
+                if not queue:
                     break
+                next_shard = next(iter(queue))
+                files = [self._shards[shard][0] for shard in (*started, next_shard)]
+                if not self._fetcher.fit_together(files):
+                    break
+                started[next_shard] = queue.pop(next_shard)
                 self._fetcher.start(files[-1])
-                shard = next(iter(queue))
-                started[shard] = queue.pop(shard)
             yield batch
 
     def _missing(self, starts: np.ndarray, length: int) -> list[int]:
