@@ -155,7 +155,11 @@ class Cache:
             with self._lock("room"):
                 if self._make_room(file.size):
                     partial = AtomicFile(self.path(file))
-                    os.truncate(partial.temporary, file.size)
+                    try:
+                        os.truncate(partial.temporary, file.size)
+                    except OSError:  # a full disk, or a user deleted the folder
+                        partial.discard()
+                        raise
                     return partial
             time.sleep(POLL_S)  # other fetches take the space; their files can be evicted once complete
 
