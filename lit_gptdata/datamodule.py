@@ -80,7 +80,8 @@ class GPTDataModule(L.LightningDataModule):
         stream: read http(s) texts where they are, as those of s3:// and others, and keep no download
         store_url: a published store, a folder or a URL that fsspec reaches, to train from in place of
             `corpus`, which is then not read
-        cache_gb: 10^9 bytes that data_dir/cache may hold of such stores on this machine; None: no bound
+        cache_gb: 10^9 bytes of published stores that data_dir/cache holds; None: no limit. Each process
+            may keep up to the same amount of evicted shards on disk while it has them open
 
     Raises:
         ValueError, TypeError: an option out of range, when constructed

@@ -1,1 +1,1 @@
-"""Token stores at a URL: publish one, and read one through a local cache."""
+"""Publish token stores at a URL, and read published stores through a local cache."""

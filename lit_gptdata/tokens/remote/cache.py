@@ -1,9 +1,9 @@
-"""A folder of files that were fetched, below a bound, shared by the processes of a machine.
+"""A folder of fetched files that all processes of a machine share, with a bound on its size.
 
-<folder>/<sha256>          a whole file, named by its contents, so that no two stores are mixed up
-         .<sha256>.part    one on its way, from the beginning as long as it will be
-         .locks/<sha256>   held by the one process that fetches it; the others wait
-         .locks/gate       held by many while they read files, by one alone while it removes some
+<folder>/<sha256>               a complete file, named by its content, so that stores never mix
+         .<sha256>.<uuid>.tmp   a file that a process is fetching, at its full length from the start
+         .locks/<sha256>        held by the process that fetches this file; other processes wait
+         .locks/room            held while a process deletes files, adds one or completes one
 """
 
 from __future__ import annotations
@@ -13,65 +13,72 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lit_gptdata._io import sha256_file
+from lit_gptdata._io import AtomicFile, sha256_file
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
 
-CHECKED_ATTEMPTS = 2
-"""Times that a file is fetched whose SHA-256 is wrong."""
+CHECKSUM_ATTEMPTS = 2
+"""How often to fetch a file whose SHA-256 is wrong."""
 
 POLL_S = 0.05
-"""Between two looks for room that other processes' fetches take."""
+"""Seconds between two attempts to take a lock or to find room."""
 
 log = logging.getLogger(__name__)
 
 
 class Cache:
-    """Files of published stores on this machine, fetched on first need, the longest unused removed.
+    """Files of published stores on this machine; the least recently used ones are evicted.
 
-    `bound`: bytes that all of them have at most, at every moment; None: no bound. Picklable.
+    `bound`: the maximum size of all files in the folder together, in bytes, including files that are
+    being fetched; None: no bound. A process that has an evicted file memory-mapped can still read it.
+    The file's disk space becomes free when the last map is dropped. So the disk usage can exceed the
+    bound by the evicted files that are still mapped; `RemoteTokens` limits their size.
+
+    Instances are picklable.
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:
-        # absolute: what is fetched ahead comes later, perhaps when the program is in another folder
+        # absolute: background fetches continue after the program has changed its working directory
         self.folder, self.bound = folder.absolute(), bound
-        self._locks = self.folder / ".locks"
-        self._gate_path = str(self._locks / "gate")  # a batch asks for it
 
     def path(self, file: FileEntry) -> Path:
-        """Where a file is, or would be."""
+        """Where a file is once it has been fetched."""
         return self.folder / file.sha256
 
-    def holds(self, file: FileEntry) -> bool:
-        """Whether a file is there, by its size."""
+    def has(self, file: FileEntry) -> bool:
+        """Whether the cache has a file, judged by its size."""
         try:
             return self.path(file).stat().st_size == file.size
         except FileNotFoundError:
             return False
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[bytes]:
-        """Nothing is removed meanwhile; gives a word that is another one after every removal."""
-        with self._gate("shared") as gate:
-            yield os.pread(gate, 16, 0)
+    def hashes(self) -> set[str]:
+        """The SHA-256 of every complete file."""
+        try:
+            return {name for name in os.listdir(self.folder) if not name.startswith(".")}
+        except FileNotFoundError:
+            return set()
 
     def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> np.ndarray | None:
-        """A file's ids, or None if it is not there; to be looked at only while `reading`.
+        """Memory-map a file, or return None if the cache does not have it.
 
-        Its pages are gone, and looking at them ends the process, once the word is another one.
+        The map stays readable after an eviction.
         """
-        return np.memmap(self.path(file), dtype=dtype, mode="r") if self.holds(file) else None
+        try:
+            with open(self.path(file), "rb") as opened:
+                complete = os.fstat(opened.fileno()).st_size == file.size
+                return np.memmap(opened, dtype=dtype, mode="r") if complete else None
+        except FileNotFoundError:
+            return None
 
     def check_room(self, file: FileEntry) -> None:
-        """Raise ValueError if the bound is below the size of this one file."""
+        """Raise ValueError if this file alone is larger than the bound."""
         if self.bound is not None and file.size > self.bound:
             raise ValueError(
                 f"cache_gb={self.bound / 1e9:g} is too small: {file.name} alone has {file.size:,} "
@@ -79,142 +86,116 @@ class Cache:
             )
 
     def touch(self, file: FileEntry) -> None:
-        """Note that a file is in use."""
+        """Mark a file as recently used."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path(file))
 
+    def drop_if_damaged(self, file: FileEntry) -> bool:
+        """Delete a file if its SHA-256 is wrong, and return whether it was; reads the whole file."""
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process
+            if self.has(file) and sha256_file(self.path(file)) != file.sha256:
+                self.path(file).unlink()
+                return True
+        return False
+
     def read(self, file: FileEntry, source: Objects) -> bytes:
-        """The contents of a file, fetched if need be."""
+        """The content of a file, fetched if the cache does not have it; raises what `fetch` raises."""
         while True:
-            with self.reading():
-                if self.holds(file):
-                    self.touch(file)
-                    return self.path(file).read_bytes()
             self.fetch(file, source)
+            with contextlib.suppress(FileNotFoundError):  # evicted by another process
+                content = self.path(file).read_bytes()
+                self.touch(file)
+                return content
 
     def fetch(self, file: FileEntry, source: Objects) -> None:
-        """Make a file be there; of many processes one fetches it and the others wait.
+        """Fetch a file unless the cache has it; one process fetches it while the others wait.
 
-        Raises ValueError if it has another SHA-256 than the manifest says, or is larger than the
-        bound, RemoteError or FileNotFoundError if it cannot be had, OSError for a full disk.
+        Raises ValueError if the SHA-256 differs from the manifest or if the file is larger than the
+        bound, RemoteError or FileNotFoundError if it cannot be read, OSError for a full disk.
         """
-        path = self.path(file)
-        if self.holds(file):
+        if self.has(file):
             return
+        self.check_room(file)
         with writing(self.folder):
-            self._locks.mkdir(parents=True, exist_ok=True)
-        with self._fetching(file.sha256):
-            if self.holds(file):  # another process fetched it meanwhile
+            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+        with writing(self.path(file)), self._lock(file.sha256):
+            if self.has(file):  # another process fetched it while this one waited for the lock
                 return
-            if path.exists():
-                self.drop(file)  # one of another size, left by a kill or damaged
-            part = self.folder / f".{file.sha256}.part"
-            for _ in range(CHECKED_ATTEMPTS):
-                try:
-                    seen = self._write(part, file, source)
-                    if seen == file.sha256:
-                        with self._gate("shared"):  # so that it is always counted, and once
-                            os.replace(part, path)
-                        return
-                finally:
-                    with self._gate("shared"):
-                        part.unlink(missing_ok=True)
-                log.warning("%r/%s has sha256 %s, not %s", source, file.name, seen, file.sha256)
+            self.path(file).unlink(missing_ok=True)  # a damaged file of another size
+            for _ in range(CHECKSUM_ATTEMPTS):
+                sha256 = self._fetch_once(file, source)
+                if sha256 == file.sha256:
+                    return
+                log.warning("%r/%s has sha256 %s, not %s", source, file.name, sha256, file.sha256)
         raise ValueError(
-            f"{source!r}/{file.name} has sha256 {seen}, its manifest says {file.sha256}: it is "
+            f"{source!r}/{file.name} has sha256 {sha256}, its manifest says {file.sha256}: it is "
             "damaged there. Delete it and publish the store again: lit-gptdata publish URL"
         )
 
-    def _write(self, part: Path, file: FileEntry, source: Objects) -> str:
-        """Fetch into `part`; returns the SHA-256 of what came."""
+    def _fetch_once(self, file: FileEntry, source: Objects) -> str:
+        """Fetch a file, keep it if its content is right, and return the SHA-256 of the content."""
         digest = hashlib.sha256()
-        with writing(part):
-            self._make_room(part, file)
-            with open(part, "r+b", buffering=0) as out:
-                for block in source.blocks(file.name, file.size):
-                    digest.update(block)
-                    left = memoryview(block)
-                    while left:  # an unbuffered write may stop early, as at a full disk
-                        left = left[out.write(left) :]
-                os.fsync(out.fileno())
+        partial = self._reserve(file)
+        try:
+            for block in source.blocks(file.name, file.size):
+                digest.update(block)
+                partial.write(block)
+            if digest.hexdigest() == file.sha256:
+                with self._lock("room"):  # a process that adds up the files sees one of the two names
+                    partial.commit()
+        finally:
+            partial.discard()
         return digest.hexdigest()
 
-    def _make_room(self, part: Path, file: FileEntry) -> None:
-        """Create `part` at its full length, so that others count it, after removing what must go."""
-        self.check_room(file)
+    def _reserve(self, file: FileEntry) -> AtomicFile:
+        """Create a temporary file at its full length, so that other processes count all of it."""
+        for leftover in self.folder.glob(f".{file.sha256}.*"):  # the process that wrote it was killed
+            leftover.unlink()
         while True:
-            with self._gate("alone") as gate:
-                part.unlink(missing_ok=True)  # of a fetch that was killed
-                if self.bound is None or self._free(gate, file.size):
-                    with open(part, "wb") as empty:
-                        empty.truncate(file.size)
-                    return
-            time.sleep(POLL_S)  # the rest is on its way for others, and may go once it is here
+            with self._lock("room"):
+                if self._make_room(file.size):
+                    partial = AtomicFile(self.path(file))
+                    try:
+                        os.truncate(partial.temporary, file.size)
+                    except OSError:  # a full disk, or a user deleted the folder
+                        partial.discard()
+                        raise
+                    return partial
+            time.sleep(POLL_S)  # other fetches take the space; their files can be evicted once complete
 
-    def _free(self, gate: int, wanted: int) -> bool:
-        """Make `wanted` bytes of room, if what is on its way leaves as much; the longest unused go."""
-        assert self.bound is not None
-        found = [entry for entry in os.scandir(self.folder) if entry.is_file()]
-        sizes = {entry.path: entry.stat().st_size for entry in found}
-        excess = sum(sizes.values()) + wanted - self.bound
-        if excess <= 0:
+    def _make_room(self, n_bytes: int) -> bool:
+        """Evict files until `n_bytes` more fit; False if the files being fetched take the space."""
+        if self.bound is None:
             return True
-        for entry in found:
-            if entry.name.startswith(".") and self._is_dead(entry.name[1:].removesuffix(".part")):
-                os.unlink(entry.path)
-                excess -= sizes[entry.path]
-        whole = [entry for entry in found if not entry.name.startswith(".")]
-        if excess > sum(sizes[entry.path] for entry in whole):
+        files = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process may delete it now
+                if entry.is_file():
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+        excess = sum(size for _, size, _ in files) + n_bytes - self.bound
+        complete = []
+        for modified, size, path in files:
+            if not path.name.startswith("."):
+                complete.append((modified, size, path))
+            elif excess > 0 and self._delete_leftover(path):
+                excess -= size
+        if excess > sum(size for _, size, _ in complete):
             return False
-        for entry in sorted(whole, key=lambda entry: entry.stat().st_mtime_ns):
-            if excess > 0:
-                _remove(gate, entry.path)
-                excess -= sizes[entry.path]
+        for _, size, path in sorted(complete):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
         return True
 
-    def _is_dead(self, sha256: str) -> bool:
-        """Whether nobody fetches this file: whoever began was killed."""
-        with contextlib.suppress(Timeout), self._fetching(sha256).acquire(timeout=0):
+    def _delete_leftover(self, temporary: Path) -> bool:
+        """Delete a temporary file if nobody fetches it any more, and return whether it was deleted."""
+        sha256 = temporary.name.split(".")[1]
+        with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
+            temporary.unlink(missing_ok=True)
             return True
         return False
 
-    def drop(self, file: FileEntry) -> None:
-        """Remove a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError), self._gate("alone") as gate:
-            _remove(gate, self.path(file))
-
-    def damaged(self, file: FileEntry) -> bool:
-        """Whether a file is there and has another SHA-256 than it should; reads it."""
-        with self.reading():
-            return self.holds(file) and sha256_file(self.path(file)) != file.sha256
-
-    def _fetching(self, sha256: str) -> FileLock:
-        return FileLock(self._locks / sha256)
-
-    @contextlib.contextmanager
-    def _gate(self, way: Literal["shared", "alone"]) -> Iterator[int]:
-        import fcntl  # POSIX only
-
-        # opened each time: a lock belongs to an open file, which threads and forked processes would
-        # share, and a folder that was deleted by hand begins anew
-        try:
-            gate = os.open(self._gate_path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            with writing(self.folder):
-                self._locks.mkdir(parents=True, exist_ok=True)
-            gate = os.open(self._gate_path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_SH if way == "shared" else fcntl.LOCK_EX)
-            yield gate
-        finally:
-            fcntl.flock(gate, fcntl.LOCK_UN)  # a process forked meanwhile keeps the file open
-            os.close(gate)
-
-
-def _remove(gate: int, path: str | os.PathLike[str]) -> None:
-    """Remove a file, and free its bytes also where a process has it mapped; the gate is held alone."""
-    size = os.stat(path).st_size
-    os.pwrite(gate, os.urandom(16), 0)  # first: whoever maps the file must know
-    if size:
-        os.truncate(path, 0)
-    os.unlink(path)
+    def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
+        """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""
+        return FileLock(self.folder / ".locks" / name).acquire(timeout, poll_interval=POLL_S)

@@ -1,9 +1,9 @@
-"""The files below a URL: read, listed and written with retries; errors name them, never a secret.
+"""Read, list and write the files below a URL, with retries and without secrets in error messages.
 
     Objects("s3://bucket/tokens/1f2e…").read("manifest.json")  ->  b"{…"
 
-fsspec reaches them; credentials come from where its packages look for them (the environment, ~/.aws, an
-instance's role), never from the URL.
+fsspec accesses the files. Credentials come from the places that its packages document, such as the
+environment, ~/.aws or the role of an instance, and never from the URL.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 BLOCK_BYTES = 8 << 20
-"""Bytes asked for at a time: what a broken connection loses, and what is held in memory."""
+"""Bytes per request: the most that a broken connection loses and that a fetch holds in memory."""
 
-FOLDERLESS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
-"""Object stores: no folder has to be made, and a file is there whole or not at all."""
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Schemes without folders to create, where a write is atomic."""
 
 Result = TypeVar("Result")
 
 
 class Objects:
-    """The files below a URL of any scheme that fsspec knows; a path is one, too.
+    """The files below a URL of any scheme that fsspec knows, or below a path.
 
-    Picklable, and made anew in a forked process. Raises ValueError for a URL that holds a password or
-    a query, ImportError with its pip line for a scheme whose package is not installed.
+    Instances are picklable, and a forked process opens its own connections. Raises ValueError for a URL
+    with a password or a query, ImportError with the pip command for a missing package.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -48,9 +48,9 @@ class Objects:
         return redact(self.url)
 
     def open(self) -> tuple[AbstractFileSystem, str]:
-        """The file system and the path in it; to be called once before threads read.
+        """The file system and the path in it; call this once before several threads read.
 
-        fsspec imports the package on first use, and a second thread may then see half of it.
+        fsspec imports a package on first use, and a second thread may then see half of the package.
         """
         if self._opened is None or self._opened[0] != os.getpid():  # its threads do not survive a fork
             fs, root = filesystem(self.url)
@@ -58,53 +58,53 @@ class Objects:
         return self._opened[1:]
 
     def read(self, name: str) -> bytes:
-        """The whole of a small file; raises FileNotFoundError if there is none."""
+        """The content of a small file; raises FileNotFoundError or RemoteError."""
         fs, root = self.open()
-        return self._tried(name, lambda: bytes(fs.cat_file(f"{root}/{name}")))
+        return self._retry(name, lambda: bytes(fs.cat_file(f"{root}/{name}")))
 
     def blocks(self, name: str, size: int) -> Iterator[bytes]:
-        """A file of `size` bytes, BLOCK_BYTES at a time, each with attempts of its own."""
+        """The content of a file of `size` bytes in blocks of BLOCK_BYTES, each with its own retries."""
         fs, root = self.open()
         for start in range(0, size, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, size)
-            yield self._tried(name, lambda: _range(fs, f"{root}/{name}", start, stop))  # noqa: B023
+            yield self._retry(name, lambda: _read_range(fs, f"{root}/{name}", start, stop))  # noqa: B023
 
     def sizes(self) -> dict[str, int]:
-        """Name → bytes of every file that is there now."""
+        """The size in bytes of every file, by name; empty if nothing exists at the URL."""
         fs, root = self.open()
         fs.invalidate_cache()
         try:
-            found = self._tried("", lambda: fs.ls(root, detail=True))
+            entries = self._retry("", lambda: fs.ls(root, detail=True))
         except FileNotFoundError:
             return {}
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found}
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
 
     def write(self, name: str, source: Path | bytes) -> None:
-        """Put a file there, from a path or as it is."""
+        """Write a file atomically, from a local path or from bytes."""
         fs, root = self.open()
-        folders = urlsplit(self.url).scheme not in FOLDERLESS
-        path = f"{root}/.{name}.part" if folders else f"{root}/{name}"
+        rename = urlsplit(self.url).scheme not in OBJECT_STORES
+        path = f"{root}/.{name}.part" if rename else f"{root}/{name}"
 
         def put() -> None:
-            if folders:
+            if rename:
                 fs.makedirs(root, exist_ok=True)
             if isinstance(source, bytes):
                 fs.pipe_file(path, source)
             else:
                 fs.put_file(os.fspath(source), path)
-            if folders:
+            if rename:
                 fs.mv(path, f"{root}/{name}")
 
-        self._tried(name, put, "written")
+        self._retry(name, put, "written")
 
     def remove_all(self) -> None:
-        """Remove every file that is there."""
+        """Remove every file below the URL."""
         fs, root = self.open()
         with contextlib.suppress(FileNotFoundError):
-            self._tried("", lambda: fs.rm(root, recursive=True), "removed")
+            self._retry("", lambda: fs.rm(root, recursive=True), "removed")
 
-    def _tried(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
-        """The call's result; what may pass is tried again."""
+    def _retry(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
+        """Return the result of `call`; retry after temporary failures, and name the file in errors."""
         return retry(f"{self.url}/{name}", lambda failures: call(), done=done)
 
 
@@ -113,15 +113,16 @@ def check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.password is not None or (is_url(url) and parts.query):
         raise ValueError(
-            f"{redact(url)} holds a password or a query: give the URL without, and credentials where "
-            "the packages look for them, such as AWS_PROFILE or ~/.aws for s3://"
+            f"{redact(url)} holds a password or a query: give the URL without it, and credentials "
+            "where fsspec's packages look for them, such as AWS_PROFILE or ~/.aws for s3://"
         )
 
 
-def _range(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+def _read_range(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
     block = bytes(fs.cat_file(path, start=start, end=stop))
     if len(block) != stop - start:
         raise OSError(
-            f"bytes {start:,} to {stop:,} came as {len(block):,} bytes: cut short, or no range"
+            f"bytes {start:,} to {stop:,} came as {len(block):,} bytes: the response was cut "
+            "short, or the server ignores ranges"
         )
     return block

@@ -1,8 +1,8 @@
-"""A published store opened by its URL: shards come into the cache when windows ask for them, or before.
+"""Open a published store by its URL; shards are fetched into a cache when windows need them, or earlier.
 
     open_store("s3://bucket/tokens/1f2e…", cache).tokens[10:14]  ->  fetches one shard, [257, 11, …]
 
-What is known of a URL lies in <cache>/.stores/<key>/manifest.json; everything else is fetched on need.
+The manifest of each URL is in <cache>/.stores/<key>/manifest.json, so a store opens without a request.
 """
 
 from __future__ import annotations
@@ -28,61 +28,64 @@ from lit_gptdata.tokens.shards import Tokens, allow_open_files, writing
 from lit_gptdata.tokens.store import TokenStore
 
 FETCHES = 8
-"""Shards that a process fetches at a time."""
+"""Shards that a process fetches at the same time."""
 
 AHEAD_BATCHES = 256
-"""Batches that are looked at for shards to fetch before their turn."""
+"""Number of later batches whose shards may be fetched early."""
+
+MAPS_AT_ONCE = 64
+"""Shards to map before the maps of evicted shards are dropped; each map needs an open file."""
 
 TOUCH_S = 5.0
-"""Seconds between two notes that a shard is in use."""
+"""Seconds between two touches of a shard in use, which keep it from being evicted."""
 
 
 def prepare_store_at(url: str, cache: Cache) -> TokenStore:
-    """Fetch what opening a published store needs, its manifest and vocabulary, and open it.
+    """Fetch the manifest and the vocabulary of a published store, and open the store.
 
-    A folder of this machine is opened where it is. Raises FileNotFoundError where nothing is
-    published, ValueError for a manifest that is none, RemoteError if it cannot be had.
+    A folder on this machine is opened in place. Raises FileNotFoundError if the URL has no store,
+    ValueError for an invalid manifest, RemoteError if the store cannot be read.
     """
-    folder = _local(url)
+    folder = _local_folder(url)
     if folder is None:
         source = Objects(url)
         manifest = source.read("manifest.json")
-        _checked(manifest, source)
+        _check_manifest(manifest, source)
         with writing(cache.folder):
-            _known(url, cache).mkdir(parents=True, exist_ok=True)
-            write_whole(_known(url, cache) / "manifest.json", manifest)
+            _manifest_folder(url, cache).mkdir(parents=True, exist_ok=True)
+            write_whole(_manifest_folder(url, cache) / "manifest.json", manifest)
         remote = RemoteStore(source, cache)
         cache.fetch(remote.manifest.vocab, source)
         return remote
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
-            f"store_url={url}: {folder.resolve()} is no published store, it has no manifest.json. Give "
-            "what lit-gptdata publish has printed, or the folder data_dir/tokens/<fingerprint>"
+            f"store_url={url}: {folder.resolve()} is not a published store, it has no manifest.json. "
+            "Give the URL that lit-gptdata publish printed, or the folder data_dir/tokens/<fingerprint>"
         )
     return TokenStore(folder)
 
 
 def open_store(url: str, cache: Cache) -> TokenStore | None:
-    """A published store; None if `prepare_store_at` was not called for it on this machine."""
-    if _local(url) is not None:
+    """Open a published store; None if `prepare_store_at` was not called for it on this machine."""
+    if _local_folder(url) is not None:
         return prepare_store_at(url, cache)
-    known = _known(url, cache) / "manifest.json"
-    return RemoteStore(Objects(url), cache) if known.is_file() else None
+    manifest = _manifest_folder(url, cache) / "manifest.json"
+    return RemoteStore(Objects(url), cache) if manifest.is_file() else None
 
 
-def _local(url: str) -> Path | None:
-    """The folder that a URL names on this machine."""
+def _local_folder(url: str) -> Path | None:
+    """The folder that a path or a file:// URL names; None for other URLs."""
     if not is_url(url):
         return Path(url).expanduser()
     return Path(url.removeprefix("file://")) if url.startswith("file://") else None
 
 
-def _known(url: str, cache: Cache) -> Path:
+def _manifest_folder(url: str, cache: Cache) -> Path:
     key = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
     return cache.folder / ".stores" / key
 
 
-def _checked(content: bytes, source: Objects) -> None:
+def _check_manifest(content: bytes, source: Objects) -> None:
     """Raise ValueError unless `content` is a manifest whose sizes agree with its counts."""
     try:
         manifest = Manifest.from_json(content)
@@ -93,16 +96,16 @@ def _checked(content: bytes, source: Objects) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
-            "that lit-gptdata publish has printed"
+            "that lit-gptdata publish printed"
         ) from None
 
 
 class RemoteStore(TokenStore):
-    """A TokenStore whose files are at a URL and come into a cache on need; opening fetches nothing."""
+    """A TokenStore at a URL whose files are fetched into a cache when needed, not when it opens."""
 
     def __init__(self, source: Objects, cache: Cache) -> None:
         self.source, self.cache = source, cache
-        super().__init__(_known(source.url, cache))
+        super().__init__(_manifest_folder(source.url, cache))
         cache.check_room(max(self.files, key=lambda file: file.size))
 
     @property
@@ -112,7 +115,7 @@ class RemoteStore(TokenStore):
 
     @property
     def n_file_bytes(self) -> int:
-        """What the cache would hold with all of the store in it."""
+        """The size of all files: what the cache needs to hold the whole store."""
         return sum(file.size for file in self.files)
 
     @property
@@ -121,44 +124,49 @@ class RemoteStore(TokenStore):
         return self.cache.bound is None or self.n_file_bytes <= self.cache.bound
 
     def _check_files(self) -> None:
-        """Sizes are looked at when files are."""
+        """Check nothing: the cache checks each file when it fetches and maps it."""
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
         return np.frombuffer(bytearray(self.cache.read(file, self.source)), dtype=dtype)
 
     @functools.cached_property
-    def tokens(self) -> Tokens:
-        """All ids as one sequence, fetched when they are looked at."""
+    def tokens(self) -> RemoteTokens:
+        """All ids as one sequence, which fetches the shards that are read."""
         shards = [(shard.ids, shard.n_tokens) for shard in self.shards if shard.n_tokens]
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
     def verify(self) -> None:
-        """Read every file, in the cache or else at the URL, and compare its SHA-256.
+        """Compare the SHA-256 of every file, in the cache if it is there, otherwise at the URL.
 
-        A damaged one in the cache is removed, to be fetched again; raises ValueError that names those
-        damaged at the URL.
+        Deletes damaged files from the cache, so that they are fetched again. Raises ValueError that
+        names the files that are damaged at the URL.
         """
         bad = []
         for file in self.files:
-            if self.cache.damaged(file):
-                self.cache.drop(file)
-            if not self.cache.holds(file):
+            if self.cache.drop_if_damaged(file):
+                self.tokens.drop_maps()
+            if not self.cache.has(file):
                 digest = hashlib.sha256()
                 for block in self.source.blocks(file.name, file.size):
                     digest.update(block)
-                bad += [file.name] * (digest.hexdigest() != file.sha256)
+                if digest.hexdigest() != file.sha256:
+                    bad.append(file.name)
         if bad:
             raise ValueError(
                 f"the published store {self.location} is damaged: the contents of {', '.join(bad)} do "
-                "not match the manifest's SHA-256. Delete these there and publish the store again: "
-                "lit-gptdata publish URL"
+                "not match the manifest's SHA-256. Delete these files at the URL and publish the store "
+                "again: lit-gptdata publish URL"
             )
 
 
 class RemoteTokens(Tokens):
-    """As Tokens, over shards that are fetched into a cache: those of a batch before it, in any case.
+    """The tokens of a published store; reading them fetches the missing shards into a cache.
 
-    `shards`: file and number of tokens of each, none empty.
+    `shards`: file and number of tokens of each shard, none empty.
+
+    A process keeps memory maps of the shards that it has read. Whenever it maps another shard, it drops
+    the maps of evicted shards. Until then these take up disk space in addition to the cache: at most as
+    much as the cache's bound, per process. Usually it is nothing: shards in use are evicted last.
     """
 
     def __init__(
@@ -170,178 +178,177 @@ class RemoteTokens(Tokens):
     ) -> None:
         super().__init__([np.empty(0, dtype)])
         self._shards, self._cache, self._source = shards, cache, source
-        self._set_lengths([n for _, n in shards])
-        self._used = np.full(len(shards), -np.inf)  # when this process last said so, monotonic seconds
-        self._most_maps = allow_open_files(len(shards))
-        self._word = b""
-        self._begin_anew()
-        self._forget()
+        self._set_lengths([n_tokens for _, n_tokens in shards])
+        self._touched_at = np.full(len(shards), -np.inf)  # monotonic seconds
+        self._max_maps = allow_open_files(len(shards))
+        self._reset_threads()
+        self.drop_maps()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteTokens, (self._shards, self.dtype, self._cache, self._source)
 
-    def _begin_anew(self) -> None:
-        """What a forked process must not take over: threads, and locks that these may hold."""
+    def _reset_threads(self) -> None:
+        """Create what a forked process must not inherit: threads, and locks that they may hold."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._fetcher = Fetcher(self._cache, self._source)
 
-    def _forget(self) -> None:
-        self._maps: dict[int, np.ndarray] = {}
-        self._join()
+    def drop_maps(self) -> None:
+        """Unmap all shards; each one is mapped again when a window needs it."""
+        self._set_maps({})
 
-    def _join(self) -> None:
-        """Look at all maps as one sequence, so that a batch stays one gather."""
-        numbers = list(self._maps)
-        self._mapped = Tokens([self._maps[number] for number in numbers])
-        self._here = np.zeros(len(self._shards), dtype=bool)
-        self._here[numbers] = True
-        self._shift = np.zeros(len(self._shards), dtype=np.int64)
+    def _set_maps(self, maps: dict[int, np.ndarray]) -> None:
+        """Keep these maps, by the number of the shard, and join them, so that a batch is one gather."""
+        self._maps = maps
+        self._mapped = Tokens(list(maps.values()))
+        numbers = list(maps)
         lengths = [self._shards[number][1] for number in numbers]
-        self._shift[numbers] = np.cumsum(lengths) - lengths - self._begins[numbers]
+        self._is_mapped = np.zeros(len(self._shards), dtype=bool)
+        self._is_mapped[numbers] = True
+        # add this to the number of a token in the store to get its number in `_mapped`
+        self._offsets = np.zeros(len(self._shards), dtype=np.int64)
+        self._offsets[numbers] = np.cumsum(lengths) - lengths - self._begins[numbers]
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         stop = min(stop, self._shards[shard][1])
         begin = self._begins[shard] + start
-        ids: np.ndarray = self._gathered(np.array([begin]), np.array([shard]), stop - start)[0]
+        ids: np.ndarray = self._gather(np.array([begin]), np.array([shard]), stop - start)[0]
         return ids
 
     def _reader(
         self, starts: np.ndarray, shards: np.ndarray, length: int
     ) -> Callable[[slice | np.ndarray], np.ndarray]:
-        return lambda chosen: self._gathered(starts[chosen], shards[chosen], length)
+        return lambda chosen: self._gather(starts[chosen], shards[chosen], length)
 
-    def _gathered(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
-        """(B,) → (B, length), each within one shard; taken as their shards come in.
-
-        No two shards have to be in the cache at once, so that any bound will do that holds one.
-        """
+    def _gather(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
+        """Read windows that each lie within one shard: (B,) → (B, length)."""
         if self._pid != os.getpid():
-            self._begin_anew()
-        ids: np.ndarray | None = None
-        todo = np.arange(len(starts))
+            self._reset_threads()
+        with self._lock:
+            self._touch(shards)
+            if self._is_mapped[shards].all():
+                return self._mapped.gather(starts + self._offsets[shards], length)
+        ids = np.empty((len(starts), length), self.dtype)
+        rows = np.arange(len(starts))  # the windows to read; their shards need not be cached together
         while True:
-            with self._lock, self._cache.reading() as word:
-                here = self._map(shards[todo], word)
-                rows = todo[here]
-                found = self._mapped.gather(starts[rows] + self._shift[shards[rows]], length)
-            if len(rows) == len(starts):
-                return found
-            if ids is None:
-                ids = np.empty((len(starts), length), self.dtype)
-            ids[rows] = found
-            todo = todo[~here]
-            if not len(todo):
-                return ids
-            self._fetcher.need([self._shards[shard][0] for shard in _distinct(shards[todo])])
+            with self._lock:
+                is_mapped = self._is_mapped[shards[rows]]
+                ready, rows = rows[is_mapped], rows[~is_mapped]
+                ids[ready] = self._mapped.gather(starts[ready] + self._offsets[shards[ready]], length)
+                missing = _distinct(shards[rows])
+                if not missing:
+                    return ids
+                has_mapped = self._map(missing)
+            if not has_mapped:
+                self._fetcher.wait_for_one([self._shards[shard][0] for shard in missing])
 
-    def _map(self, shards: np.ndarray, word: bytes) -> np.ndarray:
-        """Map what is in the cache of these; which are there, bool."""
-        if word != self._word:
-            self._forget()  # some of them may be gone
-            self._word = word
-        absent = _distinct(shards[~self._here[shards]])[: self._most_maps]
-        maps = {number: self._cache.map(self._shards[number][0], self.dtype) for number in absent}
-        found = {number: array for number, array in maps.items() if array is not None}
-        if found:
-            if len(self._maps) + len(found) > self._most_maps:
-                self._maps = {}
-            self._maps |= found
-            self._join()
+    def _touch(self, shards: np.ndarray) -> None:
+        """Mark shards as recently used, each at most once in TOUCH_S."""
         now = time.monotonic()
-        for number in _distinct(shards[self._used[shards] < now - TOUCH_S]):
-            self._cache.touch(self._shards[number][0])
-            self._used[number] = now
-        here: np.ndarray = self._here[shards]
-        return here
+        for shard in _distinct(shards[self._touched_at[shards] < now - TOUCH_S]):
+            self._cache.touch(self._shards[shard][0])
+            self._touched_at[shard] = now
+
+    def _map(self, shards: list[int]) -> bool:
+        """Map the shards that the cache has, and return whether it has any of them."""
+        new = {}
+        for shard in shards[:MAPS_AT_ONCE]:
+            array = self._cache.map(self._shards[shard][0], self.dtype)
+            if array is not None:
+                new[shard] = array
+        if new:
+            maps, cached = self._maps | new, self._cache.hashes()
+            kept = [shard for shard in maps if self._shards[shard][0].sha256 in cached]
+            self._set_maps({shard: maps[shard] for shard in kept[-self._max_maps :]})
+        return bool(new)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
-        """`batches` as they are; meanwhile the shards of the next ones are fetched, in their order.
+        """Yield `batches` unchanged, and fetch the shards of later batches in the order of need.
 
-        Shards on their way that no batch has asked for yet are few, and a quarter of the bound at most.
+        `plan`: the starts of each batch's windows. The shards that are fetched before a batch needs
+        them are at most FETCHES, and at most a quarter of the cache.
         """
-        waiting: dict[int, int] = {}  # shard → number of the batch that needs it first
-        begun: dict[int, int] = {}
-        planned = 0
+        n_planned = 0
+        queue: dict[int, int] = {}  # shard → the first batch that needs it
+        started: dict[int, int] = {}  # the same for shards whose fetch has started
         for number, batch in enumerate(batches):
-            for shards in (waiting, begun):
-                while shards and next(iter(shards.values())) <= number:
-                    del shards[next(iter(shards))]
+            queue = {shard: first for shard, first in queue.items() if first > number}
+            started = {shard: first for shard, first in started.items() if first > number}
             while True:
-                if not waiting:
-                    starts = next(plan, None) if planned <= number + AHEAD_BATCHES else None
+                while not queue and n_planned <= number + AHEAD_BATCHES:
+                    starts = next(plan, None)
                     if starts is None:
                         break
-                    if planned > number:
-                        waiting |= {s: planned for s in self._absent(starts, length) if s not in begun}
-                    planned += 1
-                    continue
-                files = [self._shards[shard][0] for shard in (*begun, next(iter(waiting)))]
-                if len(files) > FETCHES or not self._fetcher.has_room(files):
+                    if n_planned > number:
+                        missing = self._missing(starts, length)
+                        queue = {shard: n_planned for shard in missing if shard not in started}
+                    n_planned += 1
+                if not queue:
                     break
-                shard = next(iter(waiting))
-                begun[shard] = waiting.pop(shard)
-                self._fetcher.begin(files[-1])
+                next_shard = next(iter(queue))
+                files = [self._shards[shard][0] for shard in (*started, next_shard)]
+                if not self._fetcher.fit_together(files):
+                    break
+                started[next_shard] = queue.pop(next_shard)
+                self._fetcher.start(files[-1])
             yield batch
 
-    def _absent(self, starts: np.ndarray, length: int) -> list[int]:
-        """The shards that windows begin or end in and that are not in the cache, in order."""
+    def _missing(self, starts: np.ndarray, length: int) -> list[int]:
+        """The shards that these windows need and the cache does not have, in the order of need."""
         edges = np.concatenate([starts, starts + length - 1])
         shards = np.searchsorted(self._ends, edges, side="right")
-        shards = shards[shards < len(self._shards)]  # fillers have none
-        absent = _distinct(shards[~self._here[shards]])
-        return [shard for shard in absent if not self._cache.holds(self._shards[shard][0])]
+        shards = shards[shards < len(self._shards)]  # padding has none
+        unmapped = _distinct(shards[~self._is_mapped[shards]])
+        return [shard for shard in unmapped if not self._cache.has(self._shards[shard][0])]
 
 
 def _distinct(shards: np.ndarray) -> list[int]:
-    """Each once, in the order of first need."""
+    """Each shard once, in the order of first use."""
     return list(dict.fromkeys(shards.tolist()))
 
 
 class Fetcher:
-    """Fetches files in threads, each file in one of them."""
+    """Fetches files into a cache in background threads, each file once."""
 
     def __init__(self, cache: Cache, source: Objects) -> None:
         self._cache, self._source = cache, source
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(FETCHES)
-        self._flying: dict[str, Future[None]] = {}
+        self._fetches: dict[str, Future[None]] = {}
 
-    def has_room(self, files: list[FileEntry]) -> bool:
-        """Whether these are a quarter of the bound at most, to push out little that is in use."""
+    def fit_together(self, files: list[FileEntry]) -> bool:
+        """Whether to fetch these files at the same time: few, and small enough to evict little."""
         bound = self._cache.bound
-        return bound is None or 4 * sum(file.size for file in files) <= bound
+        small = bound is None or 4 * sum(file.size for file in files) <= bound
+        return small and len(files) <= FETCHES
 
-    def need(self, files: list[FileEntry]) -> None:
-        """Wait until one of these files was fetched; raises what `Cache.fetch` raises."""
+    def wait_for_one(self, files: list[FileEntry]) -> None:
+        """Wait until one of the first files has been fetched; raises what `Cache.fetch` raises."""
         n = 1
-        while n < min(len(files), FETCHES) and self.has_room(files[: n + 1]):
+        while n < len(files) and self.fit_together(files[: n + 1]):
             n += 1
-        done, _ = wait([self.begin(file) for file in files[:n]], return_when=FIRST_COMPLETED)
+        done, _ = wait([self.start(file) for file in files[:n]], return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
 
-    def begin(self, file: FileEntry) -> Future[None]:
-        """Fetch a file, if that was not begun."""
+    def start(self, file: FileEntry) -> Future[None]:
+        """Start to fetch a file, unless a fetch of it is running."""
         self._source.open()
         with self._lock:
-            future = self._flying.get(file.sha256)
+            future = self._fetches.get(file.sha256)
             if future is None:
-                future = self._flying[file.sha256] = Future()
-                # daemon: an end of the program must not wait for a shard that nobody needs any more
+                future = self._fetches[file.sha256] = Future()
+                # daemon: the program may end without waiting for a shard that it no longer needs
                 threading.Thread(target=self._run, args=(file, future), daemon=True).start()
         return future
 
     def _run(self, file: FileEntry, future: Future[None]) -> None:
-        error: BaseException | None = None
         try:
             with self._slots:
                 self._cache.fetch(file, self._source)
-        except BaseException as caught:
-            error = caught
+            finish = functools.partial(future.set_result, None)
+        except BaseException as error:
+            finish = functools.partial(future.set_exception, error)
         with self._lock:
-            del self._flying[file.sha256]
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+            del self._fetches[file.sha256]
+        finish()
