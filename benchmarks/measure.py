@@ -27,7 +27,8 @@ from torch.utils.data import Dataset
 
 from lit_gptdata.text.document import Document
 from lit_gptdata.tokens.build import local as build
-from lit_gptdata.tokens.build.encode import Job
+from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.manifest import ShardEntry
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Round = dict[str, dict[str, float]]
@@ -54,15 +55,15 @@ class RandomTokens:
     def publish(self, data_dir: Path) -> None:
         """Run the real `prepare_store`, but with random ids instead of encoded text."""
 
-        def write_parts(corpus: Any, job: Job, run: Any) -> list[dict[str, Any]]:
-            return [self._write_shard(number, job) for number in range(self.shards)]
+        def encode_corpus(plan: Any, output: ShardOutput, runner: Any) -> Shards:
+            return [self._write_shard(number, output) for number in range(self.shards)]
 
-        with patch.object(build, "write_parts", write_parts):
+        with patch.object(build, "encode_corpus", encode_corpus):
             build.prepare_store(self, Tokenizer("gpt2"), data_dir / "tokens")
 
-    def _write_shard(self, number: int, job: Job) -> dict[str, Any]:
-        writer = job.destination.shard(f"{number:05}-000", job.tokenizer.dtype)
-        writer.begin_piece(source=0, document=number == 0)
+    def _write_shard(self, number: int, output: ShardOutput) -> ShardEntry:
+        writer = output.shard_writer(f"{number:05}-000", np.dtype("<u2"))
+        writer.start_chunk(source=0, starts_document=number == 0)
         ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
         for begin in range(*ends, PIECE):
             writer.append(random_ids(min(PIECE, ends[1] - begin), seed=begin), n_bytes=0)

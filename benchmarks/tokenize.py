@@ -48,7 +48,8 @@ def tiktoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
 
 def gigatoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
     """gigatoken alone, on chunks of 1 MiB in memory. Reading, checking and writing are not included."""
-    from lit_gptdata.tokens.engines import GigatokenEngine, load_engine
+    from lit_gptdata.tokens.engines import load_engine
+    from lit_gptdata.tokens.gigatoken import GigatokenEngine
 
     engine = load_engine(Tokenizer("gpt2"), "gigatoken")
     assert isinstance(engine, GigatokenEngine)

@@ -1,4 +1,4 @@
-"""Checks of a user's options that several layers share."""
+"""Checks of options that several layers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes of this machine, and the processes that work for it."""
+"""A Ray cluster of two nodes on this machine, and its worker processes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[str]:
-    """The address of two nodes with a core each."""
+    """The address of a cluster of two nodes with one core each."""
     from ray.cluster_utils import Cluster
 
-    # short: a socket's path holds 107 bytes
+    # a short path, because the path of a socket has at most 107 bytes
     folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
     with folder as name, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", name)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         options = {"num_cpus": 1, "object_store_memory": 100 << 20}
-        handler = signal.getsignal(signal.SIGTERM)  # a node puts its own in place
+        handler = signal.getsignal(signal.SIGTERM)  # a node replaces it
         nodes = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
         nodes.add_node(**options)
         signal.signal(signal.SIGTERM, handler)
@@ -35,14 +35,14 @@ def two_nodes() -> Iterator[str]:
             nodes.shutdown()
 
 
-def tokenising(ancestor: int) -> list[int]:
-    """The processes below `ancestor` that write a part now."""
+def encoding_workers(ancestor: int) -> list[int]:
+    """The descendants of process `ancestor` that encode a work unit now."""
     parent_of, busy = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it ended
             pid = int(folder.name)
             parent_of[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::_write_part"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_encode_unit"):
                 busy.append(pid)
 
     def below(pid: int) -> bool:

@@ -1,6 +1,6 @@
-"""Text to integers: documents → a store of flat token shards, addressed by its content.
+"""Turn documents into token ids, and keep them in a store that is named by its content.
 
-documents ──engine (tiktoken | gigatoken)──▶ ids ──▶ shard, shard, … + manifest.json  =  TokenStore
+documents ──engine (tiktoken or gigatoken)──▶ ids ──▶ shards + manifest.json  =  TokenStore
 
-Neither torch nor lightning is imported here: they cost seconds and 800 MB in every worker.
+Nothing here imports torch or lightning, which would cost each worker seconds and 800 MB.
 """

@@ -1,13 +1,13 @@
-"""Where a text may be cut without changing its tokens.
+"""Cut a text into chunks without changing its tokens.
 
-    text -> pieces of about 64 KiB -> ids        the ids of the pieces, joined, are the text's ids
+    text -> chunks of about 64 KiB -> ids        the joined ids of the chunks are the ids of the text
 
-    rule = cut_rule(encoding._pat_str, encoding.special_tokens_set)
-    list(pieces([b"To be, or no", b"t to be"], rule, size=4))
+    rule = Tokenizer("gpt2").cut_rule
+    list(safe_chunks([b"To be, or no", b"t to be"], rule, size=4))
         ->  [b"To be", b", or", b" not", b" to be"]
 
-Text is UTF-8 bytes here: gigatoken takes bytes, and a way through str costs it up to a quarter of
-its speed on text that is not ASCII.
+Text is UTF-8 bytes here, because gigatoken takes bytes. A conversion through str would cost up to a
+quarter of its speed on text that is not ASCII.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# Bytes. Larger pieces are not faster (64 KiB, 128 KiB, 256 KiB and 1 MiB measured); this size leaves a
-# core's cache to gigatoken's tables, and malloc keeps blocks below 128 KiB instead of unmapping them.
-PIECE_SIZE = 1 << 16
+SAFE_CHUNK_BYTES = 1 << 16
+"""Least size of a chunk. 128 KiB, 256 KiB and 1 MiB are not faster (measured). This size leaves room for
+the tables of gigatoken in the CPU cache, and malloc reuses blocks below 128 KiB."""
 
-# Bytes. One word costs tiktoken and gigatoken about 140 bytes of memory a byte (tiktoken 0.14.0,
-# gigatoken 0.10.0), so a run of this length without any cut takes 2.3 GB and half a minute.
-MAX_UNCUT = 1 << 24
+MAX_UNCUT_BYTES = 1 << 24
+"""Longest run of text without a cut. tiktoken 0.14.0 and gigatoken 0.10.0 need about 140 bytes of memory
+for each byte of a single word, so a run of this length takes 2.3 GB and half a minute."""
 
-# A tokenizer first splits the text with a pattern, left to right; each match becomes tokens of its own.
-# A cut between two neighbouring characters x|y leaves the matches as they are if
+# Which cuts are safe. A tokenizer first splits the text with a pattern, from left to right. Then it
+# encodes each match independently of the others. A cut between the neighboring characters x|y keeps all
+# matches if
 #   (a) x is not whitespace,
-#   (b) no alternative of the pattern has a place where it takes y directly after x, and
+#   (b) no alternative of the pattern can consume y directly after x, and
 #   (c) the cut is not inside a special string.
-# Proof. No alternative looks behind, so a match depends only on the text from its start on; what
-# begins at the cut is the right part's own business. Left of the cut, (b) stops every attempt at x,
-# whether y or the end of the text comes next. What is left are the two tests that look ahead without
-# taking anything, `$` and `(?!\S)`: they stand behind a whitespace run, and by (a) such a run ends
-# before x, inside the left part. So the left part alone has the same matches, the last one ends at
-# the cut, and by (c) special strings, which are found before the pattern is applied, are the same.
+# Proof. No alternative looks behind, so a match depends only on the text from its start. The right side
+# therefore has the same matches as before. On the left side, (b) ends every match at x, whether y or the
+# end of the text follows. Only two tests look ahead without consuming text: `$` and `(?!\S)`. Both come
+# after a whitespace run, and by (a) such a run ends before x. So the left side alone has the same
+# matches, and the last one ends at the cut. Special strings are found before the pattern is applied, and
+# by (c) they are the same.
 #
-# The cuts below by the pair x|y, with what (b) rests on:
-#   solid|space         whitespace is taken first in a match (` ?`, `[^\r\n\p{L}\p{N}]?`) or after
-#                       whitespace; but cl100k and o200k take line ends after punctuation
-#                       (`[^\s\p{L}\p{N}]+[\r\n/]*`), so for them the space is not a line end ...
-#   letter,digit|line end   ... unless x is a letter or a digit
-#   letter,digit|mark   no alternative takes a mark after a letter or digit, except o200k the
-#                       apostrophe of `(?i:'s|'t|...)?`, which is not among these marks
-#   digit|letter, letter|digit   a match that takes letters after its first character takes no digits
-# A class is used only where all Unicode versions agree on it. "After a newline", "after a space" and
-# (cl100k, o200k) "before a letter that follows a mark" are not safe: "a\n\nb", "a b", "(b".
+# The cuts below, written as x|y, and why (b) holds for them:
+#   solid|space         An alternative consumes whitespace first in a match (` ?`, `[^\r\n\p{L}\p{N}]?`)
+#                       or after whitespace. But cl100k and o200k also consume line ends after
+#                       punctuation (`[^\s\p{L}\p{N}]+[\r\n/]*`). So the space must not be a line end ...
+#   letter,digit|line end   ... unless x is a letter or a digit.
+#   letter,digit|mark   No alternative consumes a mark after a letter or digit. The exception is the
+#                       apostrophe in `(?i:'s|'t|...)?` of o200k, which is not among these marks.
+#   digit|letter, letter|digit   A match with letters after its first character consumes no digits.
+# A character class is used only where all Unicode versions agree on it. These cuts are not safe: after a
+# newline ("a\n\nb"), after a space ("a b"), before a letter that follows a mark (cl100k, o200k: "(b").
 _SOLID = rb"""(?:
     (?<= [!-~] )                                 # ASCII without controls and space
   | (?<= [\xc3-\xdf] [\x80-\xbf] )               # U+00C0-07FF: Latin, Greek, Cyrillic, Hebrew, Arabic
@@ -65,54 +66,54 @@ _COMMON = rb"""
 _R50K_CUT = re.compile(_SOLID + rb"[\t-\r ] |" + _COMMON, re.VERBOSE)
 _CL100K_CUT = re.compile(_SOLID + rb"[\t\v\f ] | (?<= [0-9A-Za-z] ) [\r\n] |" + _COMMON, re.VERBOSE)
 
-# Whitespace as Rust's `\s` has it (Unicode's White_Space); Python's `\s` adds \x1c to \x1f.
+# The whitespace of Rust's `\s` (Unicode's White_Space). Python's `\s` adds \x1c to \x1f.
 _LINE_ENDS = "\r\n"
 _SPACES = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
-# Characters. tiktoken's regex engine gives up at 1,000,000 whitespace characters before a solid one.
 LONG_RUN = 400_000
+"""Characters. tiktoken's regex engine fails on 1,000,000 whitespace characters before a solid one."""
 
 
 @dataclass(frozen=True)
 class CutRule:
-    """Where texts may be cut for one split pattern."""
+    """Where a text may be cut for one split pattern."""
 
     cut: re.Pattern[bytes]
-    """Matches begin at the cuts."""
+    """Each match starts at a safe cut."""
 
     whole_run: re.Pattern[str]
-    """Matches are whitespace runs of `LONG_RUN` characters or more that the split pattern takes in one
-    match. A text that ends where a special token begins counts as ended."""
+    """Matches whitespace runs of at least `LONG_RUN` characters that are one match of the split pattern.
+    Apply it to a text between special tokens."""
 
     def first_cut(self, buffer: bytes | bytearray, start: int) -> int:
-        """The first cut at or after `start` (never 0), -1 if the buffer holds none.
+        """The first cut at or after `start` (never 0), or -1 if the buffer has none.
 
             rule.first_cut(b"one two three", 4)  ->  7
 
-        The buffer may begin and end anywhere in a UTF-8 text, also inside a character, and newlines
-        need not be translated: no cut divides a character or CR from LF.
+        The buffer may start and end anywhere in a UTF-8 text, even inside a character. Newlines need no
+        translation: a cut never divides a character or a CR LF.
         """
         found = self.cut.search(buffer, start)
         return found.start() if found else -1
 
 
-def _run(chars: str, at_the_end: bool, length: int = LONG_RUN) -> re.Pattern[str]:
-    """Runs of at least `length` characters `chars`, without the last one if something solid follows.
+def _run(chars: str, at_end_of_text: bool, length: int = LONG_RUN) -> re.Pattern[str]:
+    """Matches runs of at least `length` of these characters, without the last one before a solid one.
 
-    That last one belongs to what follows (` ?\\p{L}+`) or is a match of its own; `\\s+(?!\\S)` takes
-    the others. `at_the_end`: also those that end the text, whole.
+    The last character belongs to the next match (` ?\\p{L}+`) or is a separate match, and
+    `\\s+(?!\\S)` takes the others. `at_end_of_text`: match runs at the end of the text completely.
     """
     solid = f"[^{_LINE_ENDS}{_SPACES}]"
-    run = f"(?<![{chars}])[{chars}]{{{length},}}"  # tried only where a run begins: linear time
-    return re.compile(f"{run}(?=[{chars}]{solid})" + (rf"|{run}\Z" if at_the_end else ""))
+    run = f"(?<![{chars}])[{chars}]{{{length},}}"  # the lookbehind keeps the search linear
+    return re.compile(f"{run}(?=[{chars}]{solid})" + (rf"|{run}\Z" if at_end_of_text else ""))
 
 
-# r50k: no match ends inside a whitespace run but before its last character, so runs stand alone.
-# cl100k and o200k: `\s*[\r\n]` takes a run through its last line end, so what stands alone is the
-# rest; and at the end of the text cl100k's `\s++$` takes all of it at once.
-_R50K = CutRule(_R50K_CUT, _run(_LINE_ENDS + _SPACES, at_the_end=True))
-_CL100K = CutRule(_CL100K_CUT, _run(_SPACES, at_the_end=False))
-_O200K = CutRule(_CL100K_CUT, _run(_SPACES, at_the_end=True))
+# r50k: a match never ends inside a whitespace run, except before its last character.
+# cl100k and o200k: `\s*[\r\n]` takes a run up to its last line end, so only the rest is one match.
+# At the end of the text, `\s++$` of cl100k takes the whole run.
+_R50K = CutRule(_R50K_CUT, _run(_LINE_ENDS + _SPACES, at_end_of_text=True))
+_CL100K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=False))
+_O200K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=True))
 
 # tiktoken_ext/openai_public.py, versions 0.9 to 0.14.
 R50K_PATTERN = (  # gpt2, r50k_base, p50k_base, p50k_edit
@@ -138,63 +139,58 @@ _RULES = {
 }
 
 
-def cut_rule(pat_str: str, special_tokens: Iterable[str] = ()) -> CutRule | None:
-    """The rule proved for a split pattern; None: texts must stay whole.
+def cut_rule(split_pattern: str, special_tokens: Iterable[str] = ()) -> CutRule | None:
+    """The rule that is proved for a split pattern. None: a text must not be cut.
 
-    None for a pattern that is not one of OpenAI's, and for special strings that a cut could divide.
+    The result is None for a pattern that is not one of OpenAI's, and for special strings that a cut
+    could divide.
     """
-    rule = _RULES.get(pat_str)
+    rule = _RULES.get(split_pattern)
     if rule and any(rule.first_cut(special.encode(), 1) >= 0 for special in special_tokens):
         return None
     return rule
 
 
-def pieces(
-    chunks: Iterable[bytes],
-    rule: CutRule | None,
-    size: int = PIECE_SIZE,
-    max_uncut: int = MAX_UNCUT,
+def safe_chunks(
+    text: Iterable[bytes], rule: CutRule | None, size: int = SAFE_CHUNK_BYTES
 ) -> Iterator[bytes]:
-    """One text, given in chunks of any size, as pieces that may be tokenized one by one.
+    """Cut one text, given as blocks of any length, into chunks that may be tokenized separately.
 
-        list(pieces([b"one t", b"wo three"], rule, size=3))  ->  [b"one", b" two", b" three"]
+        list(safe_chunks([b"one t", b"wo three"], rule, size=3))  ->  [b"one", b" two", b" three"]
 
-    A piece ends at the first cut at or after `size` bytes, so the pieces depend on the text and on
-    `size` alone, not on the chunks. Without a rule the text is one piece. Memory: a chunk and a piece.
+    A chunk ends at the first cut at or after `size` bytes. So the chunks depend on the text and on
+    `size`, not on the blocks. Without a rule the whole text is one chunk. With a rule, memory holds one
+    block and one chunk.
 
-    Raises ValueError if no cut comes within `max_uncut` bytes after that.
+    Raises ValueError if no cut follows within `MAX_UNCUT_BYTES`.
     """
     if rule is None:
-        text = b"".join(chunks)
-        if text:
-            yield text
+        joined = b"".join(text)
+        if joined:
+            yield joined
         return
     buffer = bytearray()
-    given = 0  # bytes of the text that went out in pieces
-    searched = 0  # the buffer holds no cut from `size` to here
-    for chunk in chunks:
-        buffer += chunk
+    buffer_start = 0  # position of the buffer in the text
+    searched = 0  # the buffer has no cut between `size` and this position
+    for block in text:
+        buffer += block
         while len(buffer) > size:
             cut = rule.first_cut(buffer, max(size, searched))
-            if (cut if cut >= 0 else len(buffer)) > size + max_uncut:
-                raise ValueError(_uncut(buffer, given, size, max_uncut))
+            if (cut if cut >= 0 else len(buffer)) > size + MAX_UNCUT_BYTES:
+                sample = buffer[size : size + 40].decode("utf-8", "replace")
+                raise ValueError(
+                    f"the text cannot be cut in the {MAX_UNCUT_BYTES:,} bytes after byte "
+                    f"{buffer_start + size:,}, which start with {sample!r}. A run of letters, digits, "
+                    "marks or spaces needs 140 bytes of memory per byte. Insert spaces or line ends"
+                )
             if cut < 0:
-                searched = len(buffer) - 2  # what follows a cut is up to 3 bytes long
+                searched = len(buffer) - 2  # the character after a cut has up to 3 bytes
                 break
-            with memoryview(buffer) as view:  # one copy; buffer[:cut] would be another
-                piece = bytes(view[:cut])
-            yield piece
+            with memoryview(buffer) as view:  # bytes(buffer[:cut]) would copy twice
+                chunk = bytes(view[:cut])
+            yield chunk
             del buffer[:cut]
-            given += cut
+            buffer_start += cut
             searched = 0
     if buffer:
         yield bytes(buffer)
-
-
-def _uncut(buffer: bytearray, given: int, size: int, max_uncut: int) -> str:
-    sample = buffer[size : size + 40].decode("utf-8", "replace")
-    return (
-        f"no place to cut the text in the {max_uncut:,} bytes (max_uncut) from byte {given + size:,} "
-        f"on; it reads {sample!r}. One run of letters, digits, marks or spaces needs about 140 bytes "
-        "of memory a byte to be tokenized. Put spaces or line ends into it, or raise max_uncut"
-    )

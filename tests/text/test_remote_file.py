@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import io
 import itertools
 import json
@@ -25,7 +24,6 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, read_documents
 from lit_gptdata.text.listing import expand_url
 from lit_gptdata.text.remote_file import RemoteFile
-from lit_gptdata.tokens.build import local as build
 from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -65,7 +63,7 @@ def _new_client():
 @pytest.fixture
 def small_units(monkeypatch):
     """Work units and shards of 100 kB."""
-    monkeypatch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=100_000))
+    monkeypatch.setattr("lit_gptdata.tokens.build.plan.SHARD_BYTES", 100_000)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Cuts change no token: every rule against the split pattern itself, on strings made to break it."""
+"""Cuts change no token: every rule against its split pattern, on strings that are made to break it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-import regex  # tiktoken needs it; here it runs the split patterns
+import regex  # a dependency of tiktoken; here it runs the split patterns
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from lit_gptdata.text.document import utf8
+from lit_gptdata.tokens import chunks
 from lit_gptdata.tokens.chunks import (
     CL100K_PATTERN,
     GPT2_PATTERN,
@@ -23,11 +24,10 @@ from lit_gptdata.tokens.chunks import (
     R50K_PATTERN,
     CutRule,
     cut_rule,
-    pieces,
+    safe_chunks,
 )
-from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 PATTERNS = {
     "r50k": R50K_PATTERN,
     "gpt2": GPT2_PATTERN,
@@ -35,7 +35,7 @@ PATTERNS = {
     "o200k": O200K_PATTERN,
 }
 
-# Whitespace of Unicode, what Python alone takes for it, and what only looks like it.
+# Whitespace of Unicode, characters that only Python treats as whitespace, and similar characters.
 SPACES = [
     *" \t\n\v\f\r\x85\xa0\u1680\u2000\u2007\u200a\u2028\u2029\u202f\u205f\u3000",
     *"\x1c\x1d\x1e\x1f\u180e\u200b\u200d\ufeff\0\x7f",
@@ -71,7 +71,7 @@ def any_character(rng: random.Random) -> str:
 
 
 def random_text(rng: random.Random) -> str:
-    """A short string in which the characters that decide a split stand next to each other."""
+    """A short string in which the characters that decide a split are next to each other."""
     parts = []
     for _ in range(rng.randrange(1, 24)):
         part = rng.choice(rng.choice(KINDS)) if rng.random() < 0.93 else any_character(rng)
@@ -92,21 +92,24 @@ def rule_of(pattern: str) -> CutRule:
 
 @pytest.fixture(scope="module")
 def encodings() -> dict[str, tiktoken.Encoding]:
-    """For each pattern an encoding of its own; the ranks are gpt2's, since the others need a network."""
-    gpt2 = Tokenizer("gpt2").encoding
-    return {
-        name: tiktoken.Encoding(
-            name=name,
-            pat_str=pattern,
-            mergeable_ranks=gpt2._mergeable_ranks,
-            special_tokens=gpt2._special_tokens,
-        )
-        for name, pattern in PATTERNS.items()
-    }
+    """One encoding per pattern, all with the ranks of gpt2: the other ranks need a network."""
+    return {name: with_gpt2_ranks(pattern, name=name).encoding for name, pattern in PATTERNS.items()}
+
+
+def with_gpt2_ranks(
+    pattern: str, special_ids: dict[str, int] | None = None, name: str = "mine"
+) -> Tokenizer:
+    """A tokenizer with the ranks of gpt2 and its own split pattern and special tokens."""
+    gpt2 = Tokenizer("gpt2")
+    special_ids = gpt2.special_ids if special_ids is None else special_ids
+    encoding = tiktoken.Encoding(
+        name, pat_str=pattern, mergeable_ranks=gpt2.ranks, special_tokens=special_ids
+    )
+    return Tokenizer(encoding)
 
 
 def split(pattern: str, text: str) -> list[str]:
-    """The matches of a split pattern, with special tokens taken out first, as tiktoken does it."""
+    """The matches of a split pattern between the special tokens."""
     found: list[str] = []
     for i, segment in enumerate(text.split(END_OF_TEXT)):
         if i:
@@ -129,17 +132,17 @@ def ids_of(encoding: tiktoken.Encoding, text: str) -> list[int]:
 
 
 def check_cuts(encoding: tiktoken.Encoding, rule: CutRule, text: str, rng: random.Random) -> None:
-    """Assert that no cut changes a match or a token: all cuts at once, and one of them alone."""
+    """Assert that no cut changes a match or a token: all cuts together, and one of them alone."""
     name = encoding.name
     data = text.encode()
     cuts = all_cuts(rule, data)
     if not cuts:
         return
-    whole, ids = split(name, text), ids_of(encoding, text)
+    matches, ids = split(name, text), ids_of(encoding, text)
     for some in (cuts, [rng.choice(cuts)]):
         bounds = [0, *some, len(data)]
         parts = [data[a:b].decode() for a, b in itertools.pairwise(bounds)]
-        assert [match for part in parts for match in split(name, part)] == whole, (name, parts)
+        assert [match for part in parts for match in split(name, part)] == matches, (name, parts)
         assert [i for part in parts for i in ids_of(encoding, part)] == ids, (name, parts)
 
 
@@ -149,24 +152,19 @@ def fuzz_cuts(encoding: tiktoken.Encoding, rule: CutRule, count: int, seed: int)
         check_cuts(encoding, rule, text, rng)
 
 
+@pytest.mark.parametrize("count", [12_000, pytest.param(150_000, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_cut_changes_a_token(encodings: dict[str, tiktoken.Encoding], pattern: str) -> None:
-    fuzz_cuts(encodings[pattern], rule_of(pattern), count=12_000, seed=0)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_cut_changes_a_token_in_many_strings(
-    encodings: dict[str, tiktoken.Encoding], pattern: str
+def test_no_cut_changes_a_token(
+    encodings: dict[str, tiktoken.Encoding], pattern: str, count: int
 ) -> None:
-    fuzz_cuts(encodings[pattern], rule_of(pattern), count=150_000, seed=1)
+    fuzz_cuts(encodings[pattern], rule_of(pattern), count, seed=count)
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
 def test_no_cut_changes_a_token_in_any_short_string(
     encodings: dict[str, tiktoken.Encoding], pattern: str
 ) -> None:
-    """All strings of four, from 15 characters that stand for the classes the patterns tell apart."""
+    """All strings of four characters, with one character of each class that the patterns distinguish."""
     rng = random.Random(5)
     one_of_each = [*"as1'./ \n\t、\u0301", "字", "\u3000", "é", END_OF_TEXT]
     for characters in itertools.product(one_of_each, repeat=4):
@@ -177,7 +175,7 @@ def test_no_cut_changes_a_token_in_any_short_string(
 @settings(max_examples=200, deadline=None)
 def test_no_cut_changes_a_match_of_hypothesis(text: str) -> None:
     for name in PATTERNS:
-        parts = [part.decode() for part in pieces([text.encode()], rule_of(name), size=1)]
+        parts = [part.decode() for part in safe_chunks([text.encode()], rule_of(name), size=1)]
         assert [match for part in parts for match in split(name, part)] == split(name, text)
 
 
@@ -191,7 +189,7 @@ def test_no_cut_changes_a_match_of_hypothesis(text: str) -> None:
         ("r50k", rb"(?<=\x80) "),  # ... after a space of three bytes
         ("r50k", rb"(?<=\x80\x80) "),  # ... after the ideographic one
         ("r50k", rb"(?<=\xa0) "),  # ... after the no-break space
-        ("r50k", rb"(?<=[!-~])[\x1c-\x1f]"),  # before what only Python takes for whitespace
+        ("r50k", rb"(?<=[!-~])[\x1c-\x1f]"),  # before whitespace of Python only
         ("r50k", rb"(?<=[!-/])[a-z]"),  # a letter after an apostrophe
         ("r50k", rb"(?<=[!-~])[.]"),  # a mark after a mark
         ("r50k", rb"(?<=[0-9])[0-9]"),
@@ -210,7 +208,7 @@ def test_no_cut_changes_a_match_of_hypothesis(text: str) -> None:
 def test_a_wrong_rule_is_found(
     encodings: dict[str, tiktoken.Encoding], pattern: str, wrong: bytes
 ) -> None:
-    """What keeps the fuzz honest: it fails on each cut that somebody may believe to be safe."""
+    """The fuzz test finds each cut that somebody may believe to be safe."""
     rule = CutRule(re.compile(wrong), rule_of(pattern).whole_run)
     with pytest.raises((AssertionError, UnicodeDecodeError)):
         fuzz_cuts(encodings[pattern], rule, count=5_000, seed=0)
@@ -230,13 +228,13 @@ def test_a_wrong_rule_is_found(
     ],
 )
 def test_cuts(pattern: str, text: str, cuts: list[str]) -> None:
-    for chunks in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
-        assert [part.decode() for part in pieces(chunks, rule_of(pattern), size=1)] == cuts
+    for blocks in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
+        assert [part.decode() for part in safe_chunks(blocks, rule_of(pattern), size=1)] == cuts
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_cuts_of_a_file_do_not_depend_on_what_is_read_of_it(pattern: str) -> None:
-    """A buffer that begins or ends inside a character, or at a space, has no cut of its own."""
+def test_every_cut_of_a_buffer_is_a_cut_of_the_file(pattern: str) -> None:
+    """Even if the buffer starts or ends inside a character or at a space."""
     rng = random.Random(2)
     rule = rule_of(pattern)
     for text in random_texts(2_000, seed=2):
@@ -263,7 +261,7 @@ def test_cuts_of_a_raw_file_are_cuts_after_newlines_are_translated(
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_pieces_depend_on_text_and_size_only(
+def test_chunks_depend_on_text_and_size_only(
     encodings: dict[str, tiktoken.Encoding], pattern: str
 ) -> None:
     rng = random.Random(4)
@@ -271,38 +269,40 @@ def test_pieces_depend_on_text_and_size_only(
     for text in random_texts(1_500, seed=4):
         data = text.encode()
         size = rng.randrange(1, 65)
-        parts = list(pieces([data], rule, size))
+        parts = list(safe_chunks([data], rule, size))
         ends = [0, *sorted(rng.choices(range(len(data) + 1), k=rng.randrange(12))), len(data)]
-        chunks = [data[a:b] for a, b in itertools.pairwise(ends)]
-        assert list(pieces(chunks, rule, size)) == parts
+        blocks = [data[a:b] for a, b in itertools.pairwise(ends)]
+        assert list(safe_chunks(blocks, rule, size)) == parts
         assert b"".join(parts) == data
         assert all(len(part) >= size for part in parts[:-1])
         ids = [i for part in parts for i in ids_of(encodings[pattern], part.decode())]
         assert ids == ids_of(encodings[pattern], text)
 
 
-def test_a_text_is_one_piece_without_a_rule() -> None:
-    assert list(pieces([b"one ", b"", b"two"], None, size=1)) == [b"one two"]
+def test_without_a_rule_a_text_is_one_chunk() -> None:
+    assert list(safe_chunks([b"one ", b"", b"two"], None, size=1)) == [b"one two"]
 
 
 @pytest.mark.parametrize("rule", [None, rule_of("r50k")])
-def test_no_text_is_no_piece(rule: CutRule | None) -> None:
-    assert list(pieces([], rule)) == list(pieces([b"", b""], rule)) == []
+def test_an_empty_text_has_no_chunks(rule: CutRule | None) -> None:
+    assert list(safe_chunks([], rule)) == list(safe_chunks([b"", b""], rule)) == []
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 400, 5000])
-def test_a_text_that_cannot_be_cut_is_refused(chunk: int) -> None:
+@pytest.mark.parametrize("block", [1, 7, 400, 5000])
+def test_a_text_that_cannot_be_cut_is_refused(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"one " * 100 + b"a" * 301 + b" end"
-    chunks = [data[i : i + chunk] for i in range(0, len(data), chunk)]
-    assert b"".join(pieces(chunks, rule_of("r50k"), size=100, max_uncut=298)) == data
-    # the pieces before it end at 103, 203 and 303; the next would at 403 or later, but there is 701
-    with pytest.raises(ValueError, match=r"no place to cut .* 297 bytes .* from byte 403 on; .*'aaaa"):
-        list(pieces(chunks, rule_of("r50k"), size=100, max_uncut=297))
+    blocks = [data[i : i + block] for i in range(0, len(data), block)]
+    monkeypatch.setattr(chunks, "MAX_UNCUT_BYTES", 298)
+    assert b"".join(safe_chunks(blocks, rule_of("r50k"), size=100)) == data
+    # three chunks end at 103, 203 and 303; the next one would end at 403 or later, but the cut is at 701
+    monkeypatch.setattr(chunks, "MAX_UNCUT_BYTES", 297)
+    with pytest.raises(ValueError, match=r"cannot be cut in the 297 bytes after byte 403, .*'aaaa"):
+        list(safe_chunks(blocks, rule_of("r50k"), size=100))
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
     tracemalloc.start()
-    for _ in pieces((b"To be, or not to be. " * 500 for _ in range(5_000)), rule_of("r50k")):
+    for _ in safe_chunks((b"To be, or not to be. " * 500 for _ in range(5_000)), rule_of("r50k")):
         pass  # 52 MB
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_text() -> None:
 
 
 def openai_encodings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, set[str]]]:
-    """Patterns and special tokens of all of tiktoken's encodings, without their vocabularies."""
+    """Patterns and special tokens of all encodings of tiktoken, without their vocabularies."""
     for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(openai_public, loader, lambda *_, **__: {})
     for constructor in openai_public.ENCODING_CONSTRUCTORS.values():
@@ -325,11 +325,11 @@ def test_all_of_tiktokens_encodings_have_a_rule(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("special", ["<|end of text|>", "<s1>", "[a.b]"])
-def test_no_rule_that_could_divide_a_special_token(special: str) -> None:
+def test_there_is_no_rule_if_a_cut_could_divide_a_special_token(special: str) -> None:
     assert cut_rule(R50K_PATTERN, {END_OF_TEXT, special}) is None
 
 
-def test_no_rule_for_an_unknown_pattern() -> None:
+def test_there_is_no_rule_for_an_unknown_pattern() -> None:
     assert cut_rule(r"\w+|\s+", {END_OF_TEXT}) is None
 
 

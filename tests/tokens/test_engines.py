@@ -1,4 +1,4 @@
-"""Ids are tiktoken's, whatever engine made them."""
+"""Every engine gives the ids of tiktoken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gptdata.text.document import utf8
-from lit_gptdata.tokens import engines as engine_module
+from lit_gptdata.tokens import gigatoken as module
 from lit_gptdata.tokens.chunks import (
     _SPACES,
     CL100K_PATTERN,
@@ -27,18 +27,13 @@ from lit_gptdata.tokens.chunks import (
     CutRule,
     _run,
     cut_rule,
-    pieces,
+    safe_chunks,
 )
-from lit_gptdata.tokens.engines import (
-    CLASSES_DIFFER,
-    Engine,
-    GigatokenEngine,
-    TiktokenEngine,
-    load_engine,
-)
+from lit_gptdata.tokens.engines import Engine, TiktokenEngine, load_engine
+from lit_gptdata.tokens.gigatoken import CLASSES_DIFFER, GigatokenEngine
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
 
-from .test_chunks import PATTERNS, SPACES, random_text, random_texts, split
+from .test_chunks import PATTERNS, SPACES, random_text, random_texts, split, with_gpt2_ranks
 
 POLICIES: list[SpecialTokens] = ["allow", "text", "error"]
 UNICODE_17_LETTER = "\U0003261a"
@@ -63,33 +58,23 @@ def expected(text: str, policy: SpecialTokens = "allow") -> list[int]:
     return encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
 
 
-def gpt2_ranks(pattern: str, specials: dict[str, int]) -> Tokenizer:
-    """A tokenizer with gpt2's ranks, and a split pattern and special tokens of its own."""
-    ranks = Tokenizer("gpt2").encoding._mergeable_ranks
-    return Tokenizer(
-        tiktoken.Encoding("mine", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
-    )
-
-
-def check_texts(engine: Engine, policy: SpecialTokens, count: int, seed: int) -> None:
-    for text in random_texts(count, seed):
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tiktoken", 10_000),
+        ("gigatoken", 10_000),
+        pytest.param("gigatoken", 200_000, marks=pytest.mark.heavy),
+    ],
+)
+def test_ids_are_tiktokens(name: str, policy: SpecialTokens, count: int) -> None:
+    engine = load(name, policy)
+    for text in random_texts(count, seed=count):
         if policy == "error" and END_OF_TEXT in text:
             with pytest.raises(ValueError, match="special_tokens='error' refuses"):
                 engine.encode(text.encode())
         else:
             assert engine.encode(text.encode()).tolist() == expected(text, policy), repr(text)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["tiktoken", "gigatoken"])
-def test_ids_are_tiktokens(name: str, policy: SpecialTokens) -> None:
-    check_texts(load(name, policy), policy, count=10_000, seed=10)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("policy", POLICIES)
-def test_ids_are_tiktokens_in_many_strings(policy: SpecialTokens) -> None:
-    check_texts(load("gigatoken", policy), policy, count=200_000, seed=11)
 
 
 @given(text=st.text())
@@ -99,11 +84,11 @@ def test_ids_are_tiktokens_in_strings_of_hypothesis(engine: Engine, text: str) -
 
 
 @pytest.mark.parametrize("size", [1, 64, 1000, 1 << 16, 1 << 26])
-def test_ids_do_not_depend_on_the_pieces(engine: Engine, size: int) -> None:
+def test_ids_do_not_depend_on_the_chunks(engine: Engine, size: int) -> None:
     rng = random.Random(12)
     text = " ".join(random_text(rng) for _ in range(10_000))
     rule = cut_rule(R50K_PATTERN, {END_OF_TEXT})
-    parts = [engine.encode(piece) for piece in pieces([text.encode()], rule, size)]
+    parts = [engine.encode(chunk) for chunk in safe_chunks([text.encode()], rule, size)]
     assert np.concatenate(parts).tolist() == expected(text)
 
 
@@ -125,7 +110,7 @@ def test_ids_are_in_the_tokenizers_dtype(engine: Engine) -> None:
 
 
 def test_ids_above_65535_are_kept() -> None:
-    tokenizer = gpt2_ranks(R50K_PATTERN, {END_OF_TEXT: 70_000})
+    tokenizer = with_gpt2_ranks(R50K_PATTERN, {END_OF_TEXT: 70_000})
     for name in ("tiktoken", "auto"):
         ids = load_engine(tokenizer, name).encode(f"a{END_OF_TEXT}".encode())
         assert ids.dtype == "<u4"
@@ -135,33 +120,33 @@ def test_ids_above_65535_are_kept() -> None:
 # --- whitespace runs ---------------------------------------------------------------------------
 
 
-def check_million(pattern: str, text: str) -> None:
-    """tiktoken alone raises or panics here; so another regex engine makes the matches."""
-    tokenizer = gpt2_ranks(PATTERNS[pattern], {END_OF_TEXT: 50256})
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        (" ", "so{}much"),
+        (" ", f"{{}}{END_OF_TEXT}"),
+        *(
+            pytest.param(space, text, marks=pytest.mark.heavy)
+            for space in (" ", "\n", "\u3000")
+            for text in ("so{}", "so{}!", "so{}\x1c", "!{}1", "!\n{}", "{}\n x", "\n{}\n  x")
+        ),
+    ],
+)
+def test_a_million_whitespace_characters(pattern: str, space: str, text: str) -> None:
+    """Another regex engine makes the matches, because tiktoken alone raises or panics."""
+    text = text.format(space * 1_000_100)
+    tokenizer = with_gpt2_ranks(PATTERNS[pattern])
     want: list[int] = []
     for match in split(pattern, text):
-        want += [50256] if match == END_OF_TEXT else tokenizer.encoding._encode_single_piece(match)
+        want += [50256] if match == END_OF_TEXT else tokenizer.encode_match(match)
     assert np.array_equal(load_engine(tokenizer, "tiktoken").encode(text.encode()), want)
     if pattern == "r50k":
         assert np.array_equal(load("gigatoken").encode(text.encode()), want)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("text", ["so{}much", f"{{}}{END_OF_TEXT}"])
-def test_a_million_spaces(pattern: str, text: str) -> None:
-    check_million(pattern, text.format(" " * 1_000_100))
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("space", [" ", "\n", "\u3000"])
-@pytest.mark.parametrize("text", ["so{}", "so{}!", "so{}\x1c", "!{}1", "!\n{}", "{}\n x", "\n{}\n  x"])
-def test_a_million_of_other_whitespace(pattern: str, space: str, text: str) -> None:
-    check_million(pattern, text.format(space * 1_000_100))
-
-
 @pytest.mark.parametrize(
-    ("pattern", "chars", "at_the_end"),
+    ("pattern", "chars", "at_end"),
     [
         (R50K_PATTERN, "\r\n" + _SPACES, True),
         (GPT2_PATTERN, "\r\n" + _SPACES, True),
@@ -169,14 +154,14 @@ def test_a_million_of_other_whitespace(pattern: str, space: str, text: str) -> N
         (O200K_PATTERN, _SPACES, True),
     ],
 )
-def test_long_runs_split_as_the_pattern_does(pattern: str, chars: str, at_the_end: bool) -> None:
-    """The way around the pattern, taken for runs of two characters, changes no token."""
-    tokenizer = gpt2_ranks(pattern, {END_OF_TEXT: 50256})
+def test_long_runs_split_as_the_pattern_does(pattern: str, chars: str, at_end: bool) -> None:
+    """Skipping the pattern for runs of two or more characters changes no token."""
+    tokenizer = with_gpt2_ranks(pattern)
     rule = cut_rule(pattern)
     assert rule is not None
-    assert rule.whole_run.pattern == _run(chars, at_the_end).pattern
+    assert rule.whole_run.pattern == _run(chars, at_end).pattern
     engine = TiktokenEngine(tokenizer)
-    engine._rule = CutRule(rule.cut, _run(chars, at_the_end, length=2))
+    engine._rule = CutRule(rule.cut, _run(chars, at_end, length=2))
     rng = random.Random(13)
     for _ in range(10_000):
         spaces = "".join(rng.choices(SPACES, k=rng.randrange(2, 9)))
@@ -189,7 +174,7 @@ def test_one_word_of_a_hundred_thousand_characters(engine: Engine, run: str) -> 
     assert engine.encode((run * 100_000).encode()).tolist() == expected(run * 100_000)
 
 
-# --- gigatoken and what it is not trusted with -------------------------------------------------
+# --- characters that gigatoken classifies differently ------------------------------------------
 
 
 @pytest.mark.parametrize("code", [code for ends in CLASSES_DIFFER for code in ends])
@@ -199,24 +184,24 @@ def test_characters_of_other_classes_get_tiktokens_ids(code: int) -> None:
         assert engine.encode(text.encode()).tolist() == expected(text)
 
 
-def test_there_are_as_many_of_them_as_were_found() -> None:
+def test_4657_characters_are_listed() -> None:
     assert sum(b - a + 1 for a, b in CLASSES_DIFFER) == 4_657
 
 
 def test_gigatoken_alone_would_give_other_ids() -> None:
-    """Were it to fail, gigatoken would know what tiktoken knows, and `CLASSES_DIFFER` be too large."""
+    """Otherwise gigatoken would agree with tiktoken, and `CLASSES_DIFFER` would not be needed."""
     engine = load("gigatoken")
     assert isinstance(engine, GigatokenEngine)
     text = UNICODE_17_LETTER + "\u905d"
     assert engine._gigatoken.encode(text.encode()).tolist() != expected(text)
 
 
-def test_only_what_begins_like_those_characters_goes_to_tiktoken() -> None:
+def test_only_characters_with_those_first_bytes_go_to_tiktoken() -> None:
     prefixes = {chr(c).encode()[:3] for a, b in CLASSES_DIFFER for c in range(a, b + 1)}
     one_of_each_prefix = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 64)]
     for code in one_of_each_prefix:
         character = chr(code).encode()
-        assert engine_module._classes_differ(character) == (character[:3] in prefixes)
+        assert module._classes_differ(character) == (character[:3] in prefixes)
 
 
 def classes(
@@ -230,7 +215,7 @@ def classes(
 
 @pytest.mark.heavy
 def test_classes_differ_for_these_code_points_and_no_others(tmp_path: Path) -> None:
-    """The derivation of `CLASSES_DIFFER`; see there."""
+    """Derive `CLASSES_DIFFER` again, as its comment describes."""
     gigatoken = pytest.importorskip("gigatoken")
     probes = b"A1!\n"  # a letter, a digit, a mark, whitespace
     tokens = [bytes([i]) for i in range(256)]
@@ -243,7 +228,7 @@ def test_classes_differ_for_these_code_points_and_no_others(tmp_path: Path) -> N
         special_tokens={END_OF_TEXT: end_of_text},
     )
     file = tmp_path / "probe.tiktoken"
-    file.write_bytes(engine_module._rank_file(Tokenizer(encoding)))
+    file.write_bytes(module._rank_file(Tokenizer(encoding)))
     other = gigatoken.Tokenizer.from_tiktoken(file, "gpt2", {END_OF_TEXT: end_of_text})
 
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
@@ -262,7 +247,7 @@ def test_classes_differ_for_these_code_points_and_no_others(tmp_path: Path) -> N
 
 
 def renewals(texts: int) -> list[int]:
-    """After which of that many texts of ten bytes a new gigatoken instance is there."""
+    """Encode texts of ten bytes; returns after which of them the instance was replaced."""
     engine = load("gigatoken")
     assert isinstance(engine, GigatokenEngine)
     instances = [engine._gigatoken._instance]
@@ -273,20 +258,18 @@ def renewals(texts: int) -> list[int]:
 
 
 def test_an_instance_is_renewed_when_memory_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = engine_module.CACHE_LIMIT
+    limit = module.CACHE_LIMIT
     memory = iter([0, 100, limit, limit + 1, 3 * limit, 4 * limit, 4 * limit + 1, 9 * limit])
-    monkeypatch.setattr(engine_module, "_anonymous_memory", lambda: next(memory))
-    monkeypatch.setattr(engine_module, "CHECK_EVERY", 50)
-    # it is looked at with each 5th text: little, the limit, and more than that; so from 3 limits on anew
+    monkeypatch.setattr(module, "_anonymous_memory", lambda: next(memory))
+    monkeypatch.setattr(module, "CHECK_EVERY", 50)
+    # checked after every 5th text: below the limit, at the limit, above it; then again from 3 limits on
     assert renewals(27) == [15, 25]
 
 
-def test_an_instance_is_renewed_after_some_text_where_memory_is_not_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "_anonymous_memory", lambda: None)
-    monkeypatch.setattr(engine_module, "CHECK_EVERY", 20)
-    monkeypatch.setattr(engine_module, "RENEW_EVERY", 100)
+def test_without_proc_an_instance_is_renewed_after_some_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_anonymous_memory", lambda: None)
+    monkeypatch.setattr(module, "CHECK_EVERY", 20)
+    monkeypatch.setattr(module, "RENEW_EVERY", 100)
     assert renewals(25) == [10, 20]
 
 
@@ -300,17 +283,21 @@ def test_the_start_of_a_build_is_compared(monkeypatch: pytest.MonkeyPatch) -> No
     engine = load("gigatoken")
     assert isinstance(engine, GigatokenEngine)
     right = engine._gigatoken.encode
-    monkeypatch.setattr(engine._gigatoken, "encode", lambda piece: right(piece.replace(b"no", b"yes")))
-    text = "é" * 40_000  # more than is compared
+
+    def wrong(chunk: bytes) -> object:
+        return right(chunk.replace(b"no", b"yes"))
+
+    monkeypatch.setattr(engine._gigatoken, "encode", wrong)
+    text = "é" * 40_000  # more than the engine compares
     assert engine.encode(text.encode()).tolist() == expected(text)
     assert engine.encode(b"no").tolist() == right(b"yes").tolist()
 
     engine = load("gigatoken")
     assert isinstance(engine, GigatokenEngine)
-    monkeypatch.setattr(engine._gigatoken, "encode", lambda piece: right(piece.replace(b"no", b"yes")))
+    monkeypatch.setattr(engine._gigatoken, "encode", wrong)
     assert engine.encode(b"is it").tolist() == expected("is it")
     with pytest.warns(
-        UserWarning, match=r"going on with tiktoken.*id 1 .*'is no' is 3763 instead of 645"
+        UserWarning, match=r"falling back to tiktoken.*id 1 .*'is no' is 3763 instead of 645"
     ):
         assert engine.encode(b"is no").tolist() == expected("is no")
     assert engine.name == "tiktoken"
@@ -318,7 +305,7 @@ def test_the_start_of_a_build_is_compared(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("text", ["a" * 70_000, "字" * 30_000, UNICODE_17_LETTER + "a" * 70_000])
-def test_the_comparison_divides_no_character(text: str) -> None:
+def test_the_comparison_never_divides_a_character(text: str) -> None:
     engine = load("gigatoken")
     assert engine.encode(text.encode()).tolist() == expected(text)
     assert engine.name == "gigatoken"
@@ -327,13 +314,13 @@ def test_the_comparison_divides_no_character(text: str) -> None:
 # --- which engine ------------------------------------------------------------------------------
 
 
-def test_auto_is_gigatoken_where_it_is_installed() -> None:
+def test_auto_is_gigatoken_if_it_is_installed() -> None:
     pytest.importorskip("gigatoken")
     assert load_engine(Tokenizer("gpt2")).name == "gigatoken"
-    assert load_engine(gpt2_ranks(GPT2_PATTERN, {"<|pad|>": 50257})).name == "gigatoken"
+    assert load_engine(with_gpt2_ranks(GPT2_PATTERN, {"<|pad|>": 50257})).name == "gigatoken"
 
 
-def test_auto_is_tiktoken_where_gigatoken_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_tiktoken_if_gigatoken_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     assert load_engine(Tokenizer("gpt2")).name == "tiktoken"
     with pytest.raises(ImportError, match=r"pip install 'lit-gptdata\[fast\]'"):
@@ -347,12 +334,12 @@ def other_ranks() -> Tokenizer:
     )
 
 
-@pytest.mark.parametrize("make", [lambda: gpt2_ranks(CL100K_PATTERN, {}), other_ranks])
+@pytest.mark.parametrize("make", [lambda: with_gpt2_ranks(CL100K_PATTERN, {}), other_ranks])
 def test_other_encodings_go_to_tiktoken(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     assert load_engine(tokenizer).name == "tiktoken"
     pytest.importorskip("gigatoken")
-    with pytest.raises(ValueError, match="gpt2 and r50k_base only, not for 'mine'"):
+    with pytest.raises(ValueError, match="tested for gpt2 and r50k_base only, not for 'mine'"):
         load_engine(tokenizer, "gigatoken")
 
 
@@ -365,7 +352,7 @@ def test_other_versions_go_to_tiktoken(
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: version if name == package else real(name)
     )
-    with pytest.warns(UserWarning, match=rf"going on with tiktoken.*{package} {version}.*fast"):
+    with pytest.warns(UserWarning, match=rf"falling back to tiktoken.*{package} {version}.*fast"):
         assert load_engine(Tokenizer("gpt2")).name == "tiktoken"
     with pytest.raises(ValueError, match=f"{package} {version}"):
         load_engine(Tokenizer("gpt2"), "gigatoken")
@@ -380,7 +367,7 @@ def test_an_unknown_engine_is_refused() -> None:
 
 def test_gigatoken_is_not_imported_before_it_is_used() -> None:
     program = "import sys, lit_gptdata.tokens.engines; print(*sys.modules)"
-    root = Path(engine_module.__file__).parents[2]
+    root = Path(module.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +25,6 @@ import torch
 from lit_gptdata import GPTDataModule
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.cli.main import main
-from lit_gptdata.tokens.build import local as build
 from lit_gptdata.tokens.remote import objects, store
 from lit_gptdata.tokens.remote import publish as publishing
 from lit_gptdata.tokens.remote.cache import Cache
@@ -63,7 +61,7 @@ def text(tmp_path_factory) -> Path:
 def local(text, tmp_path_factory) -> GPTDataModule:
     """The data module of the local store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=7000))
+        patch.setattr("lit_gptdata.tokens.build.plan.SHARD_BYTES", 7000)
         folder = tmp_path_factory.mktemp("built")
         data = GPTDataModule(str(text), data_dir=str(folder), build_workers=1, **WINDOWS)
         data.prepare_data()
@@ -599,7 +597,7 @@ def test_an_invalid_bound_is_refused(cache_gb):
 @pytest.fixture
 def stores(s3, tmp_path, monkeypatch) -> dict[str, dict[str, str]]:
     """A store of several shards on this machine and published, as options of the data module."""
-    monkeypatch.setattr(build, "Job", functools.partial(build.Job, shard_bytes=500))
+    monkeypatch.setattr("lit_gptdata.tokens.build.plan.SHARD_BYTES", 500)
     data = make_data(tmp_path)
     data.prepare_data()
     data.setup()

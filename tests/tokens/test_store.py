@@ -1,23 +1,24 @@
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lit_gptdata.text import files, formats
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import Reading
-from lit_gptdata.tokens.build import local as module
+from lit_gptdata.tokens.build import local, plan
 from lit_gptdata.tokens.build.local import find_store, prepare_store
-from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.shards import ROW
+from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.conftest import ListCorpus
+from tests.tokens.test_build import ROOT, build
 from tests.tokens.test_tokenizer import wide_encoding
 
 GPT2 = Tokenizer("gpt2")
@@ -26,20 +27,20 @@ TEXTS = ["It was on a dreary night.", "A second document — with ünïcode 🙂
 
 @pytest.fixture
 def builds(monkeypatch) -> list[str]:
-    """The fingerprint of every build that was run."""
+    """One entry for each build that runs."""
     seen: list[str] = []
-    build = module._build
+    build = local._build
 
     def counted(*args, **kwargs):
-        seen.append(str(args[0]))
+        seen.append(repr(args[0]))
         return build(*args, **kwargs)
 
-    monkeypatch.setattr(module, "_build", counted)
+    monkeypatch.setattr(local, "_build", counted)
     return seen
 
 
 def expected_ids(texts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """The documents' ids with the separator between them, none after the last."""
+    """The ids of the documents with a separator between them."""
     ids: list[int] = []
     for number, text in enumerate(texts):
         ids += ([tokenizer.end_of_text] if number else []) + tokenizer.encode(text)
@@ -59,63 +60,153 @@ def test_ids_are_tiktokens_with_separators_between_documents(tmp_path, tokenizer
     store.verify()
 
 
-def test_the_index_says_where_documents_begin(tmp_path):
-    store = prepare_store(ListCorpus(TEXTS), GPT2, tmp_path)
-    rows = store.rows(0)
-    rows = rows[rows["document"] == 1]
-    lengths = [len(text.encode()) for text in TEXTS]
-    assert rows["byte"].tolist() == [0, *np.cumsum(lengths)[:-1]]
-    for row, text in zip(rows, TEXTS, strict=True):
-        begin = int(row["token"])
-        ids = GPT2.encode(text)
-        assert store.tokens[begin : begin + len(ids)].tolist() == ids
-
-
-def test_the_same_corpus_is_tokenised_once(tmp_path, builds):
+def test_the_same_corpus_is_tokenized_once(tmp_path, builds):
     (tmp_path / "a.txt").write_text("some text")
     corpus = FilesCorpus(tmp_path / "a.txt")
-    first = prepare_store(corpus, GPT2, tmp_path / "tokens")
-    second = prepare_store(FilesCorpus(tmp_path / "a.txt"), GPT2, tmp_path / "tokens")
+    first = build(corpus, tmp_path / "tokens")
+    second = build(tmp_path / "a.txt", tmp_path / "tokens")
     assert first.fingerprint == second.fingerprint
     assert len(builds) == 1
-    prepare_store(ListCorpus(TEXTS), GPT2, tmp_path / "tokens")
-    prepare_store(ListCorpus(TEXTS), GPT2, tmp_path / "tokens")
+    build(ListCorpus(TEXTS), tmp_path / "tokens")
+    build(ListCorpus(TEXTS), tmp_path / "tokens")
     assert len(builds) == 2
 
 
-def test_a_changed_file_is_a_new_store_and_a_touched_one_is_not(tmp_path, builds):
+def test_a_changed_file_makes_a_new_store_but_a_touched_file_does_not(tmp_path, builds):
     path = tmp_path / "a.txt"
     path.write_text("some text")
-    first = prepare_store(FilesCorpus(path), GPT2, tmp_path / "tokens")
+    first = build(path, tmp_path / "tokens")
     os.utime(path, ns=(1, 1))
     assert find_store(FilesCorpus(path), GPT2, tmp_path / "tokens") is None
-    assert prepare_store(FilesCorpus(path), GPT2, tmp_path / "tokens").path == first.path
+    assert build(path, tmp_path / "tokens").path == first.path
     assert len(builds) == 1
     path.write_text("more text")  # as long as before
-    changed = prepare_store(FilesCorpus(path), GPT2, tmp_path / "tokens")
+    changed = build(path, tmp_path / "tokens")
     assert changed.fingerprint != first.fingerprint
     assert changed.tokens[:].tolist() == GPT2.encode("more text")
     assert len(builds) == 2
 
 
-def test_the_fingerprint_is_of_contents_not_of_paths(tmp_path, builds):
+def test_a_changed_lookup_key_links_the_store_again_without_tokenizing(tmp_path, builds, monkeypatch):
+    """The version before left the formats out of the key, so its lookup records are not found."""
+    path, root = tmp_path / "a.txt", tmp_path / "tokens"
+    path.write_text("some text")
+    first = build(path, root)
+    (record,) = (root / ".requests").iterdir()
+    old_key = plan._hash([1, GPT2.fingerprint, first.manifest.reading, [str(path)]])
+    record.rename(record.with_name(f"{old_key}.json"))
+    hashed: list[Path] = []
+    sha256_of = files.sha256_of
+    monkeypatch.setattr(
+        files, "sha256_of", lambda f, **options: hashed.append(f) or sha256_of(f, **options)
+    )
+    assert find_store(FilesCorpus(path), GPT2, root) is None
+    assert build(path, root).path == first.path
+    assert find_store(FilesCorpus(path), GPT2, root)
+    assert len(builds) == 1
+    assert hashed == [path]
+
+
+def test_a_file_whose_suffix_becomes_a_format_is_tokenized_again(tmp_path, monkeypatch):
+    path, root = tmp_path / "a.csv", tmp_path / "tokens"
+    path.write_text(json.dumps({"text": "some text"}))
+    assert GPT2.decode(build(path, root).tokens[:]) == path.read_text()
+    format_of = formats.format_of
+    for module in (formats, files, plan):
+        monkeypatch.setattr(module, "format_of", lambda path: format_of(path.with_suffix(".jsonl")))
+    assert find_store(FilesCorpus(path), GPT2, root) is None
+    assert GPT2.decode(build(path, root).tokens[:]) == "some text"
+
+
+OLD_MANIFEST = """{
+ "format": 1,
+ "fingerprint": "1cb6eb290e0a63ce914d40b90c88d5df",
+ "tokenizer": {
+  "name": "gpt2",
+  "special_tokens": "allow",
+  "fingerprint": "2268a45e0643fae4f3374baf541c2ac64e1b9435ea5ab4ad4beecbd94697099f",
+  "vocab_size": 50257,
+  "dtype": "<u2"
+ },
+ "reading": {"encoding_errors": "strict", "text_column": "text", "strip_gutenberg": false},
+ "n_tokens": 16,
+ "n_bytes": 59,
+ "n_documents": 3,
+ "sources": [
+  {
+   "path": "text/a.txt", "size": 35, "format": "txt",
+   "sha256": "3647696bf3dd2d57635347e88fdfe3f9384ab5cf957c3ea027f72d97468ca71b"
+  },
+  {
+   "path": "text/b.jsonl", "size": 50, "format": "jsonl",
+   "sha256": "b6971306bf2236b0995aabc35b529d7e8c4c522183c7f203042d2534b98de7d1"
+  }
+ ],
+ "vocab": {
+  "name": "vocab.bin", "size": 201028,
+  "sha256": "24d904d9fe3d36aa09783a4a59c2478c40f206f259762111a3209198db054adf"
+ },
+ "shards": [
+  {
+   "n_tokens": 16, "n_bytes": 59, "n_documents": 3,
+   "files": [
+    {
+     "name": "00000-000.bin", "size": 32,
+     "sha256": "9fa5ca22f4d192774fa1ceda08d6fb89ba817ef9805feec3211f50d7be23dd24"
+    },
+    {
+     "name": "00000-000.idx", "size": 72,
+     "sha256": "f724f7b78de0d6d2a19c279354b2ee0bf96055ab8d3e425d4db5284d00f9fab3"
+    }
+   ]
+  }
+ ]
+}"""
+
+
+def test_a_store_of_the_version_before_opens_and_is_built_the_same_today(tmp_path):
+    """`OLD_MANIFEST` was written by commit ae5adf1, before the manifest was typed."""
+    texts = ["A manifest from the version before.", "One row.", "And another row."]
+    old = tmp_path / json.loads(OLD_MANIFEST)["fingerprint"]
+    old.mkdir()
+    (old / "manifest.json").write_text(OLD_MANIFEST)
+    (old / "00000-000.bin").write_bytes(np.array(expected_ids(texts, GPT2), "<u2").tobytes())
+    index = [(0, 0, 0, 1), (8, 35, 1, 1), (12, 43, 1, 1)]
+    (old / "00000-000.idx").write_bytes(np.array(index, ROW).tobytes())
+    (old / "vocab.bin").write_bytes(vocab_table(GPT2).tobytes())
+    store = TokenStore(old)
+    store.verify()
+    assert str(store.place(12)) == "text/b.jsonl, document 3, byte 0"
+
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text(texts[0])
+    rows = [json.dumps({"text": text}) + "\n" for text in texts[1:]]
+    (tmp_path / "text" / "b.jsonl").write_text("".join(rows))
+    today = build(tmp_path / "text", tmp_path / "tokens")
+    manifest = json.loads((today.path / "manifest.json").read_text())
+    for source in manifest["sources"]:
+        source["path"] = f"text/{Path(source['path']).name}"
+    assert json.dumps(manifest) == json.dumps(json.loads(OLD_MANIFEST))
+
+
+def test_the_fingerprint_depends_on_contents_not_on_paths(tmp_path, builds):
     (tmp_path / "a.txt").write_text("some text")
     (tmp_path / "b.txt").write_text("some text")
-    stores = [prepare_store(FilesCorpus(tmp_path / n), GPT2, tmp_path / "t") for n in ("a.txt", "b.txt")]
+    stores = [build(tmp_path / n, tmp_path / "t") for n in ("a.txt", "b.txt")]
     assert stores[0].path == stores[1].path
     assert len(builds) == 1
 
 
-def test_policies_and_order_have_stores_of_their_own(tmp_path):
+def test_every_order_policy_and_reading_option_has_its_own_store(tmp_path):
     for name, text in (("a", "one<|endoftext|>"), ("b", "two")):
         (tmp_path / f"{name}.txt").write_text(text)
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     root = tmp_path / "tokens"
     stores = [
-        prepare_store(FilesCorpus([a, b]), GPT2, root),
-        prepare_store(FilesCorpus([b, a]), GPT2, root),
+        build([a, b], root),
+        build([b, a], root),
         prepare_store(FilesCorpus([a, b]), Tokenizer("gpt2", "text"), root),
-        prepare_store(FilesCorpus([a, b], Reading(encoding_errors="replace")), GPT2, root),
+        build(FilesCorpus([a, b], Reading(encoding_errors="replace")), root),
     ]
     assert len({store.fingerprint for store in stores}) == 4
     assert stores[1].tokens[:].tolist() == expected_ids(["two", "one<|endoftext|>"], GPT2)
@@ -129,22 +220,12 @@ def test_a_refused_special_token_names_the_file_and_leaves_nothing(tmp_path):
         prepare_store(FilesCorpus(path), Tokenizer("gpt2", "error"), root)
     assert find_store(FilesCorpus(path), Tokenizer("gpt2", "error"), root) is None
     assert not [p for p in root.iterdir() if not p.name.startswith(".")]
-
-
-def test_invalid_utf8_leaves_nothing_and_a_mended_file_works(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"caf\xe9")
-    root = tmp_path / "tokens"
-    with pytest.raises(UnicodeError, match=r"a.txt is not valid UTF-8: byte 0xe9 at offset 3"):
-        prepare_store(FilesCorpus(path), GPT2, root)
     assert not list(root.rglob("*.bin*"))
-    path.write_text("café")
-    assert prepare_store(FilesCorpus(path), GPT2, root).tokens[:].tolist() == GPT2.encode("café")
 
 
 @pytest.mark.parametrize("name", ["00000-000.bin", "00000-000.idx", "vocab.bin"])
-def test_a_file_cut_short_is_found_on_opening_and_a_flipped_byte_by_verify(tmp_path, name):
-    store = prepare_store(ListCorpus(TEXTS), GPT2, tmp_path)
+def test_opening_finds_a_truncated_file_and_verify_a_flipped_byte(tmp_path, name):
+    store = build(ListCorpus(TEXTS), tmp_path)
     path = store.path / name
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -161,15 +242,15 @@ def test_a_file_cut_short_is_found_on_opening_and_a_flipped_byte_by_verify(tmp_p
         TokenStore(store.path)
 
 
-def test_a_folder_that_is_no_store_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no token store: it has no manifest.json"):
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a token store: it has no manifest.json"):
         TokenStore(tmp_path)
 
 
-def test_the_nearest_document_is_found_without_reading_shards_further_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "Job", functools.partial(module.Job, shard_bytes=30))
+def test_document_near_finds_the_nearest_document_without_reading_far_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD_BYTES", 30)
     texts = ["ab " * n for n in (1, 40, 0, 0, 3, 90, 2, 2, 2, 2, 2, 60, 1, 0)]
-    store = prepare_store(ListCorpus(texts), GPT2, tmp_path)
+    store = build(ListCorpus(texts), tmp_path)
     every = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
     begins = every[(every["document"] == 1) & (every["token"] > 0)]
     read: list[int] = []
@@ -187,7 +268,7 @@ def test_the_nearest_document_is_found_without_reading_shards_further_away(tmp_p
     assert len(read) < len(store.shards)
 
 
-def test_more_shards_are_mapped_than_files_may_be_open_by_default(tmp_path):
+def test_more_shards_can_be_mapped_than_the_default_limit_of_open_files(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
@@ -201,43 +282,3 @@ for number, path in enumerate(paths):
 assert Tokens.from_files(paths, np.dtype("<u2"))[:].tolist() == list(range(300))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
-
-
-BUILD = """
-import sys
-from pathlib import Path
-from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.text.formats import Reading
-from lit_gptdata.tokens.build.local import prepare_store
-from lit_gptdata.tokens.tokenizer import Tokenizer
-print(prepare_store(FilesCorpus(sys.argv[1]), Tokenizer("gpt2"), Path(sys.argv[2])).fingerprint)
-"""
-ROOT = Path(__file__).parents[2]
-
-
-def test_processes_at_once_make_one_store(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("a few words. " * 50_000)
-    command = [sys.executable, "-c", BUILD, str(path), str(tmp_path / "tokens")]
-    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    printed = {process.communicate()[0] for process in running}
-    assert [process.returncode for process in running] == [0, 0, 0]
-    assert len(printed) == 1
-    assert not list((tmp_path / "tokens" / ".building").iterdir())
-    assert len([p for p in (tmp_path / "tokens").iterdir() if not p.name.startswith(".")]) == 1
-
-
-def test_a_killed_build_is_never_trusted(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("a few words. " * 200_000)
-    root = tmp_path / "tokens"
-    process = subprocess.Popen([sys.executable, "-c", BUILD, str(path), str(root)], cwd=ROOT)
-    while not list(root.glob(".building/*/store/*")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert find_store(FilesCorpus(path), GPT2, root) is None
-    store = prepare_store(FilesCorpus(path), GPT2, root)
-    assert store.tokens[:].tolist() == GPT2.encode(path.read_text())
-    assert not list((root / ".building").iterdir())

@@ -19,17 +19,18 @@ TEXT = "It was on a dreary night<|endoftext|> of November — ﬁve…"
 
 
 def wide_encoding() -> tiktoken.Encoding:
-    """gpt2's ranks with a high special id: the only way to more than 65,536 ids offline."""
-    gpt2 = load_encoding("gpt2")
+    """An encoding with more than 65,536 ids that needs no network: gpt2 with high special ids."""
+    return gpt2_with("wide", {"<|endoftext|>": 100_257, "<|fim_prefix|>": 100_258})
+
+
+def gpt2_with(name: str, special_ids: dict[str, int]) -> tiktoken.Encoding:
+    gpt2 = Tokenizer("gpt2")
     return tiktoken.Encoding(
-        "wide",
-        pat_str=gpt2._pat_str,
-        mergeable_ranks=gpt2._mergeable_ranks,
-        special_tokens={"<|endoftext|>": 100_257, "<|fim_prefix|>": 100_258},
+        name, pat_str=gpt2.split_pattern, mergeable_ranks=gpt2.ranks, special_tokens=special_ids
     )
 
 
-def test_gpt2_offline():
+def test_gpt2_works_without_a_network():
     tokenizer = Tokenizer("gpt2")
     assert tokenizer.vocab_size == 50_257
     assert tokenizer.dtype == np.dtype("<u2")
@@ -38,7 +39,7 @@ def test_gpt2_offline():
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
-def test_the_wheel_is_found_without_importing_it(tmp_path):
+def test_the_wheel_is_found_without_importing_it():
     code = (
         "import sys; from lit_gptdata.tokens.tokenizer import Tokenizer; "
         "assert Tokenizer('gpt2').encode('hello world') == [31373, 995]; "
@@ -70,7 +71,7 @@ def test_special_tokens_in_text_follow_the_policy():
     assert 50_256 in allow.encode(TEXT)
     assert 50_256 not in text.encode(TEXT)
     assert text.decode(text.encode(TEXT)) == TEXT
-    with pytest.raises(ValueError, match=r"holds the special token '<\|endoftext\|>'.*'text'"):
+    with pytest.raises(ValueError, match=r"contains the special token '<\|endoftext\|>'.*'text'"):
         error.encode(TEXT)
     assert error.encode("plain") == text.encode("plain")
 
@@ -84,7 +85,7 @@ def test_only_end_of_text_is_special_under_allow():
     assert tokenizer.vocab_size == 100_259
 
 
-def test_fingerprints_tell_apart_what_gives_other_ids():
+def test_tokenizers_with_other_ids_have_other_fingerprints():
     names = [Tokenizer("gpt2"), Tokenizer("gpt2", "text"), Tokenizer("r50k_base")]
     own = [Tokenizer(wide_encoding()), Tokenizer(wide_encoding(), "error")]
     assert len({t.fingerprint for t in names + own}) == 5
@@ -92,7 +93,7 @@ def test_fingerprints_tell_apart_what_gives_other_ids():
     assert Tokenizer("gpt2").fingerprint == names[0].fingerprint
 
 
-def test_vocab_table_says_what_ids_stand_for():
+def test_the_vocab_table_describes_each_id():
     tokenizer = Tokenizer("gpt2")
     table = vocab_table(tokenizer)
     for text in ("hello world", " — ﬁve…", "\n\n  x"):
@@ -105,7 +106,7 @@ def test_vocab_table_says_what_ids_stand_for():
     assert table["ends_visible"][[hello, world]].all()
 
 
-def test_a_tokenizer_travels_to_worker_processes():
+def test_a_tokenizer_can_be_pickled_for_worker_processes():
     for tokenizer in (Tokenizer("gpt2", "text"), Tokenizer(wide_encoding())):
         tokenizer.encode("loaded")
         twin = pickle.loads(pickle.dumps(tokenizer))
@@ -114,26 +115,19 @@ def test_a_tokenizer_travels_to_worker_processes():
     assert len(pickle.dumps(Tokenizer("gpt2"))) < 1000
 
 
-def test_an_unknown_encoding_is_refused():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"unknown encoding 'gpt5': tiktoken knows \[.*'gpt2'"):
         Tokenizer("gpt5").encode("x")
-
-
-def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match=r"unknown special_tokens 'maybe': choose 'allow' .* 'error'"):
         Tokenizer("gpt2", "maybe")
 
 
 def test_an_encoding_without_end_of_text_is_refused_between_documents():
-    gpt2 = load_encoding("gpt2")
-    bare = tiktoken.Encoding(
-        "bare", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={}
-    )
     with pytest.raises(ValueError, match=r"encoding 'bare' has no <\|endoftext\|>"):
-        _ = Tokenizer(bare).end_of_text
+        _ = Tokenizer(gpt2_with("bare", {})).end_of_text
 
 
-def test_a_vocabulary_that_is_nowhere_names_file_and_folder(tmp_path, monkeypatch):
+def test_a_missing_vocabulary_is_reported_with_its_url_and_the_folder(tmp_path, monkeypatch):
     def unreachable(url: str, **_):
         raise requests.ConnectionError(request=requests.Request("GET", url).prepare())
 

@@ -1,1 +1,1 @@
-"""How a token store is built: plan → work units → encoded shards → a published store."""
+"""Build a token store: plan → work units → workers encode shards → a published store."""

@@ -1,120 +1,211 @@
-"""Documents to shards: what one process does of a build.
+"""Encode a corpus into shards, one work unit at a time.
 
-    write_part(job, 3, documents, …)  ->  shards 00003-000, 00003-001, … and their manifest entries
+    encode_corpus(plan, output, runner)  ->  the shards of all work units, in order
 
-A part is a number of small files or a piece of a large one. Where parts and shards end depends on the
-text alone, so any number of processes writes the same bytes.
+A work unit is several small files or a slice of a large one. Its shards depend on the text alone, so any
+number of workers writes the same bytes: unit 3 becomes the shards 00003-000, 00003-001, …
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from lit_gptdata.text.document import Document
-from lit_gptdata.tokens.build.output import Destination, Shards
-from lit_gptdata.tokens.chunks import CutRule, cut_rule, pieces
-from lit_gptdata.tokens.engines import Engine, EngineName
+from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
+from lit_gptdata.text.remote_file import TextFile, size_of
+from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, document_too_long
+from lit_gptdata.tokens.chunks import safe_chunks
+from lit_gptdata.tokens.engines import Engine, load_engine
+from lit_gptdata.tokens.manifest import total
 from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
-SHARD_BYTES = 64 << 20
-"""UTF-8 bytes of text in a shard and in a part: seconds of work, so that a kill costs little, and still
-only 16,000 files for a terabyte."""
-
 OnProgress = Callable[[int, int], object]
-"""Called with the UTF-8 bytes and the tokens written since the last call."""
+"""Called with the UTF-8 bytes and the tokens written since its last call."""
+
+WorkUnits = dict[int, list[FileSlice]]
+"""Work units by number."""
+
+
+class Runner(Protocol):
+    """Runs the work of a build: in processes on this machine, or on a cluster."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Keeps the workers for several calls; sessions can be nested."""
+
+    def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
+        """Encode work units; returns the shards of each.
+
+        Raises the same errors as `Encoder.encode_unit`, and RuntimeError if workers are lost.
+        """
+
+    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+        """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""
+
+
+def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shards:
+    """Encode the work units that are not finished; returns the shards of all units, in order.
+
+    A corpus without work units is encoded by this process, in one pass.
+    """
+    encoder = Encoder(
+        tokenizer=plan.tokenizer,
+        options=plan.options,
+        shard_bytes=plan.shard_bytes,
+        reading=plan.corpus.reading or Reading(),
+        output=output,
+    )
+    units = plan.work_units()
+    if not units:
+        with progress_of("tokenizing", None) as progress:
+            return encoder.encode(0, plan.corpus, progress.add, is_first=True)
+    finished = output.finished_units()
+    output.remove_unfinished(finished)
+    remaining = {unit: slices for unit, slices in units.items() if unit not in finished}
+    with progress_of("tokenizing", _text_bytes(plan.corpus.files)) as progress:
+        for shards in finished.values():
+            progress.add(bytes_and_tokens(shards)[0])
+        if remaining:
+            finished |= runner.encode(encoder, remaining, progress.add)
+    first = next((unit for unit in units if finished[unit]), 0)
+    if first:  # the units before it have no documents, so it must not start with a separator
+        finished[first] = encoder.encode_unit(first, units[first], is_first=True)
+    output.remove_unfinished(finished)
+    return [shard for unit in units for shard in finished[unit]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is the same for every part of a build."""
+class Encoder:
+    """Encodes work units into shards, one after another; each worker gets a copy."""
 
     tokenizer: Tokenizer
-    destination: Destination
-    engine: EngineName = "auto"
-    max_document_bytes: int | None = None
-    """UTF-8 bytes; a longer document is refused. None: no limit."""
-
-    shard_bytes: int = SHARD_BYTES
+    options: BuildOptions
+    shard_bytes: int
+    reading: Reading
+    output: ShardOutput
 
     @functools.cached_property
-    def rule(self) -> CutRule | None:
-        """Where texts may be cut for this tokenizer; None: nowhere."""
-        encoding = self.tokenizer.encoding
-        return cut_rule(encoding._pat_str, encoding.special_tokens_set)
+    def engine(self) -> Engine:
+        """Loaded once per worker, because it takes a second and caches the words of earlier units."""
+        return load_engine(self.tokenizer, self.options.engine)
+
+    def encode_unit(
+        self,
+        unit: int,
+        slices: Iterable[FileSlice],
+        on_progress: OnProgress = lambda *_: None,
+        *,
+        is_first: bool = False,
+    ) -> Shards:
+        """`encode` the documents of some slices."""
+        documents = itertools.chain.from_iterable(read_documents(s, self.reading) for s in slices)
+        return self.encode(unit, documents, on_progress, is_first=is_first or unit == 0)
+
+    def encode(
+        self, unit: int, documents: Iterable[Document], on_progress: OnProgress, *, is_first: bool
+    ) -> Shards:
+        """Write the shards of a work unit and record it as finished; returns the shards.
+
+        `is_first`: the corpus starts with this unit, so its first document needs no separator. Raises
+        ValueError that names the document, OSError that names the file or the URL.
+        """
+        engine = self.engine  # an unusable engine is reported before any problem with a document
+        shards: Shards = []
+        writer = self._shard_writer(unit, 0)
+        try:
+            for index, document in enumerate(documents):
+                starts = not document.continues
+                if starts and not (is_first and index == 0):
+                    writer.append(self._separator, 0)
+                for chunk, ids in self._chunks(document, engine):
+                    if writer.n_bytes >= self.shard_bytes:
+                        shards.append(writer.finish())
+                        writer = self._shard_writer(unit, len(shards))
+                    writer.start_chunk(document.number, starts)
+                    writer.append(ids, len(chunk))
+                    on_progress(len(chunk), len(ids))
+                    starts = False
+                if starts:  # an empty document
+                    writer.start_chunk(document.number, True)
+            if writer.n_tokens or writer.n_documents:
+                shards.append(writer.finish())
+        finally:
+            writer.discard()
+        self.output.add_record(unit, shards)
+        return shards
 
     @functools.cached_property
-    def separator(self) -> np.ndarray:
+    def _separator(self) -> np.ndarray:
         """The id between two documents, (1,)."""
         return np.array([self.tokenizer.end_of_text], dtype=self.tokenizer.dtype)
 
-    def writer(self, part: int, shard: int) -> ShardWriter:
-        """Writes shard number `shard` of a part."""
-        return self.destination.shard(f"{part:05d}-{shard:03d}", self.tokenizer.dtype)
+    def _shard_writer(self, unit: int, shard: int) -> ShardWriter:
+        return self.output.shard_writer(f"{unit:05d}-{shard:03d}", self.tokenizer.dtype)
+
+    def _chunks(self, document: Document, engine: Engine) -> Iterator[tuple[bytes, np.ndarray]]:
+        """The chunks of a document with their ids."""
+        try:
+            for chunk in safe_chunks(self._limited(document), self.tokenizer.cut_rule):
+                yield chunk, engine.encode(chunk)
+        except ValueError as error:
+            if document.source in str(error):
+                raise
+            kind = UnicodeError if isinstance(error, UnicodeError) else ValueError
+            raise kind(f"{document.source}: {error}") from None
+
+    def _limited(self, document: Document) -> Iterator[bytes]:
+        """The text of a document; raises ValueError beyond `max_document_bytes`."""
+        limit = self.options.max_document_bytes
+        n_bytes = 0
+        for block in document.chunks:
+            n_bytes += len(block)
+            if limit is not None and n_bytes > limit:
+                raise ValueError(document_too_long(document.source, limit))
+            yield block
 
 
-def write_part(
-    job: Job,
-    part: int,
-    documents: Iterable[Document],
-    engine: Engine,
-    on_progress: OnProgress,
-    *,
-    leads: bool = False,
-) -> Shards:
-    """Encode a part into shards and note them there; returns their entries for the manifest.
-
-    `leads`: no document comes before this part's, so that no separator does.
-    Raises ValueError that names the document, OSError that names the file or the URL.
-    """
-    shards: Shards = []
-    writer = job.writer(part, 0)
-    try:
-        for index, document in enumerate(documents):
-            begins = not document.continues
-            if begins and not (leads and index == 0):
-                writer.append(job.separator, 0)
-            for piece, ids in _encoded(document, job, engine):
-                if writer.n_bytes >= job.shard_bytes:
-                    shards.append(writer.finish())
-                    writer = job.writer(part, len(shards))
-                writer.begin_piece(document.number, begins)
-                writer.append(ids, len(piece))
-                on_progress(len(piece), len(ids))
-                begins = False
-            if begins:  # an empty document
-                writer.begin_piece(document.number, True)
-        if writer.n_tokens or writer.n_documents:
-            shards.append(writer.finish())
-    finally:
-        writer.abandon()
-    job.destination.keep(part, shards)
-    return shards
+def bytes_and_tokens(shards: Shards) -> tuple[int, int]:
+    """UTF-8 bytes and tokens in shards, as an `OnProgress` takes them."""
+    return total(shards, "n_bytes"), total(shards, "n_tokens")
 
 
-def _encoded(document: Document, job: Job, engine: Engine) -> Iterator[tuple[bytes, np.ndarray]]:
-    """The pieces of a document with their ids."""
-    try:
-        for piece in pieces(_bounded(document, job.max_document_bytes), job.rule):
-            yield piece, engine.encode(piece)
-    except ValueError as error:
-        if document.source in str(error):
-            raise
-        kind = UnicodeError if isinstance(error, UnicodeError) else ValueError
-        raise kind(f"{document.source}: {error}") from None
+# Progress ------------------------------------------------------------------------------------------
 
 
-def _bounded(document: Document, limit: int | None) -> Iterator[bytes]:
-    n_bytes = 0
-    for chunk in document.chunks:
-        n_bytes += len(chunk)
-        if limit is not None and n_bytes > limit:
-            raise ValueError(
-                f"the document is longer than max_document_bytes={limit:,}: leave it out, or raise "
-                "the limit"
-            )
-        yield chunk
+def _text_bytes(files: Sequence[TextFile]) -> int | None:
+    """About the bytes of text in files; None if only reading compressed files would tell."""
+    return sum(map(size_of, files)) if all(format_of(file).plain for file in files) else None
+
+
+class _Progress:
+    """A progress bar of bytes, with tokens per second."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._tokens, self._start = bar, 0, time.perf_counter()
+
+    def add(self, n_bytes: int, n_tokens: int = 0) -> None:
+        """Advance the bar."""
+        self._tokens += n_tokens
+        if self._tokens:
+            rate = self._tokens / (time.perf_counter() - self._start)
+            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(n_bytes)
+
+
+@contextlib.contextmanager
+def progress_of(activity: str, total: int | None) -> Iterator[_Progress]:
+    """A progress bar over `total` bytes (None: unknown), hidden if the output is not a terminal."""
+    # `delay`: work of less than a second needs no bar
+    with tqdm(desc=activity, total=total, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+        yield _Progress(bar)

@@ -1,9 +1,11 @@
-"""Corpus × tokenizer → TokenStore: found if it is there, else built under a lock and published.
+"""Find or build the token store of a corpus in a folder on this machine.
 
-<root>/<fingerprint>/     published stores
-<root>/.requests/<key>    which store answers (paths, tokenizer), with the sizes and times seen
-<root>/.building/<key>-<plan>/  a build under way, or one that was killed and will be taken up again
-<root>/.locks/<key>       held by the one builder; the system frees it when the process dies
+<root>/<fingerprint>/           a published store
+<root>/.requests/<key>.json     a lookup record: sizes and times of the files, and a fingerprint
+<root>/.building/<key>-<hash>/  a build in progress, or a killed one that the next run continues
+<root>/.locks/<key>             locked by the process that builds; its death unlocks it
+
+The key identifies the paths and the tokenizer; the fingerprint identifies the contents.
 """
 
 from __future__ import annotations
@@ -17,58 +19,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus, SourceEntry
-from lit_gptdata.tokens.build.encode import Job
-from lit_gptdata.tokens.build.output import InFolder
-from lit_gptdata.tokens.build.parts import Runner, write_parts
-from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, Request
+from lit_gptdata.tokens.build.encode import Runner, encode_corpus
+from lit_gptdata.tokens.build.output import FolderOutput
+from lit_gptdata.tokens.build.plan import (
+    DEFAULT_OPTIONS,
+    BuildOptions,
+    BuildPlan,
+    PlanCorpus,
+    as_plan_corpus,
+    lookup_key,
+)
 from lit_gptdata.tokens.build.processes import Processes
 from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ABANDONED_DAYS = 7
-"""A killed build that nobody took up again for so long is removed by the next build."""
+"""The next build removes a killed build of another corpus that nobody continued for this many days."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LocalRequest(Request):
-    """A request whose store is kept below a folder of this machine."""
-
-    root: Path
-
-    @property
-    def answer(self) -> Path:
-        """The file that names the store and the stamps it was made from."""
-        return self.root / ".requests" / f"{self.key}.json"
-
-    def builds(self) -> list[Path]:
-        """The folders of its builds: one under way or killed, and what is left of other plans."""
-        return list((self.root / ".building").glob(f"{self.key}-*"))
-
-
 def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
-    """The published store of a corpus, known by its files' sizes and times; none of them is read."""
-    return _find(_LocalRequest(corpus=corpus, tokenizer=tokenizer, root=root))
-
-
-def _find(request: _LocalRequest) -> TokenStore | None:
-    try:
-        answer = json.loads(request.answer.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    # stamps last: those of a remote corpus are a listing
-    if not (request.root / answer["fingerprint"]).is_dir() or answer["stamps"] != request.file_stats():
-        return None
-    return TokenStore(request.root / answer["fingerprint"])
+    """The published store of a corpus, or None; compares sizes and times of the files and reads none."""
+    plan_corpus = as_plan_corpus(corpus)
+    return _look_up(root, lookup_key(plan_corpus, tokenizer), plan_corpus)
 
 
 def prepare_store(
@@ -77,37 +58,33 @@ def prepare_store(
     root: Path,
     options: BuildOptions = DEFAULT_OPTIONS,
 ) -> TokenStore:
-    """The store of a corpus, built if need be; of many processes one builds and the others wait.
+    """Find or build the store of a corpus. Of several processes, one builds and the others wait.
 
     Raises ValueError for text that cannot be read, OSError for a folder that cannot be written,
-    ConnectionError for a Ray cluster that is not there; then nothing is published.
+    ConnectionError for a Ray cluster that cannot be reached. After an error nothing is published.
     """
-    request = _LocalRequest(corpus=corpus, tokenizer=tokenizer, root=root)
-    store = _find(request)
+    plan_corpus = as_plan_corpus(corpus)
+    key = lookup_key(plan_corpus, tokenizer)
+    store = _look_up(root, key, plan_corpus)
     if store is not None:
-        for folder in request.builds():  # a kill came between publishing and cleaning up
-            _remove(root, folder)
+        for folder in _builds(root, key):  # left by a kill after publishing
+            _remove_build(root, folder)
         return store
-    runner = runner_for(options)
+    runner = make_runner(options)
     with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-    with _held(_lock(root, request.key), f"the tokens of {corpus!r}"):
-        store = _find(request)  # another process may have built it meanwhile
+    with _acquired(_lock(root, key), f"builds the tokens of {corpus!r}"):
+        store = _look_up(root, key, plan_corpus)  # another process may have built it in the meantime
         if store is None:
-            _sweep(request)
-            job = Job(
-                tokenizer=tokenizer,
-                destination=InFolder(root / ".building"),
-                engine=options.engine,
-                max_document_bytes=options.max_document_bytes,
-            )
-            store = _make(request, job, runner)
+            _remove_leftovers(root, key)
+            plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats())
+            store = _publish_store(plan, root, runner)
     return store
 
 
-def runner_for(options: BuildOptions) -> Runner:
-    """What runs the build; raises ImportError without the package ray."""
+def make_runner(options: BuildOptions) -> Runner:
+    """The runner that the options name; raises ImportError if the package ray is missing."""
     if options.build == "processes":
         return Processes(options.workers)
     from lit_gptdata.tokens.build.ray_tasks import RayTasks
@@ -115,58 +92,78 @@ def runner_for(options: BuildOptions) -> Runner:
     return RayTasks(options.workers, options.ray_address)
 
 
-def _make(request: _LocalRequest, job: Job, runner: Runner) -> TokenStore:
-    stamps = request.file_stats()
-    # a folder for each plan: what comes late from a build of other text, as from a node of a cluster
-    # that was cut off, finds its own folder gone
-    folder = request.root / ".building" / request.plan(stamps, job)
-    job = replace(job, destination=InFolder(folder))
-    # a store that is here already may be of this text: touched, moved or copied
-    any_store = any(not entry.name.startswith(".") for entry in request.root.iterdir())
-    sources = request.sources() if any_store else None
-    fingerprint = request.fingerprint(sources) if sources else None
-    if fingerprint is None or not (request.root / fingerprint).is_dir():
-        with writing(folder):
-            _take_up(request, folder)
-        fingerprint = _build(request, job, runner, folder, sources)
-    if request.file_stats() != stamps:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise request.changed()
-    published = request.root / fingerprint
-    # first the answer, then the store: killed between the two, the next run finds all parts whole
-    with writing(request.root):
-        write_json(request.answer, {"stamps": stamps, "fingerprint": fingerprint})
+def _look_up(root: Path, key: str, corpus: PlanCorpus) -> TokenStore | None:
+    """The store that the lookup record of `key` names, if the files have not changed since."""
+    try:
+        record = json.loads(_lookup_record(root, key).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    store = root / record["fingerprint"]
+    # compare the stats last, because a remote corpus has to list its files for them
+    if not store.is_dir() or record["stamps"] != corpus.file_stats():
+        return None
+    return TokenStore(store)
+
+
+def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
+    """Build the store and give it its name, unless a store of the same contents exists."""
+    # Each plan has its own folder. If a cluster node was cut off and still works on an older plan, its
+    # folder no longer exists, so it cannot disturb this build.
+    folder = (root / ".building" / plan.name).absolute()
+    # an existing store may be of this text: files may be touched, moved or copied, or the key may change
+    any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
+    sources = plan.corpus.sources() if any_store else None
+    fingerprint = plan.fingerprint(sources) if sources else None
+    if fingerprint is not None and (root / fingerprint).is_dir():
+        plan.check_unchanged()
+    else:
+        _create_build_folder(folder, _builds(root, plan.key))
+        fingerprint = _build(plan, folder, runner, sources)
+    published = root / fingerprint
+    # The record comes first. After a kill between the two, the next run finds all work units finished.
+    with writing(root):
+        record = {"stamps": plan.file_stats, "fingerprint": fingerprint}
+        write_json(_lookup_record(root, plan.key), record)
         if not published.is_dir():
-            _publish(folder / "store", published)
-    for folder in request.builds():
-        shutil.rmtree(folder, ignore_errors=True)
+            _rename(folder / "store", published)
+    for build in _builds(root, plan.key):
+        shutil.rmtree(build, ignore_errors=True)
     return TokenStore(published)
 
 
-def _publish(store: Path, published: Path) -> None:
+def _create_build_folder(folder: Path, builds: list[Path]) -> None:
+    """Create the folder of a build, or keep it if a killed build left it. Remove all other `builds`."""
+    for other in builds:
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    with writing(folder):
+        for name in ("store", "parts"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+
+def _rename(store: Path, published: Path) -> None:
     try:
         os.rename(store, published)
     except OSError:
-        if not published.is_dir():  # else a copy of the same text was built at the same time
+        if not published.is_dir():  # otherwise a build of a copy of the text finished first
             raise
     sync_folder(published.parent)
 
 
-def _build(
-    request: _LocalRequest, job: Job, runner: Runner, folder: Path, known: list[SourceEntry] | None
-) -> str:
-    """Write shards and manifest under `folder`; returns the fingerprint.
+def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEntry] | None) -> str:
+    """Write shards and manifest into `folder`/store; returns the fingerprint.
 
-    `known`: the sources, if they were hashed already.
+    `sources`: the hashes of the files, if they are known.
     """
-    with _beside(lambda check: known or request.sources(check)) as hashing:
-        shards = write_parts(request.corpus, job, runner)
-        sources = hashing()
-    vocab = vocab_table(job.tokenizer).tobytes()
+    with _hash_in_background(plan.corpus, sources) as hashed_sources:
+        shards = encode_corpus(plan, FolderOutput(folder), runner)
+        sources = hashed_sources()
+    vocab = vocab_table(plan.tokenizer).tobytes()
     try:
-        manifest = request.manifest(sources, shards, vocab)
-    except ValueError:
-        shutil.rmtree(folder, ignore_errors=True)
+        manifest = plan.manifest(sources, shards, vocab)
+        plan.check_unchanged()
+    except (ValueError, RuntimeError):
+        shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise
     store = folder / "store"
     with writing(store):
@@ -176,51 +173,52 @@ def _build(
 
 
 @contextlib.contextmanager
-def _beside(
-    sources: Callable[[Callable[[int], None]], list[SourceEntry]],
+def _hash_in_background(
+    corpus: PlanCorpus, sources: list[SourceEntry] | None
 ) -> Iterator[Callable[[], list[SourceEntry]]]:
-    """Hash the sources in a thread; it ends at once where the build fails."""
+    """Hash the files in a thread, unless `sources` are known; stop it if the build fails."""
     stop = threading.Event()
 
     def check(n_bytes: int) -> None:
         if stop.is_set():
-            raise InterruptedError("the build failed meanwhile")
+            raise InterruptedError("the build failed")
 
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield pool.submit(sources, check).result
+            yield pool.submit(lambda: sources or corpus.sources(check)).result
         finally:
             stop.set()
 
 
-def _take_up(request: _LocalRequest, folder: Path) -> None:
-    """Keep what a killed build of the same plan left whole, and nothing of any other."""
-    for other in request.builds():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    for name in ("store", "parts"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-
-
-def _sweep(request: _LocalRequest) -> None:
-    """Remove what was killed: an answer half-written, builds of long ago, none whose builder lives."""
-    for path in request.answer.parent.glob(f".{request.answer.name}.*"):
+def _remove_leftovers(root: Path, key: str) -> None:
+    """Remove half-written lookup records of this key, and abandoned builds of other keys."""
+    record = _lookup_record(root, key)
+    for path in record.parent.glob(f".{record.name}.*"):
         path.unlink(missing_ok=True)
-    for folder in (request.root / ".building").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # its builder may be publishing it
+    for folder in (root / ".building").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may publish it now
             age = time.time() - folder.stat().st_mtime
-            if _key_of(folder) != request.key and age > ABANDONED_DAYS * 86_400:
-                _remove(request.root, folder)
+            if _key_of(folder) != key and age > ABANDONED_DAYS * 86_400:
+                _remove_build(root, folder)
 
 
-def _remove(root: Path, folder: Path) -> None:
-    """Remove the folder of a build, unless its builder lives."""
+def _remove_build(root: Path, folder: Path) -> None:
+    """Remove the folder of a build, unless a process works on it."""
     with contextlib.suppress(Timeout, OSError), _lock(root, _key_of(folder)).acquire(timeout=0):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _lookup_record(root: Path, key: str) -> Path:
+    return root / ".requests" / f"{key}.json"
+
+
+def _builds(root: Path, key: str) -> list[Path]:
+    """The folders of all builds with this key, in progress or killed, whatever their plan."""
+    return [path.absolute() for path in (root / ".building").glob(f"{key}-*")]
+
+
 def _key_of(folder: Path) -> str:
-    """The key of the request that a folder under .building/ belongs to."""
+    """The lookup key of a folder under .building/."""
     return folder.name.partition("-")[0]
 
 
@@ -229,12 +227,12 @@ def _lock(root: Path, key: str) -> FileLock:
 
 
 @contextlib.contextmanager
-def _held(lock: FileLock, what: str) -> Iterator[None]:
+def _acquired(lock: FileLock, activity: str) -> Iterator[None]:
     with writing(Path(lock.lock_file)):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.warning("waiting for another process that makes %s (lock %s)", what, lock.lock_file)
+            log.warning("waiting for another process that %s (lock %s)", activity, lock.lock_file)
             lock.acquire()
     try:
         yield

@@ -1,144 +1,99 @@
-"""Where the shards of a build go, and a note of every part that is whole: a folder, or a URL."""
+"""Where a build writes its shards, and a record of each work unit that is finished.
+
+`FolderOutput` writes to a folder. `UrlOutput` in remote/publish.py uploads to a URL.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from lit_gptdata._fsspec import is_url
-from lit_gptdata._io import as_json, write_json
-from lit_gptdata.text.remote_file import map_in_threads
+from lit_gptdata._io import as_json, write_whole
 from lit_gptdata.tokens.manifest import ShardEntry
-from lit_gptdata.tokens.remote.objects import Objects
-from lit_gptdata.tokens.shards import FileShard, ShardWriter, writing
+from lit_gptdata.tokens.shards import FileShardWriter, ShardWriter, writing
 
 Shards = list[ShardEntry]
 
 
-class Destination(Protocol):
-    """Where shards go; picklable, for the processes that write them."""
+class ShardOutput(Protocol):
+    """A destination for shards; picklable, because worker processes write to it."""
 
-    def shard(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        """What writes a shard."""
+    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
+        """A writer of the shard with this name."""
 
-    def keep(self, part: int, shards: Shards) -> None:
-        """Note that these are the shards of a part, and whole."""
+    def add_record(self, unit: int, shards: Shards) -> None:
+        """Record that a work unit is finished and that these are its shards."""
 
-    def kept(self) -> dict[int, Shards]:
-        """The parts that were noted and whose shards are there, by their sizes."""
+    def finished_units(self) -> dict[int, Shards]:
+        """The shards of each recorded work unit whose files have the recorded sizes."""
 
-    def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
-        """Remove what a kill left half-written."""
+    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
+        """Remove the files of other work units, which a killed build left."""
 
     @property
-    def notes_folder(self) -> Path | None:
-        """Where notes are, if that is a folder that whoever writes shards has to see."""
+    def shared_folder(self) -> Path | None:
+        """A folder that every worker must see; None if workers write to a URL."""
 
 
 @dataclass(frozen=True)
-class InFolder:
-    """A folder: shards in store/, notes in parts/."""
+class FolderOutput:
+    """Shards in `folder`/store and records in `folder`/parts; every method raises OSError."""
 
     folder: Path
 
-    def shard(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        """What writes a shard; raises OSError."""
-        return FileShard(self.folder / "store", name, dtype)
+    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
+        return FileShardWriter(self.folder / "store", name, dtype)
 
-    def keep(self, part: int, shards: Shards) -> None:
-        """Note that these are the shards of a part, and whole; raises OSError."""
-        note = self.notes_folder / _note(part)
-        with writing(note):
-            write_json(note, [shard.to_dict() for shard in shards])
+    def add_record(self, unit: int, shards: Shards) -> None:
+        path = self.shared_folder / record_name(unit)
+        with writing(path):
+            write_whole(path, record(shards))
 
-    def kept(self) -> dict[int, Shards]:
-        """The parts that were noted and whose shards are there, by their sizes."""
-        notes = {path.name: path.read_bytes() for path in self.notes_folder.glob("*.json")}
-        return _whole(notes, self._size)
+    def finished_units(self) -> dict[int, Shards]:
+        records = {path.name: path.read_bytes() for path in self.shared_folder.glob("*.json")}
+        return read_records(records, self._size)
 
     def _size(self, name: str) -> int | None:
-        path = self.folder / "store" / name  # of those alone that are noted: others may vanish meanwhile
+        # called for recorded files only: the temporary files of a worker may vanish at any moment
+        path = self.folder / "store" / name
         return path.stat().st_size if path.is_file() else None
 
-    def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
-        """Remove what a kill left half-written, or a worker in the moment after its parent's death."""
-        keep = {file.name for shards in parts.values() for shard in shards for file in shard.files}
+    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
+        """Remove the files of other work units, which a killed build or its last workers left."""
+        keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
 
     @property
-    def notes_folder(self) -> Path:
-        """Where notes are."""
+    def shared_folder(self) -> Path:
         return self.folder / "parts"
 
 
-@dataclass(frozen=True)
-class AtUrl:
-    """Files below a URL, and notes below another; a shard is held in memory until it is sent."""
-
-    store: Objects
-    notes: Objects
-
-    def shard(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        """What writes a shard; raises RemoteError."""
-        return SentShard(self.store, name, dtype)
-
-    def keep(self, part: int, shards: Shards) -> None:
-        """Note that these are the shards of a part, and whole; raises RemoteError."""
-        self.notes.write(_note(part), as_json([shard.to_dict() for shard in shards]))
-
-    def kept(self) -> dict[int, Shards]:
-        """The parts that were noted and whose shards are there, by their sizes."""
-        names = [name for name in self.notes.sizes() if name.endswith(".json")]
-        notes = dict(zip(names, map_in_threads(self.notes.read, names), strict=True))
-        return _whole(notes, self.store.sizes().get)
-
-    def remove_all_but(self, parts: Mapping[int, Shards]) -> None:
-        """Nothing: another machine may be at the same work, and what it writes has the same names."""
-
-    @property
-    def notes_folder(self) -> Path | None:
-        """Where notes are, if the URL is a path."""
-        return None if is_url(self.notes.url) else Path(self.notes.url)
+def record_name(unit: int) -> str:
+    """The file name of a work unit's record."""
+    return f"{unit:05d}.json"
 
 
-class SentShard(ShardWriter):
-    """A shard at a URL; raises RemoteError."""
-
-    def __init__(self, store: Objects, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
-        super().__init__(name, dtype)
-        self._store = store
-        self._ids = io.BytesIO()
-
-    def abandon(self) -> None:
-        """Nothing was sent; what was finished stays."""
-
-    def _write(self, ids: memoryview) -> None:
-        self._ids.write(ids)
-
-    def _put(self, index: bytes) -> None:
-        self._store.write(f"{self._name}.idx", index)
-        self._store.write(f"{self._name}.bin", self._ids.getvalue())
+def record(shards: Shards) -> bytes:
+    """The content of a work unit's record."""
+    return as_json([asdict(shard) for shard in shards])
 
 
-def _note(part: int) -> str:
-    return f"{part:05d}.json"
-
-
-def _whole(notes: Mapping[str, bytes], size: Callable[[str], int | None]) -> dict[int, Shards]:
-    """The parts whose notes can be read and whose files have the size that is noted."""
-    whole = {}
-    for name, note in sorted(notes.items()):
+def read_records(
+    records: Mapping[str, bytes], file_size: Callable[[str], int | None]
+) -> dict[int, Shards]:
+    """The work units with a readable record, if each file has the recorded size."""
+    finished = {}
+    for name, content in sorted(records.items()):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            shards = [ShardEntry.from_dict(shard) for shard in json.loads(note)]
-            if all(size(file.name) == file.size for shard in shards for file in shard.files):
-                whole[int(name.removesuffix(".json"))] = shards
-    return whole
+            shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
+            if all(file_size(file.name) == file.size for shard in shards for file in shard.files):
+                finished[int(name.removesuffix(".json"))] = shards
+    return finished

@@ -1,29 +1,34 @@
-"""A corpus and a tokenizer: what their store is named by, and what its manifest says of them."""
+"""The plan of a build: a corpus, a tokenizer, and the options that say how to build their store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_at_least
-from lit_gptdata.text.document import Corpus, SourceEntry
-from lit_gptdata.text.files import FilesCorpus, HashFiles, hash_files
-from lit_gptdata.text.remote_file import size_of
-from lit_gptdata.tokens.build.encode import Job
+from lit_gptdata.text.document import Corpus, Document, SourceEntry
+from lit_gptdata.text.files import FilesCorpus, FindCut, HashFiles
+from lit_gptdata.text.formats import FileSlice, format_of
+from lit_gptdata.text.remote_file import TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
+FileStats = list[list[str | int]]
+
+SHARD_BYTES = 64 << 20
+"""UTF-8 bytes of text in a shard and in a work unit. A unit takes seconds, so a kill loses little
+work. A terabyte makes 16,000 shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How a store is built; none of these options changes a token.
+    """How to build a store; the tokens do not depend on these options.
 
     Raises ValueError or TypeError for a value out of range.
     """
@@ -32,10 +37,10 @@ class BuildOptions:
     """"auto" | "tiktoken" | "gigatoken"."""
 
     build: BuildName = "processes"
-    """"processes" of this machine, or "ray": tasks on a Ray cluster."""
+    """"processes" on this machine, or "ray": tasks on a Ray cluster."""
 
     workers: int | None = 1
-    """Processes or tasks at a time; None: one per core."""
+    """Processes or tasks at the same time; None: one per core."""
 
     ray_address: str | None = None
     """Address of the Ray cluster, as `ray.init` takes it."""
@@ -47,8 +52,8 @@ class BuildOptions:
         check_engine(self.engine)
         if self.build not in get_args(BuildName):
             raise ValueError(
-                f"unknown build {self.build!r}: choose 'processes' (of this machine) or 'ray' (tasks on "
-                "a Ray cluster, or on a local one)"
+                f"unknown build {self.build!r}: choose 'processes' (on this machine) or 'ray' (tasks on "
+                "a Ray cluster)"
             )
         if self.workers is not None:
             check_at_least("build_workers", self.workers, 1, "the number of processes that tokenize")
@@ -60,65 +65,102 @@ class BuildOptions:
 DEFAULT_OPTIONS = BuildOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The tokens of a corpus that somebody wants."""
+@dataclass(frozen=True)
+class DocumentCorpus:
+    """Gives any other corpus the members of a `FilesCorpus` that a build needs."""
 
     corpus: Corpus
-    tokenizer: Tokenizer
+    files: tuple[TextFile, ...] = ()
+    reading: None = None
 
     @property
     def names(self) -> list[str]:
-        """What the text is called, known without looking at it."""
-        return self.corpus.names if isinstance(self.corpus, FilesCorpus) else [repr(self.corpus)]
+        """The corpus is its only source."""
+        return [repr(self.corpus)]
 
-    def file_stats(self) -> list[list[str | int]]:
-        """What tells without reading whether the text is still the same: path, size, version."""
-        if isinstance(self.corpus, FilesCorpus):
-            return self.corpus.file_stats()
+    def file_stats(self) -> FileStats:
+        """The fingerprint takes the place of sizes and times."""
         return [[repr(self.corpus), self.corpus.fingerprint]]
 
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How the same bytes become text."""
-        return asdict(self.corpus.reading) if isinstance(self.corpus, FilesCorpus) else {}
-
-    def sources(
-        self,
-        on_bytes: Callable[[int], object] = lambda _: None,
-        hash_files: HashFiles = hash_files,
-    ) -> list[SourceEntry]:
-        """What the tokens come from, for the manifest; reads all of it to hash it."""
-        if isinstance(self.corpus, FilesCorpus):
-            return self.corpus.sources(on_bytes, hash_files)
+    def sources(self, *_: Callable[[int], object] | HashFiles) -> list[SourceEntry]:
+        """The corpus is its only source, identified by its fingerprint."""
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
-    @property
-    def n_file_bytes(self) -> int | None:
-        """Bytes that `sources` reads; None where they are not in files."""
-        if isinstance(self.corpus, FilesCorpus):
-            return sum(map(size_of, self.corpus.files))
-        return None
+    def __iter__(self) -> Iterator[Document]:
+        return iter(self.corpus)
 
-    def fingerprint(self, sources: list[SourceEntry]) -> str:
-        """What the store is named by: contents and tokenizer, not paths and times."""
-        contents = [[source.format, source.sha256] for source in sources]
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, contents])
+    def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
+        """No units: the documents can only be read in one pass."""
+        return []
+
+    def __repr__(self) -> str:
+        return repr(self.corpus)
+
+
+PlanCorpus = FilesCorpus | DocumentCorpus
+
+
+def as_plan_corpus(corpus: Corpus) -> PlanCorpus:
+    """The corpus, with the members that a build needs."""
+    return corpus if isinstance(corpus, FilesCorpus) else DocumentCorpus(corpus)
+
+
+def lookup_key(corpus: PlanCorpus, tokenizer: Tokenizer) -> str:
+    """Identifies a corpus and a tokenizer without reading text: by names, formats and options."""
+    formats = [format_of(file).name for file in corpus.files]
+    return _hash([FORMAT, tokenizer.fingerprint, _reading(corpus), corpus.names, formats])
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """All inputs of a build. Two builds of equal plans write the same shards."""
+
+    corpus: PlanCorpus
+    tokenizer: Tokenizer
+    options: BuildOptions
+    file_stats: FileStats
+    """Sizes and times of the files before the build reads them."""
+
+    shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
     @property
     def key(self) -> str:
-        """What the request is named by, before any content is read: paths and tokenizer."""
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, self.names])
+        """The `lookup_key` of the corpus and the tokenizer."""
+        return lookup_key(self.corpus, self.tokenizer)
 
-    def plan(self, stamps: list[list[str | int]], job: Job) -> str:
-        """What a build is named by: what another of the same plan left whole can be kept."""
-        limit = job.max_document_bytes  # what is whole was within another limit
-        return f"{self.key}-{_hash([FORMAT, stamps, job.shard_bytes, limit])}"
+    @property
+    def name(self) -> str:
+        """Names the folder of the build, so a later build of the same plan keeps the finished units.
+
+        It depends on `max_document_bytes`, because finished units are not checked again.
+        """
+        details = [FORMAT, self.file_stats, self.shard_bytes, self.options.max_document_bytes]
+        return f"{self.key}-{_hash(details)}"
+
+    def work_units(self) -> dict[int, list[FileSlice]]:
+        """The work units by number, or no units if the documents can only be read in one pass.
+
+        Raises ValueError for a file that is longer than `max_document_bytes` allows.
+        """
+        limit = self.options.max_document_bytes
+        for file in self.corpus.files:  # a worker sees only a slice of a large file
+            size = size_of(file)
+            in_slices = format_of(file).cut == "inside_text"
+            if limit is not None and size > max(limit, self.shard_bytes) and in_slices:
+                raise ValueError(document_too_long(file, limit))
+        rule = self.tokenizer.cut_rule
+        units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
+        return dict(enumerate(units))
+
+    def fingerprint(self, sources: list[SourceEntry]) -> str:
+        """The name of the store, which depends on contents and tokenizer, not on paths and times."""
+        contents = [[source.format, source.sha256] for source in sources]
+        return _hash([FORMAT, self.tokenizer.fingerprint, _reading(self.corpus), contents])
 
     def manifest(self, sources: list[SourceEntry], shards: Shards, vocab: bytes) -> Manifest:
-        """The store's manifest; raises ValueError if there is no text in it."""
+        """The manifest of the store; raises ValueError if the store would be empty."""
         if not any(shard.n_tokens for shard in shards):
-            raise ValueError(f"{self.corpus!r} holds no text at all: give files with text in them")
+            raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(
@@ -128,7 +170,7 @@ class Request:
                 vocab_size=self.tokenizer.vocab_size,
                 dtype=self.tokenizer.dtype.str,
             ),
-            reading=self.reading,
+            reading=_reading(self.corpus),
             n_tokens=total(shards, "n_tokens"),
             n_bytes=total(shards, "n_bytes"),
             n_documents=total(shards, "n_documents"),
@@ -137,9 +179,22 @@ class Request:
             shards=shards,
         )
 
-    def changed(self) -> RuntimeError:
-        """The error about text that was another one at the end of a build."""
-        return RuntimeError(f"{self.corpus!r} changed while it was read: run again")
+    def check_unchanged(self) -> None:
+        """Raise RuntimeError if a file has changed since the plan was made."""
+        if self.corpus.file_stats() != self.file_stats:
+            raise RuntimeError(f"{self.corpus!r} changed while it was read: run again")
+
+
+def document_too_long(source: object, limit: int) -> str:
+    """The error message for a document that `max_document_bytes` refuses."""
+    return (
+        f"{source}: the document is longer than max_document_bytes={limit:,}: leave it out, or raise "
+        "the limit"
+    )
+
+
+def _reading(corpus: PlanCorpus) -> dict[str, Any]:
+    return asdict(corpus.reading) if corpus.reading else {}
 
 
 def _hash(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The work of a build by processes of this machine."""
+"""Run the work of a build in processes on this machine."""
 
 from __future__ import annotations
 
@@ -18,66 +18,64 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from lit_gptdata.text.files import hash_files
-from lit_gptdata.text.formats import FileSlice, Reading
+from lit_gptdata.text.formats import FileSlice
 from lit_gptdata.text.remote_file import TextFile
-from lit_gptdata.tokens.build.encode import Job, OnProgress
+from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
-from lit_gptdata.tokens.build.parts import Todo, Worker, counted
 
-_worker: Worker | None = None
-"""What a worker process keeps between two parts."""
+_encoder: Encoder | None = None
+"""The encoder of this worker process, with its engine."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """A `Runner`: processes of this machine, None: one a core; this one alone where one is enough."""
+    """A `Runner` with `workers` processes (None: one per core); a single worker is this process."""
 
     workers: int | None = None
 
     def session(self) -> AbstractContextManager[None]:
-        """Processes begin and end with each `write`."""
+        """Does nothing: the processes start and end with each call of `encode`."""
         return contextlib.nullcontext()
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
-        """The SHA-256 (hex) of each file, by as many threads of this process."""
+        """The SHA-256 (hex) of each file, by the same number of threads of this process."""
         return hash_files(files, on_bytes, self.workers or os.cpu_count())
 
-    def write(
-        self, job: Job, reading: Reading, todo: Todo, on_progress: OnProgress
-    ) -> dict[int, Shards]:
-        """Write parts; returns the shards of each."""
-        workers = min(self.workers or os.cpu_count() or 1, len(todo))
+    def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
+        """Encode work units; returns the shards of each."""
+        workers = min(self.workers or os.cpu_count() or 1, len(units))
         if workers == 1:
-            worker = Worker(job, reading)
-            return {part: worker.write(part, slices, on_progress) for part, slices in todo.items()}
-        spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads may hang
-        lifeline, held_here = spawn.Pipe(duplex=False)
-        whole = {}
-        begin = _begin_worker, (job, reading, lifeline)
-        with lifeline, held_here, ProcessPoolExecutor(workers, spawn, *begin) as pool:
+            return {
+                unit: encoder.encode_unit(unit, slices, on_progress) for unit, slices in units.items()
+            }
+        spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
+        lifeline, parent_end = spawn.Pipe(duplex=False)
+        finished = {}
+        start = _start_worker, (encoder, lifeline)
+        with lifeline, parent_end, ProcessPoolExecutor(workers, spawn, *start) as pool:
             try:
                 # the pool starts its processes while tasks are submitted
-                with _bare_main(), _no_ctrl_c():
-                    futures = {pool.submit(_work, part, slices): part for part, slices in todo.items()}
+                with _empty_main_module(), _without_ctrl_c():
+                    futures = {pool.submit(_encode_unit, *unit): unit[0] for unit in units.items()}
                 for future in as_completed(futures):
-                    shards = whole[futures[future]] = future.result()
-                    on_progress(*counted(shards))
+                    shards = finished[futures[future]] = future.result()
+                    on_progress(*bytes_and_tokens(shards))
             except BaseException as error:
-                # Ends the workers at once, where a part may take minutes; and after one was killed the
-                # pool's own signal does not always reach the others, for which it would wait for ever.
-                held_here.close()
+                # This ends all workers at once: their work units could take minutes. And after one was
+                # killed, the pool does not always end the others, so it could wait forever.
+                parent_end.close()
                 if isinstance(error, BrokenProcessPool):
                     raise RuntimeError(
-                        "a process that tokenises was killed, perhaps because memory ran out: run "
-                        f"again, with fewer than build_workers={workers}; what is whole is kept"
+                        "a worker process was killed, perhaps because memory ran out: run again with "
+                        f"fewer than build_workers={workers}; finished work is kept"
                     ) from error
                 raise
-        return whole
+        return finished
 
 
 @contextlib.contextmanager
-def _bare_main() -> Iterator[None]:
-    """Keep spawned processes from importing the user's script: it would load torch, or run twice."""
+def _empty_main_module() -> Iterator[None]:
+    """Keep spawned processes from importing the user's script: it could load torch or run twice."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -87,37 +85,37 @@ def _bare_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C; this one sees it afterwards and ends them."""
-    seen: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)  # None: not Python's
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set it
+def _without_ctrl_c() -> Iterator[None]:
+    """Make processes that start in this context ignore Ctrl-C; this process handles it afterwards."""
+    received: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)  # None if it was not set from Python
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set it
         handler = None
     if handler is not None:
-        signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the processes inherit
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit the mask
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
-        if seen:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
-def _begin_worker(job: Job, reading: Reading, lifeline: Connection) -> None:
-    global _worker
-    _worker = Worker(job, reading)
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+def _start_worker(encoder: Encoder, lifeline: Connection) -> None:
+    global _encoder
+    _encoder = encoder
+    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
 
 
-def _end_with_parent(lifeline: Connection) -> None:
-    """End this process when its parent ends or gives up: a killed build must not go on writing."""
-    multiprocessing.connection.wait([lifeline])  # the parent holds the other end, and sends nothing
+def _exit_with_parent(lifeline: Connection) -> None:
+    """End this process when its parent ends or gives up, so a killed build stops writing."""
+    multiprocessing.connection.wait([lifeline])  # returns when the parent's end is closed
     os._exit(1)
 
 
-def _work(part: int, slices: list[FileSlice]) -> Shards:
-    assert _worker is not None
-    return _worker.write(part, slices)
+def _encode_unit(unit: int, slices: list[FileSlice]) -> Shards:
+    assert _encoder is not None
+    return _encoder.encode_unit(unit, slices)

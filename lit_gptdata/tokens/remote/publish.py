@@ -1,59 +1,63 @@
-"""Tokens → the files of a store below a URL, the manifest last; sent from here, or made there.
+"""Publish a token store at a URL: upload a store of this machine, or build one there.
 
     publish(store, "s3://bucket/tokens")                    ->  "s3://bucket/tokens/<fingerprint>"
-    publish_text(corpus, tokenizer, "s3://bucket/tokens")   ->  the same, with no store on this machine
+    publish_text(corpus, tokenizer, "s3://bucket/tokens")   ->  the same, without a store on this machine
 
-Without its manifest nothing opens a store, so that a publication that was killed is none; the next one
-sends only what is missing.
+The manifest is written last, and nothing opens a store without it. So a killed run publishes nothing,
+and the next run sends only the missing files.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import sha256_file
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.tokens.build.encode import Job
-from lit_gptdata.tokens.build.local import runner_for
-from lit_gptdata.tokens.build.output import AtUrl
-from lit_gptdata.tokens.build.parts import progress_of, write_parts
-from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, Request
+from lit_gptdata.text.remote_file import map_in_threads, size_of
+from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
+from lit_gptdata.tokens.build.local import make_runner
+from lit_gptdata.tokens.build.output import Shards, read_records, record, record_name
+from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
 from lit_gptdata.tokens.manifest import FileEntry, Manifest
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.remote.store import RemoteStore
+from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 UPLOADS = 8
-"""Files that are sent at a time."""
+"""Files sent at the same time."""
 
 
 def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
-    """Send a store to `url`/<fingerprint> and return that URL; what is there whole is not sent again.
+    """Upload a store to `url`/<fingerprint> and return that URL; files already there are not sent again.
 
-    Every file's SHA-256 is compared before it is sent, and every size at the URL after. Raises
-    ValueError for a damaged store, or if something else is published there; RemoteError.
+    Checks the SHA-256 of each file before the upload and all sizes after it. Raises ValueError for a
+    damaged store or if another store is published there, RemoteError if the URL cannot be written.
     """
     if isinstance(store, RemoteStore):
         raise ValueError(f"{store.location} is published already: give a store of this machine")
     target = _target(url, store.fingerprint)
-    there = target.sizes()
-    if "manifest.json" in there:
+    sizes = target.sizes()
+    if "manifest.json" in sizes:
         _check_same(store, target)
-    missing = [file for file in store.files if there.get(file.name) != file.size]
+    missing = [file for file in store.files if sizes.get(file.name) != file.size]
     with (
         progress_of("publishing", sum(file.size for file in missing)) as progress,
         ThreadPoolExecutor(UPLOADS) as pool,
     ):
         for n_bytes in pool.map(lambda file: _send(store.path, file, target), missing):
             progress.add(n_bytes)
-    _check_there(store.files, target)
-    if "manifest.json" not in there:
+    _check_sizes(store.files, target)
+    if "manifest.json" not in sizes:
         target.write("manifest.json", (store.path / "manifest.json").read_bytes())
     return target.url
 
@@ -64,55 +68,94 @@ def publish_text(
     url: str | os.PathLike[str],
     options: BuildOptions = DEFAULT_OPTIONS,
 ) -> str:
-    """Make a store at `url`/<fingerprint>, unless it is there, and return that URL.
+    """Build a store at `url`/<fingerprint>, unless it exists, and return that URL.
 
-    Whoever tokenises sends the shards: none of them is
-    on a disk, or goes through this process. Two at once do the work twice, with one result. Raises
-    what `prepare_store` raises, and RemoteError; then nothing is published.
+    Workers tokenize and upload directly, without using local disk. Two runs at the same time do the work
+    twice and publish one store. Raises what `prepare_store` raises, and RemoteError; after an error
+    nothing is published.
     """
-    request = Request(corpus=corpus, tokenizer=tokenizer)
-    runner = runner_for(options)
-    Objects(url).open()  # what is wrong with it is said before hours of work
-    stamps = request.file_stats()
+    plan_corpus = as_plan_corpus(corpus)
+    runner = make_runner(options)
+    Objects(url).open()  # reports a wrong URL before hours of work
+    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats())
     with runner.session():
-        # first, since it names the place where the tokens go: object stores cannot rename
-        with progress_of("hashing", request.n_file_bytes) as progress:
-            sources = request.sources(progress.add, runner.hash)
-        target = _target(url, request.fingerprint(sources))
-        job = Job(
-            tokenizer=tokenizer,
-            destination=AtUrl(target, target),
-            engine=options.engine,
-            max_document_bytes=options.max_document_bytes,
-        )
-        notes = Objects(f"{target.url}/.parts-{request.plan(stamps, job)}")
+        # hash first, because the fingerprint is in the URL and object stores cannot rename
+        with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
+            sources = plan_corpus.sources(progress.add, runner.hash)
+        target = _target(url, plan.fingerprint(sources))
+        records = Objects(f"{target.url}/.parts-{plan.name}")
         if "manifest.json" not in target.sizes():
-            job = replace(job, destination=AtUrl(target, notes))
-            shards = write_parts(corpus, job, runner)
+            shards = encode_corpus(plan, UrlOutput(target, records), runner)
             vocab = vocab_table(tokenizer).tobytes()
             try:
-                manifest = request.manifest(sources, shards, vocab)
-                if request.file_stats() != stamps:
-                    raise request.changed()
+                manifest = plan.manifest(sources, shards, vocab)
+                plan.check_unchanged()
             except Exception:
-                notes.remove_all()  # of no use to another run
+                records.remove_all()  # a later run cannot use the shards
                 raise
             target.write("vocab.bin", vocab)
-            _check_there(manifest.files, target)
+            _check_sizes(manifest.files, target)
             target.write("manifest.json", manifest.to_json())
-        notes.remove_all()
+        records.remove_all()
     return target.url
+
+
+@dataclass(frozen=True)
+class UrlOutput:
+    """A `ShardOutput` at a URL, with records at another URL; every method raises RemoteError."""
+
+    store: Objects
+    records: Objects
+
+    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
+        """A writer that holds the shard in memory until it is complete."""
+        return UrlShardWriter(self.store, name, dtype)
+
+    def add_record(self, unit: int, shards: Shards) -> None:
+        self.records.write(record_name(unit), record(shards))
+
+    def finished_units(self) -> dict[int, Shards]:
+        names = [name for name in self.records.sizes() if name.endswith(".json")]
+        contents = dict(zip(names, map_in_threads(self.records.read, names), strict=True))
+        return read_records(contents, self.store.sizes().get)
+
+    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
+        """Does nothing: a run on another machine may write the same files now."""
+
+    @property
+    def shared_folder(self) -> Path | None:
+        """The folder of the records, if the URL is a path."""
+        return None if is_url(self.records.url) else Path(self.records.url)
+
+
+class UrlShardWriter(ShardWriter):
+    """Uploads a shard when it is complete; raises RemoteError."""
+
+    def __init__(self, store: Objects, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+        super().__init__(name, dtype)
+        self._store = store
+        self._ids = io.BytesIO()
+
+    def discard(self) -> None:
+        """Does nothing: an unfinished shard is in memory only."""
+
+    def _write(self, ids: memoryview) -> None:
+        self._ids.write(ids)
+
+    def _save(self, index: bytes) -> None:
+        self._store.write(f"{self._name}.idx", index)
+        self._store.write(f"{self._name}.bin", self._ids.getvalue())
 
 
 def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
     url = os.fspath(url)
-    if not is_url(url):  # which means the same in every process
+    if not is_url(url):  # an absolute path means the same in every process
         url = str(Path(url).expanduser().absolute())
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
 
 
 def _check_same(store: TokenStore, target: Objects) -> None:
-    """Raise ValueError unless what is published there are these files; text may have moved since."""
+    """Raise ValueError if other files are published there; the paths of the sources may differ."""
     ours, theirs = store.manifest, Manifest.from_json(target.read("manifest.json"))
     same = (ours.shards, ours.vocab, ours.tokenizer) == (theirs.shards, theirs.vocab, theirs.tokenizer)
     if not same:
@@ -121,23 +164,23 @@ def _check_same(store: TokenStore, target: Objects) -> None:
         )
 
 
-def _check_there(files: Iterable[FileEntry], target: Objects) -> None:
-    """Raise ValueError unless all files are there, by their sizes."""
-    there = target.sizes()
+def _check_sizes(files: Iterable[FileEntry], target: Objects) -> None:
+    """Raise ValueError if a file at the URL is missing or has another size."""
+    sizes = target.sizes()
     for file in files:
-        if there.get(file.name) != file.size:
+        if sizes.get(file.name) != file.size:
             raise ValueError(
-                f"{target!r}/{file.name} has {there.get(file.name, 'no')} bytes after it was "
-                f"sent, not {file.size:,}: something else writes there. Publish to another URL"
+                f"{target!r}/{file.name} has {sizes.get(file.name, 'no')} bytes after the upload, not "
+                f"{file.size:,}: something else writes there. Publish to another URL"
             )
 
 
 def _send(folder: Path, file: FileEntry, target: Objects) -> int:
     path = folder / file.name
-    if (seen := sha256_file(path)) != file.sha256:
+    if (sha256 := sha256_file(path)) != file.sha256:
         raise ValueError(
-            f"{path} has sha256 {seen}, its manifest says {file.sha256}: the store is damaged and "
-            f"not published. Delete the folder {folder} and run again to build it anew"
+            f"{path} has sha256 {sha256}, its manifest says {file.sha256}: the store is damaged and not "
+            f"published. Delete the folder {folder} and run again to rebuild it"
         )
     target.write(file.name, path)
     return file.size
