@@ -22,12 +22,11 @@ from lit_gptdata.text import remote_file
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.listing import expand_url
-from lit_gptdata.tokens.chunks import cut_rule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 ENCODING = Tokenizer("gpt2").encoding
-RULE = cut_rule(ENCODING._pat_str, ENCODING.special_tokens_set)
+RULE = Tokenizer("gpt2").cut_rule
 assert RULE
 
 

@@ -83,11 +83,9 @@ def test_tokenizers_are_cut_at_the_same_text(tmp_path):
     texts = [PARAGRAPH * 37 + "12345678 … ünï語 " * 9, PARAGRAPH * 5]
     import tiktoken
 
-    from lit_gptdata.tokens.tokenizer import load_encoding
-
     bytewise = tiktoken.Encoding(  # one token a byte
         "bytes",
-        pat_str=load_encoding("gpt2")._pat_str,
+        pat_str=GPT2.split_pattern,
         mergeable_ranks={bytes([b]): b for b in range(256)},
         special_tokens={"<|endoftext|>": 256},
     )
