@@ -81,9 +81,7 @@ class Tokens:
         if not len(starts):
             return
         if not 0 <= starts.min() <= starts.max() <= len(self) - length:
-            raise IndexError(
-                f"windows of {length} ids reach outside the {len(self)} ids of the sequence"
-            )
+            raise IndexError(f"windows of {length} ids reach outside the {len(self)} ids of all shards")
         shards = np.searchsorted(self._ends, starts, side="right")
         straddling = starts + length > self._ends[shards]
         rows = np.flatnonzero(straddling).tolist()[::-1]
