@@ -51,7 +51,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     check_launcher(trainer)
 
-    if data.hparams.val_fraction and cfg.ckpt_path is None:
+    if data.val_fraction and cfg.ckpt_path is None:
         trainer.validate(model, datamodule=data, verbose=False)  # the loss of the untrained model
     try:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)

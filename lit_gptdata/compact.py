@@ -1,4 +1,4 @@
-"""Training batches on their way to a GPU: windows as the store has them, split and widened there.
+"""Train batches that travel to a GPU as they are in the store, and are split and widened there.
 
 (B, L + 1) uint16  ──transfer──▶  inputs (B, L), targets (B, L) int64          1/8 of the bytes
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def sends_compact(trainer: L.Trainer) -> bool:
-    """Whether batches of this running fit are split on its device, unseen by the model's own hooks."""
+    """Whether this fit can split batches on its device without the model's own hooks seeing them."""
     model = trainer.lightning_module
     if trainer.state.fn != "fit" or trainer.state.status != TrainerStatus.RUNNING:
         return False
@@ -27,7 +27,7 @@ def sends_compact(trainer: L.Trainer) -> bool:
 
 
 def split_on_device(batch: Any, dataloader_idx: int) -> Any:
-    """A whole window's ids → (inputs, targets), int64; batches for validation are that already."""
+    """Split windows (B, L + 1) into (inputs, targets), int64. Validation batches are split already."""
     if not isinstance(batch, Tensor):
         return batch
-    return batch[:, :-1].long(), batch[:, 1:].long()  # contiguous: sliced first, then copied
+    return batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous

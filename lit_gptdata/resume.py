@@ -1,106 +1,134 @@
-"""Exact resume under Lightning: what a checkpoint says of the data, and how the Trainer goes on from it.
+"""Exact resume under Lightning: a checkpoint keeps the position in the data, and a run continues there.
 
 save   the Trainer's counters  ──▶ (epoch, index)  ──▶ GPTDataModule.state_dict()
 load   the Trainer's counters  ◀── (epoch, index)  ◀── GPTDataModule.load_state_dict()
 
-The Trainer's counters differ with the hook that saved: in `on_train_batch_end` one is behind, after an
-exception one is ahead, at an epoch's end they are past it. They are rewritten to what they are right
-after a batch, so that every checkpoint resumes in the same way.
+The Trainer's counters depend on the hook that saved. In `on_train_batch_end` one counter is behind,
+after an exception one is ahead, and at the end of an epoch they are past it. Loading rewrites them to
+their values right after a batch, so every checkpoint resumes in the same way.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+import random
+from dataclasses import replace
+from typing import Any, cast
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_gptdata.rng import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.loader import WindowSampler
-from lit_gptdata.windows.steps import Leg, Position, Steps
+from lit_gptdata.windows.steps import Position, RunSegment, Steps
+
+WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
+"""The options that determine the windows of a store and their order; a resumed run keeps them."""
 
 
 class Resume(L.Callback):
-    """Knows where a run stands in its data, and puts a resumed run there; GPTDataModule attaches it.
+    """Tracks the position of a run in its data, and moves a resumed run to its position.
 
-    `key`: the name of the data module's state in a checkpoint.
+    GPTDataModule adds this callback to its Trainer. `key` names the data module's state in a
+    checkpoint. `identity` below is a dict of plain values that determine the windows and their order.
     """
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.legs: list[Leg] = []
-        self._here: Leg | None = None  # where this process began
+        self._segments: list[RunSegment] = []  # of the whole run, the current one last
+        self._current: RunSegment | None = None  # starts where this process starts
+        self._loaded_state: dict[str, Any] | None = (
+            None  # of a checkpoint that is read without a Trainer
+        )
         self._sampler: WindowSampler | None = None
-        self._rng: dict[str, Tensor] | None = None  # to be put back: (world_size, …) each
-        self._rng_before: dict[str, Tensor] = {}  # before the first batch of an optimizer step
-        self._alone = False
+        self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
+        self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
+        self._other_ranks_save = True
 
     def attach(self, trainer: L.Trainer, steps: Steps) -> None:
-        """Be the trainer's callback, for a run that no checkpoint continues until one is loaded."""
-        # its position is in the data module's state
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        """Join the Trainer's callbacks, for a run that starts at the beginning until `load`."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set late
-        # The first, so that no other has drawn random numbers before it looks.
+        # It comes first, because other callbacks may draw random numbers.
         callbacks[:] = [self, *(other for other in callbacks if not isinstance(other, Resume))]
         fit: Any = trainer.fit_loop
-        self._here = Leg(
+        self._current = RunSegment(
             batch=fit.epoch_loop.batch_progress.total.processed,
             start=Position(fit.epoch_progress.current.processed, 0),
             steps=steps,
             limit=steps.limited(trainer.limit_train_batches),
         )
-        self.legs, self._rng, self._alone = [self._here], None, False
+        self._segments, self._rng_to_restore = [self._current], None
+        self._other_ranks_save = True
 
     def follow(self, sampler: WindowSampler) -> None:
-        """Let a sampler begin where this process begins, also if a checkpoint is loaded only later."""
+        """Start a sampler where this process starts, now and whenever a checkpoint is loaded later."""
         self._sampler = sampler
-        if self._here is not None:
-            sampler.start_at(self._here.start)
+        if self._current is not None:
+            sampler.start_at(self._current.start)
+
+    def segments(
+        self, steps: Steps, identity: dict[str, Any], world_size: int | None
+    ) -> list[RunSegment]:
+        """The history of this run, or else of a loaded checkpoint, or else a new run of `steps`.
+
+        A `world_size` other than the history's gives a new run on that number of ranks.
+        """
+        segments = self._segments or [RunSegment.from_beginning(steps)]
+        if self._loaded_state is not None and not self._segments:
+            check_same(self._loaded_state["data"], identity)
+            segments = _segments_in(self._loaded_state, steps.n)
+        if world_size in (None, segments[-1].steps.world_size):
+            return segments
+        return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
 
     # Saving -----------------------------------------------------------------------------------
 
-    def state_dict_of(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Position, legs and every rank's generators, in plain values and tensors."""
+    def save(self, trainer: L.Trainer, identity: dict[str, Any]) -> dict[str, Any]:
+        """Position, history and the random states of every rank, as plain values and tensors."""
+        if not self._segments:
+            return {}
         batches, position = self._position(trainer)
         device = trainer.strategy.root_device
         states = rng_states(device)
         if self._inside_a_step(trainer):
-            states |= self._rng_before
-        if trainer.world_size > 1 and not self._alone:
+            states |= self._rng_before_step
+        if trainer.world_size > 1 and self._other_ranks_save:
             gather = trainer.strategy.all_gather
             states = {name: gather(state.to(device)).cpu() for name, state in states.items()}
         else:
             states = {name: state[None] for name, state in states.items()}
         return {
+            "data": identity,
             "batches": batches,
             "epoch": position.epoch,
             "index": position.index,
-            "legs": [leg.as_dict() for leg in self.legs],
+            "legs": [segment.as_dict() for segment in self._segments],  # the key is an on-disk format
             "rng": states,
         }
 
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
-        """How many batches the run has behind it, and where its next window is.
+        """The number of batches that the run has done, and where its next window is.
 
-        Gradients that wait for their optimizer step are lost with the process, so that their batches
-        come again.
+        Gradients that wait for their optimizer step are lost with the process, so a resumed run repeats
+        their batches.
         """
         fit: Any = trainer.fit_loop
-        leg = self.legs[-1]
+        segment = self._segments[-1]
         progress, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress.current
         done, epoch = progress.current.processed, epochs.processed
-        if done and epochs.started == epoch:  # the epoch counts as over, maybe in its middle: max_steps
+        if (
+            done and epochs.started == epoch
+        ):  # max_steps ends an epoch early; Lightning counts it as done
             epoch -= 1
         if self._epoch_is_over(trainer):
             return progress.total.processed, Position(epoch + 1, 0)
-        start = leg.start if leg.start.epoch == epoch else Position(epoch, 0)
-        done -= leg.steps.before(start.index)
+        start = segment.start if segment.start.epoch == epoch else Position(epoch, 0)
+        done -= segment.steps.done(start.index)
         lost = min(done, progress.current.processed % trainer.accumulate_grad_batches)
-        index = start.index + (done - lost) * leg.steps.width
+        index = start.index + (done - lost) * segment.steps.width
         return progress.total.processed - lost, Position(epoch, index)
 
     def _epoch_is_over(self, trainer: L.Trainer) -> bool:
@@ -110,44 +138,53 @@ class Resume(L.Callback):
         return bool(done and done == progress.current.ready and last)
 
     def _inside_a_step(self, trainer: L.Trainer) -> bool:
-        """After the beginning of an optimizer step's first batch and before the end of its last."""
+        """Whether an optimizer step's first batch has started and its last batch has not ended."""
         current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        waiting = current.processed % trainer.accumulate_grad_batches and not self._epoch_is_over(
-            trainer
-        )
-        return current.ready > current.processed or bool(waiting)
+        if current.ready > current.processed:
+            return True
+        waiting = current.processed % trainer.accumulate_grad_batches
+        return bool(waiting) and not self._epoch_is_over(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._rng_before = torch_states(trainer.strategy.root_device)
+            self._rng_before_step = torch_states(trainer.strategy.root_device)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        # All ranks agree on SIGTERM. Any other end may be this rank's own; to wait for the others'
-        # generators would keep it from saving.
-        self._alone = not isinstance(exception, SIGTERMException)
-        if self._alone and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            # Nor can a sharded model be saved by one rank: it would hang, or crash and hide why.
+        # All ranks act on a SIGTERM together. Any other exception may concern this rank alone. It must
+        # not wait for the random states of the others, or it could not save.
+        self._other_ranks_save = isinstance(exception, SIGTERMException)
+        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+        if sharded and not self._other_ranks_save:
+            # One rank cannot save a sharded model either: it would hang, or hide the exception.
             for callback in trainer.checkpoint_callbacks:
                 callback.save_on_exception = False  # type: ignore[attr-defined]
 
     # Loading ----------------------------------------------------------------------------------
 
-    def load_state_dict_of(self, trainer: L.Trainer, state: dict[str, Any], steps: Steps) -> None:
-        """Go on from a state; another batch size or number of ranks begins a leg of its own."""
+    def load_without_trainer(self, state: dict[str, Any]) -> None:
+        """Keep a state for `segments`, which needs an open store."""
+        self._loaded_state = state
+
+    def load(
+        self, trainer: L.Trainer, state: dict[str, Any], identity: dict[str, Any], steps: Steps
+    ) -> None:
+        """Continue from a state. Another batch size or number of ranks starts a new segment."""
+        check_same(state["data"], identity)
         start = Position(state["epoch"], state["index"])
         limit = steps.limited(trainer.limit_train_batches)
-        if steps.before(start.index) >= limit:
+        if steps.done(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
-        self._here = Leg(batch=state["batches"], start=start, steps=steps, limit=limit)
-        self.legs = legs_of(state, steps.n)
-        last = self.legs[-1]
-        if (last.steps, last.limit) != (steps, limit) or last.position(self._here.batch) != start:
-            self.legs = [leg for leg in self.legs if leg.batch < self._here.batch] + [self._here]
-        self._rng = state["rng"]
+        self._current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
+        self._segments = _segments_in(state, steps.n)
+        last = self._segments[-1]
+        if (last.steps, last.limit) != (steps, limit) or last.position(self._current.batch) != start:
+            before = [segment for segment in self._segments if segment.batch < self._current.batch]
+            self._segments = [*before, self._current]
+        self._rng_to_restore = state["rng"]
         if self._sampler is not None:
             self._sampler.start_at(start)
 
@@ -162,90 +199,77 @@ class Resume(L.Callback):
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
                 f"the checkpoint has trained on {batches} batches but has no state of {self.key} (it "
-                f"holds {', '.join(checkpoint)}), so that the windows it has seen are not known. Go on "
-                f"from a checkpoint that was saved with this data module, or load only its weights: "
+                f"holds {', '.join(checkpoint)}), so the windows it has seen are unknown. Resume from a "
+                "checkpoint that was saved with this data module. Or load only its weights with "
                 f"{type(pl_module).__name__}.load_from_checkpoint(path), then fit without ckpt_path"
             )
 
     def _rewrite(self, trainer: L.Trainer, pl_module: L.LightningModule, loops: dict[str, Any]) -> None:
-        """Make the fit loop's counters what they are in `on_train_batch_end`, or between epochs."""
-        assert self._here is not None
-        here, saved = self._here, loops["epoch_loop.batch_progress"]["total"]
+        """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs."""
+        assert self._current is not None
+        current, saved = self._current, loops["epoch_loop.batch_progress"]["total"]
         validation = loops["epoch_loop.val_loop.batch_progress"]
-        epoch, done = here.start.epoch, here.steps.before(here.start.index)
+        epoch, done = current.start.epoch, current.steps.done(current.start.index)
         inside = int(done > 0)
-        validated = here.batch < saved["processed"] or (
+        validated = current.batch < saved["processed"] or (
             saved["completed"] == saved["processed"]
             and validation["total"]["ready"] == validation["total"]["completed"]
         )
-        validate = inside and not validated and _validation_is_due(trainer, here, done)
+        validate = inside and not validated and _validation_is_due(trainer, current, done)
 
         loops["epoch_progress"] = _progress(ready=epoch + inside, processed=epoch, completed=epoch)
         loops["epoch_loop.batch_progress"] = {
-            **_progress(ready=here.batch, processed=here.batch, completed=here.batch - inside),
+            **_progress(ready=current.batch, processed=current.batch, completed=current.batch - inside),
             "current": _tracker(ready=done, processed=done, completed=done - inside),
             "is_last_batch": False,
         }
-        # "Begun, and no batch of it done" is what makes Lightning run the whole validation first.
+        # A validation that has started without finishing a batch makes Lightning run all of it first.
         validation["total"] = _tracker(ready=int(validate), processed=0, completed=0)
         validation["current"] = _tracker(ready=0, processed=0, completed=0)
         if pl_module.automatic_optimization:
             optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
             stepped = optimizer["step"]["total"]["completed"]
             if inside and done % trainer.accumulate_grad_batches == 0:
-                stepped -= 1  # Lightning adds it back
+                stepped -= 1  # Lightning adds it again
             loops["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - int(validate)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._rng is None or trainer.global_rank >= len(self._rng["torch"]):
+        rng, rank = self._rng_to_restore, trainer.global_rank
+        if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return
-        states = {name: ranks[trainer.global_rank] for name, ranks in self._rng.items()}
-        set_rng_states(states, trainer.strategy.root_device)
-        self._rng = None
-
-
-def legs_of(state: dict[str, Any], n: int) -> list[Leg]:
-    """The legs of a saved run over `n` windows."""
-    return [Leg.from_dict(values, n) for values in state["legs"]]
+        set_rng_states({name: ranks[rank] for name, ranks in rng.items()}, trainer.strategy.root_device)
+        self._rng_to_restore = None
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError, naming what differs and both values, unless both see the same windows."""
+    """Raise ValueError unless two identities give the same windows; names each difference."""
     names = [name for name in saved if saved[name] != now.get(name)]
-    if saved["store"] == now["store"]:  # a corpus may have moved, as long as its tokens are the same
-        names = [name for name in names if name in DECIDE_WINDOWS]
+    if saved["store"] == now["store"]:  # a corpus may move, if its tokens stay the same
+        names = [name for name in names if name in (*WINDOW_OPTIONS, "train_tokens")]
     if not names:
         return
     differ = "; ".join(f"{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names)
     raise ValueError(
-        f"the checkpoint was made with other windows than this run's: {differ}. Set what the checkpoint "
-        "has, or load only its weights and fit without ckpt_path; batch_size and the number of devices "
-        "may change"
+        f"the checkpoint was made with other windows than this run's: {differ}. Set the checkpoint's "
+        "values, or load only its weights and fit without ckpt_path; batch_size and the number of "
+        "devices may change"
     )
 
 
-DECIDE_WINDOWS = (
-    "max_length",
-    "stride",
-    "val_fraction",
-    "test_fraction",
-    "shuffle",
-    "seed",
-    "train_tokens",
-)
-"""What must not change between a checkpoint and the run that goes on from it, besides the store."""
+def _segments_in(state: dict[str, Any], n: int) -> list[RunSegment]:
+    return [RunSegment.from_dict(values, n) for values in state["legs"]]
 
 
-def _validation_is_due(trainer: L.Trainer, leg: Leg, done: int) -> bool:
-    """Whether the Trainer validates after this many batches of the run, and of the epoch."""
+def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
+    """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, float):
-        interval = max(1, int(leg.limit * interval))
-    if not isinstance(interval, int):  # by the clock
+        interval = max(1, int(segment.limit * interval))
+    if not isinstance(interval, int):  # a time interval
         return False
     if epochs is None:
-        return leg.batch % interval == 0
-    return (leg.start.epoch + 1) % epochs == 0 and done % interval == 0
+        return segment.batch % interval == 0
+    return (segment.start.epoch + 1) % epochs == 0 and done % interval == 0
 
 
 def _progress(**counts: int) -> dict[str, dict[str, int]]:
@@ -254,3 +278,47 @@ def _progress(**counts: int) -> dict[str, dict[str, int]]:
 
 def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:
     return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
+
+
+# Random number generators of a process -------------------------------------------------------------
+
+
+def torch_states(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's global generators, uint8: "torch" for the CPU, "device" for another device."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def rng_states(device: torch.device) -> dict[str, Tensor]:
+    """`torch_states`, and the states of Python's and numpy's global generators, in fixed shapes.
+
+    "python" and "numpy" are int64 (627,): 624 words, the index of the next word, and the spare normal
+    deviate (whether there is one, and its bits).
+    """
+    _, words, spare = random.getstate()
+    _, keys, index, has_spare, numpy_spare = cast(tuple[Any, ...], np.random.get_state())
+    return torch_states(device) | {
+        "python": torch.tensor([*words, *_bits(spare)]),
+        "numpy": torch.tensor([*keys.tolist(), index, *_bits(numpy_spare if has_spare else None)]),
+    }
+
+
+def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set the global generators to the states that `rng_states` gave."""
+    torch.set_rng_state(states["torch"].clone())  # torch ignores the offset of a view
+    *words, has_spare, bits = states["python"].tolist()
+    random.setstate((3, tuple(words), _float(bits) if has_spare else None))
+    *keys, index, has_spare, bits = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), index, has_spare, _float(bits)))
+    if "device" in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states["device"].clone())
+
+
+def _bits(spare: float | None) -> tuple[int, int]:
+    return int(spare is not None), int(np.float64(spare or 0.0).view(np.int64))
+
+
+def _float(bits: int) -> float:
+    return float(np.int64(bits).view(np.float64))

@@ -1,4 +1,4 @@
-"""What a run over several processes takes from here, by name in its configuration."""
+"""Objects for runs with several processes, which name them in their configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lit_gptdata.text.document import Document
 
-PATIENCE_S = 3  # of a collective while the data is prepared
+PATIENCE_S = 3  # timeout of a collective while the data is prepared
 
 
 class SlowCorpus:

@@ -1,4 +1,4 @@
-"""The figures of the course's data chapter; the book comes over HTTP on loopback."""
+"""The numbers of the course's data chapter. The book comes over HTTP from this machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_create_dataloader(book):
     assert inputs.tolist() == INPUTS
 
 
-def test_the_licence_can_be_left_out(book, tmp_path):
+def test_strip_gutenberg_removes_the_license(book, tmp_path):
     data = GPTDataModule(book, strip_gutenberg=True, data_dir=tmp_path)
     data.prepare_data()
     data.setup()

@@ -1,6 +1,11 @@
+"""GPTDataModule on its own and under a Trainer: batches, splits, hyperparameters, messages."""
+
 from __future__ import annotations
 
+import inspect
+
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -38,7 +43,7 @@ def trainer(**options) -> L.Trainer:
     return L.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))
 
 
-def test_batches_are_pairs_of_int64(story, tmp_path):
+def test_batches_are_int64_inputs_and_targets(story, tmp_path):
     data = ready(story, tmp_path, batch_size=4)
     inputs, targets = next(iter(data.train_dataloader()))
     assert inputs.shape == targets.shape == (4, 8)
@@ -59,7 +64,7 @@ def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path
         assert data.train_windows[i][1].tolist() == ids[start + 1 : start + 9]
 
 
-def test_validation_comes_in_order_and_complete(story, tmp_path):
+def test_validation_is_complete_and_in_text_order(story, tmp_path):
     data = ready(story, tmp_path, val_fraction=0.2, test_fraction=0.1, batch_size=4)
     begin, end = data._split.val
     for loader in (data.val_dataloader(), data.predict_dataloader()):
@@ -74,9 +79,9 @@ def test_empty_splits_give_empty_lists(story, tmp_path):
     assert data._split.train == (0, data.store.n_tokens)
 
 
-def test_other_windows_tokenise_nothing(story, tmp_path, monkeypatch):
+def test_a_change_of_windows_tokenizes_nothing(story, tmp_path, monkeypatch):
     first = ready(story, tmp_path)
-    monkeypatch.setattr(build, "_build", lambda *_, **__: pytest.fail("tokenised again"))
+    monkeypatch.setattr(build, "_build", lambda *_, **__: pytest.fail("tokenized again"))
     for options in (
         {"max_length": 4},
         {"stride": 3},
@@ -88,16 +93,16 @@ def test_other_windows_tokenise_nothing(story, tmp_path, monkeypatch):
 
 
 def test_the_order_follows_the_seed(story, tmp_path):
-    def epoch(**options) -> list[int]:
+    def first_tokens(**options) -> list[int]:
         loader = ready(story, tmp_path, batch_size=1, **options).train_dataloader()
         return [int(x[0, 3]) for x, _ in loader]
 
-    assert epoch(seed=1) == epoch(seed=1)
-    assert epoch(seed=1) != epoch(seed=2)
-    assert sorted(epoch(seed=1)) == sorted(epoch(shuffle=False))
+    assert first_tokens(seed=1) == first_tokens(seed=1)
+    assert first_tokens(seed=1) != first_tokens(seed=2)
+    assert sorted(first_tokens(seed=1)) == sorted(first_tokens(shuffle=False))
 
 
-def test_it_fits_validates_tests_and_predicts(story, tmp_path):
+def test_a_trainer_fits_validates_tests_and_predicts(story, tmp_path):
     data = GPTDataModule(
         story, max_length=8, stride=8, val_fraction=0.1, test_fraction=0.1, data_dir=tmp_path / "data"
     )
@@ -145,13 +150,48 @@ def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path
     assert fitter.global_step == 4
 
 
-@pytest.mark.parametrize("corpus", ["sample", ListCorpus([TEXT])])
-def test_hparams_of_any_corpus_are_plain(corpus, tmp_path):
-    assert isinstance(GPTDataModule(corpus).hparams["corpus"], str)
-    assert GPTDataModule(tmp_path).hparams["corpus"] == str(tmp_path)
+def test_hparams_are_the_arguments_in_plain_values(tmp_path):
+    data = GPTDataModule(tmp_path, store_url=tmp_path, max_length=9)
+    assert list(data.hparams) == list(inspect.signature(GPTDataModule).parameters)
+    assert data.hparams["corpus"] == data.hparams["store_url"] == str(tmp_path)
+    assert data.hparams["max_length"] == data.max_length == 9
+    assert isinstance(GPTDataModule("sample").hparams["corpus"], str)
+    assert isinstance(GPTDataModule(ListCorpus([TEXT])).hparams["corpus"], str)
 
 
-def test_it_prints_what_it_holds(story, tmp_path):
+class BatchOfAllDevices(GPTDataModule):
+    """Changes one argument before it passes it on, and has another that no checkpoint can hold."""
+
+    def __init__(self, batch_size: int, devices: np.ndarray, **options) -> None:
+        super().__init__(batch_size=batch_size // len(devices), **options)
+
+
+class Holder(L.LightningModule):
+    """Builds a data module inside another Lightning object's __init__."""
+
+    def __init__(self, batch_size: int, corpus: str) -> None:
+        super().__init__()
+        self.data = GPTDataModule("sample", batch_size=batch_size // 2)
+
+
+def test_the_arguments_that_the_constructor_got_decide(story, tmp_path):
+    options = {"corpus": story, "max_length": 8, "stride": 8, "data_dir": tmp_path / "data"}
+    data = BatchOfAllDevices(8, np.arange(2), **options)
+    data.prepare_data()
+    data.setup()
+    assert (
+        len(next(iter(data.train_dataloader()))[0]) == data.batch_size == data.hparams["batch_size"] == 4
+    )
+    held = Holder(8, "frankenstein").data
+    assert (held.hparams["batch_size"], held.hparams["corpus"]) == (4, "sample")
+
+
+def test_contiguous_is_no_longer_an_option():
+    with pytest.raises(TypeError, match="contiguous"):
+        GPTDataModule(contiguous=True)
+
+
+def test_it_prints_its_corpus_tokens_and_windows(story, tmp_path):
     data = GPTDataModule(story, max_length=8, stride=4, data_dir=tmp_path / "data")
     assert "not prepared yet" in str(data)
     data.prepare_data()
@@ -164,9 +204,9 @@ def test_it_prints_what_it_holds(story, tmp_path):
     assert f"{len(data.val_windows):,} windows of 8 every 8 tokens" in printed
 
 
-def test_setup_before_prepare_data_says_so(story, tmp_path):
+def test_setup_before_prepare_data_names_the_missing_call(story, tmp_path):
     data = GPTDataModule(story, data_dir=tmp_path / "data")
-    with pytest.raises(RuntimeError, match=r"not tokenised yet under .*: call prepare_data\(\) first"):
+    with pytest.raises(RuntimeError, match=r"not tokenized yet under .*: call prepare_data\(\) first"):
         data.setup()
     with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
         _ = data.store
@@ -188,7 +228,7 @@ def test_options_are_checked_when_constructed(options, message):
         GPTDataModule(**options)
 
 
-def test_construction_touches_nothing(tmp_path, monkeypatch):
+def test_the_constructor_writes_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     GPTDataModule()
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped: same windows, same weights."""
+"""A run that stops and resumes has the same windows and weights as a run that never stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_gptdata.windows.order import EpochOrder
+from lit_gptdata.windows.order import EpochPermutation
 from tests.runs import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
 
 pytestmark = [
@@ -28,13 +28,13 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 
-LIMITS = {  # into a third epoch; steps by accumulate_grad_batches, an epoch's last step may have fewer
+LIMITS = {  # by accumulate_grad_batches, up to the third epoch; an epoch's last step may be smaller
     "max_steps": {1: 60, 3: 22, 4: 17},
     "max_epochs": {1: 3, 3: 3, 4: 3},
 }
-AT = {1: 10, 2: EPOCH_BATCHES + 10}  # a batch in the middle of the epoch, and of accumulation
+STOP_AT = {1: 10, 2: EPOCH_BATCHES + 10}  # a batch inside the epoch, and inside an accumulation
 
-WAYS = {
+SAVED_BY = {
     "by step": {"every_n_train_steps": 2},
     "at a validation": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
     "at an epoch's end": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
@@ -54,7 +54,7 @@ GRID = [
             ("SIGTERM", 3, 2, "max_epochs", 2),
         }
     ]
-    for cell in itertools.product(WAYS, (1, 3, 4), (0, 2), ("max_steps", "max_epochs"), (1, 2))
+    for cell in itertools.product(SAVED_BY, (1, 3, 4), (0, 2), ("max_steps", "max_epochs"), (1, 2))
 ]
 
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory) -> Path:
 
 @functools.cache
 def uninterrupted(folder: Path, accumulate: int, limit: str):
-    """The run that the others are compared with."""
+    """The run that resumed runs are compared with."""
     return train(folder, **run_options(accumulate, limit))
 
 
@@ -78,54 +78,53 @@ def run_options(accumulate: int, limit: str) -> dict:
     }
 
 
-@pytest.mark.parametrize(("way", "accumulate", "workers", "limit", "epoch"), GRID)
-def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    folder, tmp_path, way, accumulate, workers, limit, epoch
+@pytest.mark.parametrize(("saved_by", "accumulate", "workers", "limit", "epoch"), GRID)
+def test_a_resumed_run_equals_a_run_that_never_stops(
+    folder, tmp_path, saved_by, accumulate, workers, limit, epoch
 ):
     whole, weights = uninterrupted(folder, accumulate, limit)
-    assert len(whole.seen) > AT[2]
+    assert len(whole.seen) > STOP_AT[2]
     options = run_options(accumulate, limit)
     options |= {"data": {"num_workers": workers}}
-    save = {"dirpath": tmp_path, "filename": "{epoch}-{step}", **WAYS[way]}
-    stop = {"stop": way, "stop_at": AT[epoch]} if way in ("exception", "SIGTERM", "SIGKILL") else {}
-    if way == "SIGKILL":
+    save = {"dirpath": tmp_path, "filename": "{epoch}-{step}", **SAVED_BY[saved_by]}
+    stops = saved_by in ("exception", "SIGTERM", "SIGKILL")
+    stop = {"stop": saved_by, "stop_at": STOP_AT[epoch]} if stops else {}
+    if saved_by == "SIGKILL":
         job = {"folder": str(folder), "out": str(tmp_path / "out"), **options, **stop}
         assert run_jobs([job | {"save": save | {"dirpath": str(tmp_path)}}], tmp_path) == -signal.SIGKILL
     else:
         first, _ = train(folder, save=save, **options, **stop)
         assert first.seen == whole.seen[: len(first.seen)]
-        assert len(first.seen) == (AT[epoch] + 1 if stop else len(whole.seen))
-    ckpt = checkpoint(tmp_path, way, epoch)
+        assert len(first.seen) == (STOP_AT[epoch] + 1 if stops else len(whole.seen))
+    ckpt = checkpoint(tmp_path, saved_by, epoch)
     resumed, resumed_weights = train(folder, ckpt_path=ckpt, save=save, **options)
 
     assert resumed.seen
     assert resumed.seen == whole.seen[len(whole.seen) - len(resumed.seen) :]
     first_batch = len(whole.seen) - len(resumed.seen)
-    assert first_batch % EPOCH_BATCHES % accumulate == 0, "gradients of a part of a step are lost"
-    if stop:
-        assert AT[epoch] - first_batch <= (accumulate if way != "SIGKILL" else 2 * accumulate)
+    assert first_batch % EPOCH_BATCHES % accumulate == 0, "it starts with a whole optimizer step"
+    if stops:
+        assert STOP_AT[epoch] - first_batch <= (accumulate if saved_by != "SIGKILL" else 2 * accumulate)
     assert weights.keys() == resumed_weights.keys()
     for name, weight in weights.items():
         assert torch.equal(weight, resumed_weights[name]), name
-    # what a checkpoint at a validation has validated already
-    assert (
-        resumed.validated_at == whole.validated_at[len(whole.validated_at) - len(resumed.validated_at) :]
-    )
-    assert resumed.val_loss == whole.val_loss[len(whole.val_loss) - len(resumed.val_loss) :]
+    n = len(whole.val_loss) - len(resumed.val_loss)  # validations before the checkpoint do not repeat
+    assert resumed.validated_at == whole.validated_at[n:]
+    assert resumed.val_loss == whole.val_loss[n:]
 
 
-def checkpoint(folder: Path, way: str, epoch: int) -> Path:
-    """The last one in the epoch, or in its middle."""
+def checkpoint(folder: Path, saved_by: str, epoch: int) -> Path:
+    """The last checkpoint of the epoch, or the last one before the stop."""
     steps = {p: int(p.stem.split("step=")[1]) for p in folder.glob("*.ckpt")}
     batches = {p: torch.load(p, weights_only=True)["GPTDataModule"]["batches"] for p in steps}
-    if way == "at an epoch's end":
+    if saved_by == "at an epoch's end":
         return next(p for p in batches if batches[p] == epoch * EPOCH_BATCHES)
-    within = [p for p in steps if (epoch - 1) * EPOCH_BATCHES < batches[p] <= AT[epoch] + 1]
+    within = [p for p in steps if (epoch - 1) * EPOCH_BATCHES < batches[p] <= STOP_AT[epoch] + 1]
     return max(within, key=lambda p: (batches[p], p.stat().st_mtime))
 
 
 def run_jobs(jobs: list[dict], folder: Path, **options) -> int:
-    """Run jobs in a process of their own, or with `devices` in several; the exit status."""
+    """Run jobs in a subprocess, or with `devices` in several ones; returns the exit status."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
     done = subprocess.run(
@@ -148,7 +147,7 @@ SAVE_5 = {"filename": "{step}", "every_n_train_steps": 5}
 
 
 def results(folder: Path) -> list[dict]:
-    """What the ranks of a job wrote."""
+    """The results that the ranks of a job wrote."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
@@ -158,8 +157,8 @@ def seen_by_all(ranks: list[dict]) -> list[list[int]]:
 
 
 def order_from(epoch: int, index: int, width: int) -> list[list[int]]:
-    """The steps that are left of an epoch, as the order says; its tail is left out."""
-    order = EpochOrder(n=N_WINDOWS, seed=0, epoch=epoch).at(np.arange(N_WINDOWS))[index:].tolist()
+    """The remaining steps of an epoch in its order, without the tail."""
+    order = EpochPermutation(n=N_WINDOWS, seed=0, epoch=epoch).at(np.arange(N_WINDOWS))[index:].tolist()
     return [order[i : i + width] for i in range(0, len(order) - width + 1, width)]
 
 
@@ -171,7 +170,7 @@ def ranks_job(folder: Path, name: str, devices: int, batch_size: int, **options)
 
 @pytest.fixture(scope="module")
 def two_ranks(folder) -> Path:
-    """Runs on 2 ranks: two epochs of 2 × 4 that save at step 5, that resumed, and validation."""
+    """Runs on 2 ranks: two epochs of 2 × 4 windows per step that save at step 5, resumes, validation."""
     ckpt = str(folder / "ckpt" / "step=5.ckpt")
     save = SAVE_5 | {"dirpath": str(folder / "ckpt")}
     jobs = [
@@ -185,13 +184,13 @@ def two_ranks(folder) -> Path:
     return folder
 
 
-def test_two_ranks_see_what_one_sees(two_ranks):
+def test_two_ranks_see_the_same_steps_as_one(two_ranks):
     ranks = results(two_ranks / "whole")
     assert len(ranks) == 2
     assert seen_by_all(ranks) == order_from(0, 0, 8) + order_from(1, 0, 8)
 
 
-def test_batch_at_is_what_every_rank_saw_of_two_epochs(two_ranks):
+def test_batch_at_equals_what_every_rank_saw_in_two_epochs(two_ranks):
     ranks = results(two_ranks / "whole")
     for number, rank in enumerate(ranks):
         assert [step[number] for step in rank["batch_at"]] == rank["seen"]
@@ -210,7 +209,7 @@ def test_two_ranks_resume_with_the_same_weights(two_ranks):
 
 
 @pytest.mark.parametrize("resumed", ["2x2", "2x6"])
-def test_two_ranks_go_on_with_another_batch_size(two_ranks, resumed):
+def test_two_ranks_resume_with_another_batch_size(two_ranks, resumed):
     width = 2 * int(resumed[-1])
     ranks = results(two_ranks / resumed)
     assert seen_by_all(ranks) == order_from(0, 5 * 8, width) + order_from(1, 0, width)
@@ -219,7 +218,7 @@ def test_two_ranks_go_on_with_another_batch_size(two_ranks, resumed):
 
 
 @pytest.mark.parametrize("batch_size", [8, 4])
-def test_one_rank_goes_on_where_two_stopped(two_ranks, batch_size):
+def test_one_rank_resumes_where_two_stopped(two_ranks, batch_size):
     ckpt = two_ranks / "ckpt" / "step=5.ckpt"
     data = {"batch_size": batch_size}
     alone, _ = train(two_ranks, data=data, save=SAVE_5, ckpt_path=ckpt, max_epochs=2)
@@ -227,7 +226,7 @@ def test_one_rank_goes_on_where_two_stopped(two_ranks, batch_size):
 
 
 @pytest.mark.heavy
-def test_four_ranks_go_on_where_two_stopped(two_ranks):
+def test_four_ranks_resume_where_two_stopped(two_ranks):
     ckpt = str(two_ranks / "ckpt" / "step=5.ckpt")
     jobs = [ranks_job(two_ranks, "4x2", 4, 2, max_epochs=2, ckpt_path=ckpt)]
     assert run_jobs(jobs, two_ranks) == 0

@@ -35,7 +35,7 @@ def show(args: argparse.Namespace) -> None:
     data = open_data(overrides)
     if kind == "step":
         windows = data.windows_at(number)
-        print(f"step {number:,}: {len(windows):,} windows, seed {data.hparams['seed']}\n")
+        print(f"step {number:,}: {len(windows):,} windows, seed {data.seed}\n")
     else:
         n = len(data.train_windows)
         if not 0 <= number < n:

@@ -48,7 +48,7 @@ class TokenBudget(L.Callback):
                 f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
                 " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
             )
-        tokens_per_batch = data.train_steps.width * data.hparams["max_length"]  # over all ranks
+        tokens_per_batch = data.train_steps.width * data.max_length  # over all ranks
         self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
         if self.max_tokens is not None and (self._sets_max_steps or trainer.max_steps == -1):
             self._sets_max_steps = True
@@ -59,7 +59,7 @@ class TokenBudget(L.Callback):
 
     def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0) -> None:
         """Set max_steps so that the run ends `tokens` tokens after optimizer step `steps_done`."""
-        steps, length = data.train_steps, data.hparams["max_length"]
+        steps, length = data.train_steps, data.max_length
         batches = steps.limited(trainer.limit_train_batches)
         if not batches:  # Lightning itself reports that there is nothing to train on
             return

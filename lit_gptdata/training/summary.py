@@ -25,7 +25,7 @@ def summarize(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: 
     rows = {
         "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
         "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",
-        "windows": f"{window_counts}, {data.hparams['max_length']} tokens each",
+        "windows": f"{window_counts}, {data.max_length} tokens each",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "tokens/s": _number(metrics.get("tokens_per_second"), ",.0f"),
     }

@@ -1,6 +1,6 @@
-"""Windows over tokens: any of them in one look, a whole batch in one gather.
+"""Windows over tokens. Any window is a view of the tokens, and a whole batch is one gather.
 
-WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), targets (4,): one token later
+WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), and targets (4,) one token later
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import tiktoken
 
 Batch = tuple[Tensor, Tensor]
-"""(inputs, targets), int64 (B, max_length), targets one token later."""
+"""(inputs, targets), int64 (B, max_length). Targets are the inputs one token later."""
 
 IGNORE_INDEX = -100
-"""The target that no loss counts: `torch.nn.functional.cross_entropy`'s default."""
+"""The target that losses skip: the default of `torch.nn.functional.cross_entropy`."""
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """The windows of the tokens [begin, end): index → (inputs, targets), two int64 (max_length,).
+    """The windows of the tokens [begin, end): index → (inputs, targets), both int64 (max_length,).
 
-    `fill`: False for training windows; True for val and test, where every token with a predecessor is
-    scored and the last window is filled up with input 0 and target -100.
+    `pad`: False for train windows. True for val and test windows: every token with a predecessor is
+    scored, and the last window is padded with input 0 and target -100.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         end: int,
         max_length: int,
         stride: int,
-        fill: bool = False,
+        pad: bool = False,
     ) -> None:
         check_lengths(max_length, stride)
         self.tokens = tokens
         self.begin, self.end = begin, end
-        self.spans = Spans(n_tokens=end - begin, max_length=max_length, stride=stride, fill=fill)
+        self.spans = Spans(n_tokens=end - begin, max_length=max_length, stride=stride, pad=pad)
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -60,26 +60,32 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         inputs, targets = self.batch([index % n])
         return inputs[0], targets[0]
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Windows by index, each within [0, len): (B,) → inputs, targets, int64 (B, max_length).
+    def __repr__(self) -> str:
+        return (
+            f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens, over "
+            f"tokens [{self.begin:,}, {self.end:,})"
+        )
 
-        With `fill`, an index from len on gives a filler: inputs 0, targets -100.
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Windows by index, each in [0, len): (B,) → inputs, targets, int64 (B, max_length).
+
+        With `pad`, an index of len or more gives a window of padding: inputs 0, targets -100.
         """
         starts = np.asarray(indices, dtype=np.int64) * self.spans.stride
-        if not self.spans.fill:
+        if not self.spans.pad:
             return split(self.tokens.gather(starts + self.begin, self.spans.max_length + 1))
-        inputs, targets = split(self._filled(starts))
+        inputs, targets = split(self._padded(starts))
         n_targets = self.spans.n_tokens - 1 - starts[:, None]  # (B, 1)
         beyond = torch.from_numpy(np.arange(self.spans.max_length) >= n_targets)  # (B, L)
         return inputs.masked_fill_(beyond, 0), targets.masked_fill_(beyond, IGNORE_INDEX)
 
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Training windows, `size` at a time: (N,) → (size, max_length + 1), dtype of the tokens."""
+        """Train windows, `size` at a time: (N,) → (size, max_length + 1), in the dtype of the tokens."""
         starts = indices * self.spans.stride + self.begin
         return self.tokens.batches(starts, self.spans.max_length + 1, size)
 
     def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
-        """`batches` as they are, of the windows in `blocks`, `size` each; see `Tokens.ahead`."""
+        """Pass on `batches`, which hold the windows in `blocks`, `size` each; see `Tokens.ahead`."""
         plan = (
             block[i : i + size] * self.spans.stride + self.begin
             for block in blocks
@@ -87,40 +93,32 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         )
         return self.tokens.ahead(batches, plan, self.spans.max_length + 1)
 
-    def _filled(self, starts: np.ndarray) -> np.ndarray:
-        """(B,) → (B, max_length + 1), with zeros beyond the range's end."""
+    def _padded(self, starts: np.ndarray) -> np.ndarray:
+        """Gather windows (B,) → (B, max_length + 1), with zeros after the end of the range."""
         spans = self.spans
         ids = np.zeros((len(starts), spans.max_length + 1), self.tokens.dtype)
-        whole = starts + spans.max_length + 1 <= spans.n_tokens
-        ids[whole] = self.tokens.gather(starts[whole] + self.begin, spans.max_length + 1)
-        for row in np.flatnonzero(~whole).tolist():
+        full = starts + spans.max_length + 1 <= spans.n_tokens
+        ids[full] = self.tokens.gather(starts[full] + self.begin, spans.max_length + 1)
+        for row in np.flatnonzero(~full).tolist():
             rest = self.tokens[self.begin + int(starts[row]) : self.end]
             ids[row, : len(rest)] = rest
         return ids
 
 
 def split(ids: np.ndarray) -> Batch:
-    """Windows (B, L + 1) → inputs, targets, int64 (B, L), contiguous."""
+    """Split windows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
     pair = np.empty((2, len(ids), ids.shape[1] - 1), np.int64)
     pair[0] = ids[:, :-1]
     pair[1] = ids[:, 1:]
     return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
 
 
-def split_into_views(ids: np.ndarray) -> Batch:
-    """As `split`, in less time: both are views of one tensor, on which `.view(-1)` fails."""
-    wide = ids.astype(np.int64)
-    return torch.from_numpy(wide[:, :-1]), torch.from_numpy(wide[:, 1:])
-
-
 class WindowDataset(Windows):
-    """The course's dataset: a text, encoded, as windows of `max_length` tokens every `stride` tokens.
+    """The course's dataset: a text as windows of `max_length` tokens every `stride` tokens.
 
-    `text`: str. `tokenizer`: a `tiktoken.Encoding`, the name of one, or a `Tokenizer`;
-    `<|endoftext|>` in the text is the special token, as in the course.
-
-    Raises ValueError if the text has fewer than `max_length + 1` tokens, TypeError for a text that
-    is no str.
+    `tokenizer`: a `tiktoken.Encoding`, its name, or a `Tokenizer`. As in the course, `<|endoftext|>` in
+    the text is the special token. Raises ValueError if the text has fewer than `max_length + 1` tokens,
+    and TypeError if it is not a str.
     """
 
     def __init__(
@@ -142,11 +140,11 @@ class WindowDataset(Windows):
         super().__init__(Tokens([ids]), begin=0, end=len(ids), max_length=max_length, stride=stride)
 
 
-def check_enough(n_tokens: int, max_length: int, what: str) -> None:
-    """Raise ValueError if there is no full window in `n_tokens` tokens."""
+def check_enough(n_tokens: int, max_length: int, name: str) -> None:
+    """Raise ValueError, about what `name` names, if `n_tokens` tokens do not make a full window."""
     if n_tokens < max_length + 1:
         raise ValueError(
-            f"{what} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "
-            f"{max_length + 1:,} (the last target is one token later). Give more text, or set "
+            f"{name} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "
+            f"{max_length + 1:,}, because the last target is one token later. Give more text, or set "
             f"max_length <= {max(1, n_tokens - 1)}"
         )

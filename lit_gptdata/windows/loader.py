@@ -1,4 +1,4 @@
-"""A DataLoader over windows, in a seeded order.
+"""A DataLoader over windows in a seeded order.
 
 create_dataloader(text, batch_size=4, max_length=256, stride=128)  ->  (inputs, targets), (4, 256) each
 """
@@ -15,31 +15,28 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 from lit_gptdata._checks import check_at_least
-from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split, split_into_views
-from lit_gptdata.windows.order import EpochOrder
+from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.steps import Position, Steps
 
 BLOCK = 16_384
-"""Positions that are turned into windows at a time: enough that Python's cost a call disappears."""
+"""Positions that become windows in one call. The cost of a Python call is negligible for so many."""
 
+BatchFormat = Literal["tuple", "compact"]
+"""What a train loader yields. "tuple": (inputs, targets). "compact": windows as they are in the store,
+(B, max_length + 1), uint16 or uint32, which are split later on the device."""
 
-Form = Literal["contiguous", "views", "compact"]
-"""What a training loader gives: two tensors of their own, two views of one, or the windows as they lie
-in the store, (B, max_length + 1), uint16 or uint32, to be split later."""
-
-
-FORMS: dict[Form, Callable[[np.ndarray], Batch | Tensor]] = {
-    "contiguous": split,
-    "views": split_into_views,
+CONVERTERS: dict[BatchFormat, Callable[[np.ndarray], Batch | Tensor]] = {
+    "tuple": split,
     "compact": torch.from_numpy,
 }
 
 
 class WindowSampler(DistributedSampler[Any]):
-    """A rank's slice of every step of an epoch, in the order of (seed, epoch).
+    """One rank's slice of every step of an epoch, in the order that (seed, epoch) gives.
 
-    `seed=None`: in the text's order. Each `iter()` begins the next epoch, if `set_epoch` does not say
-    which. It is a DistributedSampler because Lightning calls its `set_epoch` and leaves it in place.
+    `seed=None` means text order. Without `set_epoch`, each `iter()` starts the next epoch. Lightning
+    calls `set_epoch` on a DistributedSampler and does not replace it, so this class is one.
     """
 
     def __init__(self, steps: Steps, *, seed: int | None, rank: int = 0) -> None:
@@ -47,55 +44,55 @@ class WindowSampler(DistributedSampler[Any]):
         self.start_at(Position(0, 0))
 
     def start_at(self, position: Position) -> None:
-        """Begin with this epoch, at this index; other epochs begin at 0."""
+        """Start with this epoch, at this index. Other epochs start at index 0."""
         self.start, self.epoch = position, position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next `iter()`, counted from 0."""
+        """Set the epoch of the next `iter()`, counted from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         return (window for block in self.blocks() for window in block.tolist())
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The next epoch's windows, int64, in blocks of whole batches; the last may be smaller."""
+        """Start the next epoch: its windows, int64, in blocks of whole batches except for the last."""
         blocks = self.upcoming()
         self.epoch += 1
         return blocks
 
     def upcoming(self) -> Iterator[np.ndarray]:
-        """The blocks that the next `iter()` or `blocks()` gives."""
+        """The blocks that the next `iter()` or `blocks()` will give."""
         epoch = self.epoch
         index = self.start.index if epoch == self.start.epoch else 0
-        order = EpochOrder(n=self.steps.n, seed=self.order_seed, epoch=epoch)
-        return (order.at(positions) for positions in self._positions(index))
+        permutation = EpochPermutation(n=self.steps.n, seed=self.order_seed, epoch=epoch)
+        return (permutation.at(positions) for positions in self._positions(index))
 
     def _positions(self, index: int) -> Iterator[np.ndarray]:
-        """The rank's positions from position `index` on, about BLOCK at a time."""
+        """The rank's positions from `index` on, about BLOCK at a time."""
         steps = self.steps
-        left, full = steps.left(index), (steps.n - index) // steps.width
-        at_a_time = max(1, BLOCK // steps.batch_size)
-        for step in range(0, full, at_a_time):
-            begins = index + np.arange(step, min(step + at_a_time, full)) * steps.width  # (S,)
+        full = (steps.n - index) // steps.width
+        block_steps = max(1, BLOCK // steps.batch_size)
+        for step in range(0, full, block_steps):
+            begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
             slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
             yield slices.ravel()  # (S, B) → (S * B,)
-        if left > full:
-            yield np.arange(*steps.share(index + full * steps.width, self.rank))
+        if steps.remaining(index) > full:
+            yield np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
 
     def __len__(self) -> int:
-        """Windows that the rank has of a whole epoch, whatever of the first is left to do."""
+        """Windows that the rank has in a whole epoch, even if the first one starts later."""
         steps = self.steps
         full = steps.n // steps.width
-        begin, end = steps.share(full * steps.width, self.rank) if steps.left() > full else (0, 0)
-        return full * steps.batch_size + end - begin
+        tail = steps.rank_slice(full * steps.width, self.rank) if steps.remaining() > full else (0, 0)
+        return full * steps.batch_size + tail[1] - tail[0]
 
 
 class _Batches(Dataset[Batch]):
-    """Lets a DataLoader ask for a batch's windows together: one gather, not B items and a stack."""
+    """Gives a DataLoader all windows of a batch in one gather, without a stack of single items."""
 
-    def __init__(self, windows: Windows, form: Form) -> None:
-        self.windows, self.form = windows, form
-        self.waited = 0.0  # seconds that whoever iterates has waited for batches
+    def __init__(self, windows: Windows, batch_format: BatchFormat) -> None:
+        self.windows, self.batch_format = windows, batch_format
+        self.waited = 0.0  # seconds that the consumer of the loader has waited for batches
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -104,26 +101,26 @@ class _Batches(Dataset[Batch]):
         return self.windows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | Tensor:
-        if self.windows.spans.fill:
+        if self.windows.spans.pad:
             return self.windows.batch(indices)
-        # Worker processes send an eighth of the bytes this way; whoever asked them splits.
+        # A worker process sends compact windows, an eighth of the bytes. The main process splits them.
         return torch.from_numpy(next(self.windows.ids(np.asarray(indices), len(indices))))
 
     def inline(self, sampler: WindowSampler) -> Iterator[Batch | Tensor]:
-        """An epoch's batches without the DataLoader's machinery, which costs more than they do."""
+        """The batches of an epoch without DataLoader's machinery, which costs more than the batches."""
         size = sampler.steps.batch_size
         for block in sampler.blocks():
-            if self.windows.spans.fill:
+            if self.windows.spans.pad:
                 for begin in range(0, len(block), size):
                     yield self.windows.batch(block[begin : begin + size])
             else:
-                yield from map(FORMS[self.form], self.windows.ids(block, size))
+                yield from map(CONVERTERS[self.batch_format], self.windows.ids(block, size))
 
 
 class WindowLoader(DataLoader[Any]):
-    """A DataLoader that begins, and starts its workers, when the first batch is asked for.
+    """A DataLoader that starts, together with its workers, at the request for the first batch.
 
-    Lightning asks for an iterator before it has restored a checkpoint and before `set_epoch`.
+    Lightning asks for an iterator before it restores a checkpoint and before it calls `set_epoch`.
     """
 
     dataset: _Batches
@@ -139,8 +136,7 @@ class WindowLoader(DataLoader[Any]):
             yield batch
 
     def _batches(self) -> Iterator[Batch | Tensor]:
-        # Lightning puts another sampler, or a batch sampler that takes notes, in place to overfit
-        # and to predict.
+        # Lightning replaces the sampler to overfit, and the batch sampler to predict.
         sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
         if not isinstance(sampler, WindowSampler) or not untouched:
             return self._loaded()
@@ -149,11 +145,12 @@ class WindowLoader(DataLoader[Any]):
         return self.dataset.windows.ahead(batches, upcoming, sampler.steps.batch_size)
 
     def _loaded(self) -> Iterator[Batch | Tensor]:
+        convert = CONVERTERS[self.dataset.batch_format]
         for batch in super().__iter__():
-            yield FORMS[self.dataset.form](batch.numpy()) if isinstance(batch, Tensor) else batch
+            yield convert(batch.numpy()) if isinstance(batch, Tensor) else batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -164,15 +161,15 @@ def window_loader(
     seed: int | None,
     rank: int = 0,
     num_workers: int = 0,
-    form: Form = "contiguous",
+    batch_format: BatchFormat = "tuple",
 ) -> WindowLoader:
-    """A DataLoader of a rank's (inputs, targets), int64 (batch_size, max_length).
+    """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
 
-    `seed=None`: in the text's order. `form`: of training windows. Raises ValueError if `num_workers`
-    is negative, or if there is not one batch.
+    `seed=None` means text order. `batch_format` applies to train windows. Raises ValueError if
+    `num_workers` is negative, or if the windows do not make a single batch.
     """
     check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
-    if not steps.left():
+    if not steps.remaining():
         ranks = f" on {steps.world_size} ranks" if steps.world_size > 1 else ""
         raise ValueError(
             f"batch_size={steps.batch_size}{ranks} with drop_last={steps.tail == 'drop'} leaves no "
@@ -180,13 +177,14 @@ def window_loader(
             "a smaller stride, or drop_last=False"
         )
     return WindowLoader(
-        _Batches(windows, form),
+        _Batches(windows, batch_format),
         batch_size=steps.batch_size,
         sampler=WindowSampler(steps, seed=seed, rank=rank),
         drop_last=steps.tail == "drop",
         num_workers=num_workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else each iter() draws from the global one, which dropout uses
+        collate_fn=_identity,
+        # Without a generator, each iter() draws from the global one, which dropout uses.
+        generator=torch.Generator(),
     )
 
 
@@ -199,10 +197,10 @@ def create_dataloader(
     drop_last: bool = True,
     num_workers: int = 0,
 ) -> DataLoader[Batch]:
-    """The course's helper: a text, encoded as gpt2, as batches of windows.
+    """The course's helper: a text, tokenized as gpt2, in batches of windows.
 
-    Unshuffled, the windows come in the text's order; shuffled, each `iter()` has every window once in
-    an order of its own, which `torch.manual_seed` before this call decides.
+    Without `shuffle`, the windows are in text order. With it, each `iter()` gives every window once in
+    a new order, which `torch.manual_seed` before this call determines.
     """
     check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
     windows = WindowDataset(text, "gpt2", max_length=max_length, stride=stride)

@@ -1,6 +1,6 @@
-"""The order of an epoch: what stands at position p of epoch e is a pure function of (seed, e, p).
+"""The order of an epoch. The window at position p of epoch e is a pure function of (seed, e, p).
 
-EpochOrder(n=5, seed=0, epoch=0).at(np.arange(5))  ->  array([...]) some permutation of 0..4
+EpochPermutation(n=5, seed=0, epoch=0).at(np.arange(5))  ->  the numbers 0 to 4 in some order
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALL = 2**20
-"""Below it an order is a table of 4 bytes a window; from it on nothing is kept at all."""
+"""Below this number of windows, a permutation is a table with 4 bytes per window. From it on, nothing
+is stored."""
 
 ROUNDS = 6
-"""Of the Feistel network; 4 already look random in a chi-square test, so there is some to spare."""
+"""Rounds of the Feistel network. Four pass a chi-square test of randomness; two more are a reserve."""
 
 # SplitMix64's constants: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-# OOPSLA 2014. It is a mixer of 64 bits, not a cipher.
+# OOPSLA 2014. It mixes 64 bits; it is not a cipher.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -25,8 +26,8 @@ _HALF = np.uint64(32)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function on uint64, a bijection of 64 bits."""
-    z = values + _GAMMA  # array arithmetic wraps silently, as wanted
+    """SplitMix64's output function, a bijection on uint64."""
+    z = values + _GAMMA  # overflow is intended; numpy arrays wrap without a warning
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     mixed: np.ndarray = z ^ (z >> np.uint64(31))
@@ -34,20 +35,20 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochOrder:
+class EpochPermutation:
     """A seeded permutation of [0, n), the same on every machine and with every library version."""
 
     n: int
-    """How many windows; below 2**63."""
+    """Number of windows, below 2**63."""
 
     seed: int | None
-    """Any integer; taken modulo 2**64. None: the text's own order, in every epoch."""
+    """Any integer, taken modulo 2**64. None: text order in every epoch."""
 
     epoch: int
-    """Counted from 0; every epoch has an order of its own."""
+    """Counted from 0. Every epoch has a different permutation."""
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """The windows at `positions`, each within [0, n): int64 (B,) → int64 (B,)."""
+        """The windows at `positions`, each in [0, n): int64 (B,) → int64 (B,)."""
         if self.seed is None:
             return positions
         if self.n >= SMALL:
@@ -61,25 +62,25 @@ class EpochOrder:
     @functools.cached_property
     def _table(self) -> np.ndarray:
         assert self.seed is not None
-        # A stable argsort of keyed hashes: it is unbiased however small n is, which a Feistel network
-        # is not, and stays the same for good, unlike the results of numpy's or torch's shuffle.
+        # A stable argsort of keyed hashes is unbiased for every n, while a Feistel network is biased
+        # for a small one. It also never changes, unlike the results of numpy's or torch's shuffle.
         keyed = mix(mix(np.arange(self.n, dtype=np.uint64)) ^ self._key(self.seed))
         return np.argsort(keyed, kind="stable").astype(np.int32)
 
 
 def feistel(positions: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """A keyed permutation of [0, n) without a table: int64 (B,) → int64 (B,); `key`: uint64 (1,).
+    """Permute [0, n) under a key without a table: int64 (B,) → int64 (B,); `key`: uint64 (1,).
 
-    Generalised Feistel network and cycle-walking: Black and Rogaway, "Ciphers with arbitrary finite
-    domains", CT-RSA 2002. A position is (left, right) with `right` of half the bits and `left` in
-    [0, n_left), so that n_left * 2**bits exceeds n by less than 2**bits and walking is rare.
+    A generalized Feistel network with cycle-walking: Black and Rogaway, "Ciphers with arbitrary finite
+    domains", CT-RSA 2002. A position is (left, right): `right` has half of the bits, and `left` is in
+    [0, n_left). So n_left * 2**bits exceeds n by less than 2**bits, and walking is rare.
     """
     bits = (n - 1).bit_length() // 2
     n_left = np.uint64(-(-n >> bits))
     keys = mix(key + np.arange(ROUNDS, dtype=np.uint64) * _GAMMA)
     permuted = _rounds(positions.astype(np.uint64), np.uint64(bits), n_left, keys)
     outside = np.flatnonzero(permuted >= n)
-    while len(outside):  # the cycle that began inside comes back inside
+    while len(outside):  # each cycle started inside [0, n), so it returns there
         walked = _rounds(permuted[outside], np.uint64(bits), n_left, keys)
         permuted[outside] = walked
         outside = outside[walked >= n]
@@ -89,9 +90,9 @@ def feistel(positions: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 def _rounds(x: np.ndarray, bits: np.uint64, n_left: np.uint64, keys: np.ndarray) -> np.ndarray:
     left, right = x >> bits, x & ((np.uint64(1) << bits) - np.uint64(1))
     for i in range(0, ROUNDS, 2):
-        # The upper 32 bits of the hash as a fraction of n_left, added modulo n_left.
+        # The upper 32 bits of the hash, as a fraction of n_left, are added modulo n_left.
         left += ((_hash(right, keys[i]) >> _HALF) * n_left) >> _HALF
-        np.minimum(left, left - n_left, out=left)  # unsigned: left < n_left wraps to a huge number
+        np.minimum(left, left - n_left, out=left)  # unsigned: a negative difference wraps to a huge one
         right ^= _hash(left, keys[i + 1]) >> (np.uint64(64) - bits)
     joined: np.ndarray = (left << bits) | right
     return joined

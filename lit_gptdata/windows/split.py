@@ -1,4 +1,4 @@
-"""Train, val and test as ranges of tokens, cut before there are windows, so that none crosses a cut."""
+"""Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Split:
 
 
 def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -> Split:
-    """Cut a store by UTF-8 bytes of its text, so that every tokenizer gets the same text.
+    """Cut a store at fractions of its UTF-8 bytes, so that every tokenizer splits the same text.
 
-    A cut falls on the nearest document boundary if one lies within 1 % of the corpus, else before a
-    word inside the document. Raises ValueError for a fraction that leaves a split without a target.
+    A cut moves to the nearest document boundary within 1 % of the corpus. Without one, it moves to the
+    start of a word. Raises ValueError for a fraction that leaves val or test without a target.
     """
     check_fractions(val_fraction, test_fraction)
     n = store.n_tokens
@@ -32,18 +32,16 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
         if fraction and end - begin < 2:
             raise ValueError(
                 f"{name}_fraction={fraction} leaves {end - begin} of {n:,} tokens for the {name} split, "
-                f"too few for a window (2). Raise {name}_fraction, set it to 0, or give more text"
+                f"but a window needs 2. Raise {name}_fraction, set it to 0, or give more text"
             )
     return split
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raise ValueError unless both lie in [0, 1) and leave something to train on."""
+    """Raise ValueError unless both are in [0, 1) and leave some text to train on."""
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise ValueError(
-                f"{name}={value!r} is no share of the corpus: give a number in [0, 1), such as 0.1"
-            )
+            raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")
     if val_fraction + test_fraction >= 1:
         raise ValueError(
             f"val_fraction={val_fraction} and test_fraction={test_fraction} sum to "
@@ -51,7 +49,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
         )
 
 
-def _cut(store: TokenStore, share: float) -> int:
-    byte = round(share * store.n_bytes)
+def _cut(store: TokenStore, fraction: float) -> int:
+    byte = round(fraction * store.n_bytes)
     document = store.document_near(byte, within=store.n_bytes // 100)
     return store.token_at(byte) if document is None else document

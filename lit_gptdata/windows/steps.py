@@ -1,11 +1,11 @@
-"""How an epoch is dealt out in steps, and each step to the ranks: pure integer arithmetic.
+"""How an epoch is divided into steps, and each step into one slice per rank. Nothing is read.
 
-A step takes the next world_size × batch_size positions of the epoch's order, each rank its slice:
+A step takes the next world_size × batch_size positions of the epoch's permutation:
 
 positions   0 1 2 3 4 5 6 7 8 9       n=10, batch_size=2, world_size=2
 step 0      [0 1] [2 3]               rank 0, rank 1
 step 1              [4 5] [6 7]
-tail                      8 9         left out with drop_last, else a last, smaller step
+tail                      8 9         dropped with drop_last, otherwise a smaller last step
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from lit_gptdata.windows.order import EpochPermutation
+
+Tail = Literal["drop", "share", "pad"]
+"""What happens to the last windows of an epoch, which do not fill a step.
+
+"drop": they are left out. "share": a last step divides them among the ranks, unless there are fewer
+windows than ranks. "pad": a last step gives each rank the same number of positions, and positions from
+`n` on are padding."""
+
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the next window is at `index` of the order of `epoch`."""
+    """A point of a run: its next window is at `index` of the permutation of `epoch`."""
 
     epoch: int
     index: int
@@ -25,87 +36,80 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The steps of an epoch of `n` windows.
-
-    `tail`, the windows that do not fill a step: "drop": left out; "share": a last step, shared out
-    evenly, or left out if they are fewer than ranks; "fill": a last step with as many on every rank,
-    positions from `n` on being fillers.
-    """
+    """The steps of an epoch of `n` windows."""
 
     n: int
     batch_size: int
     world_size: int = 1
-    tail: Literal["drop", "share", "fill"] = "drop"
+    tail: Tail = "drop"
 
     @property
     def width(self) -> int:
         """Windows of a full step, over all ranks."""
         return self.batch_size * self.world_size
 
-    def left(self, index: int = 0) -> int:
-        """How many steps there are from position `index` to the epoch's end."""
+    def remaining(self, index: int = 0) -> int:
+        """Number of steps from position `index` to the end of the epoch."""
         full, rest = divmod(max(0, self.n - index), self.width)
-        least = {"drop": self.width, "share": self.world_size, "fill": 1}[self.tail]
+        least = {"drop": self.width, "share": self.world_size, "pad": 1}[self.tail]
         return full + (rest >= least)
 
+    def done(self, index: int) -> int:
+        """Number of steps before position `index`: an epoch's steps minus the remaining ones."""
+        return self.remaining() - self.remaining(index)
+
     def limited(self, limit: int | float) -> int:
-        """Steps of an epoch under `Trainer(limit_train_batches=limit)`: a number, or a share."""
-        return min(limit, self.left()) if isinstance(limit, int) else int(self.left() * limit)
+        """Steps per epoch under `Trainer(limit_train_batches=limit)`, a number or a fraction."""
+        total = self.remaining()
+        return min(limit, total) if isinstance(limit, int) else int(total * limit)
 
-    def before(self, index: int) -> int:
-        """Steps that count as done at position `index`: with those left, they make a whole epoch."""
-        return self.left() - self.left(index)
-
-    def share(self, index: int, rank: int) -> tuple[int, int]:
-        """Positions [begin, end) of a rank in the step that begins at position `index`."""
+    def rank_slice(self, index: int, rank: int) -> tuple[int, int]:
+        """Positions [begin, end) of a rank in the step that starts at position `index`."""
         windows = min(self.width, self.n - index)
-        if self.tail == "fill":
+        if self.tail == "pad":
             size = -(-windows // self.world_size)
             return index + rank * size, index + (rank + 1) * size
         return index + rank * windows // self.world_size, index + (rank + 1) * windows // self.world_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
-    """A stretch of a run with one batch size and number of ranks, from one position on."""
+class RunSegment:
+    """A part of a run during which the batch size and the number of ranks stay the same."""
 
     batch: int
-    """How many batches the run had before, counted on every rank alike."""
+    """Number of batches that the run took before, counted on one rank."""
 
     start: Position
     steps: Steps
 
     limit: int
-    """Steps that the trainer takes of an epoch: `steps.left()`, or fewer."""
+    """Steps that the Trainer takes per epoch: all of `steps`, or fewer."""
 
     @classmethod
-    def whole(cls, steps: Steps) -> Leg:
-        """A run of these steps from its beginning on."""
-        return cls(batch=0, start=Position(0, 0), steps=steps, limit=steps.left())
+    def from_beginning(cls, steps: Steps) -> RunSegment:
+        """A run of these steps that starts with the first window."""
+        return cls(batch=0, start=Position(0, 0), steps=steps, limit=steps.remaining())
 
     @property
-    def first(self) -> int:
-        """How many batches the leg takes of its first epoch."""
-        return self.limit - self.steps.before(self.start.index)
+    def _epoch_batch(self) -> int:
+        """The batch number of step 0 of the first epoch, as if the segment had taken all its steps."""
+        return self.batch - self.steps.done(self.start.index)
 
     def position(self, batch: int) -> Position:
-        """Where the run stands before its batch `batch`, which is not before the leg's first."""
-        ahead = batch - self.batch
-        if ahead < self.first:
-            return Position(self.start.epoch, self.start.index + ahead * self.steps.width)
-        epochs, ahead = divmod(ahead - self.first, self.limit)
-        return Position(self.start.epoch + 1 + epochs, ahead * self.steps.width)
+        """Where batch `batch` of the run starts. It must not be before the segment's first batch."""
+        epochs, step = divmod(batch - self._epoch_batch, self.limit)
+        if not epochs:  # the segment may start at an index that its own steps never reach
+            return Position(self.start.epoch, self.start.index + (batch - self.batch) * self.steps.width)
+        return Position(self.start.epoch + epochs, step * self.steps.width)
 
     def batch_of(self, step: int, epoch: int) -> int:
-        """The batch of the run that is step `step` of `epoch`, below `self.batch` if there is none."""
+        """The run's batch that is step `step` of `epoch`; less than `self.batch` if there is none."""
         if not 0 <= step < self.limit or epoch < self.start.epoch:
             return -1
-        if epoch == self.start.epoch:
-            return self.batch + step - self.steps.before(self.start.index)
-        return self.batch + self.first + (epoch - self.start.epoch - 1) * self.limit + step
+        return self._epoch_batch + (epoch - self.start.epoch) * self.limit + step
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, without the number of windows."""
+        """The segment in plain values, as a checkpoint holds it. These keys are an on-disk format."""
         return {
             "batch": self.batch,
             "epoch": self.start.epoch,
@@ -117,35 +121,47 @@ class Leg:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], n: int) -> Leg:
-        """What `as_dict` gave, over `n` windows."""
-        steps = Steps(
-            n=n,
-            batch_size=values["batch_size"],
-            world_size=values["world_size"],
-            tail=values["tail"],
-        )
+    def from_dict(cls, values: dict[str, Any], n: int) -> RunSegment:
+        """Read what `as_dict` wrote, for a run over `n` windows."""
+        steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
         return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"])
 
 
-def find(legs: Sequence[Leg], step: int, epoch: int | None = None) -> tuple[Steps, Position]:
-    """The steps that a batch is one of, and where it begins.
+def find_batch(
+    segments: Sequence[RunSegment], step: int, epoch: int | None = None
+) -> tuple[Steps, Position]:
+    """Find the steps that a batch belongs to, and the position where it starts.
 
-    `step` is counted from 0 over the whole run, or within `epoch`, where it is what Lightning calls
-    batch_idx: after a change of batch size, the count that makes the epoch's steps whole. Raises
-    ValueError for a step that the run does not have.
+    `step` counts from 0 over the whole run. With `epoch` it counts within the epoch and equals
+    Lightning's batch_idx. After a change of batch size it continues from the steps done by then,
+    measured in new steps. Raises ValueError for a step that the run does not have.
     """
-    end = None
-    for leg in reversed(legs):
-        batch = step if epoch is None else leg.batch_of(step, epoch)
-        if leg.limit and batch >= leg.batch and (end is None or batch < end):
-            return leg.steps, leg.position(batch)
-        end = leg.batch
+    next_batch = None  # the first batch of the following segment
+    for segment in reversed(segments):
+        batch = step if epoch is None else segment.batch_of(step, epoch)
+        if segment.limit and batch >= segment.batch and (next_batch is None or batch < next_batch):
+            return segment.steps, segment.position(batch)
+        next_batch = segment.batch
     where = "" if epoch is None else f" of epoch {epoch}"
-    last = legs[-1]
+    first, last = segments[0], segments[-1]
     raise ValueError(
-        f"step={step}{where} does not exist: the run begins with step {legs[0].batch}, in epoch "
-        f"{legs[0].start.epoch}, and an epoch has {last.limit} steps of "
+        f"step={step}{where} does not exist: the run starts with step {first.batch}, in epoch "
+        f"{first.start.epoch}, and an epoch has {last.limit} steps of "
         f"batch_size={last.steps.batch_size} on {last.steps.world_size} ranks"
     )
+
+
+def windows_of_batch(
+    segments: Sequence[RunSegment], step: int, epoch: int | None, *, rank: int, seed: int | None
+) -> np.ndarray:
+    """The windows that a rank has in a batch of the run: int64 (B,).
+
+    `step`, `epoch`: as for `find_batch`. `seed`: of the epoch's permutation. Raises ValueError for a
+    step or rank that does not exist.
+    """
+    steps, position = find_batch(segments, step, epoch)
+    if not 0 <= rank < steps.world_size:
+        raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
+    permutation = EpochPermutation(n=steps.n, seed=seed, epoch=position.epoch)
+    return permutation.at(np.arange(*steps.rank_slice(position.index, rank)))

@@ -248,7 +248,7 @@ def test_a_folder_is_listed_with_one_request_for_any_number_of_files(s3, tmp_pat
 def test_the_data_module_reads_a_url(s3, tmp_path, folder):
     url = s3.put(f"{folder}/a.txt", prose(20_000).encode())
     data = GPTDataModule(url, max_length=16, stride=16, data_dir=tmp_path)
-    with pytest.raises(RuntimeError, match=rf"'{url}' is not tokenised yet"):
+    with pytest.raises(RuntimeError, match=rf"'{url}' is not tokenized yet"):
         data.setup()
     data.prepare_data()
     data.setup()

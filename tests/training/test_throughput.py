@@ -119,7 +119,7 @@ def test_a_compact_batch_has_an_eighth_of_the_bytes(tmp_path):
     data.prepare_data()
     data.setup()
     steps = Steps(n=len(data.train_windows), batch_size=32)
-    (ids,) = [next(iter(window_loader(data.train_windows, steps, seed=0, form="compact")))]
+    (ids,) = [next(iter(window_loader(data.train_windows, steps, seed=0, batch_format="compact")))]
     inputs, targets = compact_module.split_on_device(ids, 0)
     assert inputs.is_contiguous()
     assert targets.is_contiguous()

@@ -1,4 +1,4 @@
-"""Batches from a DataLoader: every window once an epoch, in the epoch's order."""
+"""Batches from a DataLoader: every window once per epoch, in the order of the epoch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import lit_gptdata.windows.loader as loader_module
-from lit_gptdata import create_dataloader
+from lit_gptdata import Tokenizer, WindowDataset, create_dataloader
 from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.loader import window_loader
-from lit_gptdata.windows.order import EpochOrder
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.steps import Steps
 
 TEXT = " ".join(f"word{i}" for i in range(400))
@@ -27,11 +28,11 @@ def loader_over(n_tokens: int, *, batch_size: int = 2, tail: str = "share", num_
 
 
 def first_tokens(loader) -> list[int]:
-    """The windows of an epoch, each by its first token, which is its place in the text."""
+    """The windows of an epoch, each by its first token, which equals its place in the text."""
     return [int(x) for inputs, _ in loader for x in inputs[:, 0]]
 
 
-def test_every_epoch_has_every_window_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_window_once_in_a_new_order():
     loader = loader_over(401)
     epochs = [first_tokens(loader) for _ in range(3)]
     for epoch in epochs:
@@ -53,7 +54,7 @@ def test_drop_last_leaves_out_the_small_batch():
     assert loader.batch_size == 3
 
 
-def test_no_batch_at_all_is_refused():
+def test_windows_that_make_no_batch_are_refused():
     message = (
         "batch_size=8 with drop_last=True leaves no batch: there are 7 windows. Set batch_size <= 7"
     )
@@ -73,37 +74,29 @@ def test_sizes_out_of_range_are_refused(options, message):
         create_dataloader(TEXT, **options)
 
 
-def test_create_dataloader_unshuffled_is_the_text_in_order():
+def test_create_dataloader_without_shuffle_gives_the_text_in_order():
     loader = create_dataloader(
         TEXT, batch_size=2, max_length=8, stride=8, shuffle=False, drop_last=False
     )
     ids = torch.cat([inputs.flatten() for inputs, _ in loader]).tolist()
-    from lit_gptdata import Tokenizer
-
     expected = Tokenizer("gpt2").encode(TEXT)
     assert ids == expected[: len(ids)]
     assert len(ids) == (len(expected) - 1) // 8 * 8
 
 
-def test_create_dataloader_shuffled_is_new_each_time_and_repeats_under_manual_seed():
-    def epochs() -> list[list[int]]:
-        torch.manual_seed(7)
+def test_create_dataloader_shuffles_each_epoch_and_repeats_under_manual_seed():
+    def epochs(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
         loader = create_dataloader(TEXT, batch_size=2, max_length=8, stride=8, drop_last=False)
         return [[x[:, 0].tolist() for x, _ in loader] for _ in range(2)]
 
-    first, second = epochs()
+    first, second = epochs(7)
     assert first != second
-    assert epochs() == [first, second]
-    torch.manual_seed(8)
-    loader = create_dataloader(TEXT, batch_size=2, max_length=8, stride=8, drop_last=False)
-    assert [x[:, 0].tolist() for x, _ in loader] != first
+    assert epochs(7) == [first, second]
+    assert epochs(8)[0] != first
 
 
 def test_a_plain_dataloader_takes_the_dataset_as_in_the_course():
-    from torch.utils.data import DataLoader
-
-    from lit_gptdata import WindowDataset
-
     dataset = WindowDataset(TEXT, "gpt2", max_length=8, stride=8)
     plain = next(iter(DataLoader(dataset, batch_size=4)))
     ours = next(iter(create_dataloader(TEXT, batch_size=4, max_length=8, stride=8, shuffle=False)))
@@ -111,16 +104,17 @@ def test_a_plain_dataloader_takes_the_dataset_as_in_the_course():
     assert torch.equal(plain[1], ours[1])
 
 
-# Every path gives the same ------------------------------------------------------------------------
+# Inline or worker, tuple or compact, one shard or many --------------------------------------------
 
 
-def ids_of(form: str, batch) -> list:
-    """A batch of any form, as windows of max_length + 1 ids."""
-    if form == "compact":
+def ids_of(batch) -> list:
+    """A batch of any format, as windows of max_length + 1 ids."""
+    if isinstance(batch, torch.Tensor):
         return batch.tolist()
     inputs, targets = batch
     assert inputs.dtype == targets.dtype == torch.int64
-    assert (inputs.is_contiguous() and targets.is_contiguous()) == (form == "contiguous")
+    assert inputs.is_contiguous()
+    assert targets.is_contiguous()
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     return torch.cat([inputs, targets[:, -1:]], dim=1).tolist()
 
@@ -134,20 +128,20 @@ def test_every_path_gives_the_same_batches(dtype, stride, n_shards, monkeypatch)
         Tokens(np.array_split(ids, n_shards)), begin=11, end=390, max_length=6, stride=stride
     )
     steps = Steps(n=len(windows), batch_size=5, tail="share")
-    monkeypatch.setattr(loader_module, "BLOCK", 35)  # several blocks, and the last not full
-    order = EpochOrder(n=len(windows), seed=3, epoch=0).at(np.arange(len(windows)))
+    monkeypatch.setattr(loader_module, "BLOCK", 35)  # gives several blocks, and a partial last one
+    order = EpochPermutation(n=len(windows), seed=3, epoch=0).at(np.arange(len(windows)))
     starts = 11 + stride * order
     expected = [ids[s : s + 7].tolist() for s in starts]
-    for form in ("contiguous", "views", "compact"):
-        loader = window_loader(windows, steps, seed=3, form=form)
-        batches = [ids_of(form, batch) for batch in loader]
-        assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
-        assert list(chain(*batches)) == expected
-        assert len(batches) == len(loader)
+    for batch_format in ("tuple", "compact"):
+        for num_workers in (0, 2) if stride == 3 else (0,):
+            loader = window_loader(
+                windows, steps, seed=3, num_workers=num_workers, batch_format=batch_format
+            )
+            batches = [ids_of(batch) for batch in loader]
+            assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+            assert list(chain(*batches)) == expected
+            assert len(batches) == len(loader)
     assert [windows[int(i)][0].tolist() for i in order[:9]] == [row[:-1] for row in expected[:9]]
-    if stride == 3:
-        loader = window_loader(windows, steps, seed=3, num_workers=2, form="views")
-        assert list(chain(*(ids_of("views", batch) for batch in loader))) == expected
 
 
 def test_a_batch_can_be_kept_while_others_are_loaded():
@@ -160,7 +154,7 @@ def test_a_batch_can_be_kept_while_others_are_loaded():
 
 @pytest.mark.parametrize("starts", [[-1], [0, 94], [2**40], [-(2**40)]])
 @pytest.mark.parametrize("n_shards", [1, 3])
-def test_nothing_outside_the_tokens_is_ever_read(starts, n_shards):
+def test_tokens_outside_the_range_are_never_read(starts, n_shards):
     tokens = Tokens(np.array_split(np.arange(100, dtype="<u2"), n_shards))
     with pytest.raises(IndexError, match="windows of 7 ids reach outside the 100 ids"):
         tokens.gather(np.array(starts), 7)

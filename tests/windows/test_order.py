@@ -1,4 +1,4 @@
-"""The order of an epoch: pinned, one to one, and as random as `torch.randperm`."""
+"""The permutation of an epoch: pinned, one to one, and as random as `torch.randperm`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from lit_gptdata.windows import order
 from lit_gptdata.windows.loader import BLOCK
-from lit_gptdata.windows.order import SMALL, EpochOrder, feistel, mix
+from lit_gptdata.windows.order import SMALL, EpochPermutation, feistel, mix
 
 SIGMAS = 5
 
 
-def whole(n: int, seed: int | None, epoch: int = 0) -> np.ndarray:
-    return EpochOrder(n=n, seed=seed, epoch=epoch).at(np.arange(n))
+def permutation(n: int, seed: int | None, epoch: int = 0) -> np.ndarray:
+    return EpochPermutation(n=n, seed=seed, epoch=epoch).at(np.arange(n))
 
 
 def key(seed: int) -> np.ndarray:
@@ -36,10 +36,10 @@ def has_every_window_once(windows: np.ndarray, n: int) -> bool:
 # Pinned ---------------------------------------------------------------------------------------
 
 
-def test_the_small_order_is_pinned_for_good():
-    assert whole(10, seed=0, epoch=0).tolist() == [2, 6, 5, 3, 0, 4, 7, 1, 8, 9]
-    assert whole(10, seed=0, epoch=1).tolist() == [3, 2, 7, 5, 4, 1, 8, 6, 9, 0]
-    assert whole(10, seed=1, epoch=0).tolist() == [7, 8, 9, 1, 0, 3, 5, 6, 4, 2]
+def test_small_permutations_never_change():
+    assert permutation(10, seed=0, epoch=0).tolist() == [2, 6, 5, 3, 0, 4, 7, 1, 8, 9]
+    assert permutation(10, seed=0, epoch=1).tolist() == [3, 2, 7, 5, 4, 1, 8, 6, 9, 0]
+    assert permutation(10, seed=1, epoch=0).tolist() == [7, 8, 9, 1, 0, 3, 5, 6, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,28 @@ def test_the_small_order_is_pinned_for_good():
         ),
     ],
 )
-def test_the_big_order_is_pinned_for_good(n, seed, epoch, windows):
+def test_big_permutations_never_change(n, seed, epoch, windows):
     positions = np.array([0, 1, n // 2, n - 1])
-    assert EpochOrder(n=n, seed=seed, epoch=epoch).at(positions).tolist() == windows
+    assert EpochPermutation(n=n, seed=seed, epoch=epoch).at(positions).tolist() == windows
 
 
-def test_without_a_seed_every_epoch_is_in_the_texts_order():
+def test_without_a_seed_every_epoch_is_in_text_order():
     positions = np.array([5, 0, 3, 10**12 - 1])
     for n in (10, SMALL, 10**12):
         for epoch in (0, 1, 9):
-            assert EpochOrder(n=n, seed=None, epoch=epoch).at(positions).tolist() == positions.tolist()
+            assert (
+                EpochPermutation(n=n, seed=None, epoch=epoch).at(positions).tolist()
+                == positions.tolist()
+            )
 
 
-def test_from_the_threshold_on_there_is_no_table():
+def test_only_small_permutations_keep_a_table():
     for n, has_table in ((SMALL - 1, True), (SMALL, False)):
-        epoch_order = EpochOrder(n=n, seed=3, epoch=2)
-        windows = epoch_order.at(np.arange(n))
+        epoch_permutation = EpochPermutation(n=n, seed=3, epoch=2)
+        windows = epoch_permutation.at(np.arange(n))
         assert has_every_window_once(windows, n)
         assert windows.dtype == np.int64
-        assert ("_table" in vars(epoch_order)) == has_table
+        assert ("_table" in vars(epoch_permutation)) == has_table
 
 
 # One to one -----------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def test_from_the_threshold_on_there_is_no_table():
 
 @given(n=st.integers(0, 2000), seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 2**40))
 def test_an_epoch_has_every_window_once(n, seed, epoch):
-    order = EpochOrder(n=n, seed=seed, epoch=epoch)
+    order = EpochPermutation(n=n, seed=seed, epoch=epoch)
     assert sorted(order.at(np.arange(n)).tolist()) == list(range(n))
     half = n // 2
     first, second = order.at(np.arange(half)), order.at(np.arange(half, n))
@@ -121,7 +124,7 @@ def test_the_feistel_network_has_every_window_once(sizes):
 @pytest.mark.heavy
 def test_every_small_epoch_has_every_window_once():
     for n in range(10**4 + 1):
-        assert has_every_window_once(whole(n, seed=n, epoch=n % 7), n), n
+        assert has_every_window_once(permutation(n, seed=n, epoch=n % 7), n), n
 
 
 @settings(deadline=None)
@@ -137,20 +140,20 @@ def test_every_small_epoch_has_every_window_once():
 def test_distinct_positions_hold_distinct_windows_in_one_call_or_many(n, seed, epoch, draw, cuts):
     rng = np.random.default_rng(draw)
     positions = rng.permutation(np.unique(rng.integers(0, n, 2000)))
-    epoch_order = EpochOrder(n=n, seed=seed, epoch=epoch)
-    windows = epoch_order.at(positions)
+    epoch_permutation = EpochPermutation(n=n, seed=seed, epoch=epoch)
+    windows = epoch_permutation.at(positions)
     assert windows.dtype == np.int64
     assert windows.min() >= 0
     assert windows.max() < n
     assert len(np.unique(windows)) == len(positions)
     parts = np.split(positions, sorted(cuts))
-    assert np.array_equal(np.concatenate([epoch_order.at(part) for part in parts]), windows)
+    assert np.array_equal(np.concatenate([epoch_permutation.at(part) for part in parts]), windows)
 
 
 def test_the_biggest_n_works():
     n = 2**63 - 1
     positions = np.concatenate([np.arange(10**5), n - 1 - np.arange(10**5)])
-    windows = EpochOrder(n=n, seed=0, epoch=0).at(positions)
+    windows = EpochPermutation(n=n, seed=0, epoch=0).at(positions)
     assert windows.min() >= 0
     assert windows.max() < n
     assert len(np.unique(windows)) == len(positions)
@@ -161,10 +164,10 @@ def test_the_biggest_n_works():
 
 
 @pytest.mark.parametrize(("n_positions", "limit"), [(1, 1_000_000), (BLOCK, 4_000_000)])
-def test_a_trillion_windows_take_no_memory(n_positions, limit):
+def test_a_trillion_windows_need_little_memory(n_positions, limit):
     tracemalloc.start()
     try:
-        EpochOrder(n=10**12, seed=0, epoch=0).at(np.arange(n_positions))
+        EpochPermutation(n=10**12, seed=0, epoch=0).at(np.arange(n_positions))
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
@@ -173,17 +176,17 @@ def test_a_trillion_windows_take_no_memory(n_positions, limit):
 # Random ---------------------------------------------------------------------------------------
 
 
-def test_seed_and_epoch_change_the_order():
-    seen = {tuple(whole(50, seed=s, epoch=e)) for s in range(9) for e in range(9)}
+def test_every_seed_and_epoch_gives_another_permutation():
+    seen = {tuple(permutation(50, seed=s, epoch=e)) for s in range(9) for e in range(9)}
     assert len(seen) == 81
 
 
 @pytest.mark.parametrize("n", [10**5, 10**5 + SMALL])
-def test_orders_of_two_epochs_or_seeds_have_nothing_in_common(n):
+def test_two_epochs_or_seeds_are_uncorrelated(n):
     pairs = [((s, e), other) for s in range(3) for e in range(3) for other in ((s, e + 1), (s + 1, e))]
     pairs += [((0, 1), (1, 0)), ((2, 3), (3, 2)), ((0, 0), (2**32, 0)), ((0, 0), (0, 2**32))]
     for one, other in pairs:
-        a, b = whole(n, *one), whole(n, *other)
+        a, b = permutation(n, *one), permutation(n, *other)
         assert (a == b).sum() < 12  # Poisson(1)
         assert (np.diff(a) == np.diff(b)).sum() < 12
         assert abs(np.corrcoef(a, b)[0, 1]) < SIGMAS / n**0.5
@@ -196,8 +199,8 @@ def in_blocks(n: int, at: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     return np.concatenate([at(np.arange(i, min(i + BLOCK, n))) for i in range(0, n, BLOCK)])
 
 
-def by_epoch_order(n: int, seed: int) -> np.ndarray:
-    return in_blocks(n, EpochOrder(n=n, seed=seed, epoch=seed % 3).at)
+def by_epoch_permutation(n: int, seed: int) -> np.ndarray:
+    return in_blocks(n, EpochPermutation(n=n, seed=seed, epoch=seed % 3).at)
 
 
 def by_feistel(n: int, seed: int) -> np.ndarray:
@@ -247,27 +250,27 @@ def deviations(shuffle: Shuffle, n: int, n_seeds: int, n_torch: int) -> np.ndarr
 @pytest.mark.parametrize(
     ("shuffle", "n", "n_seeds", "n_torch"),
     [
-        (by_epoch_order, 10**3, 50, 50),
-        (by_epoch_order, 10**5, 50, 50),
+        (by_epoch_permutation, 10**3, 50, 50),
+        (by_epoch_permutation, 10**5, 50, 50),
         (by_feistel, 10**5 + 7, 50, 50),
         *(
             pytest.param(*case, marks=pytest.mark.heavy)
             for case in [
-                (by_epoch_order, 10**3, 200, 200),
-                (by_epoch_order, 10**5, 200, 200),
-                (by_epoch_order, 10**6, 200, 200),
-                (by_epoch_order, 10**7, 200, 20),
+                (by_epoch_permutation, 10**3, 200, 200),
+                (by_epoch_permutation, 10**5, 200, 200),
+                (by_epoch_permutation, 10**6, 200, 200),
+                (by_epoch_permutation, 10**7, 200, 20),
                 (by_feistel, 10**5 + 7, 200, 200),
                 (by_feistel, 10**6, 200, 200),
             ]
         ),
     ],
 )
-def test_an_order_is_as_random_as_randperm(shuffle, n, n_seeds, n_torch):
+def test_permutations_are_as_random_as_randperm(shuffle, n, n_seeds, n_torch):
     assert np.abs(deviations(shuffle, n, n_seeds, n_torch)).max() < SIGMAS
 
 
-def test_two_rounds_are_seen_not_to_be_random(monkeypatch):
+def test_the_randomness_test_detects_two_rounds(monkeypatch):
     monkeypatch.setattr(order, "ROUNDS", 2)
 
     def by_two_rounds(n: int, seed: int) -> np.ndarray:

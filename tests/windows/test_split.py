@@ -1,12 +1,15 @@
+"""Where a store is cut into train, val and test."""
+
 from __future__ import annotations
 
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.build.local import prepare_store
-from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.tokens.tokenizer import Tokenizer, load_encoding
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from lit_gptdata.windows.split import split_tokens
 from tests.conftest import ListCorpus
@@ -61,13 +64,13 @@ def test_no_token_of_val_or_test_is_in_a_train_window(
     assert bool(len(data.test_windows)) == (test > 0)
 
 
-def test_a_cut_falls_on_a_document_within_one_percent(tmp_path):
+def test_a_cut_moves_to_a_document_boundary_within_one_percent(tmp_path):
     texts = ["a" * 895, "b" * 105]  # the target is byte 900; the boundary is 5 bytes from it
     split = split_tokens(store_of(texts, tmp_path), 0.1, 0.0)
-    assert split.train[1] == len(GPT2.encode(texts[0]))  # the separator opens the val range
+    assert split.train[1] == len(GPT2.encode(texts[0]))  # the val range starts with the separator
 
 
-def test_a_cut_falls_before_a_word_where_no_document_is_near(tmp_path):
+def test_a_cut_without_a_near_boundary_moves_to_the_start_of_a_word(tmp_path):
     text = PARAGRAPH * 100
     store = store_of([text], tmp_path)
     begin = split_tokens(store, 0.1, 0.0).val[0]
@@ -79,11 +82,9 @@ def test_a_cut_falls_before_a_word_where_no_document_is_near(tmp_path):
     assert right[1].isalpha()
 
 
-def test_tokenizers_are_cut_at_the_same_text(tmp_path):
+def test_every_tokenizer_gets_the_same_val_text(tmp_path):
     texts = [PARAGRAPH * 37 + "12345678 … ünï語 " * 9, PARAGRAPH * 5]
-    import tiktoken
-
-    bytewise = tiktoken.Encoding(  # one token a byte
+    bytewise = tiktoken.Encoding(  # one token per byte
         "bytes",
         pat_str=GPT2.split_pattern,
         mergeable_ranks={bytes([b]): b for b in range(256)},
@@ -100,11 +101,11 @@ def test_tokenizers_are_cut_at_the_same_text(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 1.0}, r"val_fraction=1.0 is no share .* number in \[0, 1\)"),
-        ({"test_fraction": -0.1}, r"test_fraction=-0.1 is no share"),
-        ({"val_fraction": "0.1"}, r"val_fraction='0.1' is no share"),
+        ({"val_fraction": 1.0}, r"val_fraction must be a number in \[0, 1\), .* got 1\.0"),
+        ({"test_fraction": -0.1}, r"test_fraction must be .* got -0\.1"),
+        ({"val_fraction": "0.1"}, r"val_fraction must be .* got '0\.1'"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, r"sum to 1: they must sum to less than 1"),
-        ({"val_fraction": float("nan")}, r"val_fraction=nan is no share"),
+        ({"val_fraction": float("nan")}, r"val_fraction must be .* got nan"),
     ],
 )
 def test_fractions_out_of_range_are_refused(options, message):
@@ -112,7 +113,7 @@ def test_fractions_out_of_range_are_refused(options, message):
         GPTDataModule(**options)
 
 
-def test_a_split_that_leaves_nothing_is_refused(tmp_path):
+def test_a_split_without_a_window_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the train split of .* has \d+ tokens, too few .* Give more"):
         module_over([PARAGRAPH * 2], tmp_path, max_length=64)
     message = r"val_fraction=0.001 leaves [01] of .* tokens for the val split.* Raise val_fraction"

@@ -1,4 +1,4 @@
-"""How an epoch is dealt out, against loops that take one step after the other."""
+"""Steps and run segments, compared with loops that take one step at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_gptdata.windows.steps import Leg, Position, Steps, find
+from lit_gptdata.windows.steps import Position, RunSegment, Steps, find_batch
 
-TAILS = ("drop", "share", "fill")
+TAILS = ("drop", "share", "pad")
 
 any_steps = st.builds(
     Steps,
@@ -23,9 +23,9 @@ any_steps = st.builds(
 )
 
 
-def begins(steps: Steps, index: int = 0) -> list[int]:
-    """Where the steps of an epoch begin, from position `index` on."""
-    least = {"drop": steps.width, "share": steps.world_size, "fill": 1}[steps.tail]
+def starts(steps: Steps, index: int = 0) -> list[int]:
+    """Where the steps of an epoch start, from position `index` on."""
+    least = {"drop": steps.width, "share": steps.world_size, "pad": 1}[steps.tail]
     found = []
     while steps.n - index >= least:
         found.append(index)
@@ -33,30 +33,32 @@ def begins(steps: Steps, index: int = 0) -> list[int]:
     return found
 
 
-def dealt(steps: Steps, index: int) -> list[list[int]]:
-    """The positions that each rank has in the step that begins at position `index`."""
-    return [list(range(*steps.share(index, rank))) for rank in range(steps.world_size)]
+def slices(steps: Steps, index: int) -> list[list[int]]:
+    """The positions of each rank in the step that starts at position `index`."""
+    return [list(range(*steps.rank_slice(index, rank))) for rank in range(steps.world_size)]
 
 
 # An epoch -------------------------------------------------------------------------------------
 
 
 @given(any_steps, st.integers(0, 130))
-def test_the_steps_left_and_those_before_make_an_epoch(steps, index):
-    assert steps.left() == len(begins(steps))
-    assert steps.left(index) == len(begins(steps, index))
-    assert steps.before(index) + steps.left(index) == steps.left()
-    for step, begin in enumerate(begins(steps)):
-        assert steps.before(begin) == step
+def test_steps_done_and_remaining_make_an_epoch(steps, index):
+    assert steps.remaining() == len(starts(steps))
+    assert steps.remaining(index) == len(starts(steps, index))
+    assert steps.done(index) + steps.remaining(index) == steps.remaining()
+    for step, begin in enumerate(starts(steps)):
+        assert steps.done(begin) == step
 
 
 @given(any_steps, st.integers(0, 130))
 def test_the_ranks_of_a_step_have_consecutive_positions(steps, start):
-    for index in begins(steps, start):
-        ranks = dealt(steps, index)
+    for index in starts(steps, start):
+        ranks = slices(steps, index)
         positions = [*itertools.chain(*ranks)]
         assert positions == list(range(index, index + len(positions)))
-        assert all(1 <= len(rank) <= steps.batch_size for rank in ranks)  # so all have as many steps
+        assert all(
+            1 <= len(rank) <= steps.batch_size for rank in ranks
+        )  # so all have the same number of steps
         if steps.tail != "share" or steps.n - index >= steps.width:
             assert len({len(rank) for rank in ranks}) == 1
         else:
@@ -64,12 +66,12 @@ def test_the_ranks_of_a_step_have_consecutive_positions(steps, start):
 
 
 @given(any_steps, st.integers(0, 130))
-def test_an_epoch_takes_every_position_once_but_for_its_tail(steps, start):
-    taken = [p for index in begins(steps, start) for rank in dealt(steps, index) for p in rank]
+def test_an_epoch_takes_every_position_once_except_for_its_tail(steps, start):
+    taken = [p for index in starts(steps, start) for rank in slices(steps, index) for p in rank]
     real = [p for p in taken if p < steps.n]
     assert real == list(range(start, start + len(real)))
     left_out = max(0, steps.n - start) - len(real)
-    if steps.tail == "fill":
+    if steps.tail == "pad":
         assert left_out == 0
         assert len(taken) - len(real) < steps.world_size
     else:
@@ -81,99 +83,94 @@ def test_an_epoch_takes_every_position_once_but_for_its_tail(steps, start):
 
 
 @given(any_steps.filter(lambda steps: steps.tail == "drop"))
-def test_many_ranks_see_what_one_sees_with_as_wide_a_batch(steps):
+def test_many_ranks_see_what_one_rank_sees_with_an_equally_wide_batch(steps):
     one = replace(steps, batch_size=steps.width, world_size=1)
-    assert begins(steps) == begins(one)
-    for index in begins(one):
-        assert [*itertools.chain(*dealt(steps, index))] == dealt(one, index)[0]
-
-
-def test_two_ranks_of_four_see_what_one_of_eight_sees():
-    two, one = Steps(n=50, batch_size=4, world_size=2), Steps(n=50, batch_size=8)
-    assert two.left() == one.left() == 6
-    for index in range(0, 48, 8):
-        first, second = dealt(two, index)
-        assert [first + second] == dealt(one, index)
+    assert starts(steps) == starts(one)
+    for index in starts(one):
+        assert [*itertools.chain(*slices(steps, index))] == slices(one, index)[0]
 
 
 @pytest.mark.parametrize(
     ("tail", "last"),
-    [("drop", [[4, 5], [6, 7]]), ("share", [[8], [9, 10]]), ("fill", [[8, 9], [10, 11]])],
+    [("drop", [[4, 5], [6, 7]]), ("share", [[8], [9, 10]]), ("pad", [[8, 9], [10, 11]])],
 )
 def test_the_tail_of_eleven_windows(tail, last):
     steps = Steps(n=11, batch_size=2, world_size=2, tail=tail)
-    assert steps.left() == (2 if tail == "drop" else 3)
-    assert dealt(steps, begins(steps)[-1]) == last
+    assert steps.remaining() == (2 if tail == "drop" else 3)
+    assert slices(steps, starts(steps)[-1]) == last
 
 
-# Legs -----------------------------------------------------------------------------------------
+# Run segments -----------------------------------------------------------------------------------
 
 
-def walk(leg: Leg, n_batches: int) -> list[tuple[int, int, int]]:
-    """(epoch, step of the epoch, index) of a leg's first batches, one after the other."""
-    epoch, index = leg.start.epoch, leg.start.index
-    step = len(begins(leg.steps)) - len(begins(leg.steps, index))
+def walk(segment: RunSegment, n_batches: int) -> list[tuple[int, int, int]]:
+    """(epoch, step of the epoch, index) of a segment's first batches, one after the other."""
+    epoch, index = segment.start.epoch, segment.start.index
+    step = len(starts(segment.steps)) - len(starts(segment.steps, index))
     walked = []
     while len(walked) < n_batches:
-        if step >= leg.limit:
+        if step >= segment.limit:
             epoch, step, index = epoch + 1, 0, 0
             continue
         walked.append((epoch, step, index))
-        step, index = step + 1, index + leg.steps.width
+        step, index = step + 1, index + segment.steps.width
     return walked
 
 
 @st.composite
-def any_leg(draw) -> Leg:
-    steps = draw(any_steps.filter(lambda steps: steps.left()))
-    limit = draw(st.integers(1, steps.left()))
+def any_segment(draw) -> RunSegment:
+    steps = draw(any_steps.filter(lambda steps: steps.remaining()))
+    limit = draw(st.integers(1, steps.remaining()))
     start = Position(draw(st.integers(0, 3)), draw(st.integers(0, steps.n)))
-    return Leg(batch=draw(st.integers(0, 99)), start=start, steps=steps, limit=limit)
+    return RunSegment(batch=draw(st.integers(0, 99)), start=start, steps=steps, limit=limit)
 
 
-def is_within_its_limit(leg: Leg) -> bool:
-    return leg.steps.before(leg.start.index) <= leg.limit
+def is_within_its_limit(segment: RunSegment) -> bool:
+    return segment.steps.done(segment.start.index) <= segment.limit
 
 
-@given(any_leg().filter(is_within_its_limit), st.integers(1, 60))
-@example(Leg(batch=7, start=Position(2, 7), steps=Steps(n=20, batch_size=3), limit=4), 9)
-def test_a_leg_is_at_the_position_that_a_walk_comes_to(leg, n_batches):
-    for batch, (epoch, _, index) in enumerate(walk(leg, n_batches), start=leg.batch):
-        assert leg.position(batch) == Position(epoch, index)
+@given(any_segment().filter(is_within_its_limit), st.integers(1, 60))
+@example(RunSegment(batch=7, start=Position(2, 7), steps=Steps(n=20, batch_size=3), limit=4), 9)
+def test_the_position_of_a_batch_equals_that_of_a_walk(segment, n_batches):
+    for batch, (epoch, _, index) in enumerate(walk(segment, n_batches), start=segment.batch):
+        assert segment.position(batch) == Position(epoch, index)
 
 
-@given(any_leg())
-def test_a_leg_survives_as_json(leg):
-    values = leg.as_dict()
+@given(any_segment())
+def test_a_segment_survives_as_json(segment):
+    values = segment.as_dict()
     assert all(type(value) in (int, str) for value in values.values())
     assert "n" not in values
-    assert Leg.from_dict(json.loads(json.dumps(values)), leg.steps.n) == leg
+    assert RunSegment.from_dict(json.loads(json.dumps(values)), segment.steps.n) == segment
 
 
-# Runs of several legs -------------------------------------------------------------------------
+# Runs of several segments -----------------------------------------------------------------------
 
 
 def run_of(n: int, tail: str, parts: list[tuple[int, int, int, int]]):
-    """Legs as resuming makes them, and (steps, epoch, step of the epoch, index) of every batch.
+    """Segments as resuming makes them, and (steps, epoch, step of the epoch, index) of every batch.
 
-    `parts`: batch size, ranks, limit and batches of each leg; the last goes on for an epoch or more.
+    `parts`: batch size, ranks, limit and number of batches of each segment. The last segment continues
+    for at least an epoch.
     """
-    legs: list[Leg] = []
+    segments: list[RunSegment] = []
     walked: list[tuple[Steps, int, int, int]] = []
     epoch, index = 0, 0
     for batch_size, world_size, limit, n_batches in parts:
         steps = Steps(n=n, batch_size=batch_size, world_size=world_size, tail=tail)
-        limit = min(limit, steps.left())
-        goes_on = steps.left(index) > 0
-        start = Position(epoch, index) if goes_on else Position(epoch + 1, 0)
-        if steps.before(start.index) < limit:
-            leg = Leg(batch=len(walked), start=start, steps=steps, limit=limit)
-            legs.append(leg)
-            *taken, (epoch, _, index) = walk(leg, n_batches + 1)
+        limit = min(limit, steps.remaining())
+        continues = steps.remaining(index) > 0
+        start = Position(epoch, index) if continues else Position(epoch + 1, 0)
+        if steps.done(start.index) < limit:
+            segment = RunSegment(batch=len(walked), start=start, steps=steps, limit=limit)
+            segments.append(segment)
+            *taken, (epoch, _, index) = walk(segment, n_batches + 1)
             walked += [(steps, *at) for at in taken]
-    leg, steps = legs[-1], legs[-1].steps
-    walked[leg.batch :] = [(steps, *at) for at in walk(leg, len(walked) - leg.batch + 2 * leg.limit)]
-    return legs, walked
+    segment, steps = segments[-1], segments[-1].steps
+    walked[segment.batch :] = [
+        (steps, *at) for at in walk(segment, len(walked) - segment.batch + 2 * segment.limit)
+    ]
+    return segments, walked
 
 
 def runs():
@@ -183,64 +180,64 @@ def runs():
 
 
 def by_number(walked) -> dict[tuple[int, int], tuple[Steps, Position]]:
-    """By (epoch, step of the epoch), as Lightning counts; of two with the same numbers the later."""
+    """By (epoch, step of the epoch), as Lightning counts; the later one of two equal numbers."""
     return {(epoch, step): (steps, Position(epoch, index)) for steps, epoch, step, index in walked}
 
 
 @settings(deadline=None)
 @given(runs())
-def test_a_batch_is_found_where_the_run_had_it(run):
-    legs, walked = run
+def test_every_batch_of_a_run_is_found(run):
+    segments, walked = run
     for batch, (steps, epoch, _, index) in enumerate(walked):
-        assert find(legs, batch) == (steps, Position(epoch, index))
+        assert find_batch(segments, batch) == (steps, Position(epoch, index))
 
 
 @settings(deadline=None)
 @given(runs())
-def test_the_steps_of_an_epoch_are_those_that_the_run_had(run):
-    legs, walked = run
+def test_every_step_of_an_epoch_is_found_and_no_other(run):
+    segments, walked = run
     expected = by_number(walked)
     last = max(step for _, step in expected)
     for epoch, step in itertools.product(range(walked[-1][1]), range(-1, last + 2)):
         if (epoch, step) in expected:
-            assert find(legs, step, epoch) == expected[epoch, step]
+            assert find_batch(segments, step, epoch) == expected[epoch, step]
         else:
             with pytest.raises(ValueError, match=rf"^step={step} of epoch {epoch} does not exist"):
-                find(legs, step, epoch)
+                find_batch(segments, step, epoch)
 
 
 def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
     narrow, wide = Steps(n=40, batch_size=4), Steps(n=40, batch_size=2, world_size=4)
-    first = Leg(batch=0, start=Position(0, 0), steps=narrow, limit=10)
-    second = Leg(batch=3, start=Position(0, 12), steps=wide, limit=5)
-    legs = [first, second]
-    assert find(legs, 1) == find(legs, 1, epoch=0) == (narrow, Position(0, 4))
-    assert find(legs, 2) == (narrow, Position(0, 8))
-    assert find(legs, 3) == find(legs, 2, epoch=0) == (wide, Position(0, 12))
-    assert find(legs, 5) == find(legs, 4, epoch=0) == (wide, Position(0, 28))
-    assert find(legs, 6) == find(legs, 0, epoch=1) == (wide, Position(1, 0))
+    first = RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10)
+    second = RunSegment(batch=3, start=Position(0, 12), steps=wide, limit=5)
+    segments = [first, second]
+    assert find_batch(segments, 1) == find_batch(segments, 1, epoch=0) == (narrow, Position(0, 4))
+    assert find_batch(segments, 2) == (narrow, Position(0, 8))
+    assert find_batch(segments, 3) == find_batch(segments, 2, epoch=0) == (wide, Position(0, 12))
+    assert find_batch(segments, 5) == find_batch(segments, 4, epoch=0) == (wide, Position(0, 28))
+    assert find_batch(segments, 6) == find_batch(segments, 0, epoch=1) == (wide, Position(1, 0))
 
 
 def test_of_two_steps_with_the_same_number_the_later_is_found():
-    # 6 steps of 4 windows, then one of 16: step 1 of now 2, though 6 had been counted
+    # 6 steps of 4 windows, then one of 16: it is step 1 of 2 wide ones, although 6 steps were done
     narrow, wide = Steps(n=40, batch_size=4), Steps(n=40, batch_size=16)
-    legs = [
-        Leg(batch=0, start=Position(0, 0), steps=narrow, limit=10),
-        Leg(batch=6, start=Position(0, 24), steps=wide, limit=2),
+    segments = [
+        RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10),
+        RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2),
     ]
-    assert find(legs, 0, epoch=0) == (narrow, Position(0, 0))
-    assert find(legs, 5) == (narrow, Position(0, 20))
-    assert find(legs, 6) == find(legs, 1, epoch=0) == (wide, Position(0, 24))
-    assert find(legs, 5, epoch=0) == (narrow, Position(0, 20))
+    assert find_batch(segments, 0, epoch=0) == (narrow, Position(0, 0))
+    assert find_batch(segments, 5) == (narrow, Position(0, 20))
+    assert find_batch(segments, 6) == find_batch(segments, 1, epoch=0) == (wide, Position(0, 24))
+    assert find_batch(segments, 5, epoch=0) == (narrow, Position(0, 20))
 
 
-LEG = Leg(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=4)
+SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=4)
 
 
 @pytest.mark.parametrize(
     ("batch", "epoch", "message"),
     [
-        (6, None, "^step=6 does not exist: the run begins with step 7, in epoch 2"),
+        (6, None, "^step=6 does not exist: the run starts with step 7, in epoch 2"),
         (-1, None, "^step=-1 does not exist"),
         (0, 1, "^step=0 of epoch 1 does not exist"),
         (4, 2, "^step=4 of epoch 2 does not exist: .* an epoch has 4 steps of batch_size=4 on 1 ranks$"),
@@ -249,34 +246,27 @@ LEG = Leg(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=
         (1, 2, "^step=1 of epoch 2 does not exist"),
     ],
 )
-def test_what_does_not_exist_is_refused(batch, epoch, message):
+def test_steps_that_do_not_exist_are_refused(batch, epoch, message):
     with pytest.raises(ValueError, match=message):
-        find([LEG], batch, epoch)
+        find_batch([SEGMENT], batch, epoch)
 
 
 def test_a_run_without_steps_has_no_batch():
     steps = Steps(n=7, batch_size=8)
-    legs = [Leg(batch=0, start=Position(0, 0), steps=steps, limit=steps.left())]
+    segments = [RunSegment(batch=0, start=Position(0, 0), steps=steps, limit=steps.remaining())]
     with pytest.raises(ValueError, match=r"step=0 does not exist: .* an epoch has 0 steps"):
-        find(legs, 0)
+        find_batch(segments, 0)
 
 
-def test_a_step_that_the_next_leg_counts_as_done_is_refused():
-    # 2 steps of 10 windows, then steps of 2 windows, of which 10 count as done: there is no step 2
-    ten, two = Steps(n=100, batch_size=10), Steps(n=100, batch_size=2)
-    legs = [
-        Leg(batch=0, start=Position(0, 0), steps=ten, limit=10),
-        Leg(batch=2, start=Position(0, 20), steps=two, limit=50),
-    ]
+def test_steps_that_the_next_segment_skips_are_refused():
+    ten, six, two = (Steps(n=100, batch_size=size) for size in (10, 6, 2))
+    start = RunSegment(batch=0, start=Position(0, 0), steps=ten, limit=10)
+    # After 2 steps of 10 windows, the steps of 2 windows start with number 10. There is no step 2.
+    segments = [start, RunSegment(batch=2, start=Position(0, 20), steps=two, limit=50)]
     with pytest.raises(ValueError, match="step=2 of epoch 0 does not exist"):
-        find(legs, 2, epoch=0)
-
-
-def test_the_rest_of_an_epoch_that_the_next_leg_does_not_finish_is_refused():
-    # steps of 2 windows up to position 16, then one rank's step of 6 does not fit: epoch 1 begins
-    legs = [
-        Leg(batch=0, start=Position(0, 0), steps=Steps(n=20, batch_size=2), limit=10),
-        Leg(batch=8, start=Position(1, 0), steps=Steps(n=20, batch_size=6), limit=3),
-    ]
-    with pytest.raises(ValueError, match="step=8 of epoch 0 does not exist"):
-        find(legs, 8, epoch=0)
+        find_batch(segments, 2, epoch=0)
+    # A step of 6 windows does not fit after position 98, so epoch 1 starts. Epoch 0 ends with step 48.
+    start = RunSegment(batch=0, start=Position(0, 0), steps=two, limit=50)
+    segments = [start, RunSegment(batch=49, start=Position(1, 0), steps=six, limit=16)]
+    with pytest.raises(ValueError, match="step=49 of epoch 0 does not exist"):
+        find_batch(segments, 49, epoch=0)

@@ -1,4 +1,4 @@
-"""Windows against an oracle written from the course's loop."""
+"""Windows compared with an oracle written from the course's loop."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gptdata.tokens.shards import Tokens
+from lit_gptdata.tokens.tokenizer import load_encoding
 from lit_gptdata.windows.dataset import IGNORE_INDEX, WindowDataset, Windows
 from lit_gptdata.windows.spans import Spans
 
 
 def course_windows(ids: list[int], max_length: int, stride: int) -> list[tuple[list[int], list[int]]]:
-    """The course's loop, as slow and plain as there."""
-    pairs = []
-    for i in range(0, len(ids) - max_length, stride):
-        pairs.append((ids[i : i + max_length], ids[i + 1 : i + max_length + 1]))
-    return pairs
+    """The course's loop, slow and plain."""
+    starts = range(0, len(ids) - max_length, stride)
+    return [(ids[i : i + max_length], ids[i + 1 : i + max_length + 1]) for i in starts]
 
 
-def filled_windows(ids: list[int], max_length: int) -> list[tuple[list[int], list[int]]]:
-    """Every token with a predecessor is a target once; the last window is filled up."""
+def padded_windows(ids: list[int], max_length: int) -> list[tuple[list[int], list[int]]]:
+    """Every token with a predecessor is a target once; the last window is padded."""
     pairs = []
     for i in range(0, len(ids) - 1, max_length):
         targets = ids[i + 1 : i + 1 + max_length]
@@ -34,8 +33,8 @@ def filled_windows(ids: list[int], max_length: int) -> list[tuple[list[int], lis
     return pairs
 
 
-def cut_up(ids: list[int], cuts: list[int]) -> Tokens:
-    """The ids as shards that end at `cuts`."""
+def shards_of(ids: list[int], cuts: list[int]) -> Tokens:
+    """The ids in shards that end at `cuts`."""
     edges = [0, *sorted(cuts), len(ids)]
     return Tokens([np.array(ids[a:b], "<u2") for a, b in itertools.pairwise(edges)])
 
@@ -52,7 +51,9 @@ def test_every_small_case_equals_the_course_loop():
             for stride in range(1, 10):
                 expected = course_windows(ids, max_length, stride)
                 spans = Spans(n_tokens=n, max_length=max_length, stride=stride)
-                assert spans.starts() == list(range(0, n - max_length, stride))
+                assert [spans.start(i) for i in range(len(spans))] == list(
+                    range(0, n - max_length, stride)
+                )
                 assert len(spans) == len(expected) == max(0, (n - max_length - 1) // stride + 1)
                 windows = Windows(tokens, begin=0, end=n, max_length=max_length, stride=stride)
                 if expected:
@@ -68,7 +69,7 @@ def test_every_small_case_equals_the_course_loop():
     cuts=st.lists(st.integers(0, 300), max_size=5),
 )
 def test_shards_of_any_size_give_the_course_windows(ids, max_length, stride, cuts):
-    tokens = cut_up(ids, [min(cut, len(ids)) for cut in cuts])
+    tokens = shards_of(ids, [min(cut, len(ids)) for cut in cuts])
     windows = Windows(tokens, begin=0, end=len(ids), max_length=max_length, stride=stride)
     assert as_lists(windows) == course_windows(ids, max_length, stride)
 
@@ -79,13 +80,13 @@ def test_shards_of_any_size_give_the_course_windows(ids, max_length, stride, cut
     begin=st.integers(0, 50),
     cuts=st.lists(st.integers(0, 250), max_size=4),
 )
-def test_filled_windows_score_every_token_with_a_predecessor_once(n, max_length, begin, cuts):
-    ids = list(range(1000, 1000 + begin + n + 7))  # more tokens follow, which must not leak in
-    tokens = cut_up(ids, [min(cut, len(ids)) for cut in cuts])
+def test_padded_windows_score_every_token_with_a_predecessor_once(n, max_length, begin, cuts):
+    ids = list(range(1000, 1000 + begin + n + 7))  # later tokens must not leak in
+    tokens = shards_of(ids, [min(cut, len(ids)) for cut in cuts])
     windows = Windows(
-        tokens, begin=begin, end=begin + n, max_length=max_length, stride=max_length, fill=True
+        tokens, begin=begin, end=begin + n, max_length=max_length, stride=max_length, pad=True
     )
-    expected = filled_windows(ids[begin : begin + n], max_length)
+    expected = padded_windows(ids[begin : begin + n], max_length)
     assert as_lists(windows) == expected
     assert len(windows) == max(0, -(-(n - 1) // max_length))
     if expected:
@@ -97,14 +98,14 @@ def test_filled_windows_score_every_token_with_a_predecessor_once(n, max_length,
 
 @pytest.mark.parametrize("n", [20, 21, 22, 25])
 @pytest.mark.parametrize("cuts", [[], [3, 9, 17, 30]], ids=["one array", "shards"])
-def test_filled_windows_beyond_the_last_are_all_filling(n, cuts):
-    tokens = cut_up(list(range(1000, 1040)), cuts)  # more tokens follow, which must not leak in
-    windows = Windows(tokens, begin=2, end=2 + n, max_length=4, stride=4, fill=True)
+def test_windows_after_the_last_are_all_padding(n, cuts):
+    tokens = shards_of(list(range(1000, 1040)), cuts)  # later tokens must not leak in
+    windows = Windows(tokens, begin=2, end=2 + n, max_length=4, stride=4, pad=True)
     length = len(windows)
-    filling = ([0] * 4, [IGNORE_INDEX] * 4)
+    padding = ([0] * 4, [IGNORE_INDEX] * 4)
     for indices in ([length], [length, length + 1, length + 99], [0, length, length - 1, length + 7]):
         inputs, targets = windows.batch(indices)
-        expected = [as_lists(windows)[i] if i < length else filling for i in indices]
+        expected = [as_lists(windows)[i] if i < length else padding for i in indices]
         assert inputs.tolist() == [x for x, _ in expected]
         assert targets.tolist() == [y for _, y in expected]
 
@@ -127,7 +128,7 @@ def test_wide_ids_survive():
     assert targets.tolist() == [2**32 - 1, 5, 6]
 
 
-def test_indices_count_from_the_end_and_stop_there():
+def test_negative_indices_count_from_the_end():
     windows = Windows(Tokens([np.arange(10, dtype="<u2")]), begin=0, end=10, max_length=4, stride=2)
     assert windows[-1][0].tolist() == windows[len(windows) - 1][0].tolist()
     with pytest.raises(IndexError, match=r"window 3 of 3: give an index in \[-3, 3\)"):
@@ -135,11 +136,7 @@ def test_indices_count_from_the_end_and_stop_there():
 
 
 def test_the_course_dataset_takes_text_and_a_tiktoken_encoding():
-    import tiktoken
-
-    from lit_gptdata.tokens.tokenizer import load_encoding
-
-    encoding: tiktoken.Encoding = load_encoding("gpt2")
+    encoding = load_encoding("gpt2")
     text = "It was on a dreary night of November.<|endoftext|>Chapter 5"
     dataset = WindowDataset(text, encoding, max_length=4, stride=2)
     ids = encoding.encode(text, allowed_special={"<|endoftext|>"})
@@ -148,7 +145,7 @@ def test_the_course_dataset_takes_text_and_a_tiktoken_encoding():
     assert as_lists(WindowDataset(text, "gpt2", 4, 2)) == as_lists(dataset)
 
 
-def test_files_are_mapped_again_in_a_worker_not_copied(tmp_path):
+def test_a_worker_maps_the_files_instead_of_copying_them(tmp_path):
     path = tmp_path / "0.bin"
     np.arange(100_000, dtype="<u2").tofile(path)
     tokens = Tokens.from_files([path], np.dtype("<u2"))
@@ -158,39 +155,36 @@ def test_files_are_mapped_again_in_a_worker_not_copied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"max_length": 0}, r"max_length=0 is too small; .* tokens: give an integer >= 1"),
-        ({"stride": 0}, r"stride=0 is too small; .* give an integer >= 1"),
-        ({"stride": -3}, r"stride=-3 is too small"),
+        ({"max_length": 0}, ValueError, r"max_length=0 is too small; .* tokens: give an integer >= 1"),
+        ({"stride": -3}, ValueError, r"stride=-3 is too small; .* give an integer >= 1"),
+        *(
+            ({"max_length": value}, TypeError, r"max_length=.* is a .*: give an integer >= 1")
+            for value in (4.0, "4", None, True)
+        ),
     ],
 )
-def test_lengths_below_one_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_lengths_that_are_not_positive_integers_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
         WindowDataset("some text", "gpt2", **options)
-
-
-@pytest.mark.parametrize("value", [4.0, "4", None, True])
-def test_lengths_that_are_no_integers_are_refused(value):
-    with pytest.raises(TypeError, match=r"max_length=.* is a .*: give an integer >= 1"):
-        WindowDataset("some text", "gpt2", max_length=value)
 
 
 def test_a_text_too_short_for_one_window_is_refused():
     message = (
-        r"the text has 2 tokens, too few for one window: max_length=256 needs 257 .* "
+        r"the text has 2 tokens, too few for one window: max_length=256 needs 257, .* "
         r"Give more text, or set max_length <= 1"
     )
     with pytest.raises(ValueError, match=message):
         WindowDataset("hello world", "gpt2")
 
 
-def test_text_that_is_no_string_is_refused():
+def test_text_that_is_not_a_string_is_refused():
     with pytest.raises(TypeError, match="text is a bytes: give the text itself as a str"):
         WindowDataset(b"hello", "gpt2")
 
 
-def test_a_million_spaces_are_no_trouble():
+def test_a_million_spaces_are_tokenized():
     text = "a" + " " * 1_000_001 + "b" + " " * 10
     dataset = WindowDataset(text, "gpt2", max_length=4, stride=4)
     ids = dataset.tokens[:].tolist()

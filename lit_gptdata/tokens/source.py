@@ -1,0 +1,149 @@
+"""Where the tokens of a run come from: text that is tokenized here, or a store that was published.
+
+LocalBuild      text  ──download, tokenize──▶  <data_dir>/tokens/<fingerprint>
+PublishedStore  URL   ──fetch on demand─────▶  <data_dir>/cache
+
+Both have the same methods. `prepare()` runs once per machine, then `find()` runs in every process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gptdata._fsspec import redacted
+from lit_gptdata.text.corpus import CorpusLike, open_corpus
+from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.formats import Reading
+from lit_gptdata.tokens.build.local import find_store, prepare_store
+from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.remote.cache import Cache
+from lit_gptdata.tokens.remote.objects import check_url
+from lit_gptdata.tokens.remote.publish import publish, publish_text
+from lit_gptdata.tokens.remote.store import RemoteStore, open_store, prepare_store_at
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LocalBuild:
+    """A store that is built from a corpus under `data_dir`. `stream`: keep no copy of http(s) texts."""
+
+    corpus: CorpusLike
+    tokenizer: Tokenizer
+    data_dir: Path
+    reading: Reading
+    stream: bool
+    options: BuildOptions
+
+    @property
+    def name(self) -> str | list[str]:
+        """What the user calls the corpus, in strings, which a checkpoint can hold."""
+        if isinstance(self.corpus, (list, tuple)):
+            return [str(entry) for entry in self.corpus]
+        return str(self.corpus) if isinstance(self.corpus, (str, os.PathLike)) else repr(self.corpus)
+
+    def prepare(self) -> None:
+        """Download and tokenize the corpus, unless its store exists already."""
+        prepare_store(self._open(download=True), self.tokenizer, self._root, self.options)
+
+    def find(self) -> TokenStore:
+        """Open the store. Raises RuntimeError if `prepare()` has not built it."""
+        store = find_store(self._open(download=False), self.tokenizer, self._root)
+        if store is None:
+            raise RuntimeError(
+                f"{redacted(repr(self.name))} is not tokenized yet under {self._root}, or has changed "
+                "since then: call prepare_data() first; a Trainer does so"
+            )
+        return store
+
+    def publish(self, url: str | os.PathLike[str]) -> str:
+        """Upload the store to `url`/<fingerprint>, or build it there without local disk."""
+        corpus = self._open(download=True)
+        store = find_store(corpus, self.tokenizer, self._root)
+        if store is not None:
+            return publish(store, url)
+        return publish_text(corpus, self.tokenizer, url, self.options)
+
+    @property
+    def _root(self) -> Path:
+        return self.data_dir / "tokens"
+
+    def _open(self, download: bool) -> Corpus:
+        return open_corpus(
+            self.corpus, downloads=self.data_dir / "downloads", download=download, stream=self.stream,
+            reading=self.reading,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PublishedStore:
+    """A store at a URL, or in a folder, whose files are fetched into a cache under `data_dir`.
+
+    `name`: the URL or folder. `cache_bytes`: size limit of the cache; None: no limit. Raises ValueError
+    for a URL with a secret.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    data_dir: Path
+    cache_bytes: int | None
+
+    def __post_init__(self) -> None:
+        check_url(self.name)
+
+    def prepare(self) -> None:
+        """Fetch the manifest and the vocabulary, which is all that opening the store needs."""
+        self._check_tokenizer(prepare_store_at(self.name, self._cache))
+
+    def find(self) -> TokenStore:
+        """Open the store. Raises RuntimeError if `prepare()` has not run on this machine."""
+        store = open_store(self.name, self._cache)
+        if store is None:
+            raise RuntimeError(
+                f"the store at {self.name} was not opened on this machine yet, under "
+                f"{self._cache.folder}: call prepare_data() first; a Trainer does so"
+            )
+        self._check_tokenizer(store)
+        return store
+
+    def publish(self, url: str | os.PathLike[str]) -> str:
+        """Raise ValueError: this store is published already."""
+        raise ValueError(f"{redacted(self.name)} is published already")
+
+    @property
+    def _cache(self) -> Cache:
+        return Cache(self.data_dir / "cache", self.cache_bytes)
+
+    def _check_tokenizer(self, store: TokenStore) -> None:
+        theirs, ours = store.manifest.tokenizer, self.tokenizer
+        if theirs.fingerprint != ours.fingerprint:
+            raise ValueError(
+                f"the store {store.location} was made with tokenizer={theirs.name!r} and "
+                f"special_tokens={theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run has "
+                f"{ours.name!r} and {ours.special_tokens!r} ({ours.fingerprint[:8]}). Set the store's "
+                "values"
+            )
+
+
+def cache_bytes(cache_gb: float | None) -> int | None:
+    """Convert the option `cache_gb` to bytes. Raises ValueError unless it is positive or None."""
+    if cache_gb is None:
+        return None
+    if isinstance(cache_gb, bool) or not cache_gb > 0:
+        allowed = "a positive number of 10^9 bytes, such as 32.0, or None for no limit"
+        raise ValueError(f"cache_gb must be {allowed}, got {cache_gb!r}")
+    return int(cache_gb * 1e9)
+
+
+def shuffle_warning(store: TokenStore) -> str | None:
+    """A warning if shuffled windows of this store are slow, because its cache is smaller than it."""
+    if not isinstance(store, RemoteStore) or store.cache.bound is None or store.fits:
+        return None
+    size = f"{store.n_file_bytes / 1e9:.3g}"
+    return (
+        f"the store has {size} GB, but its cache holds at most {store.cache.bound / 1e9:g}. With "
+        "shuffle=True nearly every batch needs shards from the whole store, which are fetched again and "
+        f"again. The batches are the same, but slow. Set cache_gb >= {size}, or shuffle=False"
+    )
