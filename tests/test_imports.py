@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,22 @@ def test_a_file_imports_only_files_before_it_in_the_data_flow(name):
             assert name in MAY_IMPORT_LIGHTNING, f"{name} imports lightning"
         if package == "torch":
             assert FLOW.index(name) >= FLOW.index("windows.dataset"), f"{name} imports torch"
+
+
+def test_files_have_at_most_400_lines_and_functions_60():
+    too_long = []
+    for name, path in FILES.items():
+        source = path.read_text(encoding="utf-8")
+        if (n_lines := len(source.splitlines())) > 400:
+            too_long.append((name, n_lines))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                n_lines = node.end_lineno - node.lineno + 1
+                too_long += [(f"{name}.{node.name}", n_lines)] if n_lines > 60 else []
+    assert too_long == []
+
+
+def test_the_package_has_at_most_10_files_and_a_folder_in_it_11():
+    n_files = Counter(path.parent for path in FILES.values())
+    assert n_files[PACKAGE] <= 10
+    assert max(n_files.values()) <= 11, n_files.most_common(1)
