@@ -163,11 +163,7 @@ def make_text(folder: Path, megabytes: int, files: int) -> list[Path]:
 def made_up_words(rng: random.Random) -> list[str]:
     """Make 5,000 random words in Cyrillic, Chinese or emoji."""
     # first character, last character, most letters in a word
-    scripts = (
-        (0x430, 0x44F, 9),
-        (0x4E00, 0x5E00, 3),
-        (0x1F600, 0x1F64F, 2),
-    )
+    scripts = ((0x430, 0x44F, 9), (0x4E00, 0x5E00, 3), (0x1F600, 0x1F64F, 2))
     chosen = [scripts[rng.randrange(3)] for _ in range(5000)]
     return [
         "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, letters)))

@@ -46,10 +46,7 @@ def test_create_dataloader(book):
     text = book.read_text(encoding="utf-8")
     batches = iter(create_dataloader(text, batch_size=1, max_length=4, stride=1, shuffle=False))
     assert [t.tolist() for t in next(batches)] == [[[171, 119, 123, 464]], [[119, 123, 464, 4935]]]
-    assert [t.tolist() for t in next(batches)] == [
-        [[119, 123, 464, 4935]],
-        [[123, 464, 4935, 20336]],
-    ]
+    assert [t.tolist() for t in next(batches)] == [[[119, 123, 464, 4935]], [[123, 464, 4935, 20336]]]
     inputs, _ = next(iter(create_dataloader(text, 8, 4, 4, shuffle=False)))
     assert inputs.tolist() == INPUTS
 

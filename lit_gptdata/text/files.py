@@ -134,9 +134,7 @@ class FilesCorpus:
         return hashlib.sha256(repr((self.reading, hashes)).encode()).hexdigest()
 
     def sources(
-        self,
-        on_bytes: Callable[[int], object] = lambda _: None,
-        hash_files: HashFiles = hash_files,
+        self, on_bytes: Callable[[int], object] = lambda _: None, hash_files: HashFiles = hash_files
     ) -> list[SourceEntry]:
         """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all.
 
@@ -145,10 +143,7 @@ class FilesCorpus:
         hashes = hash_files(self.files, on_bytes)
         return [
             SourceEntry(
-                path=_printable(file),
-                size=size_of(file),
-                format=format_of(file).name,
-                sha256=sha256,
+                path=_printable(file), size=size_of(file), format=format_of(file).name, sha256=sha256
             )
             for file, sha256 in zip(self.files, hashes, strict=True)
         ]

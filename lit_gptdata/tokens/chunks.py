@@ -131,12 +131,7 @@ O200K_PATTERN = (  # o200k_base, o200k_harmony
     r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
     r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
-_RULES = {
-    R50K_PATTERN: _R50K,
-    GPT2_PATTERN: _R50K,
-    CL100K_PATTERN: _CL100K,
-    O200K_PATTERN: _O200K,
-}
+_RULES = {R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _O200K}
 
 
 def cut_rule(split_pattern: str, special_tokens: Iterable[str] = ()) -> CutRule | None:

@@ -49,9 +49,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        encoding: str | tiktoken.Encoding = "gpt2",
-        special_tokens: SpecialTokens = "allow",
+        self, encoding: str | tiktoken.Encoding = "gpt2", special_tokens: SpecialTokens = "allow"
     ) -> None:
         if special_tokens not in ("allow", "text", "error"):
             raise ValueError(

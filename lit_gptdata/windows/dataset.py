@@ -36,14 +36,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self,
-        tokens: Tokens,
-        *,
-        begin: int,
-        end: int,
-        max_length: int,
-        stride: int,
-        pad: bool = False,
+        self, tokens: Tokens, *, begin: int, end: int, max_length: int, stride: int, pad: bool = False
     ) -> None:
         check_lengths(max_length, stride)
         self.tokens = tokens

@@ -34,8 +34,7 @@ class LearningRates(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "max_epochs", "total"),
-    [(4, None, 4), (-1, 1, 10), (5, -1, 5), (30, 1, 10)],
+    ("max_steps", "max_epochs", "total"), [(4, None, 4), (-1, 1, 10), (5, -1, 5), (30, 1, 10)]
 )
 def test_each_step_uses_the_scheduled_learning_rate(max_steps, max_epochs, total):
     seen = LearningRates()

@@ -65,8 +65,7 @@ def test_the_example_of_the_course():
 
 
 @pytest.mark.parametrize(
-    "dtype",
-    [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8, torch.int8, torch.uint32],
+    "dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8, torch.int8, torch.uint32]
 )
 def test_all_integer_dtypes_give_the_same_output(dtype):
     stem = make_stem()

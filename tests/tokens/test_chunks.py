@@ -28,12 +28,7 @@ from lit_gptdata.tokens.chunks import (
 )
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
-PATTERNS = {
-    "r50k": R50K_PATTERN,
-    "gpt2": GPT2_PATTERN,
-    "cl100k": CL100K_PATTERN,
-    "o200k": O200K_PATTERN,
-}
+PATTERNS = {"r50k": R50K_PATTERN, "gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
 
 # Whitespace of Unicode, characters that only Python treats as whitespace, and similar characters.
 SPACES = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.build.local import prepare_store
-from lit_gptdata.tokens.tokenizer import Tokenizer, load_encoding
+from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from lit_gptdata.windows.split import split_tokens
 from tests.conftest import ListCorpus

@@ -53,10 +53,7 @@ def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore |
 
 
 def prepare_store(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    root: Path,
-    options: BuildOptions = DEFAULT_OPTIONS,
+    corpus: Corpus, tokenizer: Tokenizer, root: Path, options: BuildOptions = DEFAULT_OPTIONS
 ) -> TokenStore:
     """Find or build the store of a corpus. Of several processes, one builds and the others wait.
 
