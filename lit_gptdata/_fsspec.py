@@ -1,9 +1,7 @@
 """Reach any URL that fsspec knows: its file system, retries, and messages without secrets.
 
-    fs, path = filesystem("s3://bucket/book.txt")
-    info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
-
-Nothing here imports fsspec before a URL is used.
+fs, path = filesystem("s3://bucket/book.txt")  # imports fsspec
+info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
 """
 
 from __future__ import annotations
@@ -36,12 +34,9 @@ GOOGLE = (
     "GOOGLE_APPLICATION_CREDENTIALS, the login of `gcloud auth application-default login`, or the "
     "machine's role; FSSPEC_GS_TOKEN=anon reads a public bucket without credentials"
 )
-CREDENTIALS = {
-    **dict.fromkeys(("s3", "s3a"), AWS),
-    **dict.fromkeys(("gs", "gcs"), GOOGLE),
-    "hf": "HF_TOKEN, and the login of `hf auth login`",
-}
-"""Scheme → where credentials are looked for. Its file system reads user:password@ as part of a name."""
+HF = "HF_TOKEN, and the login of `hf auth login`"
+# Scheme → where credentials are looked for. Its file system reads user:password@ as part of a name.
+CREDENTIALS = {"s3": AWS, "s3a": AWS, "gs": GOOGLE, "gcs": GOOGLE, "hf": HF}
 
 _CREDENTIAL_ERROR = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
 _PERMANENT = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -78,19 +73,13 @@ def redact(text: str) -> str:
     A `?` in a glob stays if the scheme is not http(s): "s3://bucket/part-?.txt".
     """
     text = re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
-    url = r"(\b(?!https?:)[a-z][\w+.-]*://[^\s?'\")]*)?"
-    return re.sub(url + r"(\?[^\s'\")]+)", _without_query, text)
+    pattern = r"(\b(?!https?:)[a-z][\w+.-]*://[^\s?'\")]*)?(\?[^\s'\")]+)"
+    return re.sub(pattern, lambda m: m[0] if m[1] and "=" not in m[2] else f"{m[1] or ''}?…", text)
 
 
 def redacted(corpus: object) -> str:
-    """A user's name for a corpus without the secrets of its URLs; a local glob keeps its `?`."""
+    """A user's name for a corpus without the secrets of its URLs; a path keeps its `?`."""
     return redact(str(corpus)) if is_url(corpus) else str(corpus)
-
-
-def _without_query(found: re.Match[str]) -> str:
-    if found[1] and "=" not in found[2]:
-        return found[0]
-    return f"{found[1] or ''}?…"
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -102,13 +91,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     if "::" in url:
-        raise ValueError(
-            f"{redact(url)}: a chain of file systems (::) is not supported; give a plain URL"
-        )
+        raise ValueError(f"{redact(url)}: chained file systems (::) are not supported; give a plain URL")
     if scheme in CREDENTIALS and "@" in url.split("/")[2]:
         raise ValueError(
-            f"{redact(url)}: a {scheme}:// URL holds no credentials; they are looked for in "
-            f"{CREDENTIALS[scheme]}"
+            f"{redact(url)}: give no credentials in a {scheme}:// URL, but in {CREDENTIALS[scheme]}"
         )
     # otherwise a web server may compress the response, and its ranges count compressed bytes
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
@@ -119,47 +105,35 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise ImportError(redact(url) + needed) from error
     except Exception as error:
         if scheme not in fsspec.available_protocols():
-            raise ValueError(
-                f"{redact(url)}: unknown scheme {scheme!r}; fsspec knows "
-                f"{', '.join(sorted(fsspec.available_protocols()))}"
-            ) from None
+            known = ", ".join(sorted(fsspec.available_protocols()))
+            raise ValueError(f"{redact(url)}: unknown scheme {scheme!r}; fsspec knows {known}") from None
         raise _permanent_error(url, error) or RemoteError(f"{redact(url)}: {_describe(error)}") from None
     return fs, path
-
-
-# Retries -------------------------------------------------------------------------------------------
 
 
 class Retries:
     """The retry policy of one transfer: it counts failed attempts, waits, and gives up."""
 
     def __init__(self, url: str, *, first_contact: bool = False) -> None:
-        self.failures = 0
-        """Failed attempts in a row without progress; set it to 0 after progress."""
-
-        self.answered = not first_contact
-        """Whether the host ever answered; set it to True after an answer."""
-
+        self.failures = 0  # in a row; set it to 0 after progress
+        self.answered = not first_contact  # set it to True after an answer of the host
         self._url, self._start = url, time.monotonic()
 
     def give_up(self, problem: str, retry_after: str = "0") -> str:
-        """Count a failed attempt. Returns "" when the next one is due, or the problem if none is.
-
-        `retry_after` is the server's header: seconds or a date.
-        """
+        """Count a failed attempt and wait; returns "", or the problem if there is no next attempt."""
         self.failures += 1
         problem = redact(f"{problem} (attempt {self.failures} of {ATTEMPTS})")
         unreachable = not self.answered and time.monotonic() - self._start > UNREACHABLE_S
         if self.failures >= ATTEMPTS or unreachable:
             return problem
-        backoff_s = BACKOFF_S * 2 ** (self.failures - 1) * random.uniform(0.5, 1)
-        wait_s = max(backoff_s, _retry_after_s(retry_after))
+        wait_s = BACKOFF_S * 2 ** (self.failures - 1) * random.uniform(0.5, 1)
+        wait_s = max(wait_s, _retry_after_s(retry_after))
         _log.warning("%s: %s, next in %.1f s", redact(self._url), problem, wait_s)
         time.sleep(wait_s)
         return ""
 
 
-def _retry_after_s(header: str) -> float:
+def _retry_after_s(header: str) -> float:  # the header is a number of seconds or a date
     import urllib3
 
     try:
@@ -188,8 +162,7 @@ def retry(
             return attempt(retries.failures)
         except Exception as error:
             # `from None`, here and elsewhere: a chained message would show the URL with its secrets
-            permanent = _permanent_error(url, error, done)
-            if permanent is not None:
+            if permanent := _permanent_error(url, error, done):
                 raise permanent from None
             problem = _describe(error)
         # not inside `except`: after Ctrl-C while it waits, Python would print the error with its URL
@@ -202,13 +175,11 @@ def retry(
 
 def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteError | None:
     """The error to raise if another attempt cannot help; None for an error that may pass."""
-    status = _status(error)
+    status, cause = _status(error), _describe(error)
     if isinstance(error, RemoteError):
         return error
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return RemoteNotFoundError(
-            f"{redact(url)} does not exist ({_describe(error)}): check the address"
-        )
+        return RemoteNotFoundError(f"{redact(url)} does not exist ({cause}): check the address")
     credentials = _CREDENTIAL_ERROR.search(type(error).__name__)
     if isinstance(error, PermissionError) or status in (401, 403) or credentials:
         import fsspec
@@ -218,24 +189,21 @@ def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteEr
         fsspec.get_filesystem_class(scheme).clear_instance_cache()
         where = CREDENTIALS.get(scheme, "the places that fsspec's file system for it documents")
         return RemotePermissionError(
-            f"{redact(url)} may not be {done} ({_describe(error)}). Credentials are looked for in "
-            f"{where}"
+            f"{redact(url)} may not be {done} ({cause}). Credentials are looked for in {where}"
         )
     client_error = status is not None and status >= 400 and not is_transient(status)
     refused = isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO
     if isinstance(error, _PERMANENT) or client_error or refused:
-        return RemoteError(f"{redact(url)} cannot be {done}: {_describe(error)}")
+        return RemoteError(f"{redact(url)} cannot be {done}: {cause}")
     return None
 
 
 def _status(error: Exception) -> int | None:
     """The HTTP status behind an error, whichever library raised it."""
     response = getattr(error, "response", None)
-    for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
-        status = getattr(holder, name, None)
-        if isinstance(status, int):
-            return status
-    return None
+    names = ((error, "status"), (response, "status_code"), (error, "code"))
+    found = (getattr(holder, name, None) for holder, name in names)
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def _describe(error: Exception) -> str:

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHUNK_BYTES = 1 << 16
-"""Bytes per read: this many stay in a core's cache while they are processed, and 1 MiB does not."""
+CHUNK_BYTES = 1 << 16  # per read: these stay in a core's cache while they are processed, 1 MiB does not
 
 
 class AtomicFile:
     """A file that other processes see complete or not at all: write bytes to it, then `commit`.
 
-    Its temporary name next to `path` is unique, so a process that outlives its parent cannot disturb the
-    next one. As a context manager it commits on success and discards after an error. Raises OSError.
+    Its temporary name is unique, so a process that outlives its parent cannot disturb the next one.
+    As a context manager it commits on success and discards after an error. Raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +27,6 @@ class AtomicFile:
         self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 commit or discard closes it
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append all of `data`."""
         remaining = memoryview(data)
         while remaining:  # an unbuffered write may stop early, for example on a full disk
             remaining = remaining[self._file.write(remaining) :]

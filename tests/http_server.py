@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,43 +32,30 @@ class Request:
     headers: Message
 
 
+@dataclass(eq=False)
 class FileServer:
     """Serves `body` at every path, or `body[path]` if it is a mapping; a context manager."""
 
-    def __init__(
-        self,
-        body: bytes | Mapping[str, bytes] = b"",
-        *,
-        content_type: str | None = "text/plain; charset=utf-8",
-        etag: str | None = '"v1"',
-        last_modified: str | None = None,
-        ranges: bool = True,  # False: every answer is a 200 with the whole body
-        if_range: bool = True,  # False: a Range is answered without a look at If-Range
-        content_range: str | None = None,  # sent with a 206 instead of the correct one
-        compress: bool = False,  # gzip, although no client asked for it
-        length: bool = True,  # False: chunked, without Content-Length
-        cuts: Iterable[int | None] = (),  # bytes after which a body ends; None: the whole body
-        statuses: Iterable[int] = (),  # of the answers; the body comes with 200 only
-        headers: Mapping[str, str] | None = None,  # added to every answer
-        before: Callable[[FileServer], object] | None = None,  # called for each request
-        hold_after: int | None = None,  # body bytes after which to wait for `release`
-    ) -> None:
-        self.body = body
-        self.content_type = content_type
-        self.etag = etag
-        self.last_modified = last_modified
-        self.ranges = ranges
-        self.if_range = if_range
-        self.content_range = content_range
-        self.compress = compress
-        self.length = length
-        self.cuts = iter(cuts)
-        self.statuses = iter(statuses)
-        self.headers = dict(headers or {})
-        self.before = before
-        self.hold_after = hold_after
-        self.release = threading.Event()
-        self.requests: list[Request] = []
+    body: bytes | Mapping[str, bytes] = b""
+    _: KW_ONLY
+    content_type: str | None = "text/plain; charset=utf-8"
+    etag: str | None = '"v1"'
+    last_modified: str | None = None
+    ranges: bool = True  # False: every answer is a 200 with the whole body
+    if_range: bool = True  # False: a Range is answered without a look at If-Range
+    content_range: str | None = None  # sent with a 206 instead of the correct one
+    compress: bool = False  # gzip, although no client asked for it
+    length: bool = True  # False: chunked, without Content-Length
+    cuts: Iterable[int | None] = ()  # bytes after which a body ends; None: the whole body
+    statuses: Iterable[int] = ()  # of the answers; the body comes with 200 only
+    headers: Mapping[str, str] = field(default_factory=dict)  # added to every answer
+    before: Callable[[FileServer], object] | None = None  # called for each request
+    hold_after: int | None = None  # body bytes after which to wait for `release`
+    release: threading.Event = field(default_factory=threading.Event, init=False)
+    requests: list[Request] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.cuts, self.statuses = iter(self.cuts), iter(self.statuses)
 
     def __enter__(self) -> FileServer:
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -146,14 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, {**files.headers, "Content-Type": "text/plain"}, b"no text for you")
 
     def _answer(self, files: FileServer, whole: bytes) -> None:
-        headers = dict(files.headers)
-        for name, value in (
-            ("Content-Type", files.content_type),
-            ("ETag", files.etag),
-            ("Last-Modified", files.last_modified),
-        ):
-            if value is not None:
-                headers[name] = value
+        values = {
+            **files.headers,
+            "Content-Type": files.content_type,
+            "ETag": files.etag,
+            "Last-Modified": files.last_modified,
+        }
+        headers = {name: value for name, value in values.items() if value is not None}
         status, body = 200, whole
         first = self._first_byte(files)
         if first is not None and first >= len(whole):
@@ -165,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files.compress:
             headers["Content-Encoding"] = "gzip"
             body = gzip.compress(body)
-        self._send(status, headers, body, next(files.cuts, None), files.hold_after)
+        self._send(status, headers, body, next(files.cuts, None))
 
     def _first_byte(self, files: FileServer) -> int | None:
         """The first byte of a Range that is answered; None: the whole body is sent."""
@@ -177,12 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         return int(match[1])
 
     def _send(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        cut: int | None = None,
-        hold_after: int | None = None,
+        self, status: int, headers: Mapping[str, str], body: bytes, cut: int | None = None
     ) -> None:
         files = self.server.files
         self.send_response(status)
@@ -194,10 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         sent = body if cut is None else body[:cut]
-        if hold_after is not None:
-            self._write(sent[:hold_after])
+        if files.hold_after is not None:
+            self._write(sent[: files.hold_after])
             assert files.release.wait(TIMEOUT_S)
-            sent = sent[hold_after:]
+            sent = sent[files.hold_after :]
         self._write(sent)
         if cut is not None:
             self.close_connection = True  # the client sees the end of the stream

@@ -30,8 +30,7 @@ class Hub(ThreadingHTTPServer):
         self.files = dict(files)
         self.token: str | None = None
         self.tokens_seen: set[str | None] = set()
-        self.failures = 0
-        """The number of next answers that are a 503."""
+        self.failures = 0  # the number of next answers that are a 503
 
     @property
     def environ(self) -> dict[str, str]:

@@ -36,17 +36,10 @@ TIMEOUT_S = 60.0  # before a waiting answer fails
 class Fault:
     """The fault of one answer."""
 
-    status: int | None = None
-    """The status of the answer: 403, 404, 500 or 503."""
-
-    cut: int | None = None
-    """Bytes of the body before the connection breaks."""
-
-    flip: bool = False
-    """Whether the first byte of the body is changed."""
-
-    wait: threading.Event | None = None
-    """An event that the answer waits for."""
+    status: int | None = None  # of the answer: 403, 404, 500 or 503
+    cut: int | None = None  # bytes of the body before the connection breaks
+    flip: bool = False  # whether the first byte of the body is changed
+    wait: threading.Event | None = None  # the answer waits for this event
 
 
 def in_turn(faults: Mapping[str, Iterable[Fault | None]]) -> Callable[[str], Fault | None]:
@@ -91,26 +84,17 @@ class S3Server:
 
     def __init__(self) -> None:
         self.bucket = f"bucket-{uuid4().hex[:8]}"
-        self.requests: list[str] = []
-        """Every GET and HEAD, such as "GET /bucket/books/a.txt bytes=0-99"."""
-
-        self.gets: Counter[str] = Counter()
-        """GETs of objects, by the last part of their names."""
-
-        self.puts: Counter[str] = Counter()
-        """PUTs of objects or of parts of an object, in the same way."""
-
+        self.requests: list[str] = []  # every GET and HEAD: "GET /bucket/books/a.txt bytes=0-99"
+        self.gets: Counter[str] = Counter()  # GETs of objects, by the last part of their names
+        self.puts: Counter[str] = Counter()  # PUTs of objects or of parts of an object, in the same way
         self._lock = threading.Lock()
         self.heal()
 
     def heal(self) -> None:
         """End all faults and reset the counters."""
+        # the fault of the answer to one of `requests`, and to a PUT, where only the status is used
         self.fault: Callable[[str], Fault | None] = lambda seen: None
-        """The fault of the answer to one of `requests`, or None."""
-
         self.put_fault: Callable[[str], Fault | None] = lambda seen: None
-        """The same for PUTs; only the status is used."""
-
         self.forget()
 
     def forget(self) -> None:
@@ -135,12 +119,10 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """The server's address, http://…"""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def url(self) -> str:
-        """The bucket's URL, s3://…"""
         return f"s3://{self.bucket}"
 
     @property
@@ -161,7 +143,6 @@ class S3Server:
         return f"{self.url}/{key}"
 
     def delete(self, key: str) -> None:
-        """Remove an object."""
         self._send("DELETE", key)
 
     def _send(self, method: str, key: str, body: bytes = b"") -> None:
@@ -171,7 +152,6 @@ class S3Server:
         requests.request(method, address, data=body, headers=headers, timeout=60).raise_for_status()
 
     def note(self, seen: str) -> None:
-        """Count a request."""
         method, name = seen.split()[0], object_name(seen)
         with self._lock:
             if method in ("GET", "HEAD"):
@@ -208,8 +188,7 @@ class _Faulty:
             body = [error.encode()] if method != "HEAD" else []
             if method == "PUT":  # otherwise the client sees a broken connection
                 environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-            length = str(sum(map(len, body)))
-            headers = [("Content-Type", "text/xml"), ("Content-Length", length)]
+            headers = [("Content-Type", "text/xml"), ("Content-Length", str(len(b"".join(body))))]
             start_response(f"{fault.status} So", headers)
             return body
         answer = self.app(environ, start_response)

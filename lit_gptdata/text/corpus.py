@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from lit_gptdata._fsspec import is_url, redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
-from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.files import FilesCorpus, PathLike
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.text.sample import SampleCorpus
 
@@ -25,9 +25,8 @@ NAMED_URLS = {
     "tinyshakespeare": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
 }
 
-PathLike = str | os.PathLike[str]
-# LightningCLI uses the first type that fits. PathLike comes last because every object with a str() fits
-# it. Without Path, LightningCLI would take a path for its own path of a YAML file.
+# LightningCLI uses the first type that fits, and every object with a str() fits PathLike. Without Path,
+# it would take a path for its own path of a YAML file.
 CorpusLike = str | Sequence[PathLike] | Corpus | Path | os.PathLike[str]
 
 
@@ -43,21 +42,19 @@ def open_corpus(
 
     Files at http(s) URLs are downloaded to the folder `downloads`; with `download=False` they must be
     there. With `stream` they are read from the URL, as files at s3://, gs://, hf://, … always are.
-    `reading` tells how files become documents.
-    Raises TypeError for other objects, ValueError for a scheme that fsspec does not know,
+    Raises TypeError for other objects, ValueError for an invalid URL or unknown scheme,
     FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for a missing extra.
     """
-    if isinstance(corpus, Corpus) and not isinstance(corpus, (str, bytes, list, tuple)):
+    if isinstance(corpus, Corpus):
         return corpus
-    if isinstance(corpus, str) and corpus == "sample":
+    if corpus == "sample":
         return SampleCorpus()
     entries: list[Any] = list(corpus) if isinstance(corpus, (list, tuple)) else [corpus]
     for entry in entries:
         if not isinstance(entry, (str, os.PathLike)):
             raise TypeError(
                 f"corpus={corpus!r}: expected the name of a text, got {type(entry).__name__}. Give "
-                f"'sample', one of {sorted(NAMED_URLS)}, a URL, a path, a folder, a glob, a list of "
-                "these, or an object with __iter__ and fingerprint (lit_gptdata.text.document.Corpus)"
+                f"'sample', one of {sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
             )
     downloaded = () if stream else ("http://", "https://")
     return FilesCorpus([_resolve(entry, downloads, download, downloaded) for entry in entries], reading)
@@ -72,17 +69,12 @@ def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[st
     if download:
         return fetch(url, path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{redact(url)} is not downloaded yet: {path} does not exist. Call prepare_data() first"
-        )
+        raise FileNotFoundError(f"{redact(url)} is not downloaded yet: no {path}. Call prepare_data()")
     return path
 
 
 def download_path(url: str, downloads: Path) -> Path:
-    """The local path of a downloaded URL: its file name and a hash of the whole URL.
-
-    `…/84/pg84.txt`  ->  downloads/pg84-1f2e3d4c.txt
-    """
+    """The file name of a URL and a hash of all of it: `…/84/pg84.txt` -> downloads/pg84-1f2e3d4c.txt."""
     name = Path(urlsplit(url).path).name or "index.txt"
     name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-80:]
     stem, dot, suffixes = name.partition(".")

@@ -13,13 +13,10 @@ class Document:
 
     source: str
     """Where the text comes from, for messages: a path, a topic."""
-
     chunks: Iterable[bytes]
     """The text as valid UTF-8 with `\\n` newlines, cut anywhere; iterated only once."""
-
     continues: bool = False
     """True if this continues the document before it, as a slice of a large file does."""
-
     number: int = 0
     """The index of the source in the corpus, counted from 0."""
 
@@ -30,13 +27,10 @@ class SourceEntry:
 
     path: str
     """Path, URL or name, for people."""
-
     size: int | None
     """Bytes; None for a corpus that is not files."""
-
     sha256: str
     """SHA-256 (hex) of a file's contents, or the corpus's fingerprint."""
-
     format: str | None = None
     """Suffixes that decide how the file is read, such as "jsonl.gz"; None if it is not a file."""
 
@@ -52,19 +46,14 @@ class Corpus(Protocol):
 
     def __iter__(self) -> Iterator[Document]:
         """The documents, in the same order each time."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A string that changes when the documents change, such as a hash of their text."""
-        ...
 
 
 def utf8(text: str) -> bytes:
-    """The text's UTF-8, with lone surrogates replaced as tiktoken replaces them.
-
-    utf8("a\\ud800")  ->  b"a\\xef\\xbf\\xbd"
-    """
+    """The text's UTF-8, with lone surrogates replaced by U+FFFD as tiktoken replaces them."""
     try:
         return text.encode()
     except UnicodeEncodeError:

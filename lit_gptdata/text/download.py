@@ -1,16 +1,13 @@
-"""Download one file over HTTP. The target is complete or absent.
+"""Download one file over HTTP. The target, such as book.txt, is complete or absent. Next to it are
 
-    fetch("https://example.org/book.txt", "data/book.txt")  ->  Path("data/book.txt")
-
-Next to the target:
-
-    book.txt.lock       held by the process that downloads; others wait, then use its file
-    book.txt.part       the bytes received so far
-    book.txt.part.json  the version of these bytes; without it they are not resumed
+book.txt.lock       held by the process that downloads; others wait, then use its file
+book.txt.part       the bytes received so far
+book.txt.part.json  the version of these bytes; without it they are not resumed
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,10 +29,7 @@ CHUNK_BYTES = 1 << 16  # per write: a broken connection loses at most this many
 HEAD_BYTES = 1 << 12  # of the file, searched for the first tag of an HTML page
 HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
-OFFLINE = (
-    "Check the network, the proxy and the address and run the same command again, or use "
-    'data=sample (corpus="sample"), which needs no network'
-)
+OFFLINE = 'Check the network, the proxy and the address, or use data=sample (corpus="sample")'
 
 
 class DownloadError(OSError):
@@ -43,11 +37,7 @@ class DownloadError(OSError):
 
 
 class _TransientError(Exception):
-    """A failed attempt; another one may succeed, after the time in the header Retry-After."""
-
-    def __init__(self, problem: str, retry_after: str = "0") -> None:
-        super().__init__(problem)
-        self.retry_after = retry_after
+    """A failed attempt: its problem and the header Retry-After. Another attempt may succeed."""
 
 
 class _Download:
@@ -58,13 +48,12 @@ class _Download:
         self.url_sha256 = hashlib.sha256(url.encode()).hexdigest()  # noted: a URL may hold secrets
 
     def discard(self) -> None:
-        """Remove the bytes received so far."""
         self.note.unlink(missing_ok=True)
         self.part.unlink(missing_ok=True)
 
     def error(self, problem: str, next_step: str) -> DownloadError:
-        by_hand = f"or put the file at {self.target} by hand"
-        return DownloadError(f"{redact(self.url)}: {redact(problem)}. {next_step}, {by_hand}")
+        problem = f"{redact(self.url)}: {redact(problem)}"
+        return DownloadError(f"{problem}. {next_step}, or put the file at {self.target} by hand")
 
 
 def fetch(url: str, path: str | os.PathLike[str]) -> Path:
@@ -72,8 +61,9 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
 
     An existing file is used without a request and never overwritten, because it may be the user's own.
     An interrupted download resumes if the server still has the same version.
-    Raises DownloadError (an OSError).
+    Raises ValueError for an invalid URL, DownloadError (an OSError) for anything else.
     """
+    _check_url(url)
     file = _Download(url, Path(path))
     try:
         if not file.target.is_file():
@@ -88,10 +78,20 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise DownloadError(
             f"cannot read or write {file.target}: {error.strerror or error} "
-            f"({error.filename or file.part}). Free some space or give a folder that can be written, as "
-            "in data_dir=/tmp/data, and run the same command again"
+            f"({error.filename or file.part}). Free some space or set data_dir to a folder of yours"
         ) from error
     return file.target
+
+
+def _check_url(url: str) -> None:
+    with contextlib.suppress(ValueError):  # a port that is not a number, a broken IPv6 address
+        parts = urllib3.util.parse_url(url)
+        if parts.scheme in ("http", "https") and parts.host and parts.port != 0:
+            return
+    raise ValueError(
+        f"cannot download {redact(url)!r}: a URL starts with http:// or https:// and names a host. "
+        "Correct it, or give the path of a file on this machine"
+    )
 
 
 def _download(file: _Download) -> None:
@@ -108,7 +108,7 @@ def _download(file: _Download) -> None:
                     size = file.part.stat().st_size if file.part.exists() else 0
                     if size > largest:
                         largest, retries.failures = size, 0
-                    if problem := retries.give_up(str(error), error.retry_after):
+                    if problem := retries.give_up(*error.args):
                         advice = "Run the same command again later" if retries.answered else OFFLINE
                         raise file.error(problem, advice) from None
     finally:
@@ -128,7 +128,7 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> No
     except requests.ReadTimeout:
         retries.answered = True
         raise _TransientError(f"no answer, expected one within {TIMEOUT_S[1]:g} s") from None
-    except requests.RequestException as error:  # no host, too many redirects, a redirect to ftp://
+    except requests.RequestException as error:  # too many redirects, a redirect to ftp://
         raise file.error(f"cannot be requested: {error}", "Correct the address") from None
     retries.answered = True
     with response:
@@ -142,13 +142,11 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> No
 
 def _resumable(file: _Download) -> tuple[int, str]:
     """(bytes of the .part to keep, the validator of their version), or (0, "") to start again."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # absent or cut short
         note = json.loads(file.note.read_bytes())
         if note["url_sha256"] == file.url_sha256:
             # one byte less: after a complete .part, a range from its end would be answered by a 416
             return max(0, file.part.stat().st_size - 1), str(note["validator"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or cut short by a kill
-        pass
     return 0, ""
 
 
@@ -195,13 +193,12 @@ def _validator(headers: Mapping[str, str]) -> str | None:
     """The value for If-Range: a strong ETag or, without any ETag, a strong Last-Modified."""
     if "ETag" in headers:
         return headers["ETag"] if headers["ETag"].startswith('"') else None
-    try:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         changed, now = (parsedate_to_datetime(headers[name]) for name in ("Last-Modified", "Date"))
-        age_s = (now - changed).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return None
-    # a younger file may change again within that second (RFC 9110, section 8.8.2.2)
-    return headers["Last-Modified"] if age_s >= 1 else None
+        # a younger file may change again within that second (RFC 9110, section 8.8.2.2)
+        if (now - changed).total_seconds() >= 1:
+            return headers["Last-Modified"]
+    return None
 
 
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from lit_gptdata._fsspec import is_url
 from lit_gptdata.text.document import Document, SourceEntry
@@ -27,28 +26,23 @@ from lit_gptdata.text.remote_file import (
     size_of,
 )
 
-REMOTE_HASHERS = 4
-"""Threads that hash remote files, at least: each one waits for its connection."""
+REMOTE_HASHERS = 4  # threads that hash remote files, at least: each one waits for its connection
+CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-8 character
 
+PathLike = str | os.PathLike[str]
+# (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
 HashFiles = Callable[[Sequence[TextFile], Callable[[int], object]], list[str]]
-"""(files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read."""
-
+# (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
 FindCut = Callable[[bytes, int], int]
-"""(buffer, start) → the first position at or after `start` where a text may be cut, or -1."""
-
-CONTEXT_BYTES = 4
-"""Bytes before a cut that a `FindCut` may look at: the longest UTF-8 character."""
 
 
 def hash_files(
     files: Sequence[TextFile], on_bytes: Callable[[int], object], n_threads: int | None = None
 ) -> list[str]:
     """Hash files in threads, by default half as many as cores: a build runs at the same time."""
-    if n_threads is None:  # one core hashes the text that ten cores tokenize
-        n_threads = max(1, (os.cpu_count() or 1) // 2)
-    if any(isinstance(file, RemoteFile) for file in files):
-        n_threads = max(n_threads, REMOTE_HASHERS)
-    return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, n_threads)
+    n_threads = n_threads or (os.cpu_count() or 1) // 2  # one core hashes what ten cores tokenize
+    least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in files) else 1
+    return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, max(n_threads, least))
 
 
 class FilesCorpus:
@@ -62,11 +56,7 @@ class FilesCorpus:
     RemoteError (an OSError) for a URL that cannot be read.
     """
 
-    def __init__(
-        self,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        reading: Reading | None = None,
-    ) -> None:
+    def __init__(self, paths: PathLike | Sequence[PathLike], reading: Reading | None = None) -> None:
         self.reading = reading or Reading()
         names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if not names:
@@ -75,7 +65,8 @@ class FilesCorpus:
             raise ValueError(
                 "the corpus is an empty string: name a file, a folder ('.' is the current one) or a glob"
             )
-        self._urls = [name for name in names if isinstance(name, str) and _is_remote(name)]
+        strings = [name for name in names if isinstance(name, str)]
+        self._urls = [name for name in strings if is_url(name) and not name.startswith("file://")]
         remote = self._list_urls()
         unique: dict[str, TextFile] = {}
         for file in (file for name in names for file in remote.get(str(name)) or expand_path(name)):
@@ -136,24 +127,18 @@ class FilesCorpus:
     def sources(
         self, on_bytes: Callable[[int], object] = lambda _: None, hash_files: HashFiles = hash_files
     ) -> list[SourceEntry]:
-        """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all.
-
-        `on_bytes` gets the number of bytes read since its last call.
-        """
+        """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all."""
         hashes = hash_files(self.files, on_bytes)
         return [
-            SourceEntry(
-                path=_printable(file), size=size_of(file), format=format_of(file).name, sha256=sha256
-            )
-            for file, sha256 in zip(self.files, hashes, strict=True)
+            SourceEntry(path=_printable(f), size=size_of(f), format=format_of(f).name, sha256=sha256)
+            for f, sha256 in zip(self.files, hashes, strict=True)
         ]
 
     @property
     def names(self) -> list[str]:
         """A unique name for every file, without a look at it: its absolute path or its URL."""
         return [
-            file.label if isinstance(file, RemoteFile) else _printable(os.path.abspath(file))
-            for file in self.files
+            f.label if isinstance(f, RemoteFile) else _printable(os.path.abspath(f)) for f in self.files
         ]
 
     def file_stats(self) -> list[list[str | int]]:
@@ -163,21 +148,16 @@ class FilesCorpus:
         once, and later reads expect the files of this listing.
         """
         listed = {file.url: file for files in self._list_urls().values() for file in files}
-        self.files = [_as_listed(file, listed) for file in self.files]
+        for file in self.files:
+            if isinstance(file, RemoteFile) and file.url not in listed:
+                raise removed_error(file)
+        self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
     def __repr__(self) -> str:
         names = [_printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
-
-
-def _as_listed(file: TextFile, listed: dict[str, RemoteFile]) -> TextFile:
-    if isinstance(file, Path):
-        return file
-    if file.url not in listed:
-        raise removed_error(file)
-    return listed[file.url]
 
 
 def _version(file: TextFile) -> tuple[int, int | str]:
@@ -207,10 +187,6 @@ def _cut_in_file(file: TextFile, target: int, find_cut: FindCut) -> int:
 def _after_newline(buffer: bytes, start: int) -> int:
     """A `FindCut` for jsonl: after any \\n, because a line of JSON contains none."""
     return buffer.find(b"\n", start - 1) + 1 or -1
-
-
-def _is_remote(name: str) -> bool:
-    return is_url(name) and not name.startswith("file://")
 
 
 def _printable(file: TextFile | str) -> str:

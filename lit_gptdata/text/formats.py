@@ -1,9 +1,8 @@
-"""Read one text file as documents.
+"""Read one text file as documents; a reader holds at most one JSON line or one batch of rows in memory.
 
     read_documents(FileSlice(path=Path("a.jsonl.gz")), Reading())  ->  one Document per line
 
-`FORMATS`, at the end of this file, is the only list of file formats. To add a format, write a reader
-function and add an entry. Readers hold at most one JSON line or one batch of rows in memory.
+To add a format, write a reader function and add an entry to `FORMATS` at the end of this file.
 """
 
 from __future__ import annotations
@@ -30,15 +29,9 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
 
 EncodingErrors = Literal["strict", "replace"]
 
-LINE_LIMIT = 1 << 28
-"""Bytes of the longest JSON line. A line is held in memory, and a longer one is hardly JSON Lines."""
-
-ROWS = 64
-"""Rows of a parquet file read at a time. 256 rows are not faster, and a page of a few bytes can repeat
-one long text in every row."""
-
-BATCH_BYTES = 16 << 20
-"""Bytes of parquet rows read at a time, estimated from the file's metadata."""
+LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
+ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
+BATCH_BYTES = 16 << 20  # of parquet rows per read, estimated from the file's metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +40,14 @@ class Reading:
 
     encoding_errors: EncodingErrors = "strict"
     """Invalid UTF-8: "strict" raises an error, "replace" inserts U+FFFD."""
-
     text_column: str = "text"
     """The JSON key or parquet column that holds the text."""
-
     strip_gutenberg: bool = False
     """Remove Project Gutenberg's license."""
 
     def __post_init__(self) -> None:
-        if self.encoding_errors not in get_args(EncodingErrors):
-            raise ValueError(
-                f"unknown encoding_errors {self.encoding_errors!r}: choose 'strict' (invalid UTF-8 is "
-                "an error) or 'replace' (it becomes U+FFFD)"
-            )
+        if (errors := self.encoding_errors) not in get_args(EncodingErrors):
+            raise ValueError(f"unknown encoding_errors {errors!r}: choose 'strict' or 'replace'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +63,16 @@ class FileSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A file format: what the rest of the package has to know about it."""
+    """What the rest of the package has to know about a file format."""
 
     suffix: str
     """The end of the file name, such as ".txt"; .gz or .zst may follow."""
-
     cut: Literal["inside_text", "after_newline", "never"]
     """Where a large file may be cut into slices; "inside_text" continues a document in the next one."""
-
     plain: bool
-    """True if the file holds the text as it is, so that the file's size is about the text's size."""
-
+    """True if the file's size is about the size of its text."""
     read: Callable[[FileSlice, Reading], Iterator[Document]]
     """The documents of a slice in order, each read before the next one."""
-
     compression: Literal["", ".gz", ".zst"] = ""
 
     @property
@@ -101,9 +85,7 @@ def format_of(file: TextFile) -> Format:
     """The format that the file's name tells; an unknown suffix means plain text."""
     suffix, compression = _suffixes(file.name)
     format = next(format for format in FORMATS if format.suffix == (suffix or ".txt"))
-    if not compression:
-        return format
-    return replace(format, cut="never", plain=False, compression=compression)
+    return replace(format, cut="never", plain=False, compression=compression) if compression else format
 
 
 def is_text(name: str) -> bool:
@@ -113,8 +95,7 @@ def is_text(name: str) -> bool:
 
 def _suffixes(name: str) -> tuple[str, Any]:
     """(suffix of a format or "", .gz | .zst or ""): "a.jsonl.gz" -> (".jsonl", ".gz")."""
-    found = _SUFFIXES.search(name.lower())
-    assert found  # the pattern also matches the empty end of a name
+    found: Any = _SUFFIXES.search(name.lower())  # never None: the pattern matches an empty end, too
     return found[1] or "", found[2] or ""
 
 
@@ -127,28 +108,20 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     return format_of(file.path).read(file, reading)
 
 
-# Bytes ---------------------------------------------------------------------------------------------
-
-
 def _chunks(file: FileSlice) -> Iterator[bytes]:
     """The uncompressed bytes of a slice, up to CHUNK_BYTES at a time."""
-    position = file.start
+    remaining = sys.maxsize if file.stop is None else file.stop - file.start
     try:
         with open_raw(file.path, file.start, file.stop) as raw, _decompressed(raw, file.path) as stream:
-            while file.stop is None or position < file.stop:
-                wanted = CHUNK_BYTES if file.stop is None else file.stop - position
-                chunk = stream.read(min(CHUNK_BYTES, wanted))
-                if not chunk:
-                    return
-                position += len(chunk)
+            while chunk := stream.read(min(CHUNK_BYTES, remaining)):
+                remaining -= len(chunk)
                 yield chunk
     except Exception as error:
         broken = isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile))
         if not broken and type(error).__name__ != "ZstdError":
             raise
         raise OSError(
-            f"{file.path} is broken or cut short ({error}): fetch it again, or test it with gzip -t or "
-            "zstd -t"
+            f"{file.path} is broken or cut short ({error}): fetch it again, or run gzip -t or zstd -t"
         ) from error
 
 
@@ -174,12 +147,9 @@ def needs(module: str, extra: str, path: TextFile) -> Any:
 
 
 def _valid(
-    data: bytes, errors: EncodingErrors, final: bool, source: object, offset: int = 0
+    data: bytes, errors: EncodingErrors, source: object, offset: int = 0, final: bool = True
 ) -> tuple[bytes, int]:
-    """(valid UTF-8, number of bytes of `data` used): a character cut off at the end is not used.
-
-    `final`: no bytes follow, so a character cut off is invalid. `offset`: where `data` starts.
-    """
+    """(valid UTF-8, bytes of `data` used). A character cut off at the end is invalid only if `final`."""
     if data.isascii():
         return data, len(data)
     try:
@@ -187,13 +157,9 @@ def _valid(
     except UnicodeDecodeError as error:
         raise UnicodeError(
             f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}). Convert it (iconv -f latin1 -t utf-8 …), or set "
-            "encoding_errors=replace"
+            f"{offset + error.start} ({error.reason}): convert it, or set encoding_errors=replace"
         ) from None
     return (data[:used] if errors == "strict" else text.encode()), used
-
-
-# .txt ----------------------------------------------------------------------------------------------
 
 
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -209,20 +175,15 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
     offset, rest, pending_cr = file.start, b"", b""
     for chunk in itertools.chain(raw, [b""]):
         data = rest + chunk
-        valid, used = _valid(data, errors, not chunk, file.path, offset)
+        valid, used = _valid(data, errors, file.path, offset, final=not chunk)
         offset, rest = offset + used, data[used:]
         valid = pending_cr + valid
-        pending_cr = (
-            b"\r" if chunk and valid.endswith(b"\r") else b""
-        )  # the next chunk may start with \n
+        pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
         valid = valid[: len(valid) - len(pending_cr)]
         if b"\r" in valid:
             valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if valid:
             yield valid
-
-
-# .jsonl --------------------------------------------------------------------------------------------
 
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -232,21 +193,17 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         if not line.strip():
             continue
         source = f"{file.path}: line at byte {offset}"
-        text, _ = _valid(line, reading.encoding_errors, True, source, offset)
+        text, _ = _valid(line, reading.encoding_errors, source, offset)
         try:
             row = json.loads(text.decode())  # given bytes, json would guess UTF-16
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{source} is not JSON ({error}): it reads {line[:60]!r}") from None
         if not isinstance(row, dict) or reading.text_column not in row:
             found = f"has the keys {sorted(row)}" if isinstance(row, dict) else "is not a JSON object"
-            raise ValueError(
-                f"{source} {found}, expected the key text_column={reading.text_column!r}: set "
-                "data.text_column"
-            )
-        value = row[reading.text_column]
-        if value is not None:
-            text = _json_text(value, source, reading)
-            yield Document(source=source, chunks=[text], number=file.number)
+            raise ValueError(f"{source} {found}, not {reading.text_column!r}: set data.text_column")
+        if (value := row[reading.text_column]) is not None:
+            chunks = [_json_text(value, source, reading)]
+            yield Document(source=source, chunks=chunks, number=file.number)
 
 
 def _lines(file: FileSlice) -> Iterator[tuple[int, bytes]]:
@@ -261,8 +218,7 @@ def _lines(file: FileSlice) -> Iterator[tuple[int, bytes]]:
             offset += len(line) + 1
         if len(rest) > LINE_LIMIT:
             raise ValueError(
-                f"{file.path}: the line at byte {offset} is longer than {LINE_LIMIT:,} bytes. A jsonl "
-                "file has one document per line, ended by \\n: cut the text into several documents"
+                f"{file.path}: the line at byte {offset} is longer than {LINE_LIMIT:,} bytes: split it"
             )
     if rest:
         yield offset, bytes(rest)
@@ -270,22 +226,16 @@ def _lines(file: FileSlice) -> Iterator[tuple[int, bytes]]:
 
 def _json_text(value: object, source: str, reading: Reading) -> bytes:
     if not isinstance(value, str):
-        raise ValueError(
-            f"{source}: {reading.text_column!r} holds {type(value).__name__}, expected text: set "
-            "data.text_column"
-        )
+        column, kind = reading.text_column, type(value).__name__
+        raise ValueError(f"{source}: {column!r} holds {kind}, not text: set data.text_column")
     try:
         return value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\ud800"
         if reading.encoding_errors == "strict":
             raise UnicodeError(
-                f"{source} holds a lone surrogate {value[error.start]!r}: fix the file, or set "
-                "encoding_errors=replace"
+                f"{source} holds a lone surrogate {value[error.start]!r}: set encoding_errors=replace"
             ) from None
         return utf8(value)
-
-
-# .parquet ------------------------------------------------------------------------------------------
 
 
 def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -293,10 +243,9 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
     path, column = file.path, reading.text_column
     if format_of(path).compression:
         raise ValueError(f"{path}: parquet files are compressed inside; unpack it and name it .parquet")
-    arrow = needs("pyarrow", "parquet", path)
-    parquet = needs("pyarrow.parquet", "parquet", path)
+    arrow, parquet = (needs(name, "parquet", path) for name in ("pyarrow", "pyarrow.parquet"))
     # given a path, arrow reads without Python; it reads a remote file through our range reader
-    source = path.open() if isinstance(path, RemoteFile) else path
+    source = open_raw(path) if isinstance(path, RemoteFile) else path
     try:
         table = parquet.ParquetFile(source, buffer_size=CHUNK_BYTES, pre_buffer=False)
     except (arrow.ArrowException, OSError) as error:
@@ -306,20 +255,14 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
     with table:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
-            raise ValueError(
-                f"{path} has the columns {sorted(types)}, expected the column text_column={column!r}: "
-                "set data.text_column"
-            )
-        if types[column] not in (arrow.string(), arrow.large_string(), arrow.string_view()):
-            raise ValueError(
-                f"{path}: the column {column!r} holds {types[column]}, expected text: set "
-                "data.text_column"
-            )
+            raise ValueError(f"{path} has columns {sorted(types)}, not {column!r}: set data.text_column")
+        if (kind := types[column]) not in (arrow.string(), arrow.large_string(), arrow.string_view()):
+            raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
         for number, row in enumerate(_rows(table, column, path, arrow)):
             if row.is_valid:
                 name = f"{path}: row {number}"
                 # arrow does not check that strings are valid UTF-8
-                text, _ = _valid(row.as_buffer().to_pybytes(), reading.encoding_errors, True, name)
+                text, _ = _valid(row.as_buffer().to_pybytes(), reading.encoding_errors, name)
                 yield Document(source=name, chunks=[text], number=file.number)
 
 
@@ -337,8 +280,6 @@ def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
         raise OSError(f"{path} is broken ({error}): fetch it again") from error
 
 
-# The table -----------------------------------------------------------------------------------------
-
 FORMATS = (
     Format(suffix=".txt", cut="inside_text", plain=True, read=_read_txt),
     Format(suffix=".jsonl", cut="after_newline", plain=True, read=_read_jsonl),
@@ -346,6 +287,5 @@ FORMATS = (
 )
 
 _SUFFIXES = re.compile(rf"({'|'.join(re.escape(format.suffix) for format in FORMATS)})?(\.gz|\.zst)?$")
-
+# The names that a search through a folder includes, for messages.
 SEARCHED = f"{', '.join('*' + format.suffix for format in FORMATS)} and these as .gz or .zst"
-"""The names that a search through a folder includes, for messages."""

@@ -17,9 +17,6 @@ def strip_gutenberg(text: str, source: object) -> str:
     start = _START.search(text)
     end = _END.search(text, start.end()) if start else None
     if start is None or end is None:
-        missing = "*** END OF" if start else "*** START OF"
-        raise ValueError(
-            f"strip_gutenberg: {source} has no line '{missing} THE PROJECT GUTENBERG …', so it is not a "
-            "complete Project Gutenberg text. Set strip_gutenberg=false"
-        )
+        missing = f"*** {'END' if start else 'START'} OF THE PROJECT GUTENBERG"
+        raise ValueError(f"{source} has no line '{missing} …': set strip_gutenberg=false")
     return text[start.end() : end.start()].strip("\n") + "\n"

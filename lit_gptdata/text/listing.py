@@ -1,10 +1,9 @@
 """List the files that a name means: a path or URL of a file, a folder or a glob.
 
-expand_path("books/*.txt")               ->  [Path("books/a.txt"), Path("books/b.txt"), …]
 expand_url("s3://bucket/books/**/*.txt")  ->  [RemoteFile, RemoteFile, …]
 
-fsspec's own glob and walk skip folders that cannot be listed, for example after a server error. Here
-such a folder is listed again or raises an error, because a corpus must not lose text unnoticed.
+fsspec's own glob and walk skip a folder that cannot be listed, for example after a server error. Here it
+is listed again or raises an error, because a corpus must not lose text unnoticed.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, redact, retry
 from lit_gptdata.text.formats import SEARCHED, is_text
 from lit_gptdata.text.remote_file import RemoteFile
 
-Infos = dict[str, dict[str, Any]]
-"""Path in the file system → fsspec's metadata of the file."""
+Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
+NO_TEXT = f"holds no text: looked for {SEARCHED} in it and its subfolders. Name other files"
 
 
 def expand_path(name: str | os.PathLike[str]) -> list[Path]:
@@ -40,35 +39,24 @@ def expand_path(name: str | os.PathLike[str]) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if is_text(p.name) and p.is_file())
         if not found:
-            raise FileNotFoundError(
-                f"the folder {path.resolve()} holds no text: looked for {SEARCHED} in it and its "
-                "subfolders. Name another folder, or the files themselves"
-            )
+            raise FileNotFoundError(f"{path.resolve()} {NO_TEXT}")
         return found
     if path.exists():
         return [path]
     if not glob.has_magic(str(path)):
         raise FileNotFoundError(
-            f"no such file or folder: {path} (looked in {Path.cwd()}). Give a path, a folder, a glob "
-            "such as 'books/*.txt', a list of these, a URL, 'sample' or 'frankenstein'"
+            f"no such file or folder: {path} (in {Path.cwd()}). Give a path, a glob, a URL or 'sample'"
         )
-    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    found = [match for match in found if match.is_file()]
-    if not found:
-        folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        content = f"which has {_entries(folder)}" if folder.is_dir() else "which does not exist"
-        raise FileNotFoundError(
-            f"no file matches {str(path)!r}: looked in {folder.resolve()}, {content}. Check the pattern"
-        )
-    return found
-
-
-def _entries(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"{len(names)} entries: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-
-
-# URLs ----------------------------------------------------------------------------------------------
+    matches = map(Path, glob.glob(str(path), recursive=True))
+    if found := sorted(match for match in matches if match.is_file()):
+        return found
+    folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    content = "which does not exist"
+    if folder.is_dir():
+        names = sorted(entry.name for entry in folder.iterdir())
+        more = ", …" if len(names) > 5 else ""
+        content = f"which has {len(names)} entries: {', '.join(names[:5])}{more}"
+    raise FileNotFoundError(f"no file matches {str(path)!r}: looked in {folder.resolve()}, {content}")
 
 
 def expand_url(url: str) -> list[RemoteFile]:
@@ -78,7 +66,10 @@ def expand_url(url: str) -> list[RemoteFile]:
     """
     fs, path = filesystem(url)
     found = retry(url, lambda _: _list(fs, path, url), first_contact=True)
-    url_prefix, path_prefix = _prefixes(url.rstrip("/"), path.rstrip("/"))
+    # what precedes the common end of both: "sftp://host" and "" for "sftp://host/a/*.txt" and "/a/*.txt"
+    url, path = url.rstrip("/"), path.rstrip("/")
+    n_common = len(os.path.commonprefix([url[::-1], path[::-1]]))  # noqa: RUF071 by characters
+    url_prefix, path_prefix = url[: len(url) - n_common], path[: len(path) - n_common]
     return [
         RemoteFile.from_info(url_prefix + path.removeprefix(path_prefix), info)
         for path, info in sorted(found.items(), key=lambda item: item[0].split("/"))  # as Paths sort
@@ -98,10 +89,7 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             return {path: info}
     found = {name: info for name, info in _find(fs, path).items() if is_text(basename(name))}
     if not found:
-        raise RemoteNotFoundError(
-            f"{redact(url)} holds no text: looked for {SEARCHED} in it and its subfolders. Name another "
-            "folder, or the files themselves"
-        )
+        raise RemoteNotFoundError(f"{redact(url)} {NO_TEXT}")
     return found
 
 
@@ -157,26 +145,14 @@ def _match(names: list[str], patterns: list[str]) -> bool:
         return not patterns and not names
     if patterns[0] != "**":
         return _match_name(names[0], patterns[0]) and _match(names[1:], patterns[1:])
-    n_folders = itertools.takewhile(
-        lambda n: n == 0 or _match_name(names[n - 1], "*"), range(len(names))
-    )
-    return any(_match(names[n:], patterns[1:] or ["*"]) for n in n_folders)
+    counts = itertools.takewhile(lambda n: n == 0 or _match_name(names[n - 1], "*"), range(len(names)))
+    return any(_match(names[n:], patterns[1:] or ["*"]) for n in counts)
 
 
 def _match_name(name: str, pattern: str) -> bool:
     """Match like a glob on disk: `*` does not match a name with a leading dot."""
     hidden = name.startswith(".") and not pattern.startswith(".")
     return not hidden and fnmatch.fnmatchcase(name, pattern)
-
-
-def _prefixes(url: str, path: str) -> tuple[str, str]:
-    """The parts of a URL and of its path in the file system that precede their common end.
-
-    _prefixes("sftp://host/a/*.txt", "/a/*.txt")  ->  ("sftp://host", "")
-    """
-    pairs = zip(reversed(url), reversed(path), strict=False)
-    n_common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return url[: len(url) - n_common], path[: len(path) - n_common]
 
 
 def _is_file(info: dict[str, Any]) -> bool:

@@ -19,20 +19,14 @@ from typing import Any, TypeVar
 from lit_gptdata._fsspec import RemoteError, RemoteNotFoundError, filesystem, redact, retry
 from lit_gptdata._io import sha256_stream
 
-FIRST_BYTES = 1 << 18
-"""Bytes of the first request after a seek. Each request that continues it asks for twice as many."""
-
-MOST_BYTES = 1 << 23
-"""Bytes of the largest request. An open file holds one block of this size and prefetches another one."""
-
-THREADS = 16
-"""Requests at the same time, where each one is short and waits for the network."""
-
+FIRST_BYTES = 1 << 18  # of the first request after a seek; each one that continues it is twice as long
+MOST_BYTES = 1 << 23  # of the largest request; an open file holds one such block and prefetches another
+THREADS = 16  # requests at the same time, where each one is short and waits for the network
+# Metadata keys that identify a file's version; the first one present is used.
 VERSION_KEYS = (
     "ETag", "etag", "generation", "blob_id", "sha", "mtime", "LastModified", "last_modified",
     "Last-Modified", "modificationTime", "modify", "created",
 )  # fmt: skip
-"""Metadata keys that identify a file's version; the first one present is used."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,10 +38,8 @@ class RemoteFile:
 
     url: str
     """For fsspec. It may contain secrets, so messages use `str(file)`."""
-
     size: int
     """Bytes."""
-
     version: str
     """Changes with the contents: an ETag, a generation, a time."""
 
@@ -57,8 +49,7 @@ class RemoteFile:
         size = info.get("size")
         if size is None or info.get("partial") is False:
             raise RemoteError(
-                f"{redact(url)} cannot be read by ranges: its server does not report a size or does not "
-                "support ranges. Download the file and give its path"
+                f"{redact(url)}: its server reports no size or supports no ranges. Give a path of a copy"
             )
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
@@ -81,13 +72,8 @@ class RemoteFile:
     @property
     def label(self) -> str:
         """The URL without secrets, plus a hash if secrets were removed, so that labels stay unique."""
-        if str(self) == self.url:
-            return self.url
-        return f"{self}#{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
-
-    def open(self, start: int = 0, stop: int | None = None) -> RemoteReader:
-        """A reader of the bytes from `start`; it fetches nothing at or after `stop`."""
-        return RemoteReader(self, start, self.size if stop is None else stop)
+        key = hashlib.sha256(self.url.encode()).hexdigest()[:8]
+        return self.url if str(self) == self.url else f"{self}#{key}"
 
     def fetch(self, start: int, stop: int) -> bytes:
         """The bytes [start, stop), or the first of them if the connection breaks on long ranges.
@@ -99,7 +85,7 @@ class RemoteFile:
             fs, path = filesystem(self.url)
             # some connections always break after a number of bytes: ask for fewer after each failure
             end = min(stop, start + max(FIRST_BYTES, (stop - start) >> failures))
-            data = self._range(fs, path, start, end)
+            data: bytes = self._range(fs, path, start, end)
             if len(data) != end - start:
                 raise OSError(f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}")
             return data
@@ -113,16 +99,13 @@ class RemoteFile:
                 raise RemoteError(f"{self} changed while it was read: run again") from None
             raise
 
-    def _range(self, fs: Any, path: str, start: int, end: int) -> bytes:
-        data: bytes
-        if self.url.startswith(("http://", "https://")):
-            # cat_file would read the whole file into memory if a server ignores the range
-            with fs.open(path, size=self.size, cache_type="none") as raw:
-                raw.seek(start)
-                data = raw.read(end - start)
-        else:
-            data = fs.cat_file(path, start=start, end=end)
-        return data
+    def _range(self, fs: Any, path: str, start: int, end: int) -> Any:
+        if not self.url.startswith(("http://", "https://")):
+            return fs.cat_file(path, start=start, end=end)
+        # cat_file would read the whole file into memory if a server ignores the range
+        with fs.open(path, size=self.size, cache_type="none") as raw:
+            raw.seek(start)
+            return raw.read(end - start)
 
     def _is_unchanged(self) -> bool:
         fs, path = filesystem(self.url)
@@ -147,9 +130,6 @@ class RemoteReader(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
@@ -212,8 +192,8 @@ def size_of(file: TextFile) -> int:
 def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawIOBase:
     """A reader of the stored bytes from `start`; a remote file is fetched up to `stop` only."""
     if isinstance(file, RemoteFile):
-        return file.open(start, stop)
-    raw = open(file, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
+        return RemoteReader(file, start, file.size if stop is None else stop)
+    raw = open(file, "rb", buffering=0)  # noqa: SIM115 the caller closes it
     raw.seek(start)
     return raw
 

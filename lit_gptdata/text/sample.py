@@ -23,9 +23,8 @@ class SampleCorpus:
             from pydoc_data.topics import topics
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "this Python has no pydoc_data, the help() texts that corpus='sample' reads. Install "
-                "your system's full Python, or use your own text: "
-                "python train.py data=files data.corpus=book.txt"
+                "this Python lacks pydoc_data, which corpus='sample' reads: install your system's full "
+                "Python, or use your own text: data=files data.corpus=book.txt"
             ) from error
         return dict(sorted(topics.items()))
 
@@ -36,10 +35,8 @@ class SampleCorpus:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names and texts."""
-        digest = hashlib.sha256()
-        for name, text in self.topics.items():
-            digest.update(f"{name}\0{text}\0".encode())
-        return digest.hexdigest()
+        content = "".join(f"{name}\0{text}\0" for name, text in self.topics.items())
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"SampleCorpus(language reference of Python {platform.python_version()})"

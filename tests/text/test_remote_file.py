@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import io
 import itertools
-import json
 import os
 import pickle
 import subprocess
@@ -28,7 +27,8 @@ from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.http_server import FileServer
-from tests.text.test_formats import pack, write_parquet
+from tests.text.test_formats import lines, pack, write_parquet
+from tests.text.test_formats import texts as read
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -36,20 +36,7 @@ from tests.s3_server import Fault, S3Server, forget_clients
 
 ROOT = Path(__file__).parents[2]
 GPT2 = Tokenizer("gpt2")
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dogs,",
-    "and",
-    "it's",
-    "42",
-    "caf\u00e9\n",
-]
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs,", "and", "it's", "42", "café\n"]
 
 
 @pytest.fixture
@@ -81,16 +68,6 @@ def prose(n_bytes: int, seed: int = 0) -> str:
     return " ".join(text)[:n_bytes]
 
 
-def lines(*texts: str) -> bytes:
-    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
 def upload(s3: S3Server, source: Path, folder: str) -> str:
     """Upload every file of a folder on disk; returns the URL of the folder."""
     for path in source.rglob("*"):
@@ -101,11 +78,6 @@ def upload(s3: S3Server, source: Path, folder: str) -> str:
 
 def bytes_of(store) -> list[bytes]:
     return [(store.path / file.name).read_bytes() for file in store.files]
-
-
-def read(file: RemoteFile, **options) -> list[str]:
-    documents = read_documents(FileSlice(path=file), Reading(**options))
-    return [b"".join(document.chunks).decode() for document in documents]
 
 
 def texts(corpus) -> list[bytes]:
@@ -139,15 +111,15 @@ def test_every_format_gives_the_same_store_as_on_disk(s3, tmp_path, folder):
     names = [source.path.removeprefix(url) for source in from_url.manifest.sources]
     assert names == [str(path.relative_to(texts)) for path in FilesCorpus(texts).files]
     assert FilesCorpus(url).fingerprint == FilesCorpus(texts).fingerprint
-    # where the store of the same text is already, nothing is tokenised again
+    # the store of the same text exists, so nothing is tokenized again
     assert prepare_store(open_corpus(url), GPT2, tmp_path / "local").path == local.path
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_large_object_is_read_in_work_units(s3, tmp_path, folder, small_units, workers):
     texts = tmp_path / "texts"
-    write(texts / "a.txt", prose(800_000).encode())
-    write(texts / "b.jsonl", lines(*(prose(4000, seed) for seed in range(120))))
+    pack(texts / "a.txt", prose(800_000).encode())
+    pack(texts / "b.jsonl", lines(*(prose(4000, seed) for seed in range(120))))
     url = upload(s3, texts, folder)
     local = prepare_store(FilesCorpus(texts), GPT2, tmp_path / "local")
     from_url = prepare_store(open_corpus(url), GPT2, tmp_path / "url", BuildOptions(workers=workers))
@@ -212,18 +184,11 @@ def test_a_list_may_mix_urls_and_paths(trees):
     disk = Path(trees["disk"])
     s3, memory = trees["s3"], trees["memory"]
     note = (disk / "n.md").as_uri()
-    mixed = [
-        f"{s3}/zz.txt",
-        disk / "a.txt",
-        f"{memory}/*.jsonl",
-        note,
-        f"{s3}/*.txt",
-        f"file://{disk}/a",
-    ]
-    corpus = open_corpus(mixed)
-    names = [path.name for path in corpus.files]
-    assert names == ["zz.txt", "a.txt", "b.jsonl", "n.md", "a.txt", "x1.txt", "x[1].txt",
-                     ".hidden.txt", "d.txt", "c.txt"]  # fmt: skip
+    corpus = open_corpus(
+        [f"{s3}/zz.txt", disk / "a.txt", f"{memory}/*.jsonl", note, f"{s3}/*.txt", f"file://{disk}/a"]
+    )
+    names = " ".join(path.name for path in corpus.files)
+    assert names == "zz.txt a.txt b.jsonl n.md a.txt x1.txt x[1].txt .hidden.txt d.txt c.txt"
     assert [type(path) for path in corpus.files[:4]] == [RemoteFile, type(disk), RemoteFile, type(disk)]
     some = [path for path in corpus.files if path.name != "b.jsonl"]  # which holds no JSON
     documents = [d for path in some for d in read_documents(FileSlice(path=path), Reading())]
@@ -331,10 +296,8 @@ def test_cut_connections_and_server_errors_are_retried(s3, tmp_path, folder, cap
     from_url = prepare_store(corpus, GPT2, tmp_path / "url")
     assert from_url.fingerprint == local.fingerprint
     assert bytes_of(from_url) == bytes_of(local)
-    assert any(
-        f"{url}c.txt.zst: " in message and "(attempt 2 of 5), next" in message
-        for message in caplog.messages
-    )
+    of_archive = [message for message in caplog.messages if f"{url}c.txt.zst: " in message]
+    assert any("(attempt 2 of 5), next" in message for message in of_archive)
 
 
 def test_a_listing_is_complete_or_an_error(s3, folder):
@@ -351,15 +314,13 @@ def test_a_listing_is_complete_or_an_error(s3, folder):
     assert next(failures, None) is None
     s3.fault = lambda seen: Fault(status=500)
     for name in ("*/*.txt", "**/*.txt", "", "*.txt", "a/x.txt"):
-        with pytest.raises(
-            OSError, match=rf"{folder}.* cannot be read: .*\(attempt 5 of 5\)\. Check the"
-        ):
+        with pytest.raises(OSError, match=rf"{folder}.* cannot be read: .*\(attempt 5 of 5\)\. Check"):
             expand_url(f"{s3.url}/{folder}/{name}")
 
 
 def test_a_file_system_that_is_walked_is_listed_completely_or_not(tmp_path, monkeypatch):
     for name in ("a/x.txt", "b/x.txt"):
-        write(tmp_path / name, b"text")
+        pack(tmp_path / name, b"text")
     walked = type(fsspec.filesystem("local"))
     ls, broken = walked.ls, {str(tmp_path / "b")}
 
@@ -393,31 +354,22 @@ def test_a_connection_that_breaks_on_long_ranges_delivers_every_byte(s3, folder,
     assert max(fetched) > 9000
 
 
-@pytest.mark.parametrize("status", [500, 503])
-def test_a_server_that_always_fails_is_given_up(s3, tmp_path, folder, status):
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=503), Fault(cut=4)])
+def test_a_server_that_always_fails_or_cuts_the_body_is_given_up(s3, tmp_path, folder, fault):
     url = s3.put(f"{folder}/a.txt", b"some text")
     corpus = open_corpus(url)
-    s3.fault = lambda seen: Fault(status=status)
+    s3.fault = lambda seen: fault
     with pytest.raises(OSError, match=rf"{url} cannot be read: .*\(attempt 5 of 5\)\. Check the"):
         prepare_store(corpus, GPT2, tmp_path)
     s3.heal()
     assert prepare_store(corpus, GPT2, tmp_path).n_bytes == 9
 
 
-def test_a_short_answer_is_not_taken_for_the_end_of_the_file(s3, folder):
-    (file,) = expand_url(s3.put(f"{folder}/a.txt", b"some text"))
-    s3.fault = lambda seen: Fault(cut=4)
-    with pytest.raises(OSError, match=r"a.txt cannot be read: .*\(attempt 5 of 5\)"):
-        read(file)
-
-
 @pytest.mark.usefixtures("_new_client")
 def test_an_unreachable_server_is_named(s3, monkeypatch):
     monkeypatch.setattr(_fsspec, "UNREACHABLE_S", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(
-        OSError, match=r"s3://nobody/x cannot be read: .*\(attempt 1 of 5\)\. Check the net"
-    ):
+    with pytest.raises(OSError, match=r"s3://nobody/x cannot be read: .*\(attempt 1 of 5\)\. Check the"):
         open_corpus("s3://nobody/x")
 
 
@@ -444,17 +396,13 @@ def test_missing_credentials_name_the_places_to_look(s3, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    with pytest.raises(
-        PermissionError, match=r"NoCredentialsError: .* FSSPEC_S3_ANON=true reads a public"
-    ):
+    with pytest.raises(PermissionError, match=r"NoCredentialsError: .* FSSPEC_S3_ANON=true reads a pub"):
         open_corpus(f"{s3.url}/a.txt")
 
 
 @pytest.mark.parametrize("url", ["s3://KEY:HIDDEN@bucket/a.txt", "gs://HIDDEN@bucket/a.txt"])
 def test_credentials_in_a_bucket_url_are_refused_and_redacted(url):
-    with pytest.raises(
-        ValueError, match=r"//\*\*\*@bucket/a.txt: a .* URL holds no credentials"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"//\*\*\*@bucket/a.txt: give no credentials in a") as caught:
         open_corpus(url)
     assert "HIDDEN" not in str(caught.value)
 
@@ -544,9 +492,7 @@ def test_a_server_without_ranges_is_refused():
     with FileServer(prose(2 << 20).encode(), ranges=False) as server:
         (file,) = open_corpus(server.url, stream=True).files
         assert file.size == len(server.body)
-        with pytest.raises(
-            OSError, match=rf"{server.url} cannot be read: ValueError: The HTTP server doesn't"
-        ):
+        with pytest.raises(OSError, match=rf"{server.url} cannot be read: ValueError: The HTTP server"):
             read(file)
 
 
@@ -610,7 +556,7 @@ def in_memory():
 )
 def test_a_remote_reader_behaves_like_a_file(in_memory, moves, first, most):
     known = io.BytesIO(bytes(range(150)) * 2)
-    with pytest.MonkeyPatch.context() as patch, in_memory.open() as raw:
+    with pytest.MonkeyPatch.context() as patch, remote.open_raw(in_memory) as raw:
         patch.setattr(remote, "FIRST_BYTES", first)
         patch.setattr(remote, "MOST_BYTES", max(first, most))
         for move, number in moves:
@@ -625,7 +571,8 @@ def test_a_broken_file_is_named_like_a_local_one(tmp_path, name):
     pytest.importorskip("pyarrow")
     memory = fsspec.filesystem("memory")
     for data in (b"plain text", b"PAR1"):
-        path = write(tmp_path / name, data)
+        path = tmp_path / name
+        path.write_bytes(data)
         memory.pipe_file(f"/{name}", data)
         (file,) = expand_url(f"memory://{name}")
         messages = []
@@ -652,7 +599,7 @@ def test_a_url_that_names_no_text_is_refused(s3, folder):
     ]:
         with pytest.raises(FileNotFoundError, match=message):
             open_corpus(f"{s3.url}/{name}")
-    with pytest.raises(ValueError, match=r"zip://a.txt::s3://b/c.zip: a chain of file systems"):
+    with pytest.raises(ValueError, match=r"zip://a.txt::s3://b/c.zip: chained file systems"):
         open_corpus("zip://a.txt::s3://b/c.zip")
 
 
@@ -685,7 +632,7 @@ def test_memory_does_not_grow_with_the_object(s3, tmp_path, folder, name, megaby
         plain = {"use_dictionary": False, "compression": "none", "row_group_size": 20}
         path = write_parquet(tmp_path / name, table, **plain)
     elif name.endswith("jsonl"):
-        path = write(tmp_path / name, lines(block.decode()) * megabytes)
+        path = pack(tmp_path / name, lines(block.decode()) * megabytes)
     else:
         path = pack(tmp_path / name, block * megabytes)
     url = s3.put(f"{folder}/{name}", path.read_bytes())
