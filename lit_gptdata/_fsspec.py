@@ -120,7 +120,7 @@ class Retries:
         self._url, self._start = url, time.monotonic()
 
     def give_up(self, problem: str, retry_after: str = "0") -> str:
-        """Count a failed attempt and wait; returns "", or the problem if there is no next attempt."""
+        """Count a failed attempt and wait; returns "", or the problem if it was the last attempt."""
         self.failures += 1
         problem = redact(f"{problem} (attempt {self.failures} of {ATTEMPTS})")
         unreachable = not self.answered and time.monotonic() - self._start > UNREACHABLE_S

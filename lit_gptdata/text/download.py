@@ -78,7 +78,7 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise DownloadError(
             f"cannot read or write {file.target}: {error.strerror or error} "
-            f"({error.filename or file.part}). Free some space or set data_dir to a folder of yours"
+            f"({error.filename or file.part}). Free some space or set data_dir to a writable folder"
         ) from error
     return file.target
 

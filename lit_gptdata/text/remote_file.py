@@ -49,7 +49,7 @@ class RemoteFile:
         size = info.get("size")
         if size is None or info.get("partial") is False:
             raise RemoteError(
-                f"{redact(url)}: its server reports no size or supports no ranges. Give a path of a copy"
+                f"{redact(url)}: its server reports no size or no ranges. Download it and give its path"
             )
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone

@@ -638,7 +638,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path, name):
     message = str(info.value)
     assert message.startswith(f"cannot read or write {tmp_path / name}: ")
     assert re.search("Not a directory|File exists|Is a directory", message)
-    assert message.endswith("Free some space or set data_dir to a folder of yours")
+    assert message.endswith("Free some space or set data_dir to a writable folder")
 
 
 FULL_DISK = """
