@@ -59,9 +59,8 @@ class Tokens:
             return np.empty(0, self.dtype)
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
         begins = enumerate(self._begins[first : last + 1].tolist(), first)
-        return np.concatenate(
-            [self._part(i, max(0, start - begin), stop - begin) for i, begin in begins]
-        )
+        slices = [self._part(shard, max(0, start - begin), stop - begin) for shard, begin in begins]
+        return np.concatenate(slices)
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         return self._arrays[shard][start:stop]

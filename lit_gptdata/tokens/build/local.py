@@ -158,9 +158,10 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise
-    with writing(folder):
-        write_whole(folder / "store" / "vocab.bin", vocab)
-        write_whole(folder / "store" / "manifest.json", manifest.to_json())
+    store = folder / "store"
+    with writing(store):
+        write_whole(store / "vocab.bin", vocab)
+        write_whole(store / "manifest.json", manifest.to_json())
     return manifest.fingerprint
 
 
