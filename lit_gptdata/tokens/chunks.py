@@ -2,10 +2,6 @@
 
     text -> chunks of about 64 KiB -> ids        the joined ids of the chunks are the ids of the text
 
-    rule = Tokenizer("gpt2").cut_rule
-    list(safe_chunks([b"To be, or no", b"t to be"], rule, size=4))
-        ->  [b"To be", b", or", b" not", b" to be"]
-
 Text is UTF-8 bytes here, because gigatoken takes bytes. A conversion through str would cost up to a
 quarter of its speed on text that is not ASCII.
 """
@@ -70,8 +66,7 @@ _CL100K_CUT = re.compile(_SOLID + rb"[\t\v\f ] | (?<= [0-9A-Za-z] ) [\r\n] |" + 
 _LINE_ENDS = "\r\n"
 _SPACES = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
-LONG_RUN = 400_000
-"""Characters. tiktoken's regex engine fails on 1,000,000 whitespace characters before a solid one."""
+LONG_RUN = 400_000  # tiktoken's regex engine fails on 1,000,000 whitespace characters before a solid one
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,6 @@ class CutRule:
 
     cut: re.Pattern[bytes]
     """Each match starts at a safe cut."""
-
     whole_run: re.Pattern[str]
     """Matches whitespace runs of at least `LONG_RUN` characters that are one match of the split pattern.
     Apply it to a text between special tokens."""
@@ -137,8 +131,7 @@ _RULES = {R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O20
 def cut_rule(split_pattern: str, special_tokens: Iterable[str] = ()) -> CutRule | None:
     """The rule that is proved for a split pattern. None: a text must not be cut.
 
-    The result is None for a pattern that is not one of OpenAI's, and for special strings that a cut
-    could divide.
+    None is for a pattern that is not one of OpenAI's, and for special strings that a cut could divide.
     """
     rule = _RULES.get(split_pattern)
     if rule and any(rule.first_cut(special.encode(), 1) >= 0 for special in special_tokens):
@@ -153,15 +146,12 @@ def safe_chunks(
 
         list(safe_chunks([b"one t", b"wo three"], rule, size=3))  ->  [b"one", b" two", b" three"]
 
-    A chunk ends at the first cut at or after `size` bytes. So the chunks depend on the text and on
-    `size`, not on the blocks. Without a rule the whole text is one chunk. With a rule, memory holds one
-    block and one chunk.
-
-    Raises ValueError if no cut follows within `MAX_UNCUT_BYTES`.
+    A chunk ends at the first cut at or after `size` bytes, so the chunks do not depend on the blocks.
+    Without a rule the whole text is one chunk. With a rule, memory holds one block and one chunk. Raises
+    ValueError if no cut follows within `MAX_UNCUT_BYTES`.
     """
     if rule is None:
-        joined = b"".join(text)
-        if joined:
+        if joined := b"".join(text):
             yield joined
         return
     buffer = bytearray()

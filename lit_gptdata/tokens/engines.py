@@ -1,7 +1,6 @@
 """Engines turn text into token ids: tiktoken, or gigatoken where it gives the same ids faster.
 
-    engine = load_engine(Tokenizer("gpt2"))
-    engine.encode(b"hello world")  ->  array([31373, 995], dtype=uint16)
+    load_engine(Tokenizer("gpt2")).encode(b"hello world")  ->  array([31373, 995], dtype=uint16)
 
 tiktoken is the reference. The ids never depend on the engine.
 """
@@ -38,8 +37,7 @@ class Engine(Protocol):
 def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
     """The engine for a tokenizer; "auto" means gigatoken if it can be used, otherwise tiktoken.
 
-    For "gigatoken", raises ImportError if it is not installed, and ValueError if this encoding or these
-    versions are not tested. Raises ValueError for an unknown engine.
+    Raises ValueError for an unknown engine, and what `load_gigatoken` raises for "gigatoken".
     """
     check_engine(engine)
     reference = TiktokenEngine(tokenizer)
@@ -49,7 +47,6 @@ def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
 
 
 def check_engine(engine: str) -> None:
-    """Raise ValueError for an unknown engine."""
     if engine not in get_args(EngineName):
         raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'tiktoken' or 'gigatoken'")
 
@@ -98,8 +95,7 @@ class TiktokenEngine:
             end = 0
             for run in self._rule.whole_run.finditer(segment):
                 ids.append(self._encode(segment[end : run.start()]))
-                match_ids = self._tokenizer.encode_match(run.group())
-                ids.append(np.array(match_ids, dtype=self._tokenizer.dtype))
+                ids.append(np.array(self._tokenizer.encode_match(run.group()), self._tokenizer.dtype))
                 end = run.end()
             ids.append(self._encode(segment[end:]))
         return np.concatenate(ids)

@@ -46,22 +46,16 @@ CLASSES_DIFFER = (
     (0x1E6FE, 0x1E6FF), (0x2B73A, 0x2B73F), (0x2CEA2, 0x2CEAD), (0x323B0, 0x33479),
 )  # fmt: skip
 
-COMPARED_BYTES = 1 << 16
-"""Bytes at the start of a build that both engines encode for a comparison; it takes 3 ms."""
+COMPARED_BYTES = 1 << 16  # at the start of a build, encoded by both engines; takes 3 ms
+CHECK_EVERY = 4 << 20  # bytes of text between two looks at the memory
+RENEW_EVERY = 64 << 20  # bytes of text after which a new instance is made without /proc, as on macOS
 
 CACHE_LIMIT = 96 << 20
-"""Bytes of memory by which an instance may grow before a new one replaces it.
+"""Bytes of memory by which an instance may grow before a new one replaces it, which costs 0.1 s.
 
-gigatoken 0.10.0 caches every word: 0.6 bytes per byte of mixed text, up to 8 if words hardly repeat. An
-instance starts with 30 MB. A new one costs 0.1 s and starts with an empty cache. With this limit the
-peak was 200 MB (1.5 GB of random words or random Chinese). With 128 MiB it was 300 MB, because the word
-table doubled one more time."""
-
-CHECK_EVERY = 4 << 20
-"""Bytes of text between two looks at the memory."""
-
-RENEW_EVERY = 64 << 20
-"""Bytes of text after which a new instance is made on systems without /proc, such as macOS."""
+gigatoken 0.10.0 starts with 30 MB and caches every word: 0.6 bytes per byte of mixed text, up to 8 if
+words hardly repeat. With this limit the peak was 200 MB (1.5 GB of random words or random Chinese). With
+128 MiB it was 300 MB, because the word table doubled one more time."""
 
 
 def load_gigatoken(
@@ -78,8 +72,8 @@ def load_gigatoken(
         if not required:
             return None
         raise ImportError(
-            "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', "
-            "or use engine='auto', which does not need it"
+            "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', or use "
+            "engine='auto', which does not need it"
         ) from error
     ranks = _gpt2_ranks(tokenizer)
     if ranks is None:
@@ -89,12 +83,12 @@ def load_gigatoken(
             f"engine='gigatoken' is tested for gpt2 and r50k_base only, not for {tokenizer.name!r}: use "
             "engine='auto' or 'tiktoken'"
         )
-    untested = _untested_versions()
-    if untested:
+    ours, theirs = map(importlib.metadata.version, ("gigatoken", "tiktoken"))
+    if ours != GIGATOKEN_VERSION or theirs.rpartition(".")[0] not in TIKTOKEN_VERSIONS:
+        tested = f"gigatoken {GIGATOKEN_VERSION} and tiktoken {' or '.join(TIKTOKEN_VERSIONS)}"
         message = (
-            f"engine='gigatoken' is tested with gigatoken {GIGATOKEN_VERSION} and tiktoken "
-            f"{TIKTOKEN_VERSIONS[0]} to {TIKTOKEN_VERSIONS[-1]}, but {untested} are installed: pip "
-            "install 'lit-gptdata[fast]', or use engine='tiktoken'"
+            f"engine='gigatoken' is tested with {tested}, but found are gigatoken {ours} and tiktoken "
+            f"{theirs}: pip install 'lit-gptdata[fast]', or use engine='tiktoken'"
         )
         if required:
             raise ValueError(message)
@@ -111,13 +105,6 @@ def _gpt2_ranks(tokenizer: Tokenizer) -> bytes | None:
     return ranks if hashlib.sha256(ranks).hexdigest() == GPT2_RANKS_SHA256 else None
 
 
-def _untested_versions() -> str | None:
-    gigatoken, tiktoken = map(importlib.metadata.version, ("gigatoken", "tiktoken"))
-    if gigatoken == GIGATOKEN_VERSION and tiktoken.rpartition(".")[0] in TIKTOKEN_VERSIONS:
-        return None
-    return f"gigatoken {gigatoken} and tiktoken {tiktoken}"
-
-
 def _rank_file(tokenizer: Tokenizer) -> bytes:
     """The ranks as a .tiktoken file: one line per token, with the token in base64 and its rank."""
     ranks = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
@@ -132,7 +119,7 @@ class GigatokenEngine:
         self.name = "gigatoken"
         self._tokenizer = tokenizer
         self._reference = reference
-        # gigatoken recognizes each special token it is given, so it gets only those that are allowed
+        # gigatoken recognizes each special token that it is given
         self._gigatoken = _Gigatoken(ranks, tokenizer.allowed_special)
         refuse = tokenizer.special_tokens == "error"
         self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
@@ -184,7 +171,8 @@ class _Gigatoken:
             self._next_check += CHECK_EVERY
             if self._is_large():
                 self._instance = None  # free it before the next one is loaded
-                _return_freed_memory()
+                if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                    trim(0)  # glibc returns freed small blocks to the system, here 50 MB
                 self._load()
         return ids
 
@@ -206,13 +194,6 @@ class _Gigatoken:
         if memory is None or self._memory_at_start is None:
             return self._encoded_bytes >= RENEW_EVERY
         return memory - self._memory_at_start > CACHE_LIMIT
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return freed small blocks to the system, here 50 MB; does nothing elsewhere."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _anonymous_memory() -> int | None:

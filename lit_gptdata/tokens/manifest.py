@@ -27,10 +27,8 @@ class FileEntry:
 
     name: str
     """File name inside the store's folder."""
-
     size: int
     """Bytes."""
-
     sha256: str
     """SHA-256 of the contents, 64 hex digits."""
 
@@ -52,21 +50,17 @@ class ShardEntry:
     n_tokens: int
     n_bytes: int
     """UTF-8 bytes of the text."""
-
     n_documents: int
     """Documents that start in this shard."""
-
     files: tuple[FileEntry, FileEntry]
     """The token ids (.bin), and the index of documents and chunks (.idx)."""
 
     @property
     def ids(self) -> FileEntry:
-        """The file of the token ids."""
         return self.files[0]
 
     @property
     def index(self) -> FileEntry:
-        """The file of the index."""
         return self.files[1]
 
     @classmethod
@@ -97,7 +91,6 @@ class Manifest:
     tokenizer: TokenizerEntry
     reading: dict[str, Any]
     """How bytes became text: the fields of `Reading`. Empty for a corpus that is not files."""
-
     n_tokens: int
     n_bytes: int
     n_documents: int
@@ -111,7 +104,6 @@ class Manifest:
         return [file for shard in self.shards for file in shard.files] + [self.vocab]
 
     def to_json(self) -> bytes:
-        """The content of manifest.json."""
         return as_json({**asdict(self), "sources": [source.to_dict() for source in self.sources]})
 
     @classmethod
@@ -121,15 +113,11 @@ class Manifest:
             values = json.loads(content)
             if values["format"] != FORMAT:
                 raise ValueError(f"the format is {values['format']!r}, but this version reads {FORMAT}")
-            return cls(
-                **{
-                    **values,
-                    "tokenizer": TokenizerEntry(**values["tokenizer"]),
-                    "sources": [SourceEntry(**source) for source in values["sources"]],
-                    "vocab": FileEntry(**values["vocab"]),
-                    "shards": [ShardEntry.from_dict(shard) for shard in values["shards"]],
-                }
-            )
+            values["tokenizer"] = TokenizerEntry(**values["tokenizer"])
+            values["sources"] = [SourceEntry(**source) for source in values["sources"]]
+            values["vocab"] = FileEntry(**values["vocab"])
+            values["shards"] = [ShardEntry.from_dict(shard) for shard in values["shards"]]
+            return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 

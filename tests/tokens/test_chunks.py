@@ -28,6 +28,7 @@ from lit_gptdata.tokens.chunks import (
 )
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
+GPT2 = Tokenizer("gpt2")
 PATTERNS = {"r50k": R50K_PATTERN, "gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
 
 # Whitespace of Unicode, characters that only Python treats as whitespace, and similar characters.
@@ -36,18 +37,11 @@ SPACES = [
     *"\x1c\x1d\x1e\x1f\u180e\u200b\u200d\ufeff\0\x7f",
     *[" "] * 12,
     *["\n"] * 6,
-    "\r\n",
-    "\r\n",
-    "\n\n",
-    "  ",
+    *["\r\n", "\r\n", "\n\n", "  "],
 ]
 LETTERS = [
-    *"abstdmlvreABSTDMLVRE",
-    *"éßЖя字学あむアー한اกิि\u0301ſKǅʰª\u2c00",
-    "ll",
-    "Word",
-    "word",
-    "слово",
+    *"abstdmlvreABSTDMLVREéßЖя字学あむアー한اกิि\u0301ſKǅʰª\u2c00",
+    *["ll", "Word", "word", "слово"],
 ]
 DIGITS = [*"0123456789", "1234", *"٣௧²½Ⅷ"]
 MARKS = [
@@ -91,14 +85,11 @@ def encodings() -> dict[str, tiktoken.Encoding]:
     return {name: with_gpt2_ranks(pattern, name=name).encoding for name, pattern in PATTERNS.items()}
 
 
-def with_gpt2_ranks(
-    pattern: str, special_ids: dict[str, int] | None = None, name: str = "mine"
-) -> Tokenizer:
+def with_gpt2_ranks(pattern: str, special_ids=None, name: str = "mine") -> Tokenizer:
     """A tokenizer with the ranks of gpt2 and its own split pattern and special tokens."""
-    gpt2 = Tokenizer("gpt2")
-    special_ids = gpt2.special_ids if special_ids is None else special_ids
+    ranks, special_ids = GPT2.ranks, GPT2.special_ids if special_ids is None else special_ids
     encoding = tiktoken.Encoding(
-        name, pat_str=pattern, mergeable_ranks=gpt2.ranks, special_tokens=special_ids
+        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_ids
     )
     return Tokenizer(encoding)
 
@@ -114,12 +105,10 @@ def split(pattern: str, text: str) -> list[str]:
 
 
 def all_cuts(rule: CutRule, data: bytes) -> list[int]:
-    cuts = []
-    cut = rule.first_cut(data, 0)
-    while cut >= 0:
-        cuts.append(cut)
-        cut = rule.first_cut(data, cut + 1)
-    return cuts
+    cuts = [rule.first_cut(data, 0)]
+    while cuts[-1] >= 0:
+        cuts.append(rule.first_cut(data, cuts[-1] + 1))
+    return cuts[:-1]
 
 
 def ids_of(encoding: tiktoken.Encoding, text: str) -> list[int]:
@@ -149,16 +138,12 @@ def fuzz_cuts(encoding: tiktoken.Encoding, rule: CutRule, count: int, seed: int)
 
 @pytest.mark.parametrize("count", [12_000, pytest.param(150_000, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_cut_changes_a_token(
-    encodings: dict[str, tiktoken.Encoding], pattern: str, count: int
-) -> None:
+def test_no_cut_changes_a_token(encodings, pattern, count):
     fuzz_cuts(encodings[pattern], rule_of(pattern), count, seed=count)
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_no_cut_changes_a_token_in_any_short_string(
-    encodings: dict[str, tiktoken.Encoding], pattern: str
-) -> None:
+def test_no_cut_changes_a_token_in_any_short_string(encodings, pattern):
     """All strings of four characters, with one character of each class that the patterns distinguish."""
     rng = random.Random(5)
     one_of_each = [*"as1'./ \n\t、\u0301", "字", "\u3000", "é", END_OF_TEXT]
@@ -168,7 +153,7 @@ def test_no_cut_changes_a_token_in_any_short_string(
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_no_cut_changes_a_match_of_hypothesis(text: str) -> None:
+def test_no_cut_changes_a_match_of_hypothesis(text):
     for name in PATTERNS:
         parts = [part.decode() for part in safe_chunks([text.encode()], rule_of(name), size=1)]
         assert [match for part in parts for match in split(name, part)] == split(name, text)
@@ -200,9 +185,7 @@ def test_no_cut_changes_a_match_of_hypothesis(text: str) -> None:
         ("o200k", rb"(?<=[\n])/"),
     ],
 )
-def test_a_wrong_rule_is_found(
-    encodings: dict[str, tiktoken.Encoding], pattern: str, wrong: bytes
-) -> None:
+def test_a_wrong_rule_is_found(encodings, pattern, wrong):
     """The fuzz test finds each cut that somebody may believe to be safe."""
     rule = CutRule(re.compile(wrong), rule_of(pattern).whole_run)
     with pytest.raises((AssertionError, UnicodeDecodeError)):
@@ -222,13 +205,13 @@ def test_a_wrong_rule_is_found(
         ("r50k", "nowhere_to_cut", ["nowhere_to_cut"]),
     ],
 )
-def test_cuts(pattern: str, text: str, cuts: list[str]) -> None:
+def test_cuts(pattern, text, cuts):
     for blocks in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
         assert [part.decode() for part in safe_chunks(blocks, rule_of(pattern), size=1)] == cuts
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_every_cut_of_a_buffer_is_a_cut_of_the_file(pattern: str) -> None:
+def test_every_cut_of_a_buffer_is_a_cut_of_the_file(pattern):
     """Even if the buffer starts or ends inside a character or at a space."""
     rng = random.Random(2)
     rule = rule_of(pattern)
@@ -239,9 +222,7 @@ def test_every_cut_of_a_buffer_is_a_cut_of_the_file(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_cuts_of_a_raw_file_are_cuts_after_newlines_are_translated(
-    encodings: dict[str, tiktoken.Encoding], pattern: str
-) -> None:
+def test_cuts_of_a_raw_file_are_cuts_after_newlines_are_translated(encodings, pattern):
     def translate(data: bytes) -> str:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode()
 
@@ -256,9 +237,7 @@ def test_cuts_of_a_raw_file_are_cuts_after_newlines_are_translated(
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "cl100k", "o200k"])
-def test_chunks_depend_on_text_and_size_only(
-    encodings: dict[str, tiktoken.Encoding], pattern: str
-) -> None:
+def test_chunks_depend_on_text_and_size_only(encodings, pattern):
     rng = random.Random(4)
     rule = rule_of(pattern)
     for text in random_texts(1_500, seed=4):
@@ -274,17 +253,17 @@ def test_chunks_depend_on_text_and_size_only(
         assert ids == ids_of(encodings[pattern], text)
 
 
-def test_without_a_rule_a_text_is_one_chunk() -> None:
+def test_without_a_rule_a_text_is_one_chunk():
     assert list(safe_chunks([b"one ", b"", b"two"], None, size=1)) == [b"one two"]
 
 
 @pytest.mark.parametrize("rule", [None, rule_of("r50k")])
-def test_an_empty_text_has_no_chunks(rule: CutRule | None) -> None:
+def test_an_empty_text_has_no_chunks(rule):
     assert list(safe_chunks([], rule)) == list(safe_chunks([b"", b""], rule)) == []
 
 
 @pytest.mark.parametrize("block", [1, 7, 400, 5000])
-def test_a_text_that_cannot_be_cut_is_refused(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_cannot_be_cut_is_refused(block, monkeypatch):
     data = b"one " * 100 + b"a" * 301 + b" end"
     blocks = [data[i : i + block] for i in range(0, len(data), block)]
     monkeypatch.setattr(chunks, "MAX_UNCUT_BYTES", 298)
@@ -295,7 +274,7 @@ def test_a_text_that_cannot_be_cut_is_refused(block: int, monkeypatch: pytest.Mo
         list(safe_chunks(blocks, rule_of("r50k"), size=100))
 
 
-def test_memory_does_not_grow_with_the_text() -> None:
+def test_memory_does_not_grow_with_the_text():
     tracemalloc.start()
     for _ in safe_chunks((b"To be, or not to be. " * 500 for _ in range(5_000)), rule_of("r50k")):
         pass  # 52 MB
@@ -304,31 +283,24 @@ def test_memory_does_not_grow_with_the_text() -> None:
     assert peak < 1_000_000
 
 
-def openai_encodings(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, set[str]]]:
-    """Patterns and special tokens of all encodings of tiktoken, without their vocabularies."""
+def test_all_of_tiktokens_encodings_have_a_rule(monkeypatch):
     for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(openai_public, loader, lambda *_, **__: {})
-    for constructor in openai_public.ENCODING_CONSTRUCTORS.values():
-        encoding = constructor()
-        yield encoding["pat_str"], set(encoding["special_tokens"])
-
-
-def test_all_of_tiktokens_encodings_have_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = [cut_rule(*encoding) for encoding in openai_encodings(monkeypatch)]
-    assert len(rules) >= 6
-    assert None not in rules
+    encodings = [constructor() for constructor in openai_public.ENCODING_CONSTRUCTORS.values()]
+    assert len(encodings) >= 6
+    assert all(cut_rule(each["pat_str"], set(each["special_tokens"])) for each in encodings)
 
 
 @pytest.mark.parametrize("special", ["<|end of text|>", "<s1>", "[a.b]"])
-def test_there_is_no_rule_if_a_cut_could_divide_a_special_token(special: str) -> None:
+def test_there_is_no_rule_if_a_cut_could_divide_a_special_token(special):
     assert cut_rule(R50K_PATTERN, {END_OF_TEXT, special}) is None
 
 
-def test_there_is_no_rule_for_an_unknown_pattern() -> None:
+def test_there_is_no_rule_for_an_unknown_pattern():
     assert cut_rule(r"\w+|\s+", {END_OF_TEXT}) is None
 
 
 @pytest.mark.parametrize("text", ["", "a\ud800", "\udfff\ud83d\ude00b", "plain", "é😀"])
-def test_utf8_replaces_lone_surrogates_as_tiktoken_does(text: str) -> None:
+def test_utf8_replaces_lone_surrogates_as_tiktoken_does(text):
     encoding = Tokenizer("gpt2").encoding
     assert encoding.encode(utf8(text).decode()) == encoding.encode(text)

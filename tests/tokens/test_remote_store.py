@@ -34,6 +34,7 @@ from lit_gptdata.tokens.remote.store import open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from tests.runs import make_data, train
 from tests.test_resume import ranks_job, results, run_jobs, seen_by_all
+from tests.tokens.builds import wait_for
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
@@ -83,9 +84,8 @@ def replaced(s3: S3Server, url: str, name: str, content: bytes | None) -> Iterat
     """Give an object another content, or delete it, and restore it at the end."""
     fs, path = fsspec.filesystem("s3"), f"{url}/{name}"
     original = fs.cat_file(path)
-    if content is None:
-        fs.rm(path)
-    else:
+    fs.rm(path)
+    if content is not None:
         fs.pipe_file(path, content)
     s3.gets.clear()
     yield
@@ -134,30 +134,22 @@ def assert_same(left, right) -> int:
     return n
 
 
-# Publishing -----------------------------------------------------------------------------------
-
-
 def test_a_killed_publication_is_resumed_and_sends_the_manifest_last(s3, local, monkeypatch):
-    class KilledError(BaseException):
-        pass
-
-    sent: list[str] = []
-    write = Objects.write
+    sent, write = [], Objects.write
 
     def write_ten(self, name, source):
         if len(sent) == 10:
-            raise KilledError
+            raise KeyboardInterrupt
         sent.append(name)
         write(self, name, source)
 
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "UPLOADS", 1)
         patch.setattr(Objects, "write", write_ten)
-        with pytest.raises(KilledError):
+        with pytest.raises(KeyboardInterrupt):
             publish(local.store, f"{s3.url}/b/")
     published = f"{s3.url}/b/{local.store.fingerprint}"
-    message = rf"{published}/manifest.json does not exist .*: check the"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match=rf"{published}/manifest.json does not exist .*: check"):
         remote(published).prepare_data()
 
     s3.puts.clear()
@@ -181,8 +173,7 @@ def test_publishing_repairs_the_url_and_refuses_a_damaged_or_different_store(s3,
     copy = tmp_path / local.store.fingerprint
     shutil.copytree(local.store.path, copy)
     (copy / name).write_bytes(bytes((copy / name).stat().st_size))
-    message = rf"{name} has sha256 .*: the store is damaged and .*not published"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{name} has sha256 .*: the store is damaged and .*not publ"):
         publish(TokenStore(copy), f"{s3.url}/elsewhere")
     assert not fsspec.filesystem("s3").exists(f"{s3.url}/elsewhere/{copy.name}/manifest.json")
 
@@ -205,19 +196,11 @@ def test_a_store_can_be_published_to_a_folder_and_opens_in_place(local, tmp_path
         remote(str(tmp_path / "share")).setup()
 
 
-# Opening and sampling -------------------------------------------------------------------------
+ORDERED, LONG = {"shuffle": False, "stride": 50}, {"max_length": 4000, "stride": 999}
+WORKERS = pytest.param({"num_workers": 2}, marks=pytest.mark.heavy)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"shuffle": False, "stride": 50},
-        {"max_length": 4000, "stride": 999},
-        pytest.param({"num_workers": 2}, marks=pytest.mark.heavy),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, ORDERED, LONG, WORKERS], ids=str)
 def test_an_epoch_equals_the_local_stores_and_fetches_each_shard_once(url, s3, local, options):
     expected = GPTDataModule(store_url=str(local.store.path), **(WINDOWS | options))
     expected.setup()
@@ -258,10 +241,8 @@ def test_the_first_batch_waits_for_its_own_shards_only(url, s3, local):
         assert set(shard_gets(s3)) >= needed
     finally:
         released.set()
-    deadline = time.monotonic() + 30
-    while not shards_of(data, data.windows_at(1)) <= set(shard_gets(s3)):  # nobody asks for a batch
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    # nobody asks for a batch now
+    wait_for(lambda: shards_of(data, data.windows_at(1)) <= set(shard_gets(s3)))
     assert_same([next(batches)], [local.batch_at(1)])
 
 
@@ -351,9 +332,6 @@ def test_four_processes_fetch_each_shard_once(url, s3, local, tmp_path):
     assert not unfinished(tmp_path / "cache")
 
 
-# The cache -------------------------------------------------------------------------------------
-
-
 def test_two_processes_shuffle_through_one_small_cache(url, s3, local, tmp_path):
     running = [read(url, tmp_path / "cache", seed, SMALL, n=60) for seed in range(2)]
     assert printed_by(running) == [expected_of(local.store, seed, n=60) for seed in range(2)]
@@ -391,8 +369,7 @@ def test_evicted_shards_stay_readable_and_free_their_space_when_unmapped(url, lo
 
 
 def test_a_bound_below_one_file_says_what_to_set(url):
-    message = "cache_gb=1e-07 is too small: vocab.bin alone has 201,028 bytes"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"cache_gb=1e-07 is too small: vocab.bin alone has 201,028 b"):
         remote(url, cache_gb=1e-7).prepare_data()
 
 
@@ -454,7 +431,8 @@ def test_leftovers_of_killed_fetches_are_never_trusted(url, s3, local, tmp_path)
         printed_by([process])
         released.set()
     sizes = {file.sha256: file.size for file in local.store.files}
-    assert all(path.stat().st_size == sizes[path.name.split(".")[1]] for path in unfinished(folder))
+    for path in unfinished(folder):  # the kill may come before the file gets its full length
+        assert path.stat().st_size in (0, sizes[path.name.split(".")[1]])
     # files of the version before, which wrote every fetch to such a path and had one more lock
     (folder / f".{local.store.shards[7].ids.sha256}.part").write_bytes(b"damaged")
     (folder / ".locks" / "gate").write_bytes(bytes(16))
@@ -483,16 +461,12 @@ def test_kills_at_any_moment_leave_only_correct_files(url, local, tmp_path):
     assert size_of(folder) <= SMALL
 
 
-# Failures of the server ---------------------------------------------------------------------------
-
-
 CUT, FLIP = Fault(cut=2000), Fault(flip=True)  # 2,000 bytes of about 4,000
 E500, E503 = Fault(status=500), Fault(status=503)
+FAULTS = [[CUT], [E500, E503], [CUT, E500, CUT], [FLIP], [E500, FLIP, CUT]]
 
 
-@pytest.mark.parametrize(
-    "faults", [[CUT], [E500, E503], [CUT, E500, CUT], [FLIP], [E500, FLIP, CUT]], ids=str
-)
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
 def test_temporary_failures_are_retried(url, s3, local, faults):
     data = opened(url)
     s3.fault = in_turn({shard.ids.name: faults for shard in local.store.shards})
@@ -522,10 +496,8 @@ def test_wrong_content_is_refused_with_both_hashes(url, s3, local):
         data.store.tokens[0:3]
     assert s3.gets[file.name] > 1  # it was fetched again
     assert not (Path("remote/cache") / file.sha256).exists()
-    with (
-        replaced(s3, url, file.name, b"short"),
-        pytest.raises(RemoteError, match=rf"{path} cannot be read: .*cut short"),
-    ):
+    message = rf"{path} cannot be read: .*cut short"
+    with replaced(s3, url, file.name, b"short"), pytest.raises(RemoteError, match=message):
         data.store.tokens[0:3]
     assert data.store.tokens[0:3].tolist() == local.store.tokens[0:3].tolist()
 
@@ -540,22 +512,15 @@ def test_a_deleted_object_is_named_when_a_batch_needs_it(url, s3, local):
             next(batches)
 
 
-@pytest.mark.parametrize(
-    "manifest",
-    [b"<html>", b"{}", b"[]", b'{"format": 99}', "traversal", "sizes"],
-    ids=["html", "empty", "list", "other format", "traversal", "sizes"],
-)
-def test_an_invalid_manifest_is_refused(url, s3, local, manifest):
-    if isinstance(manifest, str):
-        content = json.loads(local.store.manifest.to_json())
-        if manifest == "traversal":
-            content["shards"][0]["files"][0]["sha256"] = "../../evil"
-        else:
-            content["shards"][0]["n_tokens"] += 1
-        manifest = json.dumps(content).encode()
+def test_an_invalid_manifest_is_refused(url, s3, local):
+    traversal, sizes = (json.loads(local.store.manifest.to_json()) for _ in range(2))
+    traversal["shards"][0]["files"][0]["sha256"] = "../../evil"
+    sizes["shards"][0]["n_tokens"] += 1
+    damaged = [json.dumps(content).encode() for content in (traversal, sizes)]
     message = rf"{url}/manifest.json is not the manifest of a token store"
-    with replaced(s3, url, "manifest.json", manifest), pytest.raises(ValueError, match=message):
-        remote(url).prepare_data()
+    for manifest in (b"<html>", b"{}", b"[]", b'{"format": 99}', *damaged):
+        with replaced(s3, url, "manifest.json", manifest), pytest.raises(ValueError, match=message):
+            remote(url).prepare_data()
 
 
 def test_errors_contain_no_secret(monkeypatch, s3):
@@ -573,9 +538,6 @@ def test_errors_contain_no_secret(monkeypatch, s3):
     forget_clients()
 
 
-# The data module and the command --------------------------------------------------------------------
-
-
 def test_another_tokenizer_is_refused_by_both_names(url):
     message = r"tokenizer='gpt2' and special_tokens='allow' .* this run has 'gpt2' and 'text'"
     with pytest.raises(ValueError, match=message):
@@ -583,8 +545,7 @@ def test_another_tokenizer_is_refused_by_both_names(url):
 
 
 def test_setup_before_prepare_data_is_refused(url):
-    message = rf"{url} was not opened on this machine yet,.* call prepare_data"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=rf"{url} was not opened on this machine yet,.* call prepare"):
         remote(url).setup()
 
 

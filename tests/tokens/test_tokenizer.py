@@ -12,22 +12,18 @@ import requests
 import tiktoken
 
 from lit_gptdata.tokens import tokenizer as module
+from lit_gptdata.tokens.chunks import R50K_PATTERN
 from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer, load_encoding
+from tests.tokens.test_chunks import with_gpt2_ranks
 
 TEXT = "It was on a dreary night<|endoftext|> of November — ﬁve…"
 
 
 def wide_encoding() -> tiktoken.Encoding:
     """An encoding with more than 65,536 ids that needs no network: gpt2 with high special ids."""
-    return gpt2_with("wide", {"<|endoftext|>": 100_257, "<|fim_prefix|>": 100_258})
-
-
-def gpt2_with(name: str, special_ids: dict[str, int]) -> tiktoken.Encoding:
-    gpt2 = Tokenizer("gpt2")
-    return tiktoken.Encoding(
-        name, pat_str=gpt2.split_pattern, mergeable_ranks=gpt2.ranks, special_tokens=special_ids
-    )
+    special_ids = {"<|endoftext|>": 100_257, "<|fim_prefix|>": 100_258}
+    return with_gpt2_ranks(R50K_PATTERN, special_ids, "wide").encoding
 
 
 def test_gpt2_works_without_a_network():
@@ -58,9 +54,9 @@ def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch)
     load_encoding.__wrapped__("gpt2")
     assert opened == [str(wheel)]
 
-    for name, url in (("vocab.bpe", "vocab.bpe"), ("encoder.json", "encoder.json")):
-        full = module.GPT2_VOCAB_URL.replace("vocab.bpe", url)
-        shutil.copy(wheel / name, tmp_path / module._cache_name(full))
+    for name in ("vocab.bpe", "encoder.json"):
+        url = module.GPT2_VOCAB_URL.replace("vocab.bpe", name)
+        shutil.copy(wheel / name, tmp_path / module._cache_name(url))
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
     assert len(opened) == 1
@@ -124,7 +120,7 @@ def test_unknown_names_are_refused():
 
 def test_an_encoding_without_end_of_text_is_refused_between_documents():
     with pytest.raises(ValueError, match=r"encoding 'bare' has no <\|endoftext\|>"):
-        _ = Tokenizer(gpt2_with("bare", {})).end_of_text
+        _ = with_gpt2_ranks(R50K_PATTERN, {}, "bare").end_of_text
 
 
 def test_a_missing_vocabulary_is_reported_with_its_url_and_the_folder(tmp_path, monkeypatch):

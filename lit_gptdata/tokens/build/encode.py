@@ -1,7 +1,5 @@
 """Encode a corpus into shards, one work unit at a time.
 
-    encode_corpus(plan, output, runner)  ->  the shards of all work units, in order
-
 A work unit is several small files or a slice of a large one. Its shards depend on the text alone, so any
 number of workers writes the same bytes: unit 3 becomes the shards 00003-000, 00003-001, …
 """
@@ -14,7 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +33,6 @@ OnProgress = Callable[[int, int], object]
 """Called with the UTF-8 bytes and the tokens written since its last call."""
 
 WorkUnits = dict[int, list[FileSlice]]
-"""Work units by number."""
 
 
 class Runner(Protocol):
@@ -45,10 +42,7 @@ class Runner(Protocol):
         """Keeps the workers for several calls; sessions can be nested."""
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        """Encode work units; returns the shards of each.
-
-        Raises the same errors as `Encoder.encode_unit`, and RuntimeError if workers are lost.
-        """
+        """The shards of each unit; raises what `Encoder` raises, RuntimeError if workers are lost."""
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
         """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""
@@ -59,33 +53,30 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shard
 
     A corpus without work units is encoded by this process, in one pass.
     """
-    encoder = Encoder(
-        tokenizer=plan.tokenizer,
-        options=plan.options,
-        shard_bytes=plan.shard_bytes,
-        reading=plan.corpus.reading or Reading(),
-        output=output,
-    )
+    reading = plan.corpus.reading or Reading()
+    encoder = Encoder(plan.tokenizer, plan.options, plan.shard_bytes, reading, output)
     units = plan.work_units()
     if not units:
         with progress_of("tokenizing", None) as progress:
-            return encoder.encode(0, plan.corpus, progress.add, is_first=True)
+            return encoder.encode(0, plan.corpus, progress.add)
     finished = output.finished_units()
     output.remove_unfinished(finished)
     remaining = {unit: slices for unit, slices in units.items() if unit not in finished}
-    with progress_of("tokenizing", _text_bytes(plan.corpus.files)) as progress:
+    files = plan.corpus.files
+    n_bytes = sum(map(size_of, files)) if all(format_of(file).plain for file in files) else None
+    with progress_of("tokenizing", n_bytes) as progress:
         for shards in finished.values():
             progress.add(bytes_and_tokens(shards)[0])
         if remaining:
             finished |= runner.encode(encoder, remaining, progress.add)
     first = next((unit for unit in units if finished[unit]), 0)
     if first:  # the units before it have no documents, so it must not start with a separator
-        finished[first] = encoder.encode_unit(first, units[first], is_first=True)
+        finished[first] = replace(encoder, first_unit=first).encode_unit(first, units[first])
     output.remove_unfinished(finished)
     return [shard for unit in units for shard in finished[unit]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Encoder:
     """Encodes work units into shards, one after another; each worker gets a copy."""
 
@@ -94,6 +85,8 @@ class Encoder:
     shard_bytes: int
     reading: Reading
     output: ShardOutput
+    first_unit: int = 0
+    """The corpus starts with this unit, so its first document needs no separator."""
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -101,24 +94,16 @@ class Encoder:
         return load_engine(self.tokenizer, self.options.engine)
 
     def encode_unit(
-        self,
-        unit: int,
-        slices: Iterable[FileSlice],
-        on_progress: OnProgress = lambda *_: None,
-        *,
-        is_first: bool = False,
+        self, unit: int, slices: Iterable[FileSlice], on_progress: OnProgress = lambda *_: None
     ) -> Shards:
         """`encode` the documents of some slices."""
         documents = itertools.chain.from_iterable(read_documents(s, self.reading) for s in slices)
-        return self.encode(unit, documents, on_progress, is_first=is_first or unit == 0)
+        return self.encode(unit, documents, on_progress)
 
-    def encode(
-        self, unit: int, documents: Iterable[Document], on_progress: OnProgress, *, is_first: bool
-    ) -> Shards:
+    def encode(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
         """Write the shards of a work unit and record it as finished; returns the shards.
 
-        `is_first`: the corpus starts with this unit, so its first document needs no separator. Raises
-        ValueError that names the document, OSError that names the file or the URL.
+        Raises ValueError that names the document, OSError that names the file or the URL.
         """
         engine = self.engine  # an unusable engine is reported before any problem with a document
         shards: Shards = []
@@ -126,8 +111,8 @@ class Encoder:
         try:
             for index, document in enumerate(documents):
                 starts = not document.continues
-                if starts and not (is_first and index == 0):
-                    writer.append(self._separator, 0)
+                if starts and (unit, index) != (self.first_unit, 0):
+                    writer.append(np.array([self.tokenizer.end_of_text]), 0)
                 for chunk, ids in self._chunks(document, engine):
                     if writer.n_bytes >= self.shard_bytes:
                         shards.append(writer.finish())
@@ -145,16 +130,10 @@ class Encoder:
         self.output.add_record(unit, shards)
         return shards
 
-    @functools.cached_property
-    def _separator(self) -> np.ndarray:
-        """The id between two documents, (1,)."""
-        return np.array([self.tokenizer.end_of_text], dtype=self.tokenizer.dtype)
-
     def _shard_writer(self, unit: int, shard: int) -> ShardWriter:
         return self.output.shard_writer(f"{unit:05d}-{shard:03d}", self.tokenizer.dtype)
 
     def _chunks(self, document: Document, engine: Engine) -> Iterator[tuple[bytes, np.ndarray]]:
-        """The chunks of a document with their ids."""
         try:
             for chunk in safe_chunks(self._limited(document), self.tokenizer.cut_rule):
                 yield chunk, engine.encode(chunk)
@@ -176,16 +155,11 @@ class Encoder:
 
 
 def bytes_and_tokens(shards: Shards) -> tuple[int, int]:
-    """UTF-8 bytes and tokens in shards, as an `OnProgress` takes them."""
+    """The arguments of an `OnProgress` for these shards."""
     return total(shards, "n_bytes"), total(shards, "n_tokens")
 
 
 # Progress ------------------------------------------------------------------------------------------
-
-
-def _text_bytes(files: Sequence[TextFile]) -> int | None:
-    """About the bytes of text in files; None if only reading compressed files would tell."""
-    return sum(map(size_of, files)) if all(format_of(file).plain for file in files) else None
 
 
 class _Progress:
@@ -195,7 +169,6 @@ class _Progress:
         self._bar, self._tokens, self._start = bar, 0, time.perf_counter()
 
     def add(self, n_bytes: int, n_tokens: int = 0) -> None:
-        """Advance the bar."""
         self._tokens += n_tokens
         if self._tokens:
             rate = self._tokens / (time.perf_counter() - self._start)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,8 +41,7 @@ from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
-ABANDONED_DAYS = 7
-"""The next build removes a killed build of another corpus that nobody continued for this many days."""
+ABANDONED_DAYS = 7  # a build removes killed builds of other corpora that nobody continued for so long
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,9 @@ def _look_up(root: Path, key: str, corpus: PlanCorpus) -> TokenStore | None:
 
 def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     """Build the store and give it its name, unless a store of the same contents exists."""
-    # Each plan has its own folder. If a cluster node was cut off and still works on an older plan, its
-    # folder no longer exists, so it cannot disturb this build.
+    # each plan has its own folder, so a cluster node that still works on an older plan disturbs nothing
     folder = (root / ".building" / plan.name).absolute()
-    # an existing store may be of this text: files may be touched, moved or copied, or the key may change
+    # an existing store may hold this text: files may be touched, moved or copied, or the key may change
     any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
     sources = plan.corpus.sources() if any_store else None
     fingerprint = plan.fingerprint(sources) if sources else None
@@ -117,7 +116,7 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
         _create_build_folder(folder, _builds(root, plan.key))
         fingerprint = _build(plan, folder, runner, sources)
     published = root / fingerprint
-    # The record comes first. After a kill between the two, the next run finds all work units finished.
+    # The record comes first: after a kill between the two, the next run finds all work units finished.
     with writing(root):
         record = {"stamps": plan.file_stats, "fingerprint": fingerprint}
         write_json(_lookup_record(root, plan.key), record)
@@ -129,7 +128,7 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
 
 
 def _create_build_folder(folder: Path, builds: list[Path]) -> None:
-    """Create the folder of a build, or keep it if a killed build left it. Remove all other `builds`."""
+    """Create the folder of a build, unless a killed build left it. Remove all other `builds`."""
     for other in builds:
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
@@ -148,10 +147,7 @@ def _rename(store: Path, published: Path) -> None:
 
 
 def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEntry] | None) -> str:
-    """Write shards and manifest into `folder`/store; returns the fingerprint.
-
-    `sources`: the hashes of the files, if they are known.
-    """
+    """Write `folder`/store and return the fingerprint; `sources`: the hashes of the files, if known."""
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
         shards = encode_corpus(plan, FolderOutput(folder), runner)
         sources = hashed_sources()
@@ -215,7 +211,6 @@ def _builds(root: Path, key: str) -> list[Path]:
 
 
 def _key_of(folder: Path) -> str:
-    """The lookup key of a folder under .building/."""
     return folder.name.partition("-")[0]
 
 
@@ -223,15 +218,10 @@ def _lock(root: Path, key: str) -> FileLock:
     return FileLock(root / ".locks" / key)
 
 
-@contextlib.contextmanager
-def _acquired(lock: FileLock, activity: str) -> Iterator[None]:
+def _acquired(lock: FileLock, activity: str) -> AbstractContextManager[object]:
     with writing(Path(lock.lock_file)):
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
             log.warning("waiting for another process that %s (lock %s)", activity, lock.lock_file)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+            return lock.acquire()

@@ -34,7 +34,7 @@ class ShardOutput(Protocol):
         """The shards of each recorded work unit whose files have the recorded sizes."""
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        """Remove the files of other work units, which a killed build left."""
+        """Remove the files of other work units, which a killed build or its last workers left."""
 
     @property
     def shared_folder(self) -> Path | None:
@@ -65,7 +65,6 @@ class FolderOutput:
         return path.stat().st_size if path.is_file() else None
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        """Remove the files of other work units, which a killed build or its last workers left."""
         keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
@@ -77,23 +76,19 @@ class FolderOutput:
 
 
 def record_name(unit: int) -> str:
-    """The file name of a work unit's record."""
     return f"{unit:05d}.json"
 
 
 def record(shards: Shards) -> bytes:
-    """The content of a work unit's record."""
     return as_json([asdict(shard) for shard in shards])
 
 
-def read_records(
-    records: Mapping[str, bytes], file_size: Callable[[str], int | None]
-) -> dict[int, Shards]:
+def read_records(records: dict[str, bytes], size_of: Callable[[str], int | None]) -> dict[int, Shards]:
     """The work units with a readable record, if each file has the recorded size."""
     finished = {}
     for name, content in sorted(records.items()):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
-            if all(file_size(file.name) == file.size for shard in shards for file in shard.files):
+            if all(size_of(file.name) == file.size for shard in shards for file in shard.files):
                 finished[int(name.removesuffix(".json"))] = shards
     return finished

@@ -22,8 +22,7 @@ BuildName = Literal["processes", "ray"]
 FileStats = list[list[str | int]]
 
 SHARD_BYTES = 64 << 20
-"""UTF-8 bytes of text in a shard and in a work unit. A unit takes seconds, so a kill loses little
-work. A terabyte makes 16,000 shards."""
+"""UTF-8 bytes of text in a shard and in a work unit. A unit takes seconds, so a kill loses little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +34,26 @@ class BuildOptions:
 
     engine: EngineName = "auto"
     """"auto" | "tiktoken" | "gigatoken"."""
-
     build: BuildName = "processes"
     """"processes" on this machine, or "ray": tasks on a Ray cluster."""
-
     workers: int | None = 1
     """Processes or tasks at the same time; None: one per core."""
-
     ray_address: str | None = None
     """Address of the Ray cluster, as `ray.init` takes it."""
-
     max_document_bytes: int | None = None
     """UTF-8 bytes; a longer document is refused. None: no limit."""
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
         if self.build not in get_args(BuildName):
-            raise ValueError(
-                f"unknown build {self.build!r}: choose 'processes' (on this machine) or 'ray' (tasks on "
-                "a Ray cluster)"
-            )
+            choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"
+            raise ValueError(f"unknown build {self.build!r}: choose {choices}")
         if self.workers is not None:
             check_at_least("build_workers", self.workers, 1, "the number of processes that tokenize")
         if self.max_document_bytes is not None:
-            limit = self.max_document_bytes
-            check_at_least("max_document_bytes", limit, 1, "the longest document in bytes")
+            check_at_least(
+                "max_document_bytes", self.max_document_bytes, 1, "the longest document in bytes"
+            )
 
 
 DEFAULT_OPTIONS = BuildOptions()
@@ -67,7 +61,7 @@ DEFAULT_OPTIONS = BuildOptions()
 
 @dataclass(frozen=True)
 class DocumentCorpus:
-    """Gives any other corpus the members of a `FilesCorpus` that a build needs."""
+    """Any other corpus, as a single source, with the members of a `FilesCorpus` that a build needs."""
 
     corpus: Corpus
     files: tuple[TextFile, ...] = ()
@@ -75,23 +69,19 @@ class DocumentCorpus:
 
     @property
     def names(self) -> list[str]:
-        """The corpus is its only source."""
         return [repr(self.corpus)]
 
     def file_stats(self) -> FileStats:
-        """The fingerprint takes the place of sizes and times."""
         return [[repr(self.corpus), self.corpus.fingerprint]]
 
     def sources(self, *_: Callable[[int], object] | HashFiles) -> list[SourceEntry]:
-        """The corpus is its only source, identified by its fingerprint."""
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
     def __iter__(self) -> Iterator[Document]:
         return iter(self.corpus)
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
-        """No units: the documents can only be read in one pass."""
-        return []
+        return []  # the documents can only be read in one pass
 
     def __repr__(self) -> str:
         return repr(self.corpus)
@@ -101,7 +91,6 @@ PlanCorpus = FilesCorpus | DocumentCorpus
 
 
 def as_plan_corpus(corpus: Corpus) -> PlanCorpus:
-    """The corpus, with the members that a build needs."""
     return corpus if isinstance(corpus, FilesCorpus) else DocumentCorpus(corpus)
 
 
@@ -120,12 +109,10 @@ class BuildPlan:
     options: BuildOptions
     file_stats: FileStats
     """Sizes and times of the files before the build reads them."""
-
     shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
     @property
     def key(self) -> str:
-        """The `lookup_key` of the corpus and the tokenizer."""
         return lookup_key(self.corpus, self.tokenizer)
 
     @property
@@ -144,9 +131,8 @@ class BuildPlan:
         """
         limit = self.options.max_document_bytes
         for file in self.corpus.files:  # a worker sees only a slice of a large file
-            size = size_of(file)
-            in_slices = format_of(file).cut == "inside_text"
-            if limit is not None and size > max(limit, self.shard_bytes) and in_slices:
+            in_slices = format_of(file).cut == "inside_text" and size_of(file) > self.shard_bytes
+            if limit is not None and in_slices and size_of(file) > limit:
                 raise ValueError(document_too_long(file, limit))
         rule = self.tokenizer.cut_rule
         units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
@@ -186,11 +172,8 @@ class BuildPlan:
 
 
 def document_too_long(source: object, limit: int) -> str:
-    """The error message for a document that `max_document_bytes` refuses."""
-    return (
-        f"{source}: the document is longer than max_document_bytes={limit:,}: leave it out, or raise "
-        "the limit"
-    )
+    text = f"the document is longer than max_document_bytes={limit:,}"
+    return f"{source}: {text}: leave it out, or raise the limit"
 
 
 def _reading(corpus: PlanCorpus) -> dict[str, Any]:

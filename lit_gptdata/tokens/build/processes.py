@@ -23,8 +23,7 @@ from lit_gptdata.text.remote_file import TextFile
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 
-_encoder: Encoder | None = None
-"""The encoder of this worker process, with its engine."""
+_encoder: Encoder | None = None  # of this worker process, with its engine
 
 
 @dataclass(frozen=True)
@@ -34,35 +33,30 @@ class Processes:
     workers: int | None = None
 
     def session(self) -> AbstractContextManager[None]:
-        """Does nothing: the processes start and end with each call of `encode`."""
-        return contextlib.nullcontext()
+        return contextlib.nullcontext()  # the processes start and end with each call of `encode`
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
         """The SHA-256 (hex) of each file, by the same number of threads of this process."""
         return hash_files(files, on_bytes, self.workers or os.cpu_count())
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        """Encode work units; returns the shards of each."""
         workers = min(self.workers or os.cpu_count() or 1, len(units))
         if workers == 1:
-            return {
-                unit: encoder.encode_unit(unit, slices, on_progress) for unit, slices in units.items()
-            }
+            return {unit: encoder.encode_unit(unit, units[unit], on_progress) for unit in units}
         spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
         lifeline, parent_end = spawn.Pipe(duplex=False)
-        finished = {}
         start = _start_worker, (encoder, lifeline)
         with lifeline, parent_end, ProcessPoolExecutor(workers, spawn, *start) as pool:
             try:
                 # the pool starts its processes while tasks are submitted
                 with _empty_main_module(), _without_ctrl_c():
-                    futures = {pool.submit(_encode_unit, *unit): unit[0] for unit in units.items()}
-                for future in as_completed(futures):
-                    shards = finished[futures[future]] = future.result()
-                    on_progress(*bytes_and_tokens(shards))
+                    futures = {unit: pool.submit(_encode_unit, unit, units[unit]) for unit in units}
+                for future in as_completed(futures.values()):
+                    on_progress(*bytes_and_tokens(future.result()))
+                return {unit: future.result() for unit, future in futures.items()}
             except BaseException as error:
-                # This ends all workers at once: their work units could take minutes. And after one was
-                # killed, the pool does not always end the others, so it could wait forever.
+                # This ends all workers at once. Otherwise their work units could take minutes, and after
+                # one was killed the pool does not always end the others, so it could wait forever.
                 parent_end.close()
                 if isinstance(error, BrokenProcessPool):
                     raise RuntimeError(
@@ -70,7 +64,6 @@ class Processes:
                         f"fewer than build_workers={workers}; finished work is kept"
                     ) from error
                 raise
-        return finished
 
 
 @contextlib.contextmanager

@@ -34,22 +34,11 @@ try:
 except ImportError as error:
     raise ImportError("build='ray' needs the package ray: pip install 'lit-gptdata[ray]'") from error
 
-RETRIES = 3
-"""How often Ray repeats a task if its worker or node was lost."""
-
-TASKS_PER_CORE = 2
-"""Tasks that Ray has at the same time, of tens of thousands. One runs and one waits, so no core is idle
-between tasks, and a cluster that scales with its load sees that there is more work."""
-
-SILENCE_S = 60.0
-"""Seconds without a first result after which a warning reports the cluster's resources. A task takes
-seconds."""
-
-HASH_BYTES = 256 << 20
-"""Least number of bytes that a task hashes: a fraction of a second of work."""
-
-CONNECT_S = 10.0
-"""Seconds to wait for a connection to the cluster. Ray itself would try for minutes."""
+RETRIES = 3  # how often Ray repeats a task if its worker or node was lost
+TASKS_PER_CORE = 2  # one runs and one waits: no core is idle, and a cluster that scales sees more work
+SILENCE_S = 60.0  # without a first result; then a warning reports the resources. A task takes seconds
+HASH_BYTES = 256 << 20  # the least that a task hashes: a fraction of a second of work
+CONNECT_S = 10.0  # to wait for a connection to the cluster; Ray itself would try for minutes
 
 CaughtWarnings = list[tuple[type[Warning], str]]
 
@@ -71,7 +60,6 @@ class RayTasks:
         return _connected(self.address)
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        """Encode each work unit in a task; returns the shards of each."""
         finished: dict[int, Shards] = {}
         with self.session(), _sentinel(encoder.output.shared_folder) as sentinel:
             # Ray fetches an argument before a task, but not inside a list: a worker needs it only once
@@ -103,36 +91,30 @@ class RayTasks:
         is_first = True
         try:
             while True:
-                limit = self.workers or TASKS_PER_CORE * max(
-                    1, int(ray.cluster_resources().get("CPU", 0))
-                )
+                n_cores = int(ray.cluster_resources().get("CPU", 0))
+                limit = self.workers or TASKS_PER_CORE * max(1, n_cores)
                 for number, item in itertools.islice(waiting, max(0, limit - len(running))):
                     running[start(number, item)] = number
                 if not running:
                     return
                 for task in _ended_tasks(list(running), is_first):
-                    is_first = False
                     yield running.pop(task), _result(task, self.workers)
+                is_first = False
         finally:
             for task in running:  # empty unless something failed
                 ray.cancel(task, force=True)
 
 
 def _absolute(file: TextFile) -> TextFile:
-    """The same file for a worker, which has another current folder."""
+    """For a worker, which has another current folder."""
     return file.absolute() if isinstance(file, Path) else file
 
 
 def _groups(files: list[TextFile]) -> dict[int, list[TextFile]]:
-    """Files in order, in groups of at least HASH_BYTES."""
+    """Files in order, in groups of about HASH_BYTES."""
     groups: dict[int, list[TextFile]] = {}
-    free_bytes = 0
-    for file in files:
-        if free_bytes <= 0:
-            groups[len(groups)] = []
-            free_bytes = HASH_BYTES
-        groups[len(groups) - 1].append(file)
-        free_bytes -= size_of(file)
+    for file, end in zip(files, itertools.accumulate(map(size_of, files)), strict=True):
+        groups.setdefault((end - 1) // HASH_BYTES, []).append(file)
     return groups
 
 
@@ -140,8 +122,7 @@ def _ended_tasks(tasks: list[Any], is_first: bool) -> list[Any]:
     """Wait for a task to end; returns all tasks that have ended."""
     if is_first and not ray.wait(tasks, timeout=SILENCE_S)[0]:
         log.warning(
-            "no task ended within %.0f seconds. Each task needs a CPU; the Ray cluster has %s, of which "
-            "%s are free",
+            "no task ended within %.0f seconds. Each task needs a CPU; the Ray cluster has %s, free: %s",
             SILENCE_S, ray.cluster_resources(), ray.available_resources(),
         )  # fmt: skip
     ray.wait(tasks)
@@ -160,13 +141,11 @@ def _result(task: Any, workers: int | None) -> Any:
                 f"a node of the Ray cluster cannot run a task ({str(cause).splitlines()[0]}): install "
                 "the same lit-gptdata, tiktoken and extras on every node"
             ) from error
-        known = isinstance(cause, (ValueError, OSError, ImportError))
-        raise cause from None if known else error
+        raise cause from None if isinstance(cause, (ValueError, OSError, ImportError)) else error
     except RayError as error:
         raise RuntimeError(
-            f"a Ray task was lost {RETRIES + 1} times ({type(error).__name__}), perhaps "
-            f"because memory ran out: run again, with a lower build_workers than {workers or 'null'}; "
-            "finished work is kept"
+            f"a Ray task was lost {RETRIES + 1} times ({type(error).__name__}), perhaps because memory "
+            f"ran out: run again with build_workers below {workers or 'null'}; finished work is kept"
         ) from error
     for kind, message in caught:
         warnings.warn(message, kind, stacklevel=2)
@@ -178,14 +157,11 @@ def _result(task: Any, workers: int | None) -> Any:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    if ray.is_initialized():
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            _connect(address)
         yield
-        return
-    try:
-        _connect(address)
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _connect(address: str | None) -> None:
@@ -193,7 +169,9 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # for a cluster that ray.init starts
     handler = signal.getsignal(signal.SIGTERM)  # None if it was not set from Python
     try:
-        _check_reachable(name)
+        host, _, port = name.rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray checks the other kinds of addresses
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ValueError, OSError) as error:
         raise ConnectionError(
@@ -203,13 +181,6 @@ def _connect(address: str | None) -> None:
     finally:  # Ray replaces the handler, but Lightning saves a checkpoint in it
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-def _check_reachable(address: str) -> None:
-    """Raise OSError if nobody listens at host:port; Ray checks the other kinds of addresses."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 @contextlib.contextmanager
@@ -230,8 +201,7 @@ def _sentinel(folder: Path | None) -> Iterator[Path | None]:
 
 # In a worker ---------------------------------------------------------------------------------------
 
-_cached: tuple[str, Encoder] | None = None
-"""The build that this worker process works on, and its encoder with the loaded engine."""
+_cached: tuple[str, Encoder] | None = None  # the build of this worker process, and its encoder
 
 
 def _encode_unit(
@@ -241,16 +211,18 @@ def _encode_unit(
     with _caught_warnings() as caught:
         if _cached is None or _cached[0] != build:
             encoder, sentinel = ray.get(shared[0])
-            _check_sentinel(sentinel)
+            if sentinel is not None and not sentinel.exists():
+                raise FileNotFoundError(
+                    f"the node {socket.gethostname()} does not see {sentinel}, which the driver has "
+                    "written: set data_dir to a folder that all nodes see, or publish to an object store"
+                )
             _cached = build, encoder
-        shards = _cached[1].encode_unit(unit, slices)
-    return shards, caught
+        return _cached[1].encode_unit(unit, slices), caught
 
 
 def _hash_files(number: int, files: list[TextFile]) -> tuple[list[str], CaughtWarnings]:
     with _caught_warnings() as caught:
-        hashes = [sha256_of(file) for file in files]
-    return hashes, caught
+        return [sha256_of(file) for file in files], caught
 
 
 @contextlib.contextmanager
@@ -271,14 +243,6 @@ def _caught_warnings() -> Iterator[CaughtWarnings]:
                 error.filename,
             ) from None
     caught += [(warning.category, str(warning.message)) for warning in records]
-
-
-def _check_sentinel(sentinel: Path | None) -> None:
-    if sentinel is not None and not sentinel.exists():
-        raise FileNotFoundError(
-            f"the node {socket.gethostname()} does not see {sentinel}, which the driver has written: "
-            "set data_dir to a folder that all nodes share, or publish to an object store"
-        )
 
 
 _encode_task = ray.remote(num_cpus=1, max_retries=RETRIES)(_encode_unit)

@@ -23,24 +23,19 @@ from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
 
-CHECKSUM_ATTEMPTS = 2
-"""How often to fetch a file whose SHA-256 is wrong."""
-
-POLL_S = 0.05
-"""Seconds between two attempts to take a lock or to find room."""
+CHECKSUM_ATTEMPTS = 2  # to fetch a file whose SHA-256 is wrong
+POLL_S = 0.05  # between two attempts to take a lock or to find room
 
 log = logging.getLogger(__name__)
 
 
 class Cache:
-    """Files of published stores on this machine; the least recently used ones are evicted.
+    """Files of published stores on this machine; the least recently used ones are evicted. Picklable.
 
-    `bound`: the maximum size of all files in the folder together, in bytes, including files that are
-    being fetched; None: no bound. A process that has an evicted file memory-mapped can still read it.
-    The file's disk space becomes free when the last map is dropped. So the disk usage can exceed the
-    bound by the evicted files that are still mapped; `RemoteTokens` limits their size.
-
-    Instances are picklable.
+    `bound`: the maximum size in bytes of all files in the folder together, including files that are
+    being fetched; None: no bound. A process that has an evicted file memory-mapped can still read it,
+    and its disk space becomes free when the last map is dropped. So the disk usage can exceed the bound
+    by the evicted files that are still mapped; `RemoteTokens` limits their size.
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:
@@ -53,29 +48,22 @@ class Cache:
 
     def has(self, file: FileEntry) -> bool:
         """Whether the cache has a file, judged by its size."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self.path(file).stat().st_size == file.size
-        except FileNotFoundError:
-            return False
+        return False
 
     def hashes(self) -> set[str]:
         """The SHA-256 of every complete file."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return {name for name in os.listdir(self.folder) if not name.startswith(".")}
-        except FileNotFoundError:
-            return set()
+        return set()
 
     def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> np.ndarray | None:
-        """Memory-map a file, or return None if the cache does not have it.
-
-        The map stays readable after an eviction.
-        """
-        try:
-            with open(self.path(file), "rb") as opened:
-                complete = os.fstat(opened.fileno()).st_size == file.size
-                return np.memmap(opened, dtype=dtype, mode="r") if complete else None
-        except FileNotFoundError:
-            return None
+        """Memory-map a file; None if the cache does not have it. Evictions keep the map readable."""
+        with contextlib.suppress(FileNotFoundError), open(self.path(file), "rb") as opened:
+            if os.fstat(opened.fileno()).st_size == file.size:
+                return np.memmap(opened, dtype=dtype, mode="r")
+        return None
 
     def check_room(self, file: FileEntry) -> None:
         """Raise ValueError if this file alone is larger than the bound."""
@@ -110,8 +98,8 @@ class Cache:
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
 
-        Raises ValueError if the SHA-256 differs from the manifest or if the file is larger than the
-        bound, RemoteError or FileNotFoundError if it cannot be read, OSError for a full disk.
+        Raises ValueError for a wrong SHA-256 or a file larger than the bound, RemoteError or
+        FileNotFoundError if it cannot be read, OSError for a full disk.
         """
         if self.has(file):
             return
@@ -173,12 +161,13 @@ class Cache:
                 if entry.is_file():
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
         excess = sum(size for _, size, _ in files) + n_bytes - self.bound
-        complete = []
-        for modified, size, path in files:
-            if not path.name.startswith("."):
-                complete.append((modified, size, path))
-            elif excess > 0 and self._delete_leftover(path):
-                excess -= size
+        for _, size, path in files:
+            if excess > 0 and path.name.startswith("."):
+                sha256 = path.name.split(".")[1]  # its lock is free if nobody fetches the file now
+                with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
+                    path.unlink(missing_ok=True)
+                    excess -= size
+        complete = [file for file in files if not file[2].name.startswith(".")]
         if excess > sum(size for _, size, _ in complete):
             return False
         for _, size, path in sorted(complete):
@@ -187,14 +176,6 @@ class Cache:
             path.unlink(missing_ok=True)
             excess -= size
         return True
-
-    def _delete_leftover(self, temporary: Path) -> bool:
-        """Delete a temporary file if nobody fetches it any more, and return whether it was deleted."""
-        sha256 = temporary.name.split(".")[1]
-        with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
-            temporary.unlink(missing_ok=True)
-            return True
-        return False
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""

@@ -2,8 +2,8 @@
 
     Objects("s3://bucket/tokens/1f2e…").read("manifest.json")  ->  b"{…"
 
-fsspec accesses the files. Credentials come from the places that its packages document, such as the
-environment, ~/.aws or the role of an instance, and never from the URL.
+Credentials come from the places that fsspec's packages document, such as the environment, ~/.aws or the
+role of an instance, and never from the URL.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ from lit_gptdata._fsspec import filesystem, is_url, redact, retry
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-BLOCK_BYTES = 8 << 20
-"""Bytes per request: the most that a broken connection loses and that a fetch holds in memory."""
-
-OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
-"""Schemes without folders to create, where a write is atomic."""
+BLOCK_BYTES = 8 << 20  # per request: a broken connection loses, and a fetch holds, at most this many
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no folders, and a write is atomic
 
 Result = TypeVar("Result")
 
 
 class Objects:
-    """The files below a URL of any scheme that fsspec knows, or below a path.
+    """The files below a URL of any scheme that fsspec knows, or below a path. Picklable.
 
-    Instances are picklable, and a forked process opens its own connections. Raises ValueError for a URL
-    with a password or a query, ImportError with the pip command for a missing package.
+    A forked process opens its own connections. Raises ValueError for a URL with a password or a query,
+    ImportError with the pip command for a missing package.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -104,7 +101,6 @@ class Objects:
             self._retry("", lambda: fs.rm(root, recursive=True), "removed")
 
     def _retry(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
-        """Return the result of `call`; retry after temporary failures, and name the file in errors."""
         return retry(f"{self.url}/{name}", lambda failures: call(), done=done)
 
 
@@ -113,16 +109,14 @@ def check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.password is not None or (is_url(url) and parts.query):
         raise ValueError(
-            f"{redact(url)} holds a password or a query: give the URL without it, and credentials "
-            "where fsspec's packages look for them, such as AWS_PROFILE or ~/.aws for s3://"
+            f"{redact(url)} holds a password or a query: give the URL without it, and credentials where "
+            "fsspec's packages look for them, such as AWS_PROFILE or ~/.aws for s3://"
         )
 
 
 def _read_range(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
     block = bytes(fs.cat_file(path, start=start, end=stop))
     if len(block) != stop - start:
-        raise OSError(
-            f"bytes {start:,} to {stop:,} came as {len(block):,} bytes: the response was cut "
-            "short, or the server ignores ranges"
-        )
+        problem = f"bytes {start:,} to {stop:,} came as {len(block):,} bytes"
+        raise OSError(f"{problem}: the response was cut short, or the server ignores ranges")
     return block

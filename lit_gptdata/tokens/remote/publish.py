@@ -3,8 +3,7 @@
     publish(store, "s3://bucket/tokens")                    ->  "s3://bucket/tokens/<fingerprint>"
     publish_text(corpus, tokenizer, "s3://bucket/tokens")   ->  the same, without a store on this machine
 
-The manifest is written last, and nothing opens a store without it. So a killed run publishes nothing,
-and the next run sends only the missing files.
+The manifest is written last. A killed run publishes nothing, and the next one sends the remaining files.
 """
 
 from __future__ import annotations
@@ -33,15 +32,14 @@ from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
-UPLOADS = 8
-"""Files sent at the same time."""
+UPLOADS = 8  # at the same time
 
 
 def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
     """Upload a store to `url`/<fingerprint> and return that URL; files already there are not sent again.
 
-    Checks the SHA-256 of each file before the upload and all sizes after it. Raises ValueError for a
-    damaged store or if another store is published there, RemoteError if the URL cannot be written.
+    Raises ValueError for a damaged store or if another store is published there, RemoteError if the URL
+    cannot be written.
     """
     if isinstance(store, RemoteStore):
         raise ValueError(f"{store.location} is published already: give a store of this machine")
@@ -50,12 +48,10 @@ def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
     if "manifest.json" in sizes:
         _check_same(store, target)
     missing = [file for file in store.files if sizes.get(file.name) != file.size]
-    with (
-        progress_of("publishing", sum(file.size for file in missing)) as progress,
-        ThreadPoolExecutor(UPLOADS) as pool,
-    ):
-        for n_bytes in pool.map(lambda file: _send(store.path, file, target), missing):
-            progress.add(n_bytes)
+    n_bytes = sum(file.size for file in missing)
+    with progress_of("publishing", n_bytes) as progress, ThreadPoolExecutor(UPLOADS) as pool:
+        for sent in pool.map(lambda file: _send(store.path, file, target), missing):
+            progress.add(sent)
     _check_sizes(store.files, target)
     if "manifest.json" not in sizes:
         target.write("manifest.json", (store.path / "manifest.json").read_bytes())
@@ -71,8 +67,7 @@ def publish_text(
     """Build a store at `url`/<fingerprint>, unless it exists, and return that URL.
 
     Workers tokenize and upload directly, without using local disk. Two runs at the same time do the work
-    twice and publish one store. Raises what `prepare_store` raises, and RemoteError; after an error
-    nothing is published.
+    twice and publish one store. Raises what `prepare_store` raises, and RemoteError.
     """
     plan_corpus = as_plan_corpus(corpus)
     runner = make_runner(options)
@@ -108,7 +103,6 @@ class UrlOutput:
     records: Objects
 
     def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        """A writer that holds the shard in memory until it is complete."""
         return UrlShardWriter(self.store, name, dtype)
 
     def add_record(self, unit: int, shards: Shards) -> None:
@@ -124,12 +118,11 @@ class UrlOutput:
 
     @property
     def shared_folder(self) -> Path | None:
-        """The folder of the records, if the URL is a path."""
         return None if is_url(self.records.url) else Path(self.records.url)
 
 
 class UrlShardWriter(ShardWriter):
-    """Uploads a shard when it is complete; raises RemoteError."""
+    """Holds a shard in memory until it is complete, then uploads it; raises RemoteError."""
 
     def __init__(self, store: Objects, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         super().__init__(name, dtype)
@@ -137,7 +130,7 @@ class UrlShardWriter(ShardWriter):
         self._ids = io.BytesIO()
 
     def discard(self) -> None:
-        """Does nothing: an unfinished shard is in memory only."""
+        pass  # an unfinished shard is in memory only
 
     def _write(self, ids: memoryview) -> None:
         self._ids.write(ids)
@@ -157,8 +150,7 @@ def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
 def _check_same(store: TokenStore, target: Objects) -> None:
     """Raise ValueError if other files are published there; the paths of the sources may differ."""
     ours, theirs = store.manifest, Manifest.from_json(target.read("manifest.json"))
-    same = (ours.shards, ours.vocab, ours.tokenizer) == (theirs.shards, theirs.vocab, theirs.tokenizer)
-    if not same:
+    if (ours.shards, ours.vocab, ours.tokenizer) != (theirs.shards, theirs.vocab, theirs.tokenizer):
         raise ValueError(
             f"{target!r} holds another store of the same name, with other shards: publish to another URL"
         )

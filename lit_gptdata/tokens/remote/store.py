@@ -27,17 +27,10 @@ from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import Tokens, allow_open_files, writing
 from lit_gptdata.tokens.store import TokenStore
 
-FETCHES = 8
-"""Shards that a process fetches at the same time."""
-
-AHEAD_BATCHES = 256
-"""Number of later batches whose shards may be fetched early."""
-
-MAPS_AT_ONCE = 64
-"""Shards to map before the maps of evicted shards are dropped; each map needs an open file."""
-
-TOUCH_S = 5.0
-"""Seconds between two touches of a shard in use, which keep it from being evicted."""
+FETCHES = 8  # shards that a process fetches at the same time
+AHEAD_BATCHES = 256  # later batches whose shards may be fetched early
+MAPS_AT_ONCE = 64  # before the maps of evicted shards are dropped; each map needs an open file
+TOUCH_S = 5.0  # between two touches of a shard in use, which keep it from being evicted
 
 
 def prepare_store_at(url: str, cache: Cache) -> TokenStore:
@@ -110,18 +103,7 @@ class RemoteStore(TokenStore):
 
     @property
     def location(self) -> str:
-        """The URL."""
         return repr(self.source)
-
-    @property
-    def n_file_bytes(self) -> int:
-        """The size of all files: what the cache needs to hold the whole store."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the cache can hold the whole store."""
-        return self.cache.bound is None or self.n_file_bytes <= self.cache.bound
 
     def _check_files(self) -> None:
         """Check nothing: the cache checks each file when it fetches and maps it."""
@@ -131,15 +113,13 @@ class RemoteStore(TokenStore):
 
     @functools.cached_property
     def tokens(self) -> RemoteTokens:
-        """All ids as one sequence, which fetches the shards that are read."""
         shards = [(shard.ids, shard.n_tokens) for shard in self.shards if shard.n_tokens]
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file, in the cache if it is there, otherwise at the URL.
 
-        Deletes damaged files from the cache, so that they are fetched again. Raises ValueError that
-        names the files that are damaged at the URL.
+        Deletes damaged files from the cache. Raises ValueError that names files damaged at the URL.
         """
         bad = []
         for file in self.files:
@@ -154,19 +134,17 @@ class RemoteStore(TokenStore):
         if bad:
             raise ValueError(
                 f"the published store {self.location} is damaged: the contents of {', '.join(bad)} do "
-                "not match the manifest's SHA-256. Delete these files at the URL and publish the store "
-                "again: lit-gptdata publish URL"
+                "not match the manifest. Delete these files and publish again: lit-gptdata publish URL"
             )
 
 
 class RemoteTokens(Tokens):
     """The tokens of a published store; reading them fetches the missing shards into a cache.
 
-    `shards`: file and number of tokens of each shard, none empty.
-
-    A process keeps memory maps of the shards that it has read. Whenever it maps another shard, it drops
-    the maps of evicted shards. Until then these take up disk space in addition to the cache: at most as
-    much as the cache's bound, per process. Usually it is nothing: shards in use are evicted last.
+    `shards`: file and number of tokens of each shard, none empty. A process keeps memory maps of the
+    shards that it has read. When it maps another shard, it drops the maps of evicted ones. Until then
+    these take up disk space in addition to the cache, at most its bound per process. Usually it is
+    nothing, because shards in use are evicted last.
     """
 
     def __init__(
@@ -198,21 +176,19 @@ class RemoteTokens(Tokens):
         self._set_maps({})
 
     def _set_maps(self, maps: dict[int, np.ndarray]) -> None:
-        """Keep these maps, by the number of the shard, and join them, so that a batch is one gather."""
+        """Keep these maps, by the number of the shard, and join them: a batch is one gather."""
         self._maps = maps
         self._mapped = Tokens(list(maps.values()))
         numbers = list(maps)
-        lengths = [self._shards[number][1] for number in numbers]
         self._is_mapped = np.zeros(len(self._shards), dtype=bool)
         self._is_mapped[numbers] = True
         # add this to the number of a token in the store to get its number in `_mapped`
         self._offsets = np.zeros(len(self._shards), dtype=np.int64)
-        self._offsets[numbers] = np.cumsum(lengths) - lengths - self._begins[numbers]
+        self._offsets[numbers] = self._mapped._begins - self._begins[numbers]
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
-        stop = min(stop, self._shards[shard][1])
-        begin = self._begins[shard] + start
-        ids: np.ndarray = self._gather(np.array([begin]), np.array([shard]), stop - start)[0]
+        length = min(stop, self._shards[shard][1]) - start
+        ids: np.ndarray = self._gather(self._begins[[shard]] + start, np.array([shard]), length)[0]
         return ids
 
     def _reader(
@@ -251,11 +227,8 @@ class RemoteTokens(Tokens):
 
     def _map(self, shards: list[int]) -> bool:
         """Map the shards that the cache has, and return whether it has any of them."""
-        new = {}
-        for shard in shards[:MAPS_AT_ONCE]:
-            array = self._cache.map(self._shards[shard][0], self.dtype)
-            if array is not None:
-                new[shard] = array
+        arrays = {s: self._cache.map(self._shards[s][0], self.dtype) for s in shards[:MAPS_AT_ONCE]}
+        new = {shard: array for shard, array in arrays.items() if array is not None}
         if new:
             maps, cached = self._maps | new, self._cache.hashes()
             kept = [shard for shard in maps if self._shards[shard][0].sha256 in cached]
@@ -265,8 +238,7 @@ class RemoteTokens(Tokens):
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
         """Yield `batches` unchanged, and fetch the shards of later batches in the order of need.
 
-        `plan`: the starts of each batch's windows. The shards that are fetched before a batch needs
-        them are at most FETCHES, and at most a quarter of the cache.
+        The shards that are fetched early are at most FETCHES, and at most a quarter of the cache.
         """
         n_planned = 0
         queue: dict[int, int] = {}  # shard → the first batch that needs it
@@ -276,8 +248,7 @@ class RemoteTokens(Tokens):
             started = {shard: first for shard, first in started.items() if first > number}
             while True:
                 while not queue and n_planned <= number + AHEAD_BATCHES:
-                    starts = next(plan, None)
-                    if starts is None:
+                    if (starts := next(plan, None)) is None:
                         break
                     if n_planned > number:
                         missing = self._missing(starts, length)
@@ -318,17 +289,14 @@ class Fetcher:
 
     def fit_together(self, files: list[FileEntry]) -> bool:
         """Whether to fetch these files at the same time: few, and small enough to evict little."""
-        bound = self._cache.bound
-        small = bound is None or 4 * sum(file.size for file in files) <= bound
-        return small and len(files) <= FETCHES
+        bound, size = self._cache.bound, sum(file.size for file in files)
+        return len(files) <= FETCHES and (bound is None or 4 * size <= bound)
 
     def wait_for_one(self, files: list[FileEntry]) -> None:
         """Wait until one of the first files has been fetched; raises what `Cache.fetch` raises."""
-        n = 1
-        while n < len(files) and self.fit_together(files[: n + 1]):
-            n += 1
-        done, _ = wait([self.start(file) for file in files[:n]], return_when=FIRST_COMPLETED)
-        for future in done:
+        sizes = range(min(len(files), FETCHES), 0, -1)
+        n = next(n for n in sizes if n == 1 or self.fit_together(files[:n]))
+        for future in wait([self.start(file) for file in files[:n]], None, FIRST_COMPLETED).done:
             future.result()
 
     def start(self, file: FileEntry) -> Future[None]:
