@@ -157,7 +157,8 @@ def _valid(
     except UnicodeDecodeError as error:
         raise UnicodeError(
             f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}): convert it, or set encoding_errors=replace"
+            f"{offset + error.start} ({error.reason}). Convert it (iconv -f latin1 -t utf-8 …), or set "
+            "encoding_errors=replace"
         ) from None
     return (data[:used] if errors == "strict" else text.encode()), used
 
