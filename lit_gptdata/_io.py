@@ -27,7 +27,7 @@ class AtomicFile:
         self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 commit or discard closes it
 
     def write(self, data: bytes | memoryview) -> None:
-        remaining = memoryview(data)
+        remaining = memoryview(data).cast("B")
         while remaining:  # an unbuffered write may stop early, for example on a full disk
             remaining = remaining[self._file.write(remaining) :]
 
