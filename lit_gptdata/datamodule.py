@@ -137,8 +137,7 @@ class GPTDataModule(L.LightningDataModule):
         self._store: TokenStore | None = None
         self._split: Split | None = None
         self._resume = Resume(key=type(self).__qualname__)
-        # Only plain values: a checkpoint with others does not load with weights_only=True.
-        arguments |= {"corpus": local.name, "data_dir": str(data_dir)}
+        arguments |= {"corpus": local.name, "data_dir": str(data_dir)}  # plain, for weights_only=True
         # Lightning walks from `frame` to its callers and compares each argument of an __init__ with this
         # dict. A subclass's numpy array makes that fail. The outermost frame has no caller to look at.
         *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
