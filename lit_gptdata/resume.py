@@ -180,8 +180,8 @@ class Resume(L.Callback):
             self._rewrite(trainer, pl_module, loops)
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
-                f"the checkpoint trained on {batches} batches but has no state of {self.key}, only of "
-                f"{', '.join(checkpoint)}. Resume from one that this data module saved, or fit without "
+                f"the checkpoint trained on {batches} batches but has no state of {self.key} (only of "
+                f"{', '.join(checkpoint)}). Resume from one that this data module saved, or fit without "
                 f"ckpt_path, with the weights of {type(pl_module).__name__}.load_from_checkpoint(path)"
             )
 
