@@ -7,18 +7,12 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """Find the folder conf/: inside the package in a wheel, next to it in a checkout.
-
-    Raises FileNotFoundError if it is in neither place.
-    """
+    """Find the folder conf/: inside the package in a wheel, next to it in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise FileNotFoundError(
-        f"conf/train.yaml is missing in {package} and in {package.parent}. The installation is "
-        "incomplete: install lit-gptdata again"
-    )
+    raise FileNotFoundError(f"no conf/train.yaml in {package} or its parent: install lit-gptdata again")
 
 
 def register_resolvers() -> None:

@@ -33,13 +33,13 @@ from lit_gptdata.windows.spans import check_lengths
 from lit_gptdata.windows.split import Split, check_fractions, split_tokens
 from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
 
+# Lightning's warnings that no user of this module can act on.
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
     ".*LeafSpec.*",  # Lightning uses a deprecated torch class in every fit
     ".*your dataloader is not resumable.*",  # the data module keeps its position
     ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
 )
-"""Lightning's warnings that no user of this module can act on."""
 
 
 class GPTDataModule(L.LightningDataModule):
@@ -77,9 +77,8 @@ class GPTDataModule(L.LightningDataModule):
         engine: "auto" | "tiktoken" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
         build_workers: processes or tasks at a time; None: one per core
-        ray_address: address of the cluster, as `ray.init` takes it; None: the one that RAY_ADDRESS names
-            or `ray start` started here, else a local one during the build; a program that is connected
-            already keeps its connection
+        ray_address: of the cluster, as in `ray.init`; None: of RAY_ADDRESS or `ray start`, else a local
+            cluster during the build; a program that is already connected keeps its connection
         cache_gb: limit of data_dir/cache in 10^9 bytes, without evicted shards in use; None: no limit
     """
 
@@ -138,9 +137,9 @@ class GPTDataModule(L.LightningDataModule):
         self._store: TokenStore | None = None
         self._split: Split | None = None
         self._resume = Resume(key=type(self).__qualname__)
-        # Plain values only, because other values break loading a checkpoint with weights_only. Lightning
-        # must not mix in the arguments of a surrounding __init__, and the outermost frame has none.
-        arguments |= {"corpus": local.name, "data_dir": str(data_dir)}
+        arguments |= {"corpus": local.name, "data_dir": str(data_dir)}  # plain, for weights_only=True
+        # Lightning walks from `frame` to its callers and compares each argument of an __init__ with this
+        # dict. A subclass's numpy array makes that fail. The outermost frame has no caller to look at.
         *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
         self.save_hyperparameters(arguments, frame=outermost)
 
@@ -152,7 +151,7 @@ class GPTDataModule(L.LightningDataModule):
         """Put the tokens at `url`/<fingerprint>, a `store_url` for any machine, and return that URL.
 
         Workers upload tokens that are not in `data_dir` directly, without using local disk. Raises
-        ValueError for a published or damaged store, RemoteError, and what `prepare_data` raises.
+        ValueError for a published or damaged store, RemoteError, and the errors of `prepare_data`.
         """
         return self._source.publish(url)
 
@@ -207,41 +206,36 @@ class GPTDataModule(L.LightningDataModule):
         return self._windows("test", self.max_length, pad=True)
 
     def _windows(self, split: str, stride: int, pad: bool = False) -> Windows:
-        tokens = self.store.tokens
+        tokens, length = self.store.tokens, self.max_length
         begin, end = getattr(self._split, split)
-        length = self.max_length
         return Windows(tokens, begin=begin, end=end, max_length=length, stride=stride, pad=pad)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`.
 
-        Under a Trainer on a GPU they travel as they are in the store, an eighth of the bytes, and become
-        (inputs, targets) on the device.
+        Under a Trainer on a GPU they travel as stored, an eighth of the bytes, and are split on the GPU.
         """
-        compact = self.trainer is not None and sends_compact(self.trainer)
-        if compact:
+        vars(self).pop("on_after_batch_transfer", None)
+        if compact := self.trainer is not None and sends_compact(self.trainer):
             # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
-        else:
-            vars(self).pop("on_after_batch_transfer", None)
-        loader = self._loader(self.train_windows, self.train_steps, self._order_seed, compact)
+        windows, steps, seed = self.train_windows, self.train_steps, self._order_seed
+        loader = self._loader(windows, steps, seed=seed, batch_format="compact" if compact else "tuple")
         self._resume.follow(cast(WindowSampler, loader.sampler))
         return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
         """Batches of val windows in text order; [] without a val split.
 
-        Every rank has the same number of batches, so the last ones may contain windows of padding, whose
-        targets are all -100. A sum over targets skips them; a mean over such a window is NaN.
+        Every rank has the same number of batches, so the last ones may contain windows of padding. Their
+        targets are all -100: a sum over targets skips them, and a mean over such a window is NaN.
         """
         return self._eval_loader(self.val_windows)
 
     def test_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """Like `val_dataloader`, with test windows."""
         return self._eval_loader(self.test_windows)
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """The same as `val_dataloader`."""
         return self.val_dataloader()
 
     @property
@@ -268,13 +262,9 @@ class GPTDataModule(L.LightningDataModule):
             return []
         return self._loader(windows, self._steps(windows, "pad"), seed=None)
 
-    def _loader(
-        self, windows: Windows, steps: Steps, seed: int | None, compact: bool = False
-    ) -> WindowLoader:
-        return window_loader(
-            windows, steps, seed=seed, rank=self._ranks["rank"], num_workers=self.num_workers,
-            batch_format="compact" if compact else "tuple",
-        )  # fmt: skip
+    def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:
+        rank, num_workers = self._ranks["rank"], self.num_workers
+        return window_loader(windows, steps, rank=rank, num_workers=num_workers, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which windows, the position, and the random states of all ranks."""
@@ -288,7 +278,7 @@ class GPTDataModule(L.LightningDataModule):
         Raises ValueError that names the difference if the windows or their order are not the same.
         """
         if self.trainer is None:
-            self._resume.load_without_trainer(state_dict)
+            self._resume.loaded_state = state_dict  # for `windows_at`, which needs an open store
         elif self.trainer.state.fn == "fit":
             self._resume.load(self.trainer, state_dict, self._identity, self.train_steps)
 
@@ -296,10 +286,7 @@ class GPTDataModule(L.LightningDataModule):
         self, step: int, *, epoch: int | None = None, rank: int | None = None,
         world_size: int | None = None,
     ) -> Batch:  # fmt: skip
-        """The batch of a training step, without running it: inputs, targets, int64 (B, max_length).
-
-        It takes the arguments of `windows_at` and raises the same errors.
-        """
+        """The batch of a training step: inputs, targets, int64 (B, max_length); see `windows_at`."""
         windows = self.windows_at(step, epoch=epoch, rank=rank, world_size=world_size)
         return self.train_windows.batch(windows)
 
@@ -333,7 +320,6 @@ class GPTDataModule(L.LightningDataModule):
         }
 
     def __repr__(self) -> str:
-        """Corpus → tokens → windows, with counts and fingerprints once they are known."""
         lines = ["GPTDataModule", f"  corpus   {redacted(repr(self._source.name))}"]
         if self._store is None:
             return "\n".join([*lines, f"  tokens   {self.tokenizer!r}, not prepared yet"])
@@ -342,8 +328,7 @@ class GPTDataModule(L.LightningDataModule):
             f"  tokens   {store.n_tokens:,} by {self.tokenizer!r} from {store.n_documents:,} documents, "
             f"{store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}"
         )
-        for name in ("train", "val", "test"):
-            lines.append(f"  {name:<8} {getattr(self, f'{name}_windows')}")
+        lines += [f"  {name:<8} {getattr(self, f'{name}_windows')}" for name in ("train", "val", "test")]
         lines.append(f"  batches  {self.batch_size} windows, seed {self.seed}")
         return "\n".join(lines)
 

@@ -1,9 +1,8 @@
 """Offer the shipped configs to every Hydra app: `defaults: [lit_gptdata/data@data: frankenstein]`.
 
-Hydra looks for plugins only in the namespace package `hydra_plugins`. So pyproject.toml installs this
-file there, as hydra_plugins/lit_gptdata.py: a wheel moves it, an editable install copies it. The plugin
-uses Hydra's ConfigStore instead of a search path, because in an editable install a pkg:// path finds
-nothing and reports no error.
+Hydra looks for plugins only in the namespace package `hydra_plugins`, so pyproject.toml installs this
+file as hydra_plugins/lit_gptdata.py. It uses Hydra's ConfigStore instead of a search path, because in an
+editable install a pkg:// path finds nothing and reports no error.
 """
 
 from __future__ import annotations
@@ -29,30 +28,23 @@ def store_configs(conf: Path) -> None:
     Some files have the package _global_: model/micro.yaml sets `model`, but also `stem` and `data`.
     Only the app knows where its nodes are. So `model` becomes lit_gptdata/model/micro, and the rest
     becomes lit_gptdata/sizes/micro, for apps whose nodes are named `stem` and `data`.
-    Hydra calls this whenever it builds a search path. Configs that are already stored stay unchanged.
     """
     for group in GROUPS:
         for path in sorted((conf / group).glob("*.yaml")):
             stored_type = ConfigStore.instance().get_type(f"lit_gptdata/{group}/{path.name}")
-            if stored_type is not ObjectType.NOT_FOUND:
+            if stored_type is not ObjectType.NOT_FOUND:  # Hydra has built a search path before
                 continue
             config = OmegaConf.load(path)
             assert isinstance(config, DictConfig), f"{path} must be a mapping"
-            defaults = [_relocate(default, group) for default in config.pop("defaults", [])]
-            is_global = re.match(r"# @package _global_\n", path.read_text(encoding="utf-8"))
+            defaults = config.pop("defaults", [])
+            is_global = path.read_text(encoding="utf-8").startswith("# @package _global_\n")
             node = config.pop(group) if is_global else config
-            node.defaults = defaults
+            # /model/nano@model → /lit_gptdata/model/nano@_here_; a name without a slash is in this group
+            defaults = [re.sub("^/", "/lit_gptdata/", default) for default in defaults]
+            node.defaults = [re.sub(f"@{group}$", "@_here_", default) for default in defaults]
             _store(group, path.stem, node)
             if is_global:
                 _store("sizes", path.stem, config, package="_global_")
-
-
-def _relocate(default: str, group: str) -> str:
-    """Translate a default to its place in the store: /model/nano@model → /lit_gptdata/model/nano@_here_.
-
-    A name without a slash is in the same group and needs no change.
-    """
-    return re.sub(f"@{group}$", "@_here_", re.sub(r"^/", "/lit_gptdata/", default))
 
 
 def _store(group: str, name: str, node: object, package: str | None = None) -> None:

@@ -3,9 +3,8 @@
 save   the Trainer's counters  ──▶ (epoch, index)  ──▶ GPTDataModule.state_dict()
 load   the Trainer's counters  ◀── (epoch, index)  ◀── GPTDataModule.load_state_dict()
 
-The Trainer's counters depend on the hook that saved. In `on_train_batch_end` one counter is behind,
-after an exception one is ahead, and at the end of an epoch they are past it. Loading rewrites them to
-their values right after a batch, so every checkpoint resumes in the same way.
+The Trainer's counters depend on the hook that saved: in `on_train_batch_end` one is behind, after an
+exception one is ahead. Loading rewrites them to their values right after a batch, or between epochs.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ class Resume(L.Callback):
         self.key = key
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
-        self._loaded_state: dict[str, Any] | None = (
-            None  # of a checkpoint that is read without a Trainer
-        )
+        self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
         self._sampler: WindowSampler | None = None
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
@@ -60,8 +57,7 @@ class Resume(L.Callback):
             steps=steps,
             limit=steps.limited(trainer.limit_train_batches),
         )
-        self._segments, self._rng_to_restore = [self._current], None
-        self._other_ranks_save = True
+        self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
 
     def follow(self, sampler: WindowSampler) -> None:
         """Start a sampler where this process starts, now and whenever a checkpoint is loaded later."""
@@ -77,14 +73,12 @@ class Resume(L.Callback):
         A `world_size` other than the history's gives a new run on that number of ranks.
         """
         segments = self._segments or [RunSegment.from_beginning(steps)]
-        if self._loaded_state is not None and not self._segments:
-            check_same(self._loaded_state["data"], identity)
-            segments = _segments_in(self._loaded_state, steps.n)
+        if self.loaded_state is not None and not self._segments:
+            check_same(self.loaded_state["data"], identity)
+            segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
         if world_size in (None, segments[-1].steps.world_size):
             return segments
         return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
-
-    # Saving -----------------------------------------------------------------------------------
 
     def save(self, trainer: L.Trainer, identity: dict[str, Any]) -> dict[str, Any]:
         """Position, history and the random states of every rank, as plain values and tensors."""
@@ -112,16 +106,13 @@ class Resume(L.Callback):
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
         """The number of batches that the run has done, and where its next window is.
 
-        Gradients that wait for their optimizer step are lost with the process, so a resumed run repeats
-        their batches.
+        Gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches.
         """
         fit: Any = trainer.fit_loop
         segment = self._segments[-1]
         progress, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress.current
         done, epoch = progress.current.processed, epochs.processed
-        if (
-            done and epochs.started == epoch
-        ):  # max_steps ends an epoch early; Lightning counts it as done
+        if done and epochs.started == epoch:  # max_steps ended it early, but Lightning counts it as done
             epoch -= 1
         if self._epoch_is_over(trainer):
             return progress.total.processed, Position(epoch + 1, 0)
@@ -140,10 +131,8 @@ class Resume(L.Callback):
     def _inside_a_step(self, trainer: L.Trainer) -> bool:
         """Whether an optimizer step's first batch has started and its last batch has not ended."""
         current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        if current.ready > current.processed:
-            return True
         waiting = current.processed % trainer.accumulate_grad_batches
-        return bool(waiting) and not self._epoch_is_over(trainer)
+        return current.ready > current.processed or bool(waiting and not self._epoch_is_over(trainer))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -154,20 +143,13 @@ class Resume(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        # All ranks act on a SIGTERM together. Any other exception may concern this rank alone. It must
-        # not wait for the random states of the others, or it could not save.
+        # All ranks act on a SIGTERM together. After another exception this rank may be alone, and could
+        # wait forever for the others' random states.
         self._other_ranks_save = isinstance(exception, SIGTERMException)
         sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-        if sharded and not self._other_ranks_save:
-            # One rank cannot save a sharded model either: it would hang, or hide the exception.
+        if sharded and not self._other_ranks_save:  # one rank alone would hang, or hide the exception
             for callback in trainer.checkpoint_callbacks:
                 callback.save_on_exception = False  # type: ignore[attr-defined]
-
-    # Loading ----------------------------------------------------------------------------------
-
-    def load_without_trainer(self, state: dict[str, Any]) -> None:
-        """Keep a state for `segments`, which needs an open store."""
-        self._loaded_state = state
 
     def load(
         self, trainer: L.Trainer, state: dict[str, Any], identity: dict[str, Any], steps: Steps
@@ -179,7 +161,7 @@ class Resume(L.Callback):
         if steps.done(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
         self._current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
-        self._segments = _segments_in(state, steps.n)
+        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in state["legs"]]
         last = self._segments[-1]
         if (last.steps, last.limit) != (steps, limit) or last.position(self._current.batch) != start:
             before = [segment for segment in self._segments if segment.batch < self._current.batch]
@@ -198,10 +180,9 @@ class Resume(L.Callback):
             self._rewrite(trainer, pl_module, loops)
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
-                f"the checkpoint has trained on {batches} batches but has no state of {self.key} (it "
-                f"holds {', '.join(checkpoint)}), so the windows it has seen are unknown. Resume from a "
-                "checkpoint that was saved with this data module. Or load only its weights with "
-                f"{type(pl_module).__name__}.load_from_checkpoint(path), then fit without ckpt_path"
+                f"the checkpoint trained on {batches} batches but has no state of {self.key} (only of "
+                f"{', '.join(checkpoint)}). Resume from one that this data module saved, or fit without "
+                f"ckpt_path, with the weights of {type(pl_module).__name__}.load_from_checkpoint(path)"
             )
 
     def _rewrite(self, trainer: L.Trainer, pl_module: L.LightningModule, loops: dict[str, Any]) -> None:
@@ -217,9 +198,11 @@ class Resume(L.Callback):
         )
         validate = inside and not validated and _validation_is_due(trainer, current, done)
 
-        loops["epoch_progress"] = _progress(ready=epoch + inside, processed=epoch, completed=epoch)
+        epochs = _tracker(ready=epoch + inside, processed=epoch, completed=epoch)
+        loops["epoch_progress"] = {"total": epochs, "current": epochs}
+        batches = current.batch
         loops["epoch_loop.batch_progress"] = {
-            **_progress(ready=current.batch, processed=current.batch, completed=current.batch - inside),
+            "total": _tracker(ready=batches, processed=batches, completed=batches - inside),
             "current": _tracker(ready=done, processed=done, completed=done - inside),
             "is_last_batch": False,
         }
@@ -246,18 +229,11 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     names = [name for name in saved if saved[name] != now.get(name)]
     if saved["store"] == now["store"]:  # a corpus may move, if its tokens stay the same
         names = [name for name in names if name in (*WINDOW_OPTIONS, "train_tokens")]
-    if not names:
-        return
-    differ = "; ".join(f"{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names)
-    raise ValueError(
-        f"the checkpoint was made with other windows than this run's: {differ}. Set the checkpoint's "
-        "values, or load only its weights and fit without ckpt_path; batch_size and the number of "
-        "devices may change"
-    )
-
-
-def _segments_in(state: dict[str, Any], n: int) -> list[RunSegment]:
-    return [RunSegment.from_dict(values, n) for values in state["legs"]]
+    if differ := "; ".join(f"{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names):
+        raise ValueError(
+            f"the checkpoint's windows differ from this run's: {differ}. Set the checkpoint's values, "
+            "or load only its weights; batch_size and the number of devices may change"
+        )
 
 
 def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
@@ -272,15 +248,8 @@ def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bo
     return (segment.start.epoch + 1) % epochs == 0 and done % interval == 0
 
 
-def _progress(**counts: int) -> dict[str, dict[str, int]]:
-    return {"total": _tracker(**counts), "current": _tracker(**counts)}
-
-
 def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:
     return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
-
-
-# Random number generators of a process -------------------------------------------------------------
 
 
 def torch_states(device: torch.device) -> dict[str, Tensor]:

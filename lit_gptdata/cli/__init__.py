@@ -6,6 +6,6 @@ command line  →  main.py        COMMANDS: name → function; errors → messag
                  report.py      report
                  overrides.py   Hydra overrides → GPTDataModule
 
-For a new command, write one file and add one entry to COMMANDS. The files import torch, Hydra and
-other large packages inside functions, so that `lit-gptdata --help` stays fast.
+For a new command, write one file and add one entry to COMMANDS. Import large packages such as torch
+inside functions, so that `lit-gptdata --help` stays fast.
 """

@@ -16,8 +16,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = "draw the lengths and frequencies of all tokens"
-    parser.add_argument("--plot", metavar="FILE.png", help=help_text)
+    parser.add_argument("--plot", metavar="FILE.png", help="draw lengths and frequencies of the tokens")
     add_overrides(parser)
 
 
@@ -25,12 +24,10 @@ def info(args: argparse.Namespace) -> None:
     """Print counts of documents, tokens, windows and batches."""
     data = open_data(args.overrides)
     store = data.store
-    manifest_size = (store.path / "manifest.json").stat().st_size
-    size = manifest_size + sum(file.size for file in store.files)
+    size = (store.path / "manifest.json").stat().st_size + sum(file.size for file in store.files)
+    n_train, n_val = len(data.train_dataloader()), len(data.val_dataloader())
     print(data)
-    print(
-        f"  epoch    {len(data.train_dataloader()):,} train batches, {len(data.val_dataloader()):,} val"
-    )
+    print(f"  epoch    {n_train:,} train batches, {n_val:,} val")
     print(f"  text     {store.n_bytes / store.n_tokens:.2f} bytes per token")
     print(f"  store    {store.location}, {size:,} bytes in {len(store.files) + 1:,} files")
     if args.plot is not None:

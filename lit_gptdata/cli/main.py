@@ -1,8 +1,4 @@
-"""The command `lit-gptdata`: prepare, inspect and check training data without training.
-
-lit-gptdata show step=3 data=files data.corpus=books/
-lit-gptdata report multirun/2026-11-22/10-00-00
-"""
+"""The command `lit-gptdata`: prepare, inspect and check training data without training."""
 
 from __future__ import annotations
 
@@ -40,10 +36,7 @@ report takes the folder of a sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, or 1 after an error, with a message on stderr.
-
-    A wrong command line prints the usage and raises SystemExit(2).
-    """
+    """Run a command and return the exit status; a wrong command line raises SystemExit(2)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, command_parsers = _parsers()
     if not words or words[0] not in COMMANDS:
@@ -64,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
-        message = _message_for_user(error)
-        if message is None:
+        if (message := _message_for_user(error)) is None:
             raise
         print(f"lit-gptdata {words[0]}: {message}", file=sys.stderr)
         return 1
@@ -84,7 +76,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     subparsers = parser.add_subparsers(metavar="command", required=True)
     command_parsers = {}
     for name, (run, add_arguments) in COMMANDS.items():
-        summary = (run.__doc__ or "").splitlines()[0]
+        summary = run.__doc__
         subparser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_arguments(subparser)
         command_parsers[name] = subparser

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> None:
     """Declare the argument `overrides`. `other_words` explains words that are not overrides."""
-    text = f"{other_words}Hydra overrides, such as data.max_length=128"
-    parser.add_argument("overrides", nargs="*", metavar="override", help=text)
+    help_text = f"{other_words}Hydra overrides, such as data.max_length=128"
+    parser.add_argument("overrides", nargs="*", metavar="override", help=help_text)
 
 
 def build_data(overrides: Sequence[str]) -> GPTDataModule:
@@ -27,15 +27,11 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
-    data: GPTDataModule = instantiate(cfg.data)
-    return data
+    return instantiate(cfg.data)  # type: ignore[no-any-return]
 
 
 def open_data(overrides: Sequence[str]) -> GPTDataModule:
-    """Build the data module and open its tokens, which must exist.
-
-    Raises RuntimeError if they do not. The message ends with the command that makes them.
-    """
+    """Build the data module and open its tokens; an error about missing ones names the command."""
     data = build_data(overrides)
     try:
         data.setup()

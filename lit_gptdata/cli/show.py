@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import itertools
 import os
 import re
 import sys
@@ -11,16 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from lit_gptdata.cli.overrides import add_overrides, open_data
 
-SEPARATOR = "·"
-"""Printed between two tokens if the output has no colors."""
-
-COLORS = ("\x1b[30;46m", "\x1b[30;47m")
-"""The backgrounds of tokens, in turn: black on cyan and black on white, which every terminal has."""
-
+SEPARATOR = "·"  # printed between two tokens if the output has no colors
+COLORS = ("\x1b[30;46m", "\x1b[30;47m")  # of tokens, in turn: black on cyan, black on white
 RESET = "\x1b[0m"
 
+# Control character → its visible picture in Unicode, because text must not control the terminal.
 CONTROL_PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
-"""Control character → its visible picture in Unicode, because text must not control the terminal."""
 
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,36 +26,30 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the text of a training step=N or of a train window=N."""
-    import numpy as np
-
     kind, number, overrides = split_selector(args.overrides)
     data = open_data(overrides)
     if kind == "step":
-        windows = data.windows_at(number)
+        windows = data.windows_at(number).tolist()
         print(f"step {number:,}: {len(windows):,} windows, seed {data.seed}\n")
     else:
         n = len(data.train_windows)
         if not 0 <= number < n:
             raise ValueError(f"window must be an integer in [0, {n:,}), got {number}")
-        windows = np.array([number])
+        windows = [number]
     inputs, _ = data.train_windows.batch(windows)  # (B, T)
     use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for window, ids in zip(windows.tolist(), inputs.tolist(), strict=True):
+    for window, ids in zip(windows, inputs.tolist(), strict=True):
         start = data.train_windows.begin + data.train_windows.spans.start(window)
         end = start + len(ids)
         first, last = data.store.place(start), data.store.place(end - 1)
-        same_document = first[:2] == last[:2]
-        origin = str(first) if same_document else f"{first}, to {last}"
+        origin = str(first) if first[:2] == last[:2] else f"{first}, to {last}"  # one document, or more
         print(f"window {window:,}, tokens [{start:,}, {end:,}), {origin}")
         texts = list(decode_each(data.tokenizer.encoding.decode_tokens_bytes(ids)))
         print(colored(texts) if use_colors else SEPARATOR.join(texts), end="\n\n")
 
 
 def split_selector(words: Sequence[str]) -> tuple[str, int, list[str]]:
-    """Separate what to show from the overrides.
-
-    ["step=3", "data=files"]  →  ("step", 3, ["data=files"])
-    """
+    """Separate what to show: ["step=3", "data=files"] → ("step", 3, ["data=files"])."""
     selectors = [word for word in words if re.match("(step|window)=", word)]
     if len(selectors) > 1:
         raise ValueError(f"got {' and '.join(selectors)}: give only one step=N or window=N")
@@ -71,18 +62,14 @@ def split_selector(words: Sequence[str]) -> tuple[str, int, list[str]]:
 def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
     """Yield the text of each token. Tokens that share a character come as one text."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        if text := decoder.decode(token):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
+    yield from filter(None, map(decoder.decode, tokens))
+    yield from filter(None, [decoder.decode(b"", final=True)])
 
 
 def colored(texts: Sequence[str]) -> str:
     """Put the texts on alternating backgrounds. A ⏎ gives a line end a background to be seen on."""
-    painted = []
-    for i, text in enumerate(texts):
-        color = COLORS[i % 2]
+    painted = ""
+    for text, color in zip(texts, itertools.cycle(COLORS), strict=False):
         visible = text.translate(CONTROL_PICTURES).replace("\n", f"⏎{RESET}\n{color}")
-        painted.append(f"{color}{visible}{RESET}")
-    return "".join(painted)
+        painted += f"{color}{visible}{RESET}"
+    return painted

@@ -16,8 +16,11 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
 def check_number(name: str, value: Any, high: float, *, include_high: bool = False) -> float:
     """Return `value` as a float; raise ValueError unless it is in [0, high), or [0, high]."""
-    in_range = isinstance(value, Real) and (0 <= float(value) < high or (include_high and value == high))
-    if not in_range:
+    if (
+        not isinstance(value, Real)
+        or not 0 <= float(value) <= high
+        or (value == high and not include_high)
+    ):
         interval = f"[0, {high}{']' if include_high else ')'}"
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     return float(value)

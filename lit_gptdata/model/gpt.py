@@ -3,8 +3,7 @@
     ids (B, T) ──► stem ──► n_layers × Block ──► final norm ──► head ──► logits (B, T, V)
                                                                  └─ the stem's token table again
 
-B: batch, T: tokens in a sequence, D: embedding_dim, V: vocab_size. Source of the architecture: Radford
-et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+B: batch, T: tokens in a sequence, D: embedding_dim, V: vocab_size. Source: see block.py.
 """
 
 import math
@@ -34,8 +33,8 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
 class GPT(L.LightningModule):
     """GPT-2 as a LightningModule: token ids, integers (B, T), to logits, float (B, T, vocab_size).
 
-    It logs train_loss for each step. For the val and test splits it logs val_loss, val_perplexity and
-    val_bits_per_byte (or test_…), computed exactly over all scored targets of all ranks.
+    It logs train_loss for each step, and val_loss, val_perplexity and val_bits_per_byte (or test_…),
+    computed exactly over all scored targets of all ranks.
 
     Args:
         stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain
@@ -43,14 +42,12 @@ class GPT(L.LightningModule):
         n_heads: number of attention heads, a divisor of the stem's embedding_dim
         dropout: on attention weights and on the output of each residual branch, not on the stem
         learning_rate: peak value, reached after `warmup_steps`
-        min_learning_rate_ratio: final learning rate as a fraction of the peak (see
-            `learning_rate_scale`)
+        min_learning_rate_ratio: final learning rate as a fraction of the peak
         warmup_steps: optimizer steps until the peak; a value below 1 is a fraction of all steps
         weight_decay: for matrices only
         betas: AdamW's two decay rates
 
-    Raises:
-        ValueError: a value is out of range, or `n_heads` does not divide embedding_dim
+    Raises ValueError for a value out of range.
     """
 
     token_bytes: Tensor | None  # (V,) int64: UTF-8 bytes of each token, from the data module
@@ -68,33 +65,32 @@ class GPT(L.LightningModule):
         betas: Sequence[float] = (0.9, 0.95),
     ) -> None:
         super().__init__()
-        self.stem = stem if isinstance(stem, EmbeddingStem) else _build_stem(stem)
+        if not isinstance(stem, EmbeddingStem | Mapping):
+            kind = type(stem).__name__
+            raise TypeError(f"stem must be an EmbeddingStem or a mapping of its arguments, got {kind}")
+        self.stem = stem if isinstance(stem, EmbeddingStem) else EmbeddingStem(**stem)
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
-        # Plain values only, and the stem as its arguments. GPT.load_from_checkpoint(path) then needs
-        # no further arguments, and torch.load can read the file with weights_only=True.
-        self.save_hyperparameters(
-            {
-                "stem": dict(self.stem.hparams),
-                "n_layers": check_integer("n_layers", n_layers, 0),
-                "n_heads": check_integer("n_heads", n_heads, 1),
-                "dropout": check_number("dropout", dropout, 1),
-                "learning_rate": check_number("learning_rate", learning_rate, math.inf),
-                "min_learning_rate_ratio": check_number(
-                    "min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True
-                ),
-                "warmup_steps": check_warmup_steps(warmup_steps),
-                "weight_decay": check_number("weight_decay", weight_decay, math.inf),
-                "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
-            }
-        )
+        ratio = check_number("min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True)
+        # Plain values, and the stem as its arguments: GPT.load_from_checkpoint(path) then needs no other
+        # arguments, and torch.load reads the file with weights_only=True.
+        options = {
+            "stem": dict(self.stem.hparams),
+            "n_layers": check_integer("n_layers", n_layers, 0),
+            "n_heads": check_integer("n_heads", n_heads, 1),
+            "dropout": check_number("dropout", dropout, 1),
+            "learning_rate": check_number("learning_rate", learning_rate, math.inf),
+            "min_learning_rate_ratio": ratio,
+            "warmup_steps": check_warmup_steps(warmup_steps),
+            "weight_decay": check_number("weight_decay", weight_decay, math.inf),
+            "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
+        }
+        self.save_hyperparameters(options)
         D = self.stem.embedding_dim
         if n_layers and D % n_heads:
+            got = f"n_heads={n_heads} and embedding_dim={D}"
             divisors = ", ".join(str(n) for n in range(1, D + 1) if D % n == 0)
-            raise ValueError(
-                f"n_heads must divide embedding_dim, got n_heads={n_heads} and embedding_dim={D};"
-                f" allowed: {divisors}"
-            )
+            raise ValueError(f"n_heads must divide embedding_dim, got {got}; allowed: {divisors}")
         self.blocks = nn.ModuleList(Block(D, n_heads, dropout) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(D, eps=NORM_EPS) if n_layers else nn.Identity()
         self._init_blocks()
@@ -106,10 +102,8 @@ class GPT(L.LightningModule):
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
         """Load a GPT-2 from `path`, a Hugging Face folder with config.json and model.safetensors.
 
-        `dropout` applies to the stem and the blocks, in place of the values in config.json. `options`
-        are further arguments of GPT, such as `learning_rate`.
-
-        Raises ValueError if the tensors do not match config.json, and the errors of `read_gpt2`.
+        `dropout` replaces the values in config.json. `options` are further arguments of GPT. Raises
+        ValueError if the tensors do not match config.json, and the errors of `read_gpt2`.
         """
         arguments, weights = read_gpt2(path)
         stem = EmbeddingStem(**arguments.pop("stem"), dropout=dropout)
@@ -132,10 +126,7 @@ class GPT(L.LightningModule):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return logits (B, T, V) for integer `ids` (B, T), T ≤ max_length.
-
-        logits[:, t] are the prediction of token t + 1.
-        """
+        """Return logits (B, T, V) for `ids` (B, T), T ≤ max_length; logits[:, t] predict token t + 1."""
         return self._head(self._features(ids))
 
     def _features(self, ids: Tensor) -> Tensor:
@@ -161,8 +152,6 @@ class GPT(L.LightningModule):
         # Stem and head stay in one unit because they use the same token table.
         fully_shard(self, mesh=mesh["data_parallel"])
         register_fsdp_forward_method(self, "generate")
-
-    # Losses and metrics -----------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each target in nats, float32 (B, T), with 0 where the target is -100."""
@@ -190,9 +179,8 @@ class GPT(L.LightningModule):
         return self.losses(batch)
 
     def setup(self, stage: str) -> None:
-        # The model knows nothing about data, so any data module may offer `token_bytes`: an int64
-        # array (vocab_size,) with the UTF-8 bytes of each token, 0 for special tokens.
-        # Without it, bits per byte are not logged.
+        # Any data module may offer `token_bytes`, an int64 array (vocab_size,) with the UTF-8 bytes of
+        # each token, 0 for special tokens. Without it, bits per byte are not logged.
         token_bytes = getattr(getattr(self.trainer, "datamodule", None), "token_bytes", None)
         self.token_bytes = None if token_bytes is None else torch.as_tensor(token_bytes).to(self.device)
 
@@ -222,20 +210,14 @@ class GPT(L.LightningModule):
         if n_bytes:
             metrics["bits_per_byte"] = nats / math.log(2) / n_bytes
         for name, value in metrics.items():
-            self.log(
-                f"{split}_{name}",
-                torch.tensor(value, dtype=self._totals.dtype, device=self.device),
-                prog_bar=name == "loss",
-                sync_dist=True,  # all ranks log the same value, but Lightning warns without it
-                batch_size=1,
-            )
+            metric = torch.tensor(value, dtype=self._totals.dtype, device=self.device)
+            # All ranks log the same value, but Lightning warns without sync_dist.
+            self.log(f"{split}_{name}", metric, prog_bar=name == "loss", sync_dist=True, batch_size=1)
 
     # Test works like validation; only the names of the metrics differ.
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
-
-    # Optimizer --------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with weight decay on matrices and tables only, and its learning-rate schedule."""
@@ -245,22 +227,16 @@ class GPT(L.LightningModule):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=options["learning_rate"],
-            betas=tuple(options["betas"]),
-        )
+        groups = [group for group in groups if group["params"]]
+        betas = tuple(options["betas"])
+        optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], betas=betas)
         total_steps = self.trainer.estimated_stepping_batches  # inf or -1 if the Trainer has no limit
         warmup_steps = count_warmup_steps(options["warmup_steps"], total_steps)
-        min_ratio = options["min_learning_rate_ratio"]
-
-        def scale(step: int) -> float:
-            return learning_rate_scale(step, total_steps, warmup_steps, min_ratio)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        ratio = options["min_learning_rate_ratio"]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_scale(step, total_steps, warmup_steps, ratio)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # Generation -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -275,9 +251,7 @@ class GPT(L.LightningModule):
 
         Each token is drawn from softmax(logits / temperature) over the `top_k` most likely tokens
         (None: over all). Temperature 0 takes the most likely token. The model sees the last max_length
-        tokens and applies no dropout. A seeded `generator` makes the result repeatable.
-
-        Raises ValueError for an empty prompt or a value out of range.
+        tokens and applies no dropout. Raises ValueError for an empty prompt or a value out of range.
         """
         if not isinstance(ids, Tensor) or ids.ndim != 2 or 0 in ids.shape:
             got = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
@@ -298,12 +272,3 @@ class GPT(L.LightningModule):
                 next_token = sample_token(logits, temperature, top_k, generator)  # (B, 1)
                 ids = torch.cat((ids, next_token), dim=1)
         return ids
-
-
-def _build_stem(arguments: Mapping[str, Any]) -> EmbeddingStem:
-    if not isinstance(arguments, Mapping):
-        raise TypeError(
-            "stem must be an EmbeddingStem or a mapping of its arguments (vocab_size, max_length,"
-            f" embedding_dim, …), got {type(arguments).__name__}"
-        )
-    return EmbeddingStem(**arguments)

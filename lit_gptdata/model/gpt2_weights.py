@@ -1,8 +1,4 @@
-"""Read Hugging Face's GPT-2 files (config.json, model.safetensors) as arguments and weights of our GPT.
-
-The files are JSON and raw tensors, so nothing is unpickled. An option or a tensor that our GPT does not
-compute in the same way is an error that names it.
-"""
+"""Read Hugging Face's GPT-2 files, JSON and raw tensors, as arguments and weights of our GPT."""
 
 import json
 import re
@@ -11,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Options of transformers.GPT2Config that change the logits, with the only value that our GPT supports.
-# It is also the default of GPT2Config, for a config.json without the key.
+# Options of GPT2Config that change the logits, with the only value that our GPT supports, the default.
 _SUPPORTED = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",  # GELU with tanh approximation
@@ -40,34 +35,26 @@ _BLOCK_MODULES = {
 def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a GPT-2 folder, or its .safetensors file: arguments of GPT, and weights under GPT's names.
 
-    Raises FileNotFoundError if a file is missing, ValueError for an option that our GPT does not
-    support, and ImportError without the package safetensors.
+    Raises FileNotFoundError, ImportError without the package safetensors, and ValueError for files that
+    our GPT does not support. Nothing is unpickled.
     """
     weights_path, config_path = _find_files(Path(path))
     config = _read_config(config_path)
-    stem = {
-        "vocab_size": config["vocab_size"],
-        "max_length": config["n_positions"],
-        "embedding_dim": config["n_embd"],
-    }
-    arguments = {"stem": stem, "n_layers": config["n_layer"], "n_heads": config["n_head"]}
-    return arguments, _read_tensors(weights_path)
+    vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
+    stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}
+    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, _read_tensors(weights_path)
 
 
 def _find_files(path: Path) -> tuple[Path, Path]:
     weights = path if path.suffix == ".safetensors" else path / "model.safetensors"
     config = weights.with_name("config.json")
-    for file in (config, weights):
-        if file.is_file():
-            continue
-        folder = file.parent
-        found = f"the folder {folder} does not exist"
-        if folder.is_dir():
-            found = f"the folder contains {sorted(entry.name for entry in folder.iterdir())}"
+    if missing := next((file for file in (config, weights) if not file.is_file()), None):
+        found = f"the folder {missing.parent} does not exist"
+        if missing.parent.is_dir():
+            found = f"the folder contains {sorted(entry.name for entry in missing.parent.iterdir())}"
         raise FileNotFoundError(
-            f"{file} is missing: {found}. GPT.from_gpt2 needs config.json and model.safetensors in one"
-            " folder and does not read pickled .bin files. To download OpenAI's GPT-2: hf download"
-            " openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
+            f"{missing} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files. Get GPT-2:"
+            " hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
         )
     return weights, config
 
@@ -75,9 +62,8 @@ def _find_files(path: Path) -> tuple[Path, Path]:
 def _read_config(path: Path) -> dict[str, Any]:
     config = json.loads(path.read_text(encoding="utf-8"))
     if missing := [name for name in _SIZES if not isinstance(config.get(name), int)]:
-        raise ValueError(
-            f"{path} must have an integer for {', '.join(missing)}: check that it describes a GPT-2"
-        )
+        names = ", ".join(missing)
+        raise ValueError(f"{path} must have an integer for {names}: check that it describes a GPT-2")
     unsupported = [
         f"{name}={config[name]!r} (allowed: {value!r})"
         for name, value in _SUPPORTED.items()
@@ -96,9 +82,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(
-            "GPT.from_gpt2 needs the package safetensors: pip install 'lit-gptdata[hf]'"
-        ) from error
+        message = "GPT.from_gpt2 needs the package safetensors: pip install 'lit-gptdata[hf]'"
+        raise ImportError(message) from error
     try:
         # GPT2LMHeadModel saves the tensors of GPT2Model with "transformer." before their names.
         tensors = {k.removeprefix("transformer."): v for k, v in load_file(path).items()}
@@ -109,14 +94,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
     head, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and table is not None and not head.equal(table):
-        raise ValueError(
-            f"{path}: lm_head.weight differs from wte.weight, but our GPT uses one table for both"
-        )
-    return {
-        # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in).
-        _our_name(k): v.t() if k.startswith("h.") and v.ndim == 2 else v
-        for k, v in tensors.items()
-    }
+        raise ValueError(f"{path}: lm_head.weight differs from wte.weight, but our GPT ties the two")
+    # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in).
+    is_linear = {k: k.startswith("h.") and v.ndim == 2 for k, v in tensors.items()}
+    return {_our_name(k): v.t() if is_linear[k] else v for k, v in tensors.items()}
 
 
 def _our_name(name: str) -> str:

@@ -10,14 +10,14 @@ def learning_rate_scale(
 ) -> float:
     """Return the factor on the peak learning rate at `step` = 0, 1, 2, …
 
-    The factor rises linearly from 1 / (warmup_steps + 1) to 1 at step `warmup_steps`. It then falls
-    along half a cosine to `min_learning_rate_ratio` at `total_steps`, and stays there. If `total_steps`
-    is infinite or below 1, the run has no known end, and the factor stays 1 after the warm-up.
+    It rises linearly from 1 / (warmup_steps + 1) to 1 at step `warmup_steps`. It then falls along half a
+    cosine to `min_learning_rate_ratio` at `total_steps`, and stays there. If `total_steps` is infinite
+    or below 1, the end is unknown, and the factor stays 1 after the warm-up.
     Source: Loshchilov & Hutter 2017, "SGDR", equation 5, without restarts.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if _is_unknown(total_steps):
+    if not 1 <= total_steps < math.inf:
         return 1.0
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     cosine = (1 + math.cos(math.pi * progress)) / 2
@@ -30,22 +30,17 @@ def check_warmup_steps(value: Any) -> int | float:
         return int(value)
     if isinstance(value, Real) and 0 <= float(value) < 1:
         return float(value) or 0
-    raise ValueError(
-        f"warmup_steps must be an integer ≥ 0 or a fraction of all steps in (0, 1), got {value!r}"
-    )
+    allowed = "an integer ≥ 0 or a fraction of all steps in (0, 1)"
+    raise ValueError(f"warmup_steps must be {allowed}, got {value!r}")
 
 
 def count_warmup_steps(warmup_steps: int | float, total_steps: float) -> int:
     """Return the number of warm-up steps, where `warmup_steps` may be a fraction of `total_steps`."""
     if isinstance(warmup_steps, int):
         return warmup_steps
-    if _is_unknown(total_steps):
+    if not 1 <= total_steps < math.inf:
         raise ValueError(
-            f"warmup_steps={warmup_steps} is a fraction of all optimizer steps, but the Trainer has no"
-            " limit on steps: give an integer, or set max_steps or max_epochs of the Trainer"
+            f"warmup_steps={warmup_steps} is a fraction of all steps, but the Trainer has no limit on"
+            " them: give an integer, or set its max_steps or max_epochs"
         )
     return round(warmup_steps * total_steps)
-
-
-def _is_unknown(total_steps: float) -> bool:
-    return total_steps < 1 or math.isinf(total_steps)

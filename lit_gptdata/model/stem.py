@@ -34,8 +34,7 @@ class EmbeddingStem(L.LightningModule):
             "none" (token rows only)
         dropout: fraction of the output values set to 0 during training, in [0, 1)
 
-    Raises:
-        ValueError: a size is below 1, `position` is unknown, or `dropout` is outside [0, 1)
+    Raises ValueError for a value out of range.
 
     >>> stem = EmbeddingStem(vocab_size=50257, max_length=4, embedding_dim=256)
     >>> stem(torch.tensor([[171, 119, 123, 464]])).shape
@@ -62,15 +61,9 @@ class EmbeddingStem(L.LightningModule):
         self.position = position
         # An explicit dict: without it Lightning also reads the arguments of the __init__ that calls
         # this one, and would save the `dropout` of a subclass or of GPT in place of the stem's.
-        self.save_hyperparameters(
-            {
-                "vocab_size": self.vocab_size,
-                "max_length": self.max_length,
-                "embedding_dim": self.embedding_dim,
-                "position": str(position),
-                "dropout": check_number("dropout", dropout, 1),
-            }
-        )
+        sizes = {name: getattr(self, name) for name in ("vocab_size", "max_length", "embedding_dim")}
+        dropout = check_number("dropout", dropout, 1)
+        self.save_hyperparameters({**sizes, "position": str(position), "dropout": dropout})
 
         self.token_embedding = nn.Embedding(self.vocab_size, self.embedding_dim)
         nn.init.normal_(self.token_embedding.weight, std=INIT_STD)
@@ -93,21 +86,18 @@ class EmbeddingStem(L.LightningModule):
         `positions`, integers (T,) or (B, T), selects rows of the position table. By default token t
         takes row t. With position="none" the argument has no effect.
 
-        Raises ValueError for a wrong shape or a sequence longer than max_length, and TypeError if `ids`
-        or `positions` is not an integer tensor. A value outside its table raises IndexError on the CPU
-        without torch.compile. On a GPU or compiled, torch reports it in its own way.
+        Raises ValueError for a wrong shape or a sequence longer than max_length, and TypeError unless
+        both are integer tensors. A value outside its table raises IndexError on the CPU without
+        torch.compile; otherwise torch reports it in its own way.
         """
         ids = _as_index("ids", ids)
         if ids.ndim != 2:
+            shape = tuple(ids.shape)
+            raise ValueError(f"ids must have the shape (batch, tokens), got {shape}: try ids[None, :]")
+        if (length := ids.shape[1]) > self.max_length:
             raise ValueError(
-                f"ids must have the shape (batch, tokens), got {tuple(ids.shape)}:"
-                " pass a single sequence as ids[None, :]"
-            )
-        if ids.shape[1] > self.max_length:
-            raise ValueError(
-                f"a sequence must have at most max_length={self.max_length} tokens, got {ids.shape[1]}:"
-                f" shorten it to ids[:, -{self.max_length}:], or build the stem with"
-                f" max_length={ids.shape[1]} or more"
+                f"a sequence may have at most max_length={self.max_length} tokens, got {length}: shorten"
+                f" it to ids[:, -{self.max_length}:], or build the stem with max_length={length} or more"
             )
         x: Tensor = _lookup(self.token_embedding, ids, "ids", "vocab_size", self.vocab_size)  # (B, T, D)
         if self.position_table is not None:
@@ -120,10 +110,8 @@ class EmbeddingStem(L.LightningModule):
             return table[: ids.shape[1]]
         positions = _as_index("positions", positions)
         if positions.shape != ids.shape[-positions.ndim :]:
-            raise ValueError(
-                f"positions must have the shape {tuple(ids.shape[1:])} or {tuple(ids.shape)}, like ids,"
-                f" got {tuple(positions.shape)}"
-            )
+            allowed = f"{tuple(ids.shape[1:])} or {tuple(ids.shape)}, like ids"
+            raise ValueError(f"positions must have the shape {allowed}, got {tuple(positions.shape)}")
         lookup = partial(F.embedding, weight=table)
         return _lookup(lookup, positions, "positions", "max_length", self.max_length)
 
@@ -149,16 +137,11 @@ def sinusoids(max_length: int, embedding_dim: int) -> Tensor:
 def _as_index(name: str, values: Tensor) -> Tensor:
     """Return `values` if nn.Embedding accepts its dtype, else an int64 copy."""
     if not isinstance(values, Tensor):
-        raise TypeError(
-            f"{name} must be an integer tensor, got {type(values).__name__}:"
-            f" convert them with torch.as_tensor({name})"
-        )
+        got = type(values).__name__
+        raise TypeError(f"{name} must be an integer tensor, got {got}: use torch.as_tensor({name})")
     dtype = values.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        raise TypeError(
-            f"{name} must have an integer dtype such as torch.int64, got {dtype}:"
-            f" convert them with {name}.long()"
-        )
+        raise TypeError(f"{name} must have an integer dtype, got {dtype}: convert with {name}.long()")
     return values if dtype in (torch.int64, torch.int32) else values.long()
 
 
@@ -171,7 +154,8 @@ def _lookup(
     try:
         return rows(index)
     except IndexError:
+        low, high = index.min().item(), index.max().item()
         raise IndexError(
-            f"{name} must be in 0 … {size - 1}, got values from {index.min().item()} to"
-            f" {index.max().item()}: this stem has {size_name}={size}, which must match the data"
+            f"{name} must be in 0 … {size - 1}, got values from {low} to {high}: this stem has"
+            f" {size_name}={size}, which must match the data"
         ) from None

@@ -1,7 +1,7 @@
 """Read what the jobs of a sweep wrote into their folders, and order the jobs best first.
 
-A job may still be running, and a killed job may leave a file that ends halfway. Whatever cannot be
-read is missing in the report, and the job remains a row of the table.
+A job may still be running, and a killed job may leave half of a file. What cannot be read is missing in
+the report, and the job remains a row of the table.
 """
 
 from __future__ import annotations
@@ -19,24 +19,20 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+# Metric → its name in the report. Jobs are compared by the first metric that any of them has.
 METRICS = {
     "val_bits_per_byte": "validation bits per byte",
     "val_loss": "validation loss (nats per token)",
     "train_loss": "training loss (nats per token)",
 }
-"""Metric → its name in the report. Jobs are compared by the first metric that any of them has."""
-
-COUNTS = ("tokens", "steps", "seconds", "parameters")
-"""Other numbers of a job, next to its metrics."""
-
+COUNTS = ("tokens", "steps", "seconds", "parameters")  # other numbers of a job, next to its metrics
+# Status → why a job has no result, unless the job says more.
 STATUSES = {
     "completed": "",
     "failed": "failed without an error message",
     "stopped": "stopped by Ctrl-C or by a signal",
     "unfinished": "did not end: it was killed, or it is still running",
 }
-"""Status → why a job has no result, unless the job says more."""
-
 Value = str | float  # of a config key, in the form in which values are compared
 
 
@@ -103,16 +99,12 @@ class Sweep:
         return sorted(values, key=lambda v: (1, 0, _pad(v)) if isinstance(v, str) else (0, v, ""))
 
     def count(self, status: str) -> int:
-        """Count the jobs with a status."""
         return sum(job.status == status for job in self.jobs)
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read all jobs under a sweep's folder; raises ValueError if there are none.
-
-    A job's folder has a result.json. A job that was killed early has only a config.yaml.
-    """
-    folders = []
+    """Read all jobs under a sweep's folder; raises ValueError if there are none."""
+    folders = []  # with a result.json, or only a config.yaml if a job was killed early
     for root, subfolders, files in os.walk(folder):
         is_job = root != str(folder) and not {"result.json", "config.yaml"}.isdisjoint(files)
         folders += [Path(root)] if is_job else []
@@ -128,7 +120,6 @@ def read_sweep(folder: Path) -> Sweep:
     values = {key: [v for job in jobs if (v := job.value(key)) is not None] for key in keys}
     varied = [key for key in keys if len(set(map(canonical, values[key]))) > 1]
     shared = [key for key in keys if key not in varied and all(key in given for given in recorded)]
-
     return Sweep(
         folder=folder,
         jobs=sorted(jobs, key=lambda job: ([*STATUSES].index(job.status), job.score(metric))),
@@ -257,10 +248,7 @@ def _why_no_jobs(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder: give a sweep's folder, such as multirun/2026-11-22/10-00-00"
     if (folder / "result.json").exists() or (folder / "config.yaml").exists():
-        return (
-            f"{folder} is the folder of a single job: give its sweep's folder, {folder.resolve().parent}"
-        )
-    return (
-        f"{folder} contains no jobs, which are folders with a result.json or a config.yaml. "
-        "`python train.py -m data.max_length=32,64` creates such folders under multirun/"
-    )
+        sweep = folder.resolve().parent
+        return f"{folder} is the folder of a single job: give its sweep's folder, {sweep}"
+    files = "result.json or config.yaml"
+    return f"{folder} contains no jobs ({files}): give a folder under multirun/ that `train.py -m` made"

@@ -23,8 +23,7 @@ COLUMNS = ("job", "status", *COUNTS, "error")  # of every sweep.csv; no metric m
 def report_sweep(folder: Path) -> Sweep:
     """Write the report of a sweep into its folder, print its table, and return what was read.
 
-    Each file is complete or absent. Pictures that an earlier report made and this one does not are
-    deleted. Raises ValueError if the folder has no jobs, and OSError.
+    Pictures that only an earlier report made are deleted. Raises ValueError for a folder without jobs.
     """
     sweep = read_sweep(folder)
     pictures = draw(sweep)

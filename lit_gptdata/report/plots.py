@@ -1,7 +1,4 @@
-"""Draw the pictures of a sweep: learning curves, the metric over each key, a heat map of two keys.
-
-Their letters are large, because people open reports on phones too. pyplot would need a display.
-"""
+"""Draw the pictures of a sweep, with large letters for phones. pyplot would need a display."""
 
 from __future__ import annotations
 
@@ -21,9 +18,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from lit_gptdata.report.jobs import METRICS, Job, Sweep, Value, canonical, shorten
 
+# Written into each PNG, so that a later report recognizes the files that it may delete.
 SOFTWARE = "lit-gptdata report"
-"""Written into each PNG, so that a later report recognizes the files that it may delete."""
-
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "text.parse_math": False,  # "$x$" in a value is text, not a formula
@@ -34,18 +30,12 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-MAX_CURVES = 200
-"""Learning curves in one picture. More would only cover each other."""
-
+MAX_CURVES = 200  # learning curves in one picture; more would only cover each other
+MAX_LINES = 10  # in the picture of one key; for more settings of the other keys it shows points
+MAX_EVEN_NUMBERS = 12  # up to this many have equal distances on an axis, and room for their labels
+# matplotlib's largest set of distinct colors, strong ones first. Other curves are gray.
 TAB20 = matplotlib.color_sequences["tab20"]
 COLORS = [*TAB20[::2], *TAB20[1::2]]
-"""matplotlib's largest set of distinct colors, strong ones first. Other curves are gray."""
-
-MAX_LINES = 10
-"""Lines in the picture of one key. With more settings of the other keys, each job is a point."""
-
-MAX_EVEN_NUMBERS = 12
-"""Up to this many numbers have equal distances on an axis, so that each has room for its label."""
 
 
 class Picture(NamedTuple):

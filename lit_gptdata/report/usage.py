@@ -8,11 +8,8 @@ import numpy as np
 
 from lit_gptdata.tokens.store import TokenStore
 
-CHUNK = 1 << 20
-"""Token ids counted at a time; numpy widens them to 8 bytes each."""
-
-MAX_BYTES = 16
-"""Tokens of this many UTF-8 bytes or more share the last bar."""
+CHUNK = 1 << 20  # token ids counted at a time; numpy widens them to 8 bytes each
+MAX_BYTES = 16  # tokens of this many UTF-8 bytes or more share the last bar
 
 
 def count_ids(store: TokenStore) -> np.ndarray:

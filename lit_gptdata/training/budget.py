@@ -19,20 +19,17 @@ class TokenBudget(L.Callback):
 
     Args:
         max_tokens: tokens to train on, or None for no limit
-        val_every_tokens: tokens between validations, rounded to whole batches, or None to keep the
-            Trainer's setting
+        val_every_tokens: tokens between validations, rounded to whole batches; None: set by the Trainer
 
-    Raises:
-        ValueError: `max_tokens` is less than the tokens of one optimizer step
-        TypeError: a limit is set, but the Trainer does not use a GPTDataModule
+    In `fit` it raises ValueError if `max_tokens` is less than one optimizer step, and TypeError if a
+    limit is set without a GPTDataModule.
     """
 
     def __init__(self, max_tokens: int | None = None, val_every_tokens: int | None = None) -> None:
         for name, value in {"max_tokens": max_tokens, "val_every_tokens": val_every_tokens}.items():
             if value is not None:
                 check_at_least(name, value, 1, "a number of tokens")
-        self.max_tokens = max_tokens
-        self.val_every_tokens = val_every_tokens
+        self.max_tokens, self.val_every_tokens = max_tokens, val_every_tokens
         self.tokens = 0
         self._tokens_per_step = 0
         self._sets_max_steps = False  # whether max_steps of the Trainer comes from `max_tokens`
@@ -59,12 +56,11 @@ class TokenBudget(L.Callback):
 
     def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0) -> None:
         """Set max_steps so that the run ends `tokens` tokens after optimizer step `steps_done`."""
-        steps, length = data.train_steps, data.max_length
-        batches = steps.limited(trainer.limit_train_batches)
+        batches = data.train_steps.limited(trainer.limit_train_batches)
         if not batches:  # Lightning itself reports that there is nothing to train on
             return
-        windows = max(0, tokens) // length
-        n_steps = count_steps(windows, steps, batches, trainer.accumulate_grad_batches)
+        windows = max(0, tokens) // data.max_length
+        n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)
         if not steps_done and not n_steps:
             raise ValueError(
                 f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens"
@@ -81,8 +77,7 @@ class TokenBudget(L.Callback):
             return
         if state["per_step"] != self._tokens_per_step:  # the remaining tokens take other steps
             data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
-            tokens_remaining = self.max_tokens - state["tokens"]
-            self._limit(trainer, data, tokens_remaining, checkpoint["global_step"])
+            self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

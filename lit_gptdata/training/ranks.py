@@ -11,20 +11,18 @@ from hydra.types import RunMode
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+# Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time.
 RUN = "LIT_GPTDATA_RUN"
-"""Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time."""
-
 _FORK_HINT = (
-    "Every sweep works with trainer.strategy=ddp_fork (CPUs) or ddp_spawn, without torchrun. These are"
-    " slower, and their metrics.csv contains only the last validation"
+    "Without torchrun, every sweep works with trainer.strategy=ddp_fork (CPUs) or ddp_spawn, which are"
+    " slower and log only the last validation in metrics.csv"
 )
 
 
 def share_run_name() -> None:
     """Set RUN to the same name on all ranks that torchrun or srun started. Call it before Hydra starts.
 
-    Otherwise Hydra creates one folder per process, named after the time. A single process needs no
-    shared name. Processes that Lightning starts get the folder from Lightning.
+    Otherwise Hydra creates one folder per process. Lightning gives its processes their folder.
     """
     env = os.environ
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -47,9 +45,8 @@ def in_sweep() -> bool:
 def check_launcher(trainer: L.Trainer) -> None:
     """Raise ValueError in a sweep whose processes would not run the same jobs at the same time.
 
-    Lightning starts more processes with the command line of the first one, which contains the sweep.
-    The processes of torchrun each run the sweep, and stay in step only with Hydra's basic sweeper and
-    launcher.
+    Lightning starts processes with the command line of the first one, which contains the sweep. Under
+    torchrun each process runs the sweep, and stays in step only with Hydra's basic plugins.
     """
     if not in_sweep():
         return
@@ -59,9 +56,8 @@ def check_launcher(trainer: L.Trainer) -> None:
     if isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
         raise ValueError(
             f"a sweep (-m) cannot start {processes} processes per job with {type(strategy).__name__}:"
-            " Lightning starts them with this command line, so each would run the whole sweep again."
-            f" Start them once: torchrun --nproc-per-node {trainer.num_devices} train.py -m …, or run"
-            f" each job without -m. {_FORK_HINT}"
+            " each would run the whole sweep again. Run each job without -m, or start them once:"
+            f" torchrun --nproc-per-node {trainer.num_devices} train.py -m …. {_FORK_HINT}"
         )
     hydra = HydraConfig.get()
     plugins = [plugin._target_ for plugin in (hydra.sweeper, hydra.launcher)]

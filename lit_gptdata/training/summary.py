@@ -44,13 +44,12 @@ def summarize(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: 
 
 def generate_sample(data: GPTDataModule, model: GPT) -> tuple[str, str]:
     """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
-    windows = data.val_windows if len(data.val_windows) else data.train_windows
-    inputs, _ = windows[0]
-    prompt = inputs[:PROMPT_TOKENS]  # (T,)
+    inputs, _ = (data.val_windows if len(data.val_windows) else data.train_windows)[0]
+    prompt = inputs[None, :PROMPT_TOKENS]  # (1, T)
     generator = torch.Generator(model.device).manual_seed(0)
-    batch = model.generate(prompt[None], GENERATED_TOKENS, 0.8, top_k=50, generator=generator)
-    ids = batch[0].tolist()
-    return data.tokenizer.decode(ids[: len(prompt)]), data.tokenizer.decode(ids[len(prompt) :])
+    (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
+    n = prompt.shape[1]
+    return data.tokenizer.decode(ids[:n]), data.tokenizer.decode(ids[n:])
 
 
 def plot_losses(metrics_csv: Path, png: Path) -> None:
@@ -60,8 +59,7 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
     with open(metrics_csv, newline="") as file:
         rows = list(csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    # Lightning's `step` is the index of the last step for a validation during the fit, but the number
-    # of steps for a validation before or after it.
+    # Lightning's `step` is the last step's index during the fit, and the number of steps outside it.
     n_steps = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
     for name, style in (("train_loss", {"alpha": 0.6}), ("val_loss", {"marker": "o"})):
         points = {min(int(row["step"]) + 1, n_steps): float(row[name]) for row in rows if row.get(name)}

@@ -24,13 +24,13 @@ from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
 from lit_gptdata.training.ranks import in_sweep
 
+# Hydra config → the extra of this package that installs it.
 EXTRAS = {
     "hydra/launcher/joblib": "joblib",
     "hydra/launcher/submitit_local": "submitit",
     "hydra/launcher/submitit_slurm": "submitit",
     "hydra/sweeper/optuna": "optuna",
 }
-"""Hydra config → the extra of this package that installs it."""
 
 
 @contextmanager
@@ -40,17 +40,10 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     The job adds its numbers to the yielded dict. Afterwards the memory of the job is freed for the next.
     """
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    result: dict[str, Any] = {
-        "status": "running",
-        "error": None,
-        "overrides": overrides,
-        "tokens": None,
-        "steps": None,
-        "seconds": None,
-        "parameters": None,
-        "metrics": {},
-    }
-    _write(folder, result)
+    result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
+    result |= dict.fromkeys(("tokens", "steps", "seconds", "parameters")) | {"metrics": {}}
+    path, write = folder / "result.json", rank_zero_only(write_json)
+    write(path, result)
     start = time.perf_counter()
     try:
         yield result
@@ -66,14 +59,9 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
         raise
     finally:
         result["seconds"] = time.perf_counter() - start
-        _write(folder, result)
+        write(path, result)
         if in_sweep():
             gc.collect()  # Trainer, model and data refer to each other and hold GPU memory
-
-
-@rank_zero_only
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    write_json(folder / "result.json", result)
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -96,17 +84,16 @@ class SweepFolder(Callback):
 def report_at_end() -> Iterator[None]:
     """Write the report of a sweep that runs in this block, and exit with status 1 if a job failed.
 
-    This is not a Hydra callback, because Hydra skips its callbacks at the end of a sweep with a failed
-    job. If Hydra cannot find a launcher or a sweeper, print how to install it.
+    If Hydra cannot find a launcher or a sweeper, print how to install it. This is not a Hydra callback,
+    because Hydra skips its callbacks after a sweep with a failed job.
     """
     n_failed = 0
     try:
         yield
     except SystemExit as end:
-        missing = getattr(end.__context__, "missing_cfg_file", None)  # Hydra has printed the error
-        if missing in EXTRAS:
-            line = f"{missing} needs an extra: pip install 'lit-gptdata[{EXTRAS[missing]}]'"
-            print(line, file=sys.stderr)
+        missing = getattr(end.__context__, "missing_cfg_file", "")  # Hydra has printed the error
+        if extra := EXTRAS.get(missing):
+            print(f"{missing} needs an extra: pip install 'lit-gptdata[{extra}]'", file=sys.stderr)
         raise
     finally:
         if SweepFolder.folder is not None and SweepFolder.folder.is_dir():

@@ -11,15 +11,12 @@ import lightning as L
 class Throughput(L.Callback):
     """Log `tokens_per_second` over all ranks, and `data_wait`, the fraction of time spent waiting.
 
-    `data_wait` is in [0, 1]. It needs the loader of GPTDataModule. Both are averages since they were
-    last logged, every `Trainer(log_every_n_steps)` optimizer steps. They leave out the time for
-    validation and for checkpoints that are saved after it.
+    `data_wait`, in [0, 1], needs the loader of GPTDataModule. Both are averages since they were last
+    logged, every `Trainer(log_every_n_steps)` optimizer steps, without the time for validation and for
+    checkpoints that are saved after it.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._reset(trainer)
-
-    def _reset(self, trainer: L.Trainer) -> None:
         self._tokens, self._step = 0, trainer.global_step
         self._start, self._start_waited = _clocks(trainer)
         self._paused: tuple[float, float] | None = None
@@ -50,7 +47,7 @@ class Throughput(L.Callback):
         if hasattr(_train_dataset(trainer), "waited"):
             data_wait = (waited - self._start_waited) / seconds
             pl_module.log("data_wait", data_wait, on_step=True, on_epoch=False)
-        self._reset(trainer)
+        self.on_train_start(trainer, pl_module)  # for the next averages
 
 
 def _clocks(trainer: L.Trainer) -> tuple[float, float]:

@@ -21,26 +21,22 @@ from lit_gptdata.windows.spans import Spans, check_lengths
 if TYPE_CHECKING:
     import tiktoken
 
-Batch = tuple[Tensor, Tensor]
-"""(inputs, targets), int64 (B, max_length). Targets are the inputs one token later."""
-
-IGNORE_INDEX = -100
-"""The target that losses skip: the default of `torch.nn.functional.cross_entropy`."""
+Batch = tuple[Tensor, Tensor]  # (inputs, targets), int64 (B, max_length), targets one token later
+IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
     """The windows of the tokens [begin, end): index → (inputs, targets), both int64 (max_length,).
 
-    `pad`: False for train windows. True for val and test windows: every token with a predecessor is
-    scored, and the last window is padded with input 0 and target -100.
+    With `pad`, for val and test, every token with a predecessor is scored, and the last window is padded
+    with input 0 and target -100.
     """
 
     def __init__(
         self, tokens: Tokens, *, begin: int, end: int, max_length: int, stride: int, pad: bool = False
     ) -> None:
         check_lengths(max_length, stride)
-        self.tokens = tokens
-        self.begin, self.end = begin, end
+        self.tokens, self.begin, self.end = tokens, begin, end
         self.spans = Spans(n_tokens=end - begin, max_length=max_length, stride=stride, pad=pad)
 
     def __len__(self) -> int:
@@ -54,10 +50,8 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return inputs[0], targets[0]
 
     def __repr__(self) -> str:
-        return (
-            f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens, over "
-            f"tokens [{self.begin:,}, {self.end:,})"
-        )
+        windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
+        return f"{windows}, over tokens [{self.begin:,}, {self.end:,})"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Windows by index, each in [0, len): (B,) → inputs, targets, int64 (B, max_length).
@@ -109,9 +103,8 @@ def split(ids: np.ndarray) -> Batch:
 class WindowDataset(Windows):
     """The course's dataset: a text as windows of `max_length` tokens every `stride` tokens.
 
-    `tokenizer`: a `tiktoken.Encoding`, its name, or a `Tokenizer`. As in the course, `<|endoftext|>` in
-    the text is the special token. Raises ValueError if the text has fewer than `max_length + 1` tokens,
-    and TypeError if it is not a str.
+    As in the course, `<|endoftext|>` in the text is the special token. Raises TypeError if the text is
+    not a str, and ValueError if it has fewer than `max_length + 1` tokens.
     """
 
     def __init__(
@@ -122,10 +115,8 @@ class WindowDataset(Windows):
         stride: int = 128,
     ) -> None:
         if not isinstance(text, str):
-            raise TypeError(
-                f"text is a {type(text).__name__}: give the text itself as a str, such as "
-                "open(path, encoding='utf-8').read()"
-            )
+            kind = type(text).__name__
+            raise TypeError(f"text is a {kind}: give the text itself as a str, not a path or bytes")
         check_lengths(max_length, stride)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
         ids = encode_text(text, self.tokenizer)
@@ -138,6 +129,6 @@ def check_enough(n_tokens: int, max_length: int, name: str) -> None:
     if n_tokens < max_length + 1:
         raise ValueError(
             f"{name} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "
-            f"{max_length + 1:,}, because the last target is one token later. Give more text, or set "
-            f"max_length <= {max(1, n_tokens - 1)}"
+            f"{max_length + 1:,}, targets included. Give more text, or set max_length <= "
+            f"{max(1, n_tokens - 1)}"
         )

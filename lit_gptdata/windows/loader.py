@@ -19,17 +19,13 @@ from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.steps import Position, Steps
 
-BLOCK = 16_384
-"""Positions that become windows in one call. The cost of a Python call is negligible for so many."""
+BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
 
 BatchFormat = Literal["tuple", "compact"]
 """What a train loader yields. "tuple": (inputs, targets). "compact": windows as they are in the store,
 (B, max_length + 1), uint16 or uint32, which are split later on the device."""
 
-CONVERTERS: dict[BatchFormat, Callable[[np.ndarray], Batch | Tensor]] = {
-    "tuple": split,
-    "compact": torch.from_numpy,
-}
+CONVERTERS: dict[BatchFormat, Callable[..., Any]] = {"tuple": split, "compact": torch.from_numpy}
 
 
 class WindowSampler(DistributedSampler[Any]):
@@ -48,7 +44,6 @@ class WindowSampler(DistributedSampler[Any]):
         self.start, self.epoch = position, position.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next `iter()`, counted from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -165,8 +160,8 @@ def window_loader(
 ) -> WindowLoader:
     """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
 
-    `seed=None` means text order. `batch_format` applies to train windows. Raises ValueError if
-    `num_workers` is negative, or if the windows do not make a single batch.
+    `seed=None` means text order. `batch_format` applies to train windows. Raises ValueError if the
+    windows do not make a single batch.
     """
     check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
     if not steps.remaining():

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMALL = 2**20
-"""Below this number of windows, a permutation is a table with 4 bytes per window. From it on, nothing
-is stored."""
-
-ROUNDS = 6
-"""Rounds of the Feistel network. Four pass a chi-square test of randomness; two more are a reserve."""
+SMALL = 2**20  # a permutation of fewer windows is a table of 4 bytes per window; others store nothing
+ROUNDS = 6  # of the Feistel network; four pass a chi-square test of randomness, and two are a reserve
 
 # SplitMix64's constants: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 # OOPSLA 2014. It mixes 64 bits; it is not a cipher.
@@ -30,8 +26,7 @@ def mix(values: np.ndarray) -> np.ndarray:
     z = values + _GAMMA  # overflow is intended; numpy arrays wrap without a warning
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    mixed: np.ndarray = z ^ (z >> np.uint64(31))
-    return mixed
+    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +35,8 @@ class EpochPermutation:
 
     n: int
     """Number of windows, below 2**63."""
-
     seed: int | None
     """Any integer, taken modulo 2**64. None: text order in every epoch."""
-
     epoch: int
     """Counted from 0. Every epoch has a different permutation."""
 
@@ -53,8 +46,7 @@ class EpochPermutation:
             return positions
         if self.n >= SMALL:
             return feistel(positions, self.n, self._key(self.seed))
-        windows: np.ndarray = self._table[positions].astype(np.int64)
-        return windows
+        return self._table[positions].astype(np.int64)  # type: ignore[no-any-return]
 
     def _key(self, seed: int) -> np.ndarray:
         return mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(self.epoch))
@@ -94,8 +86,7 @@ def _rounds(x: np.ndarray, bits: np.uint64, n_left: np.uint64, keys: np.ndarray)
         left += ((_hash(right, keys[i]) >> _HALF) * n_left) >> _HALF
         np.minimum(left, left - n_left, out=left)  # unsigned: a negative difference wraps to a huge one
         right ^= _hash(left, keys[i + 1]) >> (np.uint64(64) - bits)
-    joined: np.ndarray = (left << bits) | right
-    return joined
+    return (left << bits) | right  # type: ignore[no-any-return]
 
 
 def _hash(half: np.ndarray, key: np.uint64) -> np.ndarray:

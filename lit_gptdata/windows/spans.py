@@ -16,13 +16,10 @@ class Spans:
 
     n_tokens: int
     """Length of the range, in tokens."""
-
     max_length: int
     """Inputs per window, in tokens. A window reads one more token, its last target."""
-
     stride: int
     """Distance between the starts of neighboring windows, in tokens."""
-
     pad: bool = False
     """False: full windows only, `range(0, n_tokens - max_length, stride)`. True: enough windows to
     score every token that has a predecessor; the last window may need padding."""

@@ -19,8 +19,8 @@ class Split:
 def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -> Split:
     """Cut a store at fractions of its UTF-8 bytes, so that every tokenizer splits the same text.
 
-    A cut moves to the nearest document boundary within 1 % of the corpus. Without one, it moves to the
-    start of a word. Raises ValueError for a fraction that leaves val or test without a target.
+    A cut moves to the nearest document boundary within 1 % of the corpus, or else to the start of a
+    word. Raises ValueError for a fraction that leaves val or test without a target.
     """
     check_fractions(val_fraction, test_fraction)
     n = store.n_tokens
@@ -42,11 +42,9 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")
-    if val_fraction + test_fraction >= 1:
-        raise ValueError(
-            f"val_fraction={val_fraction} and test_fraction={test_fraction} sum to "
-            f"{val_fraction + test_fraction:g}: they must sum to less than 1, the rest is for training"
-        )
+    if (total := val_fraction + test_fraction) >= 1:
+        options = f"val_fraction={val_fraction} and test_fraction={test_fraction}"
+        raise ValueError(f"{options} sum to {total:g}: they must sum to less than 1")
 
 
 def _cut(store: TokenStore, fraction: float) -> int:

@@ -78,10 +78,8 @@ class RunSegment:
 
     batch: int
     """Number of batches that the run took before, counted on one rank."""
-
     start: Position
     steps: Steps
-
     limit: int
     """Steps that the Trainer takes per epoch: all of `steps`, or fewer."""
 
@@ -155,10 +153,9 @@ def find_batch(
 def windows_of_batch(
     segments: Sequence[RunSegment], step: int, epoch: int | None, *, rank: int, seed: int | None
 ) -> np.ndarray:
-    """The windows that a rank has in a batch of the run: int64 (B,).
+    """The windows of a rank in the batch that `find_batch` finds: int64 (B,).
 
-    `step`, `epoch`: as for `find_batch`. `seed`: of the epoch's permutation. Raises ValueError for a
-    step or rank that does not exist.
+    Raises ValueError for a step or rank that does not exist.
     """
     steps, position = find_batch(segments, step, epoch)
     if not 0 <= rank < steps.world_size:
