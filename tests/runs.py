@@ -63,6 +63,12 @@ def make_data(folder: Path, **options: Any) -> GPTDataModule:
     return GPTDataModule(**(defaults | options))
 
 
+def opened(data: GPTDataModule) -> GPTDataModule:
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def windows_of(inputs: torch.Tensor) -> list[int]:
     """Return the number of each window of a batch."""
     first_words = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
@@ -122,16 +128,9 @@ def make_model(dropout: float = 0.1) -> StoppableGPT:
 
 
 def make_trainer(**options: Any) -> L.Trainer:
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "num_sanity_val_steps": 1,
-    }
-    return L.Trainer(**(defaults | options))
+    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "num_sanity_val_steps": 1}
+    silent = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    return L.Trainer(**(defaults | dict.fromkeys(silent, False) | options))
 
 
 def train(

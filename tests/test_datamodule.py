@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -14,6 +15,9 @@ from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from tests.conftest import ListCorpus
+from tests.runs import make_trainer, opened
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "".join(f"Sentence number {i} of a long, long story. " for i in range(400))
 
@@ -26,21 +30,13 @@ def story(tmp_path):
 
 def ready(corpus, tmp_path, **options) -> GPTDataModule:
     options = {"max_length": 8, "stride": 8, "data_dir": tmp_path / "data"} | options
-    data = GPTDataModule(corpus, **options)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+    return opened(GPTDataModule(corpus, **options))
 
 
 def tiny_gpt(data: GPTDataModule) -> GPT:
     torch.manual_seed(0)
     stem = EmbeddingStem(data.vocab_size, max_length=8, embedding_dim=8)
     return GPT(stem, n_layers=1, n_heads=2)
-
-
-def trainer(**options) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))
 
 
 def test_batches_are_int64_inputs_and_targets(story, tmp_path):
@@ -82,14 +78,9 @@ def test_empty_splits_give_empty_lists(story, tmp_path):
 def test_a_change_of_windows_tokenizes_nothing(story, tmp_path, monkeypatch):
     first = ready(story, tmp_path)
     monkeypatch.setattr(build, "_build", lambda *_, **__: pytest.fail("tokenized again"))
-    for options in (
-        {"max_length": 4},
-        {"stride": 3},
-        {"batch_size": 2},
-        {"val_fraction": 0.3},
-        {"seed": 9},
-    ):
-        assert ready(story, tmp_path, **options).store.fingerprint == first.store.fingerprint
+    changes = {"max_length": 4, "stride": 3, "batch_size": 2, "val_fraction": 0.3, "seed": 9}
+    for name, value in changes.items():
+        assert ready(story, tmp_path, **{name: value}).store.fingerprint == first.store.fingerprint
 
 
 def test_the_order_follows_the_seed(story, tmp_path):
@@ -103,11 +94,9 @@ def test_the_order_follows_the_seed(story, tmp_path):
 
 
 def test_a_trainer_fits_validates_tests_and_predicts(story, tmp_path):
-    data = GPTDataModule(
-        story, max_length=8, stride=8, val_fraction=0.1, test_fraction=0.1, data_dir=tmp_path / "data"
-    )
+    data = ready(story, tmp_path, test_fraction=0.1)
     model = tiny_gpt(data)
-    fitter = trainer(max_steps=3, log_every_n_steps=1)
+    fitter = make_trainer(max_steps=3, log_every_n_steps=1)
     fitter.fit(model, datamodule=data)
     (val,) = fitter.validate(model, datamodule=data, verbose=False)
     (test,) = fitter.test(model, datamodule=data, verbose=False)
@@ -122,7 +111,7 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
     texts = [TEXT, "ünï 語 " * 200]
     data = ready(ListCorpus(texts), tmp_path, val_fraction=0.1)
     model = tiny_gpt(data)
-    (val,) = trainer().validate(model, datamodule=data, verbose=False)
+    (val,) = make_trainer().validate(model, datamodule=data, verbose=False)
     begin, end = data._split.val
     scored = data.store.tokens[begin + 1 : end].tolist()
     n_bytes = len(data.tokenizer.decode(scored).replace("<|endoftext|>", "").encode())
@@ -132,12 +121,12 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
 
 
 def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path):
-    corpus = OmegaConf.create([str(story)])
-    data = GPTDataModule(list(corpus), max_length=8, stride=8, data_dir=tmp_path / "data")
+    corpus = list(OmegaConf.create([str(story)]))
+    data = GPTDataModule(corpus, max_length=8, stride=8, data_dir=tmp_path / "data")
     assert data.hparams["corpus"] == [str(story)]
     assert type(data.hparams["data_dir"]) is str
     model = tiny_gpt(data)
-    fitter = trainer(max_epochs=1, limit_train_batches=2)
+    fitter = make_trainer(max_epochs=1, limit_train_batches=2)
     fitter.fit(model, datamodule=data)
     path = tmp_path / "model.ckpt"
     fitter.save_checkpoint(path)
@@ -145,7 +134,7 @@ def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path
     assert checkpoint["datamodule_hyper_parameters"]["corpus"] == [str(story)]
     again = GPTDataModule.load_from_checkpoint(path)
     assert again.hparams == data.hparams
-    fitter = trainer(max_epochs=2, limit_train_batches=2)
+    fitter = make_trainer(max_epochs=2, limit_train_batches=2)
     fitter.fit(tiny_gpt(data), datamodule=data, ckpt_path=path, weights_only=True)
     assert fitter.global_step == 4
 
@@ -176,27 +165,17 @@ class Holder(L.LightningModule):
 
 def test_the_arguments_that_the_constructor_got_decide(story, tmp_path):
     options = {"corpus": story, "max_length": 8, "stride": 8, "data_dir": tmp_path / "data"}
-    data = BatchOfAllDevices(8, np.arange(2), **options)
-    data.prepare_data()
-    data.setup()
-    assert (
-        len(next(iter(data.train_dataloader()))[0]) == data.batch_size == data.hparams["batch_size"] == 4
-    )
+    data = opened(BatchOfAllDevices(8, np.arange(2), **options))
+    inputs, _ = next(iter(data.train_dataloader()))
+    assert len(inputs) == data.batch_size == data.hparams["batch_size"] == 4
     held = Holder(8, "frankenstein").data
     assert (held.hparams["batch_size"], held.hparams["corpus"]) == (4, "sample")
-
-
-def test_contiguous_is_no_longer_an_option():
-    with pytest.raises(TypeError, match="contiguous"):
-        GPTDataModule(contiguous=True)
 
 
 def test_it_prints_its_corpus_tokens_and_windows(story, tmp_path):
     data = GPTDataModule(story, max_length=8, stride=4, data_dir=tmp_path / "data")
     assert "not prepared yet" in str(data)
-    data.prepare_data()
-    data.setup()
-    printed = str(data)
+    printed = str(opened(data))
     assert "story.txt" in printed
     assert f"{data.store.n_tokens:,}" in printed
     assert data.store.fingerprint[:8] in printed
@@ -228,7 +207,6 @@ def test_options_are_checked_when_constructed(options, message):
         GPTDataModule(**options)
 
 
-def test_the_constructor_writes_no_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_constructor_writes_no_files():
     GPTDataModule()
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []

@@ -63,21 +63,17 @@ def unresolved(node) -> object:
 
 
 @pytest.mark.parametrize("choice", SHIPPED)
-def test_every_config_composes_as_in_train_py(choice):
+def test_every_config_composes_as_in_train_py_and_resolves(choice):
     group, name = choice.split("=")
-    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}])
+    default = {f"lit_gptdata/{group}@{group}": name}
+    cfg = compose_app([default])
     assert list(cfg) == [group]
     assert unresolved(cfg[group]) == unresolved(compose_train(choice)[group])
     nested = compose_app([{f"lit_gptdata/{group}@outer.inner": name}])
     assert list(nested) == ["outer"]
     assert unresolved(nested.outer.inner) == unresolved(cfg[group])
 
-
-@pytest.mark.parametrize("choice", SHIPPED)
-def test_every_config_resolves(choice):
-    group, name = choice.split("=")
-    values = {} if group in ("data", "stem", "model") else APP_VALUES
-    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}], **values)
+    cfg = compose_app([default], **({} if group in ("data", "stem", "model") else APP_VALUES))
     missing = {f"{group}.corpus"} if name in ("files", "url", "options") else set()
     assert OmegaConf.missing_keys(cfg) == missing
     OmegaConf.resolve(cfg)

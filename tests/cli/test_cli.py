@@ -27,13 +27,9 @@ OPTIONS = {"max_length": 16, "stride": 8, "batch_size": 4, "build_workers": 1, "
 def prepared(tmp_path_factory) -> tuple[Path, list[str]]:
     """A folder with tokenized files, and the overrides to use it."""
     folder = tmp_path_factory.mktemp("cli")
-    return folder, prepare_in(folder)
-
-
-def prepare_in(folder: Path) -> list[str]:
     overrides = write_books(folder)
     assert main(["prepare", *overrides]) == 0
-    return overrides
+    return folder, overrides
 
 
 def write_books(folder: Path) -> list[str]:
@@ -94,10 +90,9 @@ def test_help_lists_the_commands_and_imports_nothing_large(tmp_path):
     ],
 )
 def test_a_wrong_command_line_prints_the_usage(words, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(words)
     printed = capsys.readouterr().err
-    assert stopped.value.code == 2
     assert "usage: lit-gptdata" in printed
     assert message in printed
 
@@ -139,8 +134,8 @@ def test_info_plot_draws_a_png(prepared, capsys, tmp_path):
     assert str(picture) in run(capsys, "info", *between)
     assert picture.read_bytes().startswith(b"\x89PNG")
     missing = tmp_path / "missing" / "tokens.png"
-    assert main(["info", "--plot", str(missing), *overrides]) == 1
-    assert f"No such file or directory: '{missing}'" in capsys.readouterr().err
+    printed = run(capsys, "info", "--plot", str(missing), *overrides, expect=1)
+    assert f"No such file or directory: '{missing}'" in printed
 
 
 def test_counts_of_ids_do_not_depend_on_the_chunk_size(prepared, monkeypatch):
@@ -240,7 +235,8 @@ def test_every_token_has_a_place(tmp_path, monkeypatch):
 
 
 def test_verify_finds_a_flipped_bit(tmp_path, capsys):
-    overrides = prepare_in(tmp_path)
+    overrides = write_books(tmp_path)
+    run(capsys, "prepare", *overrides)
     assert "3 files, every SHA-256 matches" in run(capsys, "verify", *overrides)
     (ids,) = (tmp_path / "data" / "tokens").glob("*/00000-000.bin")
     content = bytearray(ids.read_bytes())

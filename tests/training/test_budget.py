@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_gptdata.training.budget import TokenBudget, count_steps
 from lit_gptdata.windows.steps import Steps
-from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer
+from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer, opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +56,7 @@ class CountTokens(L.Callback):
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (8, 1), (2, 3), (16, 2)])
 def test_every_batch_size_trains_on_the_same_tokens(tmp_path, batch_size, accumulate, drop_last):
-    max_tokens = 1280 * LENGTH  # more than a dozen epochs
+    max_tokens = 640 * LENGTH  # more than six epochs
     data = make_data(tmp_path, batch_size=batch_size, drop_last=drop_last)
     budget, counter = TokenBudget(max_tokens), CountTokens()
     callbacks: list[L.Callback] = [budget, counter]
@@ -117,20 +117,13 @@ def test_max_steps_of_the_trainer_overrides_the_budget(tmp_path):
     assert trainer.global_step == 3
 
 
-def make_loaders(folder):
-    data = make_data(folder)
-    data.prepare_data()
-    data.setup()
-    return data.train_dataloader(), data.val_dataloader()
-
-
 def test_without_limits_it_only_counts_tokens(tmp_path):
     budget = TokenBudget()
     trainer = make_trainer(max_steps=7, callbacks=budget)
     trainer.fit(make_model(), datamodule=make_data(tmp_path))
     assert (trainer.global_step, budget.tokens) == (7, 7 * 4 * LENGTH)
     trainer = make_trainer(max_epochs=1, callbacks=TokenBudget())
-    trainer.fit(make_model(), *make_loaders(tmp_path))
+    trainer.fit(make_model(), opened(make_data(tmp_path)).train_dataloader())
     assert trainer.global_step == EPOCH_BATCHES
 
 
@@ -144,4 +137,4 @@ def test_budgets_that_cannot_work_are_rejected(tmp_path):
         trainer.fit(make_model(), datamodule=make_data(tmp_path))
     trainer = make_trainer(max_epochs=-1, callbacks=TokenBudget(1000))
     with pytest.raises(TypeError, match=r"the Trainer has None: fit with datamodule=GPTDataModule"):
-        trainer.fit(make_model(), *make_loaders(tmp_path))
+        trainer.fit(make_model(), opened(make_data(tmp_path)).train_dataloader())

@@ -13,6 +13,7 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from lit_gptdata.windows.split import split_tokens
 from tests.conftest import ListCorpus
+from tests.runs import opened
 from tests.tokens.test_tokenizer import wide_encoding
 
 GPT2 = Tokenizer("gpt2")
@@ -24,10 +25,7 @@ def store_of(texts, tmp_path, tokenizer=GPT2):
 
 
 def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
-    data = GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options)
-    data.prepare_data()
-    data.setup()
-    return data
+    return opened(GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options))
 
 
 @settings(deadline=None, max_examples=30)
