@@ -33,22 +33,17 @@ ENVIRONMENT = {
 
 
 def package(requirement: str) -> str:
-    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
-
-
-def is_needed(requirement: str) -> bool:
-    marker = Requirement(requirement).marker
-    return marker is None or marker.evaluate()
+    return Requirement(requirement).name.lower().replace("_", "-")
 
 
 def extras() -> dict[str, set[str]]:
     """Return each extra except dev, with the packages that only extras install on this Python."""
-    base = {package(requirement) for requirement in PROJECT["dependencies"]}
-    return {
-        name: {package(line) for line in requirements if is_needed(line)} - base
-        for name, requirements in PROJECT["optional-dependencies"].items()
-        if name != "dev"
-    }
+    base, found = set(map(package, PROJECT["dependencies"])), {}
+    for name, lines in PROJECT["optional-dependencies"].items():
+        if name != "dev":
+            markers = {line: Requirement(line).marker for line in lines}
+            found[name] = {package(line) for line, m in markers.items() if not m or m.evaluate()} - base
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +65,8 @@ def base_python(tmp_path_factory) -> Path:
 
 
 def run(*command: object, cwd: Path, timeout: float = 120) -> str:
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=cwd, capture_output=True, text=True, timeout=timeout,
-        env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
+    options = {"capture_output": True, "text": True, "timeout": timeout, "env": os.environ | ENVIRONMENT}
+    done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
     return done.stdout
 

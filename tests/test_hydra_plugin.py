@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -37,9 +38,8 @@ def _plugin(monkeypatch):
     """Give Hydra this checkout's plugin, not an installed copy, and an empty store."""
     plugins = Plugins.instance()
     others = [c for c in plugins.discover(SearchPathPlugin) if c.__name__ != "LitGptdataConfigs"]
-    monkeypatch.setitem(
-        plugins.plugin_type_to_subclass_list, SearchPathPlugin, [*others, LitGptdataConfigs]
-    )
+    by_type = plugins.plugin_type_to_subclass_list
+    monkeypatch.setitem(by_type, SearchPathPlugin, [*others, LitGptdataConfigs])
     repo = {name: node for name, node in ConfigStore.instance().repo.items() if name != "lit_gptdata"}
     monkeypatch.setattr(ConfigStore.instance(), "repo", repo)
 
@@ -113,9 +113,8 @@ def test_a_config_stored_by_the_app_stays():
 def test_every_default_points_into_the_stored_groups():
     compose_app([])
     store = ConfigStore.instance()
-    names = [
-        f"lit_gptdata/{group}/{name}" for group in GROUPS for name in store.list(f"lit_gptdata/{group}")
-    ]
+    groups = [f"lit_gptdata/{group}" for group in GROUPS]
+    names = [f"{group}/{name}" for group in groups for name in store.list(group)]
     assert len(names) == len(SHIPPED)
     for name in names:
         for default in store.load(name).node.defaults:
@@ -123,10 +122,7 @@ def test_every_default_points_into_the_stored_groups():
 
 
 def test_without_the_conf_folder_the_plugin_warns_once_and_the_app_runs(monkeypatch):
-    def fail():
-        raise FileNotFoundError("no conf")
-
-    monkeypatch.setattr(hydra_plugin, "conf_dir", fail)
+    monkeypatch.setattr(hydra_plugin, "conf_dir", Mock(side_effect=FileNotFoundError("no conf")))
     monkeypatch.setattr(LitGptdataConfigs, "warned", False)
     with pytest.warns(UserWarning, match=r"configs lit_gptdata/… are not available: no conf"):
         assert compose_app([], x=1) == {"x": 1}
@@ -148,9 +144,8 @@ LitGptdataConfigs().manipulate_search_path(None)
 large = {"torch", "lightning", "numpy", "tiktoken"} & set(sys.modules)
 assert not large, large
 """
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT)})
 
 
 APP = """
@@ -174,9 +169,8 @@ main()
 
 def run(*command: object, cwd: Path) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=100, env=env
-    )
+    options = {"capture_output": True, "text": True, "timeout": 100, "env": env}
+    done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout
@@ -205,15 +199,9 @@ def test_another_app_finds_the_configs_of_an_install(how, tmp_path):
     home = tmp_path / "app"
     (home / "conf").mkdir(parents=True)
     (home / "app.py").write_text(APP)
-    (home / "conf" / "config.yaml").write_text(
-        "defaults:\n"
-        "  - lit_gptdata/data@data: frankenstein\n"
-        "  - lit_gptdata/stem@stem: learned\n"
-        "  - lit_gptdata/model@model: micro\n"
-        "  - _self_\n"
-        "data:\n"
-        "  max_length: 128\n"
-    )
+    choices = {"data": "frankenstein", "stem": "learned", "model": "micro"}
+    defaults = [*({f"lit_gptdata/{group}@{group}": name} for group, name in choices.items()), "_self_"]
+    OmegaConf.save({"defaults": defaults, "data": {"max_length": 128}}, home / "conf" / "config.yaml")
     result = json.loads(run(python, "app.py", "data.stride=128", cwd=home))
     data, stem, model = (result["cfg"][name] for name in ("data", "stem", "model"))
     assert (data["_target_"], data["corpus"]) == ("lit_gptdata.GPTDataModule", "frankenstein")

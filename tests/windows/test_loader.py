@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -75,9 +75,8 @@ def test_sizes_out_of_range_are_refused(options, message):
 
 
 def test_create_dataloader_without_shuffle_gives_the_text_in_order():
-    loader = create_dataloader(
-        TEXT, batch_size=2, max_length=8, stride=8, shuffle=False, drop_last=False
-    )
+    options = {"max_length": 8, "stride": 8, "shuffle": False, "drop_last": False}
+    loader = create_dataloader(TEXT, batch_size=2, **options)
     ids = torch.cat([inputs.flatten() for inputs, _ in loader]).tolist()
     expected = Tokenizer("gpt2").encode(TEXT)
     assert ids == expected[: len(ids)]
@@ -124,23 +123,20 @@ def ids_of(batch) -> list:
 @pytest.mark.parametrize("n_shards", [1, 2, 40])
 def test_every_path_gives_the_same_batches(dtype, stride, n_shards, monkeypatch):
     ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 400).astype(dtype)
-    windows = Windows(
-        Tokens(np.array_split(ids, n_shards)), begin=11, end=390, max_length=6, stride=stride
-    )
+    tokens = Tokens(np.array_split(ids, n_shards))
+    windows = Windows(tokens, begin=11, end=390, max_length=6, stride=stride)
     steps = Steps(n=len(windows), batch_size=5, tail="share")
     monkeypatch.setattr(loader_module, "BLOCK", 35)  # gives several blocks, and a partial last one
     order = EpochPermutation(n=len(windows), seed=3, epoch=0).at(np.arange(len(windows)))
     starts = 11 + stride * order
     expected = [ids[s : s + 7].tolist() for s in starts]
-    for batch_format in ("tuple", "compact"):
-        for num_workers in (0, 2) if stride == 3 else (0,):
-            loader = window_loader(
-                windows, steps, seed=3, num_workers=num_workers, batch_format=batch_format
-            )
-            batches = [ids_of(batch) for batch in loader]
-            assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
-            assert list(chain(*batches)) == expected
-            assert len(batches) == len(loader)
+    for batch_format, num_workers in product(("tuple", "compact"), (0, 2) if stride == 3 else (0,)):
+        options = {"num_workers": num_workers, "batch_format": batch_format}
+        loader = window_loader(windows, steps, seed=3, **options)
+        batches = [ids_of(batch) for batch in loader]
+        assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+        assert list(chain(*batches)) == expected
+        assert len(batches) == len(loader)
     assert [windows[int(i)][0].tolist() for i in order[:9]] == [row[:-1] for row in expected[:9]]
 
 
