@@ -68,12 +68,10 @@ class OnAGpu:
 
 def test_batches_are_compact_only_if_the_model_has_no_hook_for_them():
     class WithHook(GPT):
-        def on_after_batch_transfer(self, batch, dataloader_idx):
-            return batch
+        def on_after_batch_transfer(self, batch, dataloader_idx): ...
 
     class WithIterator(GPT):
-        def training_step(self, dataloader_iter):
-            return None
+        def training_step(self, dataloader_iter): ...
 
     stem = {"vocab_size": 8, "max_length": 4, "embedding_dim": 4}
     model = GPT(stem, n_layers=0)

@@ -22,10 +22,8 @@ INPUTS = [
 
 def test_download_tokens_windows_and_embeddings(book, tmp_path):
     with FileServer(book.read_bytes()) as server:
-        data = GPTDataModule(
-            corpus=server.url, max_length=4, stride=4, batch_size=8, shuffle=False,
-            val_fraction=0.0, data_dir=tmp_path,
-        )  # fmt: skip
+        lengths = {"max_length": 4, "stride": 4, "batch_size": 8}
+        data = GPTDataModule(server.url, **lengths, shuffle=False, val_fraction=0, data_dir=tmp_path)
         opened(data)
     assert data.store.n_tokens == 106_361
     assert data.vocab_size == 50_257

@@ -39,15 +39,6 @@ def tiny_gpt(data: GPTDataModule) -> GPT:
     return GPT(stem, n_layers=1, n_heads=2)
 
 
-def test_batches_are_int64_inputs_and_targets(story, tmp_path):
-    data = ready(story, tmp_path, batch_size=4)
-    inputs, targets = next(iter(data.train_dataloader()))
-    assert inputs.shape == targets.shape == (4, 8)
-    assert inputs.dtype == targets.dtype == torch.int64
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert len(data.train_dataloader()) == len(data.train_windows) // 4
-
-
 def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path):
     data = ready(story, tmp_path, stride=5, max_length=8)
     ids = data.tokenizer.encode(TEXT)
@@ -187,24 +178,21 @@ def test_setup_before_prepare_data_names_the_missing_call(story, tmp_path):
     data = GPTDataModule(story, data_dir=tmp_path / "data")
     with pytest.raises(RuntimeError, match=r"not tokenized yet under .*: call prepare_data\(\) first"):
         data.setup()
-    with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
-        _ = data.store
+    for use in (lambda: data.store, lambda: data.batch_at(0)):
+        with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
+            use()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_length": 0}, "max_length=0 is too small"),
-        ({"stride": 0}, "stride=0 is too small"),
-        ({"batch_size": 0}, "batch_size=0 is too small"),
-        ({"special_tokens": "no"}, "unknown special_tokens 'no'"),
-        ({"encoding_errors": "no"}, "unknown encoding_errors 'no'"),
-        ({"build": "no"}, "unknown build 'no'"),
-    ],
-)
-def test_options_are_checked_when_constructed(options, message):
-    with pytest.raises(ValueError, match=message):
-        GPTDataModule(**options)
+@pytest.mark.parametrize("name", ["max_length", "stride", "batch_size"])
+def test_sizes_are_checked_when_constructed(name):
+    with pytest.raises(ValueError, match=f"{name}=0 is too small"):
+        GPTDataModule(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["special_tokens", "encoding_errors", "build"])
+def test_choices_are_checked_when_constructed(name):
+    with pytest.raises(ValueError, match=f"unknown {name} 'no'"):
+        GPTDataModule(**{name: "no"})
 
 
 def test_the_constructor_writes_no_files():

@@ -22,14 +22,10 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Packages that an extra installs indirectly, and one that is a reference in tests.
 BY_OTHERS = {"joblib", "submitit", "transformers"}
-"""Packages that an extra installs indirectly, and one that is a reference in tests."""
-
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",  # threads slow down such small tensors
-}
+# Threads slow down such small tensors.
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def package(requirement: str) -> str:
@@ -97,8 +93,6 @@ def test_train_py_runs_to_its_end(base_python, tmp_path):
     assert re.search(r"val loss +\d", summary.read_text())
 
 
-# Messages of missing extras ----------------------------------------------------------------------
-
 USES = {
     "fast": ["prepare('a.txt', engine='gigatoken')"],
     "gcs": ["prepare('gs://bucket/a.txt')", "prepare(store_url='gs://bucket/store')"],
@@ -163,12 +157,8 @@ def test_a_missing_extra_names_its_pip_command(outcomes, extra):
         assert f"pip install 'lit-gptdata[{extra}]'" in outcomes[use]
 
 
-# Tests that need no extra --------------------------------------------------------------------------
-
-NOT_RUN = {
-    "test_extras": "it would run itself",
-    "test_ranks": "it takes minutes, and imports nothing that one process does not import",
-}
+# It would run itself. test_ranks takes minutes and imports nothing that one process does not import.
+NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
     "test_build_ray", "test_hub", "test_lightning_cli", "test_publish", "test_remote_file",
     "test_remote_store",
@@ -179,10 +169,8 @@ NEED_AN_EXTRA = {
 def test_all_other_tests_pass_without_extras(base_python, tmp_path):
     files = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
     report, ignored = tmp_path / "report.xml", [f"--ignore={files[name]}" for name in NOT_RUN]
-    run(
-        base_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml",
-        f"--junitxml={report}", *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200,
-    )  # fmt: skip
+    options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--junitxml={report}")
+    run(base_python, "-m", "pytest", *options, *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200)
     reasons, passed = set(), set()
     for case in ET.parse(report).getroot().iter("testcase"):
         skipped = case.find("skipped")
@@ -194,4 +182,4 @@ def test_all_other_tests_pass_without_extras(base_python, tmp_path):
     modules = "|".join(package.replace("-", "_") for package in BY_OTHERS.union(*extras().values()))
     known = rf"could not import '(hydra_plugins\.)?({modules})\b|the book is missing: "
     assert [reason for reason in reasons if not re.search(known, reason)] == []
-    assert passed == set(files) - set(NOT_RUN) - NEED_AN_EXTRA
+    assert passed == set(files) - NOT_RUN - NEED_AN_EXTRA

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gptdata import hydra_plugin
 from lit_gptdata.configs import conf_dir
 from lit_gptdata.hydra_plugin import GROUPS, LitGptdataConfigs
+from tests.training.run_train import compose_config
 
 ROOT = Path(__file__).parents[1]
 CONF = conf_dir()
@@ -53,11 +54,6 @@ def compose_app(defaults: list, *overrides: str, **config) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def compose_train(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
-
-
 def unresolved(node) -> object:
     return OmegaConf.to_container(node, resolve=False)
 
@@ -68,7 +64,7 @@ def test_every_config_composes_as_in_train_py_and_resolves(choice):
     default = {f"lit_gptdata/{group}@{group}": name}
     cfg = compose_app([default])
     assert list(cfg) == [group]
-    assert unresolved(cfg[group]) == unresolved(compose_train(choice)[group])
+    assert unresolved(cfg[group]) == unresolved(compose_config(choice)[group])
     nested = compose_app([{f"lit_gptdata/{group}@outer.inner": name}])
     assert list(nested) == ["outer"]
     assert unresolved(nested.outer.inner) == unresolved(cfg[group])
@@ -88,7 +84,7 @@ def test_the_sizes_that_fit_a_model_are_a_separate_choice(name):
     groups = {"data": "sample", "stem": "learned", "model": name}
     defaults = [{f"lit_gptdata/{group}@{group}": choice} for group, choice in groups.items()]
     cfg = compose_app([*defaults, {"lit_gptdata/sizes": name}])
-    expected = compose_train(f"model={name}")
+    expected = compose_config(f"model={name}")
     for group in groups:
         assert unresolved(cfg[group]) == unresolved(expected[group])
     assert cfg.stem.embedding_dim > 96 == compose_app(defaults).stem.embedding_dim

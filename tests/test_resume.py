@@ -68,12 +68,8 @@ def uninterrupted(folder: Path, accumulate: int, limit: str):
 
 
 def run_options(accumulate: int, limit: str) -> dict:
-    return {
-        "accumulate_grad_batches": accumulate,
-        "val_check_interval": 10,
-        "check_val_every_n_epoch": 1,
-        limit: LIMITS[limit][accumulate],
-    }
+    validation = {"val_check_interval": 10, "check_val_every_n_epoch": 1}
+    return validation | {"accumulate_grad_batches": accumulate, limit: LIMITS[limit][accumulate]}
 
 
 @pytest.mark.parametrize(("saved_by", "accumulate", "workers", "limit", "epoch"), GRID)
@@ -126,9 +122,6 @@ def run_jobs(jobs: list[dict], folder: Path) -> int:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode <= 0, done.stdout + done.stderr
     return done.returncode
-
-
-# Several ranks, and a change of their number ------------------------------------------------------
 
 
 SAVE_5 = {"filename": "{step}", "every_n_train_steps": 5}

@@ -305,11 +305,6 @@ def test_batch_at_refuses_steps_and_ranks_that_do_not_exist(run, arguments, mess
         data.batch_at(**arguments)
 
 
-def test_batch_at_before_setup():
-    with pytest.raises(RuntimeError, match="call prepare_data"):
-        GPTDataModule().batch_at(0)
-
-
 # Random numbers -----------------------------------------------------------------------------------
 
 

@@ -68,10 +68,8 @@ def parse_windows(printed: str) -> list[tuple[int, int, int, str, str]]:
 
 
 def test_help_lists_the_commands_and_imports_nothing_large(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "lit_gptdata", "--help"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command = [sys.executable, "-X", "importtime", "-m", "lit_gptdata", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: lit-gptdata ")
     for name in COMMANDS:
         assert re.search(rf"^    {name} +[A-Z].*\.$", done.stdout, re.MULTILINE)

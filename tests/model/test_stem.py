@@ -28,9 +28,6 @@ def position_rows(stem: EmbeddingStem) -> torch.Tensor:
     return stem.sinusoids if stem.position == "sinusoidal" else torch.zeros(MAX_LENGTH, D)
 
 
-# Values ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("tokens", [0, 1, 5, MAX_LENGTH])
 def test_output_is_token_rows_plus_position_rows(position, tokens):
@@ -127,9 +124,6 @@ def test_sinusoids_follow_the_paper(width):
         assert table[p, column].item() == pytest.approx(value, abs=1e-6)
 
 
-# What is saved and printed ---------------------------------------------------------------------
-
-
 def test_only_learned_tables_are_parameters_and_saved():
     assert set(make_stem().state_dict()) == {"token_embedding.weight", "position_embedding.weight"}
     for position in ("sinusoidal", "none"):
@@ -149,9 +143,6 @@ def test_repr_shows_the_sizes():
     text = repr(make_stem("sinusoidal"))
     assert "max_length=8, position='sinusoidal'" in text
     assert "Embedding(23, 6)" in text
-
-
-# Bad arguments ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

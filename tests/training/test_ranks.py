@@ -88,9 +88,6 @@ def test_two_processes_of_lightning_build_once_even_if_it_is_slow(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"data", "outputs", "reads.txt"}
 
 
-# Sweeps ----------------------------------------------------------------------------------------
-
-
 def set_hydra_mode(mode: str, monkeypatch) -> None:
     cfg = compose_config(f"hydra.mode={mode}", return_hydra_config=True)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
@@ -112,12 +109,10 @@ def test_a_sweep_that_would_start_itself_again_is_rejected(monkeypatch):
         check_launcher(two_processes)
 
 
-@pytest.mark.parametrize(
-    "options", [{"devices": 1}, {"devices": 1, "strategy": "ddp"}, {"strategy": "ddp_fork"}]
-)
-def test_a_sweep_may_use_one_process_or_forked_processes(options, monkeypatch):
+@pytest.mark.parametrize(("devices", "strategy"), [(1, "auto"), (1, "ddp"), (2, "ddp_fork")])
+def test_a_sweep_may_use_one_process_or_forked_processes(devices, strategy, monkeypatch):
     set_hydra_mode("MULTIRUN", monkeypatch)
-    check_launcher(make_trainer(**({"devices": 2} | options)))
+    check_launcher(make_trainer(devices=devices, strategy=strategy))
 
 
 def test_a_sweeper_that_may_differ_between_processes_is_rejected(monkeypatch):
@@ -152,9 +147,6 @@ def test_a_sweep_of_forked_processes(tmp_path):
         assert loss == pytest.approx(expected["val_loss"][-1], abs=1e-4)  # the trained weights are back
 
 
-# The run's name --------------------------------------------------------------------------------
-
-
 def folder_of(monkeypatch, **env: str) -> str:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -171,9 +163,6 @@ def test_srun_names_a_run_by_its_job_and_step(monkeypatch):
     slurm["SLURM_STEP_NUM_TASKS"] = "4"
     assert folder_of(monkeypatch, **slurm) == "outputs/slurm-7.2.0"
     assert folder_of(monkeypatch, **slurm, SLURM_RESTART_COUNT="1") == "outputs/slurm-7.2.1"
-
-
-# Stop and resume -------------------------------------------------------------------------------
 
 
 @pytest.mark.heavy

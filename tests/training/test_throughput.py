@@ -64,9 +64,8 @@ def test_the_time_of_validation_does_not_count(tmp_path, monkeypatch, accumulate
 
 def test_another_loader_has_no_data_wait(tmp_path):
     loader = torch.utils.data.DataLoader(opened(make_data(tmp_path)).train_windows, batch_size=4)
-    trainer = make_trainer(
-        logger=CSVLogger(tmp_path), callbacks=[Throughput()], max_steps=2, log_every_n_steps=1
-    )
+    options = {"logger": CSVLogger(tmp_path), "max_steps": 2, "log_every_n_steps": 1}
+    trainer = make_trainer(callbacks=[Throughput()], **options)
     trainer.fit(make_model(), loader, loader)
     first = read_metrics(tmp_path / "lightning_logs/version_0")[0]
     assert "data_wait" not in first

@@ -34,9 +34,6 @@ def has_every_window_once(windows: np.ndarray, n: int) -> bool:
     return len(windows) == n and bool((np.bincount(windows, minlength=n) == 1).all())
 
 
-# Pinned ---------------------------------------------------------------------------------------
-
-
 def test_small_permutations_never_change():
     assert permutation(10, seed=0, epoch=0).tolist() == [2, 6, 5, 3, 0, 4, 7, 1, 8, 9]
     assert permutation(10, seed=0, epoch=1).tolist() == [3, 2, 7, 5, 4, 1, 8, 6, 9, 0]
@@ -87,9 +84,6 @@ def test_only_small_permutations_keep_a_table():
         assert has_every_window_once(windows, n)
         assert windows.dtype == np.int64
         assert ("_table" in vars(epoch_permutation)) == has_table
-
-
-# One to one -----------------------------------------------------------------------------------
 
 
 @given(n=st.integers(0, 2000), seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 2**40))
@@ -152,20 +146,13 @@ def test_the_biggest_n_works():
     assert np.corrcoef(positions, windows)[0, 1] == pytest.approx(0, abs=SIGMAS / len(positions) ** 0.5)
 
 
-# Memory ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("n_positions", "limit"), [(1, 1_000_000), (BLOCK, 4_000_000)])
 def test_a_trillion_windows_need_little_memory(n_positions, limit):
     tracemalloc.start()
-    try:
-        EpochPermutation(n=10**12, seed=0, epoch=0).at(np.arange(n_positions))
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
-
-
-# Random ---------------------------------------------------------------------------------------
+    EpochPermutation(n=10**12, seed=0, epoch=0).at(np.arange(n_positions))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < limit
 
 
 def test_every_seed_and_epoch_gives_another_permutation():
@@ -245,17 +232,12 @@ def deviations(shuffle: Shuffle, n: int, n_seeds: int, n_torch: int) -> np.ndarr
         (by_epoch_permutation, 10**3, 50, 50),
         (by_epoch_permutation, 10**5, 50, 50),
         (by_feistel, 10**5 + 7, 50, 50),
-        *(
-            pytest.param(*case, marks=pytest.mark.heavy)
-            for case in [
-                (by_epoch_permutation, 10**3, 200, 200),
-                (by_epoch_permutation, 10**5, 200, 200),
-                (by_epoch_permutation, 10**6, 200, 200),
-                (by_epoch_permutation, 10**7, 200, 20),
-                (by_feistel, 10**5 + 7, 200, 200),
-                (by_feistel, 10**6, 200, 200),
-            ]
-        ),
+        pytest.param(by_epoch_permutation, 10**3, 200, 200, marks=pytest.mark.heavy),
+        pytest.param(by_epoch_permutation, 10**5, 200, 200, marks=pytest.mark.heavy),
+        pytest.param(by_epoch_permutation, 10**6, 200, 200, marks=pytest.mark.heavy),
+        pytest.param(by_epoch_permutation, 10**7, 200, 20, marks=pytest.mark.heavy),
+        pytest.param(by_feistel, 10**5 + 7, 200, 200, marks=pytest.mark.heavy),
+        pytest.param(by_feistel, 10**6, 200, 200, marks=pytest.mark.heavy),
     ],
 )
 def test_permutations_are_as_random_as_randperm(shuffle, n, n_seeds, n_torch):

@@ -39,13 +39,10 @@ def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
 def test_no_token_of_val_or_test_is_in_a_train_window(
     tmp_path_factory, texts, val, test, max_length, stride
 ):
-    texts = [*texts, PARAGRAPH * 50]
-    data = module_over(
-        texts, tmp_path_factory.mktemp("s"), val_fraction=val, test_fraction=test,
-        max_length=max_length, stride=stride,
-    )  # fmt: skip
+    texts, folder = [*texts, PARAGRAPH * 50], tmp_path_factory.mktemp("s")
+    lengths = {"max_length": max_length, "stride": stride}
+    data = module_over(texts, folder, val_fraction=val, test_fraction=test, **lengths)
     split, n = data._split, data.store.n_tokens
-    assert split is not None
     assert split.train[0] == 0
     assert split.train[1] == split.val[0] <= split.val[1] == split.test[0] <= split.test[1] == n
     spans = data.train_windows.spans
@@ -54,7 +51,7 @@ def test_no_token_of_val_or_test_is_in_a_train_window(
     for name, windows in (("val", data.val_windows), ("test", data.test_windows)):
         begin, end = getattr(split, name)
         length = end - begin
-        assert len(windows) == (max(0, -(-(length - 1) // max_length)))
+        assert len(windows) == max(0, -(-(length - 1) // max_length))
         scored = [t for i in range(len(windows)) for t in windows[i][1].tolist()]
         scored = [t for t in scored if t != IGNORE_INDEX]
         assert scored == data.store.tokens[begin + 1 : end].tolist() if length else not scored

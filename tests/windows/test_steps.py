@@ -34,9 +34,6 @@ def slices(steps: Steps, index: int) -> list[list[int]]:
     return [list(range(*steps.rank_slice(index, rank))) for rank in range(steps.world_size)]
 
 
-# An epoch -------------------------------------------------------------------------------------
-
-
 @given(any_steps, st.integers(0, 130))
 def test_steps_done_and_remaining_make_an_epoch(steps, index):
     assert steps.remaining() == len(starts(steps))
@@ -95,9 +92,6 @@ def test_the_tail_of_eleven_windows(tail, last):
     assert slices(steps, starts(steps)[-1]) == last
 
 
-# Run segments -----------------------------------------------------------------------------------
-
-
 def walk(segment: RunSegment, n_batches: int) -> list[tuple[int, int, int]]:
     """(epoch, step of the epoch, index) of a segment's first batches, one after the other."""
     epoch, index = segment.start.epoch, segment.start.index
@@ -137,9 +131,6 @@ def test_a_segment_survives_as_json(segment):
     assert all(type(value) in (int, str) for value in values.values())
     assert "n" not in values
     assert RunSegment.from_dict(json.loads(json.dumps(values)), segment.steps.n) == segment
-
-
-# Runs of several segments -----------------------------------------------------------------------
 
 
 def run_of(n: int, tail: str, parts: list[tuple[int, int, int, int]]):
@@ -215,10 +206,8 @@ def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
 def test_of_two_steps_with_the_same_number_the_later_is_found():
     # 6 steps of 4 windows, then one of 16: it is step 1 of 2 wide ones, although 6 steps were done
     narrow, wide = Steps(n=40, batch_size=4), Steps(n=40, batch_size=16)
-    segments = [
-        RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10),
-        RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2),
-    ]
+    first = RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10)
+    segments = [first, RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2)]
     assert find_batch(segments, 0, epoch=0) == (narrow, Position(0, 0))
     assert find_batch(segments, 5) == (narrow, Position(0, 20))
     assert find_batch(segments, 6) == find_batch(segments, 1, epoch=0) == (wide, Position(0, 24))
@@ -228,9 +217,8 @@ def test_of_two_steps_with_the_same_number_the_later_is_found():
 SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=4)
 
 
-@pytest.mark.parametrize(
-    ("batch", "epoch", "message"),
-    [
+def test_steps_that_do_not_exist_are_refused():
+    for batch, epoch, message in (
         (6, None, "^step=6 does not exist: the run starts with step 7, in epoch 2"),
         (-1, None, "^step=-1 does not exist"),
         (0, 1, "^step=0 of epoch 1 does not exist"),
@@ -238,11 +226,9 @@ SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size
         (4, 9, "^step=4 of epoch 9 does not exist"),
         (-1, 3, "^step=-1 of epoch 3 does not exist"),
         (1, 2, "^step=1 of epoch 2 does not exist"),
-    ],
-)
-def test_steps_that_do_not_exist_are_refused(batch, epoch, message):
-    with pytest.raises(ValueError, match=message):
-        find_batch([SEGMENT], batch, epoch)
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_batch([SEGMENT], batch, epoch)
 
 
 def test_a_run_without_steps_has_no_batch():
