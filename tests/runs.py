@@ -50,17 +50,15 @@ def write_text(folder: Path) -> Path:
 
 
 def make_data(folder: Path, **options: Any) -> GPTDataModule:
-    defaults = {
-        "corpus": str(write_text(folder)),
-        "max_length": LENGTH,
-        "stride": LENGTH,
-        "batch_size": BATCH_SIZE,
-        "val_fraction": 0.1,
-        "data_dir": str(folder / "data"),
-        "build_workers": 1,
-        "engine": "tiktoken",
-    }
-    return GPTDataModule(**(defaults | options))
+    windows = {"max_length": LENGTH, "stride": LENGTH, "batch_size": BATCH_SIZE, "val_fraction": 0.1}
+    build = {"data_dir": str(folder / "data"), "build_workers": 1, "engine": "tiktoken"}
+    return GPTDataModule(**({"corpus": str(write_text(folder))} | windows | build | options))
+
+
+def opened(data: GPTDataModule) -> GPTDataModule:
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def windows_of(inputs: torch.Tensor) -> list[int]:
@@ -74,20 +72,16 @@ class StoppedError(Exception):
 
 
 class Watch(L.Callback):
-    """Records the windows and the loss of each batch, and the steps and losses of validations."""
+    """Records the windows of each batch, and the steps and losses of validations."""
 
     def __init__(self, data: GPTDataModule) -> None:
         self.data = data
         self.seen: list[list[int]] = []
-        self.train_loss: list[float] = []  # over all ranks
         self.validated_at: list[int] = []
         self.val_loss: list[float] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.seen.append(windows_of(batch[0]))
-
-    def on_train_batch_end(self, trainer, *rest) -> None:
-        self.train_loss.append(float(trainer.callback_metrics["train_loss"]))
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking:
@@ -122,16 +116,9 @@ def make_model(dropout: float = 0.1) -> StoppableGPT:
 
 
 def make_trainer(**options: Any) -> L.Trainer:
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "num_sanity_val_steps": 1,
-    }
-    return L.Trainer(**(defaults | options))
+    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "num_sanity_val_steps": 1}
+    silent = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    return L.Trainer(**(defaults | dict.fromkeys(silent, False) | options))
 
 
 def train(
@@ -167,11 +154,8 @@ def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> d
     trainer = make_trainer(**trainer_options)
     (scores,) = trainer.validate(model, datamodule=module, verbose=False)
     windows = module.val_windows
-    return scores | {
-        "n_targets": int(model._totals[1]),
-        "n_windows": len(windows),
-        "val_tokens": [windows.begin, windows.end],
-    }
+    counts = {"n_targets": int(model._totals[1]), "n_windows": len(windows)}
+    return scores | counts | {"val_tokens": [windows.begin, windows.end]}
 
 
 def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
@@ -189,7 +173,6 @@ def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
             steps = range(end - len(watch.seen), end)
             result = {
                 "seen": watch.seen,
-                "train_loss": watch.train_loss,
                 "batch_at": [[windows_of(data.batch_at(s, rank=r)[0]) for r in ranks] for s in steps],
                 "weights": sha256(b"".join(w.numpy().tobytes() for w in weights.values())).hexdigest(),
             }

@@ -6,6 +6,7 @@ import torch
 
 from lit_gptdata import EmbeddingStem, GPTDataModule, create_dataloader
 from tests.http_server import FileServer
+from tests.runs import opened
 
 INPUTS = [
     [171, 119, 123, 464],
@@ -21,12 +22,9 @@ INPUTS = [
 
 def test_download_tokens_windows_and_embeddings(book, tmp_path):
     with FileServer(book.read_bytes()) as server:
-        data = GPTDataModule(
-            corpus=server.url, max_length=4, stride=4, batch_size=8, shuffle=False,
-            val_fraction=0.0, data_dir=tmp_path,
-        )  # fmt: skip
-        data.prepare_data()
-        data.setup("fit")
+        lengths = {"max_length": 4, "stride": 4, "batch_size": 8}
+        data = GPTDataModule(server.url, **lengths, shuffle=False, val_fraction=0, data_dir=tmp_path)
+        opened(data)
     assert data.store.n_tokens == 106_361
     assert data.vocab_size == 50_257
     inputs, targets = next(iter(data.train_dataloader()))
@@ -52,9 +50,7 @@ def test_create_dataloader(book):
 
 
 def test_strip_gutenberg_removes_the_license(book, tmp_path):
-    data = GPTDataModule(book, strip_gutenberg=True, data_dir=tmp_path)
-    data.prepare_data()
-    data.setup()
+    data = opened(GPTDataModule(book, strip_gutenberg=True, data_dir=tmp_path))
     text = data.tokenizer.decode(data.store.tokens[:])
     assert text.startswith("Frankenstein;\n\nor, the Modern Prometheus")
     assert "Project Gutenberg" not in text

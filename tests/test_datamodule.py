@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -14,6 +15,9 @@ from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from tests.conftest import ListCorpus
+from tests.runs import make_trainer, opened
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "".join(f"Sentence number {i} of a long, long story. " for i in range(400))
 
@@ -26,30 +30,13 @@ def story(tmp_path):
 
 def ready(corpus, tmp_path, **options) -> GPTDataModule:
     options = {"max_length": 8, "stride": 8, "data_dir": tmp_path / "data"} | options
-    data = GPTDataModule(corpus, **options)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+    return opened(GPTDataModule(corpus, **options))
 
 
 def tiny_gpt(data: GPTDataModule) -> GPT:
     torch.manual_seed(0)
     stem = EmbeddingStem(data.vocab_size, max_length=8, embedding_dim=8)
     return GPT(stem, n_layers=1, n_heads=2)
-
-
-def trainer(**options) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))
-
-
-def test_batches_are_int64_inputs_and_targets(story, tmp_path):
-    data = ready(story, tmp_path, batch_size=4)
-    inputs, targets = next(iter(data.train_dataloader()))
-    assert inputs.shape == targets.shape == (4, 8)
-    assert inputs.dtype == targets.dtype == torch.int64
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert len(data.train_dataloader()) == len(data.train_windows) // 4
 
 
 def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path):
@@ -82,14 +69,9 @@ def test_empty_splits_give_empty_lists(story, tmp_path):
 def test_a_change_of_windows_tokenizes_nothing(story, tmp_path, monkeypatch):
     first = ready(story, tmp_path)
     monkeypatch.setattr(build, "_build", lambda *_, **__: pytest.fail("tokenized again"))
-    for options in (
-        {"max_length": 4},
-        {"stride": 3},
-        {"batch_size": 2},
-        {"val_fraction": 0.3},
-        {"seed": 9},
-    ):
-        assert ready(story, tmp_path, **options).store.fingerprint == first.store.fingerprint
+    changes = {"max_length": 4, "stride": 3, "batch_size": 2, "val_fraction": 0.3, "seed": 9}
+    for name, value in changes.items():
+        assert ready(story, tmp_path, **{name: value}).store.fingerprint == first.store.fingerprint
 
 
 def test_the_order_follows_the_seed(story, tmp_path):
@@ -103,11 +85,9 @@ def test_the_order_follows_the_seed(story, tmp_path):
 
 
 def test_a_trainer_fits_validates_tests_and_predicts(story, tmp_path):
-    data = GPTDataModule(
-        story, max_length=8, stride=8, val_fraction=0.1, test_fraction=0.1, data_dir=tmp_path / "data"
-    )
+    data = ready(story, tmp_path, test_fraction=0.1)
     model = tiny_gpt(data)
-    fitter = trainer(max_steps=3, log_every_n_steps=1)
+    fitter = make_trainer(max_steps=3, log_every_n_steps=1)
     fitter.fit(model, datamodule=data)
     (val,) = fitter.validate(model, datamodule=data, verbose=False)
     (test,) = fitter.test(model, datamodule=data, verbose=False)
@@ -122,7 +102,7 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
     texts = [TEXT, "ünï 語 " * 200]
     data = ready(ListCorpus(texts), tmp_path, val_fraction=0.1)
     model = tiny_gpt(data)
-    (val,) = trainer().validate(model, datamodule=data, verbose=False)
+    (val,) = make_trainer().validate(model, datamodule=data, verbose=False)
     begin, end = data._split.val
     scored = data.store.tokens[begin + 1 : end].tolist()
     n_bytes = len(data.tokenizer.decode(scored).replace("<|endoftext|>", "").encode())
@@ -132,12 +112,12 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
 
 
 def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path):
-    corpus = OmegaConf.create([str(story)])
-    data = GPTDataModule(list(corpus), max_length=8, stride=8, data_dir=tmp_path / "data")
+    corpus = list(OmegaConf.create([str(story)]))
+    data = GPTDataModule(corpus, max_length=8, stride=8, data_dir=tmp_path / "data")
     assert data.hparams["corpus"] == [str(story)]
     assert type(data.hparams["data_dir"]) is str
     model = tiny_gpt(data)
-    fitter = trainer(max_epochs=1, limit_train_batches=2)
+    fitter = make_trainer(max_epochs=1, limit_train_batches=2)
     fitter.fit(model, datamodule=data)
     path = tmp_path / "model.ckpt"
     fitter.save_checkpoint(path)
@@ -145,7 +125,7 @@ def test_hparams_are_plain_and_survive_a_weights_only_checkpoint(story, tmp_path
     assert checkpoint["datamodule_hyper_parameters"]["corpus"] == [str(story)]
     again = GPTDataModule.load_from_checkpoint(path)
     assert again.hparams == data.hparams
-    fitter = trainer(max_epochs=2, limit_train_batches=2)
+    fitter = make_trainer(max_epochs=2, limit_train_batches=2)
     fitter.fit(tiny_gpt(data), datamodule=data, ckpt_path=path, weights_only=True)
     assert fitter.global_step == 4
 
@@ -176,27 +156,17 @@ class Holder(L.LightningModule):
 
 def test_the_arguments_that_the_constructor_got_decide(story, tmp_path):
     options = {"corpus": story, "max_length": 8, "stride": 8, "data_dir": tmp_path / "data"}
-    data = BatchOfAllDevices(8, np.arange(2), **options)
-    data.prepare_data()
-    data.setup()
-    assert (
-        len(next(iter(data.train_dataloader()))[0]) == data.batch_size == data.hparams["batch_size"] == 4
-    )
+    data = opened(BatchOfAllDevices(8, np.arange(2), **options))
+    inputs, _ = next(iter(data.train_dataloader()))
+    assert len(inputs) == data.batch_size == data.hparams["batch_size"] == 4
     held = Holder(8, "frankenstein").data
     assert (held.hparams["batch_size"], held.hparams["corpus"]) == (4, "sample")
-
-
-def test_contiguous_is_no_longer_an_option():
-    with pytest.raises(TypeError, match="contiguous"):
-        GPTDataModule(contiguous=True)
 
 
 def test_it_prints_its_corpus_tokens_and_windows(story, tmp_path):
     data = GPTDataModule(story, max_length=8, stride=4, data_dir=tmp_path / "data")
     assert "not prepared yet" in str(data)
-    data.prepare_data()
-    data.setup()
-    printed = str(data)
+    printed = str(opened(data))
     assert "story.txt" in printed
     assert f"{data.store.n_tokens:,}" in printed
     assert data.store.fingerprint[:8] in printed
@@ -208,27 +178,23 @@ def test_setup_before_prepare_data_names_the_missing_call(story, tmp_path):
     data = GPTDataModule(story, data_dir=tmp_path / "data")
     with pytest.raises(RuntimeError, match=r"not tokenized yet under .*: call prepare_data\(\) first"):
         data.setup()
-    with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
-        _ = data.store
+    for use in (lambda: data.store, lambda: data.batch_at(0)):
+        with pytest.raises(RuntimeError, match=r"not open yet: call prepare_data\(\) and setup\(\)"):
+            use()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_length": 0}, "max_length=0 is too small"),
-        ({"stride": 0}, "stride=0 is too small"),
-        ({"batch_size": 0}, "batch_size=0 is too small"),
-        ({"special_tokens": "no"}, "unknown special_tokens 'no'"),
-        ({"encoding_errors": "no"}, "unknown encoding_errors 'no'"),
-        ({"build": "no"}, "unknown build 'no'"),
-    ],
-)
-def test_options_are_checked_when_constructed(options, message):
-    with pytest.raises(ValueError, match=message):
-        GPTDataModule(**options)
+@pytest.mark.parametrize("name", ["max_length", "stride", "batch_size"])
+def test_sizes_are_checked_when_constructed(name):
+    with pytest.raises(ValueError, match=f"{name}=0 is too small"):
+        GPTDataModule(**{name: 0})
 
 
-def test_the_constructor_writes_no_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("name", ["special_tokens", "encoding_errors", "build"])
+def test_choices_are_checked_when_constructed(name):
+    with pytest.raises(ValueError, match=f"unknown {name} 'no'"):
+        GPTDataModule(**{name: "no"})
+
+
+def test_the_constructor_writes_no_files():
     GPTDataModule()
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []

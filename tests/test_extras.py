@@ -22,33 +22,24 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Packages that an extra installs indirectly, and one that is a reference in tests.
 BY_OTHERS = {"joblib", "submitit", "transformers"}
-"""Packages that an extra installs indirectly, and one that is a reference in tests."""
-
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",  # threads slow down such small tensors
-}
+# Threads slow down such small tensors.
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def package(requirement: str) -> str:
-    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
-
-
-def is_needed(requirement: str) -> bool:
-    marker = Requirement(requirement).marker
-    return marker is None or marker.evaluate()
+    return Requirement(requirement).name.lower().replace("_", "-")
 
 
 def extras() -> dict[str, set[str]]:
     """Return each extra except dev, with the packages that only extras install on this Python."""
-    base = {package(requirement) for requirement in PROJECT["dependencies"]}
-    return {
-        name: {package(line) for line in requirements if is_needed(line)} - base
-        for name, requirements in PROJECT["optional-dependencies"].items()
-        if name != "dev"
-    }
+    base, found = set(map(package, PROJECT["dependencies"])), {}
+    for name, lines in PROJECT["optional-dependencies"].items():
+        if name != "dev":
+            markers = {line: Requirement(line).marker for line in lines}
+            found[name] = {package(line) for line, m in markers.items() if not m or m.evaluate()} - base
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +61,8 @@ def base_python(tmp_path_factory) -> Path:
 
 
 def run(*command: object, cwd: Path, timeout: float = 120) -> str:
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=cwd, capture_output=True, text=True, timeout=timeout,
-        env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
+    options = {"capture_output": True, "text": True, "timeout": timeout, "env": os.environ | ENVIRONMENT}
+    done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
     return done.stdout
 
@@ -104,8 +92,6 @@ def test_train_py_runs_to_its_end(base_python, tmp_path):
     (summary,) = tmp_path.glob("outputs/*/*/summary.txt")
     assert re.search(r"val loss +\d", summary.read_text())
 
-
-# Messages of missing extras ----------------------------------------------------------------------
 
 USES = {
     "fast": ["prepare('a.txt', engine='gigatoken')"],
@@ -171,12 +157,8 @@ def test_a_missing_extra_names_its_pip_command(outcomes, extra):
         assert f"pip install 'lit-gptdata[{extra}]'" in outcomes[use]
 
 
-# Tests that need no extra --------------------------------------------------------------------------
-
-NOT_RUN = {
-    "test_extras": "it would run itself",
-    "test_ranks": "it takes minutes, and imports nothing that one process does not import",
-}
+# It would run itself. test_ranks takes minutes and imports nothing that one process does not import.
+NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
     "test_build_ray", "test_hub", "test_lightning_cli", "test_publish", "test_remote_file",
     "test_remote_store",
@@ -187,10 +169,8 @@ NEED_AN_EXTRA = {
 def test_all_other_tests_pass_without_extras(base_python, tmp_path):
     files = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
     report, ignored = tmp_path / "report.xml", [f"--ignore={files[name]}" for name in NOT_RUN]
-    run(
-        base_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml",
-        f"--junitxml={report}", *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200,
-    )  # fmt: skip
+    options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--junitxml={report}")
+    run(base_python, "-m", "pytest", *options, *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200)
     reasons, passed = set(), set()
     for case in ET.parse(report).getroot().iter("testcase"):
         skipped = case.find("skipped")
@@ -202,4 +182,4 @@ def test_all_other_tests_pass_without_extras(base_python, tmp_path):
     modules = "|".join(package.replace("-", "_") for package in BY_OTHERS.union(*extras().values()))
     known = rf"could not import '(hydra_plugins\.)?({modules})\b|the book is missing: "
     assert [reason for reason in reasons if not re.search(known, reason)] == []
-    assert passed == set(files) - set(NOT_RUN) - NEED_AN_EXTRA
+    assert passed == set(files) - NOT_RUN - NEED_AN_EXTRA

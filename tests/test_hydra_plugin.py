@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gptdata import hydra_plugin
 from lit_gptdata.configs import conf_dir
 from lit_gptdata.hydra_plugin import GROUPS, LitGptdataConfigs
+from tests.training.run_train import compose_config
 
 ROOT = Path(__file__).parents[1]
 CONF = conf_dir()
@@ -37,9 +39,8 @@ def _plugin(monkeypatch):
     """Give Hydra this checkout's plugin, not an installed copy, and an empty store."""
     plugins = Plugins.instance()
     others = [c for c in plugins.discover(SearchPathPlugin) if c.__name__ != "LitGptdataConfigs"]
-    monkeypatch.setitem(
-        plugins.plugin_type_to_subclass_list, SearchPathPlugin, [*others, LitGptdataConfigs]
-    )
+    by_type = plugins.plugin_type_to_subclass_list
+    monkeypatch.setitem(by_type, SearchPathPlugin, [*others, LitGptdataConfigs])
     repo = {name: node for name, node in ConfigStore.instance().repo.items() if name != "lit_gptdata"}
     monkeypatch.setattr(ConfigStore.instance(), "repo", repo)
 
@@ -53,31 +54,22 @@ def compose_app(defaults: list, *overrides: str, **config) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def compose_train(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
-
-
 def unresolved(node) -> object:
     return OmegaConf.to_container(node, resolve=False)
 
 
 @pytest.mark.parametrize("choice", SHIPPED)
-def test_every_config_composes_as_in_train_py(choice):
+def test_every_config_composes_as_in_train_py_and_resolves(choice):
     group, name = choice.split("=")
-    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}])
+    default = {f"lit_gptdata/{group}@{group}": name}
+    cfg = compose_app([default])
     assert list(cfg) == [group]
-    assert unresolved(cfg[group]) == unresolved(compose_train(choice)[group])
+    assert unresolved(cfg[group]) == unresolved(compose_config(choice)[group])
     nested = compose_app([{f"lit_gptdata/{group}@outer.inner": name}])
     assert list(nested) == ["outer"]
     assert unresolved(nested.outer.inner) == unresolved(cfg[group])
 
-
-@pytest.mark.parametrize("choice", SHIPPED)
-def test_every_config_resolves(choice):
-    group, name = choice.split("=")
-    values = {} if group in ("data", "stem", "model") else APP_VALUES
-    cfg = compose_app([{f"lit_gptdata/{group}@{group}": name}], **values)
+    cfg = compose_app([default], **({} if group in ("data", "stem", "model") else APP_VALUES))
     missing = {f"{group}.corpus"} if name in ("files", "url", "options") else set()
     assert OmegaConf.missing_keys(cfg) == missing
     OmegaConf.resolve(cfg)
@@ -92,7 +84,7 @@ def test_the_sizes_that_fit_a_model_are_a_separate_choice(name):
     groups = {"data": "sample", "stem": "learned", "model": name}
     defaults = [{f"lit_gptdata/{group}@{group}": choice} for group, choice in groups.items()]
     cfg = compose_app([*defaults, {"lit_gptdata/sizes": name}])
-    expected = compose_train(f"model={name}")
+    expected = compose_config(f"model={name}")
     for group in groups:
         assert unresolved(cfg[group]) == unresolved(expected[group])
     assert cfg.stem.embedding_dim > 96 == compose_app(defaults).stem.embedding_dim
@@ -117,9 +109,8 @@ def test_a_config_stored_by_the_app_stays():
 def test_every_default_points_into_the_stored_groups():
     compose_app([])
     store = ConfigStore.instance()
-    names = [
-        f"lit_gptdata/{group}/{name}" for group in GROUPS for name in store.list(f"lit_gptdata/{group}")
-    ]
+    groups = [f"lit_gptdata/{group}" for group in GROUPS]
+    names = [f"{group}/{name}" for group in groups for name in store.list(group)]
     assert len(names) == len(SHIPPED)
     for name in names:
         for default in store.load(name).node.defaults:
@@ -127,10 +118,7 @@ def test_every_default_points_into_the_stored_groups():
 
 
 def test_without_the_conf_folder_the_plugin_warns_once_and_the_app_runs(monkeypatch):
-    def fail():
-        raise FileNotFoundError("no conf")
-
-    monkeypatch.setattr(hydra_plugin, "conf_dir", fail)
+    monkeypatch.setattr(hydra_plugin, "conf_dir", Mock(side_effect=FileNotFoundError("no conf")))
     monkeypatch.setattr(LitGptdataConfigs, "warned", False)
     with pytest.warns(UserWarning, match=r"configs lit_gptdata/… are not available: no conf"):
         assert compose_app([], x=1) == {"x": 1}
@@ -152,9 +140,8 @@ LitGptdataConfigs().manipulate_search_path(None)
 large = {"torch", "lightning", "numpy", "tiktoken"} & set(sys.modules)
 assert not large, large
 """
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT)})
 
 
 APP = """
@@ -178,9 +165,8 @@ main()
 
 def run(*command: object, cwd: Path) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=100, env=env
-    )
+    options = {"capture_output": True, "text": True, "timeout": 100, "env": env}
+    done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout
@@ -209,15 +195,9 @@ def test_another_app_finds_the_configs_of_an_install(how, tmp_path):
     home = tmp_path / "app"
     (home / "conf").mkdir(parents=True)
     (home / "app.py").write_text(APP)
-    (home / "conf" / "config.yaml").write_text(
-        "defaults:\n"
-        "  - lit_gptdata/data@data: frankenstein\n"
-        "  - lit_gptdata/stem@stem: learned\n"
-        "  - lit_gptdata/model@model: micro\n"
-        "  - _self_\n"
-        "data:\n"
-        "  max_length: 128\n"
-    )
+    choices = {"data": "frankenstein", "stem": "learned", "model": "micro"}
+    defaults = [*({f"lit_gptdata/{group}@{group}": name} for group, name in choices.items()), "_self_"]
+    OmegaConf.save({"defaults": defaults, "data": {"max_length": 128}}, home / "conf" / "config.yaml")
     result = json.loads(run(python, "app.py", "data.stride=128", cwd=home))
     data, stem, model = (result["cfg"][name] for name in ("data", "stem", "model"))
     assert (data["_target_"], data["corpus"]) == ("lit_gptdata.GPTDataModule", "frankenstein")

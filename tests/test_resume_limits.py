@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiktoken.registry
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lit_gptdata import GPTDataModule, Tokenizer
@@ -24,12 +25,14 @@ from tests.runs import (
     make_data,
     make_model,
     make_trainer,
+    opened,
     train,
     windows_of,
     write_text,
 )
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),  # the first run saved there
     pytest.mark.filterwarnings("ignore:The dirpath has changed.*"),  # some tests copy the run's folder
 ]
@@ -63,12 +66,6 @@ def assert_resumes(run: Run, ckpt: Path, **options) -> None:
     assert all(torch.equal(weights[name], weight) for name, weight in run.weights.items())
 
 
-def opened(data: GPTDataModule) -> GPTDataModule:
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 def load(path) -> GPTDataModule:
     return opened(GPTDataModule.load_from_checkpoint(path, weights_only=True))
 
@@ -92,8 +89,8 @@ def batches_at(data: GPTDataModule, steps) -> list[list[int]]:
 def test_a_change_of_windows_is_refused_by_name_with_both_values(run, options, message, monkeypatch):
     if "tokenizer" in options:  # offline, the same vocabulary under another name
         gpt2 = Tokenizer("gpt2").encoding
-        parts = ("_pat_str", "_mergeable_ranks", "_special_tokens")
-        other = tiktoken.Encoding("r50k_base", **{name[1:]: getattr(gpt2, name) for name in parts})
+        parts = ("pat_str", "mergeable_ranks", "special_tokens")
+        other = tiktoken.Encoding("r50k_base", **{name: getattr(gpt2, f"_{name}") for name in parts})
         monkeypatch.setitem(tiktoken.registry.ENCODINGS, "r50k_base", other)
     with pytest.raises(ValueError, match=message) as error:
         train(run.folder, data=options, save=SAVE, ckpt_path=run.folder / "step=10.ckpt", max_epochs=2)
@@ -103,10 +100,9 @@ def test_a_change_of_windows_is_refused_by_name_with_both_values(run, options, m
 def test_another_text_is_refused(run, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(write_text(run.folder).read_text().replace(" ", "  "))
+    data, ckpt = {"corpus": str(other)}, run.folder / "step=10.ckpt"
     with pytest.raises(ValueError, match=f"corpus was '.*words.txt', now '{other}'"):
-        train(
-            run.folder, data={"corpus": str(other)}, ckpt_path=run.folder / "step=10.ckpt", max_steps=99
-        )
+        train(run.folder, data=data, ckpt_path=ckpt, max_steps=99)
 
 
 def test_a_text_that_changed_in_place_is_refused(run, tmp_path):
@@ -141,11 +137,9 @@ def test_a_checkpoint_holds_plain_values_and_tensors(run):
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")
 def test_a_checkpoint_can_be_validated_on_other_data(run):
-    data, model = make_data(run.folder, max_length=4, val_fraction=0.3), make_model()
-    trainer = make_trainer(logger=False)
-    (scores,) = trainer.validate(
-        model, datamodule=data, ckpt_path=run.folder / "step=10.ckpt", verbose=False, weights_only=True
-    )
+    data = make_data(run.folder, max_length=4, val_fraction=0.3)
+    options = {"ckpt_path": run.folder / "step=10.ckpt", "weights_only": True, "verbose": False}
+    (scores,) = make_trainer().validate(make_model(), datamodule=data, **options)
     assert scores["val_loss"] > 0
 
 
@@ -306,14 +300,9 @@ def test_batch_at_counts_within_an_epoch(run):
     ],
 )
 def test_batch_at_refuses_steps_and_ranks_that_do_not_exist(run, arguments, message):
-    data = opened(make_data(run[0]))
+    data = opened(make_data(run.folder))
     with pytest.raises(ValueError, match=message):
         data.batch_at(**arguments)
-
-
-def test_batch_at_before_setup():
-    with pytest.raises(RuntimeError, match="call prepare_data"):
-        GPTDataModule().batch_at(0)
 
 
 # Random numbers -----------------------------------------------------------------------------------
@@ -335,7 +324,7 @@ def test_random_states_are_restored_for_every_global_generator():
 
 
 def test_loading_batches_draws_from_no_global_generator(run):
-    data = opened(make_data(run[0]))
+    data = opened(make_data(run.folder))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -348,7 +337,7 @@ def test_a_custom_model_with_manual_optimization_resumes(run, tmp_path):
     class Custom(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.table = nn.Embedding(50257, 1)
+            self.table = nn.Embedding(50257, 1, _weight=torch.zeros(50257, 1))
             self.automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
@@ -368,13 +357,10 @@ def test_a_custom_model_with_manual_optimization_resumes(run, tmp_path):
     def fit(ckpt_path=None) -> torch.Tensor:
         L.seed_everything(1 if ckpt_path else 0, verbose=False)
         model = Custom()
-        torch.nn.init.zeros_(model.table.weight)
-        saves = L.pytorch.callbacks.ModelCheckpoint(
-            dirpath=tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1
-        )
+        saves = ModelCheckpoint(tmp_path, save_top_k=-1, **SAVE)
         trainer = make_trainer(max_epochs=2, callbacks=[saves], enable_checkpointing=True)
-        trainer.fit(model, datamodule=make_data(run[0]), ckpt_path=ckpt_path, weights_only=True)
-        return model.table.weight.detach().clone()
+        trainer.fit(model, datamodule=make_data(run.folder), ckpt_path=ckpt_path, weights_only=True)
+        return model.table.weight.detach()
 
     weights = fit()
     assert torch.equal(fit(tmp_path / "step=30.ckpt"), weights)

@@ -46,12 +46,10 @@ def edit_tensors(folder, change):
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_from_gpt2_computes_the_logits_of_transformers(reference, tmp_path, prefix):
+    names: list[str] = []
     (reference if prefix else reference.transformer).save_pretrained(tmp_path)
-
-    def check_names(tensors):
-        assert all(name.startswith(f"{prefix}{name[len(prefix)]}") for name in tensors)
-
-    edit_tensors(tmp_path, check_names)
+    edit_tensors(tmp_path, lambda tensors: names.extend(tensors))
+    assert all(name.startswith("transformer.") == bool(prefix) for name in names)
     ids = torch.randint(61, (3, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = reference(ids).logits

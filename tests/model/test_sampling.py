@@ -80,6 +80,6 @@ def test_generate_turns_dropout_off_and_restores_all_modes():
     ],
 )
 def test_generate_rejects_bad_arguments(options, message):
-    arguments = {"ids": torch.zeros(1, 1, dtype=torch.int64), "max_new_tokens": 1, **options}
+    arguments = {"ids": torch.zeros(1, 1, dtype=torch.int64), "max_new_tokens": 1} | options
     with pytest.raises(ValueError, match=message):
         make_gpt().generate(**arguments)

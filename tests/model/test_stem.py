@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -8,12 +9,12 @@ from torch import nn
 from lit_gptdata.model.stem import EmbeddingStem, sinusoids
 
 V, MAX_LENGTH, D = 23, 8, 6
+SIZES = {"vocab_size": V, "max_length": MAX_LENGTH, "embedding_dim": D}
 POSITIONS = ("learned", "sinusoidal", "none")
 
 
 def make_stem(position: str = "learned", **changes) -> EmbeddingStem:
-    arguments = {"vocab_size": V, "max_length": MAX_LENGTH, "embedding_dim": D, **changes}
-    return EmbeddingStem(**arguments, position=position)
+    return EmbeddingStem(**(SIZES | changes), position=position)
 
 
 def random_ids(batch: int = 3, tokens: int = MAX_LENGTH) -> torch.Tensor:
@@ -27,19 +28,15 @@ def position_rows(stem: EmbeddingStem) -> torch.Tensor:
     return stem.sinusoids if stem.position == "sinusoidal" else torch.zeros(MAX_LENGTH, D)
 
 
-# Values ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("tokens", [0, 1, 5, MAX_LENGTH])
 def test_output_is_token_rows_plus_position_rows(position, tokens):
     stem = make_stem(position)
     ids = random_ids(tokens=tokens)
-    expected = torch.empty(3, tokens, D)
-    for b in range(3):
-        for t in range(tokens):
-            expected[b, t] = stem.token_embedding.weight[ids[b, t]] + position_rows(stem)[t]
-    assert torch.equal(stem(ids), expected)
+    output = stem(ids)
+    assert output.shape == (3, tokens, D)
+    for b, t in itertools.product(range(3), range(tokens)):
+        assert torch.equal(output[b, t], stem.token_embedding.weight[ids[b, t]] + position_rows(stem)[t])
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -121,14 +118,10 @@ def test_dropout_acts_only_during_training():
 def test_sinusoids_follow_the_paper(width):
     table = sinusoids(9, width)
     assert table.shape == (9, width)
-    for p in range(9):
-        for column in range(width):
-            angle = p / 10000 ** (2 * (column // 2) / width)
-            value = math.cos(angle) if column % 2 else math.sin(angle)
-            assert table[p, column].item() == pytest.approx(value, abs=1e-6)
-
-
-# What is saved and printed ---------------------------------------------------------------------
+    for p, column in itertools.product(range(9), range(width)):
+        angle = p / 10000 ** (2 * (column // 2) / width)
+        value = math.cos(angle) if column % 2 else math.sin(angle)
+        assert table[p, column].item() == pytest.approx(value, abs=1e-6)
 
 
 def test_only_learned_tables_are_parameters_and_saved():
@@ -142,13 +135,7 @@ def test_only_learned_tables_are_parameters_and_saved():
 
 def test_hparams_are_plain_values_also_for_numpy_arguments():
     stem = EmbeddingStem(np.int64(V), np.int32(MAX_LENGTH), D, "none", np.float64(0.5))
-    assert dict(stem.hparams) == {
-        "vocab_size": V,
-        "max_length": MAX_LENGTH,
-        "embedding_dim": D,
-        "position": "none",
-        "dropout": 0.5,
-    }
+    assert dict(stem.hparams) == SIZES | {"position": "none", "dropout": 0.5}
     assert {type(value) for value in stem.hparams.values()} == {int, str, float}
 
 
@@ -158,25 +145,18 @@ def test_repr_shows_the_sizes():
     assert "Embedding(23, 6)" in text
 
 
-# Bad arguments ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["vocab_size", "max_length", "embedding_dim"])
-@pytest.mark.parametrize("value", [0, -3, 2.5, "8", None])
-def test_sizes_below_one_are_rejected(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an integer ≥ 1, got {value!r}"):
-        make_stem(**{name: value})
-
-
-def test_an_unknown_position_is_rejected():
-    with pytest.raises(ValueError, match="one of 'learned', 'sinusoidal', 'none', got 'rotary'"):
-        make_stem("rotary")
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1, 1.0, 7, float("nan")])
-def test_dropout_out_of_range_is_rejected(dropout):
-    with pytest.raises(ValueError, match=rf"dropout must be a number in \[0, 1\), got {dropout!r}"):
-        make_stem(dropout=dropout)
+@pytest.mark.parametrize(
+    ("name", "values", "allowed"),
+    [
+        *((name, [0, -3, 2.5, "8", None], "an integer ≥ 1") for name in SIZES),
+        ("position", ["rotary"], "one of 'learned', 'sinusoidal', 'none'"),
+        ("dropout", [-0.1, 1, 1.0, 7, math.nan], r"a number in \[0, 1\)"),
+    ],
+)
+def test_options_out_of_range_are_rejected(name, values, allowed):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"{name} must be {allowed}, got {value!r}"):
+            EmbeddingStem(**(SIZES | {name: value}))
 
 
 @pytest.mark.parametrize("position", POSITIONS)

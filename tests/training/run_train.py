@@ -19,22 +19,11 @@ CONF = ROOT / "conf"
 STORY = "It was on a dreary night of November. " * 300
 
 
-def run_train(
-    *arguments: str,
-    cwd: Path,
-    expect: int = 0,
-    launcher: tuple[str, ...] = (),
-    env: dict[str, str] | None = None,
-) -> str:
+def run_train(*arguments: str, cwd: Path, expect: int = 0, launcher=(), env=None) -> str:
     """Run train.py in a separate process that exits with status `expect`; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "train.py", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, *launcher, ROOT / "train.py", *arguments]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 
 from lit_gptdata.training.budget import TokenBudget, count_steps
 from lit_gptdata.windows.steps import Steps
-from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer
+from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer, opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def simulate_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
     """Count optimizer steps one by one, like Lightning: the last step of an epoch may be shorter."""
-    sizes = [
-        min(begin + steps.width, steps.n) - begin
-        for begin in range(0, batches_per_epoch * steps.width, steps.width)
-    ]
+    begins = range(0, batches_per_epoch * steps.width, steps.width)
+    sizes = [min(begin + steps.width, steps.n) - begin for begin in begins]
     seen = n_steps = 0
     while True:
         for first in range(0, batches_per_epoch, accumulate):
@@ -56,7 +54,7 @@ class CountTokens(L.Callback):
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (8, 1), (2, 3), (16, 2)])
 def test_every_batch_size_trains_on_the_same_tokens(tmp_path, batch_size, accumulate, drop_last):
-    max_tokens = 1280 * LENGTH  # more than a dozen epochs
+    max_tokens = 450 * LENGTH  # more than four epochs
     data = make_data(tmp_path, batch_size=batch_size, drop_last=drop_last)
     budget, counter = TokenBudget(max_tokens), CountTokens()
     callbacks: list[L.Callback] = [budget, counter]
@@ -117,20 +115,14 @@ def test_max_steps_of_the_trainer_overrides_the_budget(tmp_path):
     assert trainer.global_step == 3
 
 
-def make_loaders(folder):
-    data = make_data(folder)
-    data.prepare_data()
-    data.setup()
-    return data.train_dataloader(), data.val_dataloader()
-
-
 def test_without_limits_it_only_counts_tokens(tmp_path):
     budget = TokenBudget()
     trainer = make_trainer(max_steps=7, callbacks=budget)
     trainer.fit(make_model(), datamodule=make_data(tmp_path))
     assert (trainer.global_step, budget.tokens) == (7, 7 * 4 * LENGTH)
     trainer = make_trainer(max_epochs=1, callbacks=TokenBudget())
-    trainer.fit(make_model(), *make_loaders(tmp_path))
+    loader = opened(make_data(tmp_path)).train_dataloader()
+    trainer.fit(make_model(), loader, loader)
     assert trainer.global_step == EPOCH_BATCHES
 
 
@@ -142,6 +134,7 @@ def test_budgets_that_cannot_work_are_rejected(tmp_path):
     trainer = make_trainer(max_epochs=-1, callbacks=TokenBudget(4 * LENGTH - 1))
     with pytest.raises(ValueError, match=r"at least one optimizer step of 32 tokens .* got 31: raise"):
         trainer.fit(make_model(), datamodule=make_data(tmp_path))
+    loader = opened(make_data(tmp_path)).train_dataloader()
     trainer = make_trainer(max_epochs=-1, callbacks=TokenBudget(1000))
     with pytest.raises(TypeError, match=r"the Trainer has None: fit with datamodule=GPTDataModule"):
-        trainer.fit(make_model(), *make_loaders(tmp_path))
+        trainer.fit(make_model(), loader, loader)

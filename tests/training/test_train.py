@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import re
 import signal
@@ -28,11 +29,14 @@ from tests.training.run_train import (
     run_train_here,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = ["debug=fast", "hydra.run.dir=run"]
 
 
-def test_a_run_saves_its_results_and_is_repeatable(tmp_path):
-    printed = run_train("debug=fast", "hydra.run.dir=one", "data.test_fraction=0.1", cwd=tmp_path)
+def test_a_run_saves_its_results_and_is_repeatable(tmp_path, monkeypatch, capsys):
+    options = ("debug=fast", "data.test_fraction=0.1", "threads=1")
+    printed = run_train(*options, "hydra.run.dir=one", cwd=tmp_path)
     run = tmp_path / "one"
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "loss.png", "summary.txt"} <= names
@@ -55,54 +59,46 @@ def test_a_run_saves_its_results_and_is_repeatable(tmp_path):
         assert "=" not in path.name
         assert GPT.load_from_checkpoint(path).stem.embedding_dim == 16
 
-    run_train("debug=fast", "hydra.run.dir=two", "data.test_fraction=0.1", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loss = run_train_here(*options, "output_dir=two")
+    assert type(loss) is float
+    assert re.search(rf"^val loss +{loss:.4f} ", capsys.readouterr().out, re.MULTILINE)
     repeated = read_metrics(tmp_path / "two")
     for name in ("train_loss", "val_loss", "test_loss"):
         assert [row.get(name) for row in repeated] == [row.get(name) for row in rows]
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns if the val split is empty
-def test_main_returns_the_loss_of_its_summary(tmp_path, capsys):
-    for overrides, name in ([], "val loss"), (["data.val_fraction=0"], "train loss"):
-        loss = run_train_here("debug=fast", f"output_dir={tmp_path}", *overrides)
-        assert type(loss) is float
-        assert re.search(rf"^{name} +{loss:.4f} ", capsys.readouterr().out, re.MULTILINE)
-    assert "val loss" not in (tmp_path / "summary.txt").read_text()
+def test_without_a_val_split_main_returns_the_train_loss(capsys):
+    Path("story.txt").write_text(STORY)
+    options = ("data.corpus=story.txt", "data.val_fraction=0", "threads=1", "output_dir=run")
+    loss = run_train_here("debug=fast", *options)
+    assert type(loss) is float
+    assert re.search(rf"^train loss +{loss:.4f} ", capsys.readouterr().out, re.MULTILINE)
+    assert "val loss" not in Path("run/summary.txt").read_text()
 
 
 @pytest.mark.heavy
 def test_train_on_a_url_a_glob_and_a_list_of_files(tmp_path, book):
     with FileServer(book.read_bytes()) as server:
-        printed = run_train(
-            *FAST, "data=url", f"data.corpus={server.url}", "data.val_fraction=0.05", cwd=tmp_path
-        )
-    assert "106,361" in printed
+        url = f"data.corpus={server.url}"
+        assert "106,361" in run_train(*FAST, "data=url", url, cwd=tmp_path)
     (tmp_path / "books").mkdir()
     for name in ("a.txt", "b.txt"):
-        (tmp_path / "books" / name).write_text("It was on a dreary night of November. " * 200)
-    printed = run_train(*FAST, "data=files", "data.corpus=books/*.txt", cwd=tmp_path)
-    assert "2 documents" in printed
-    printed = run_train(*FAST, "data=files", "data.corpus=[books/a.txt,books/b.txt]", cwd=tmp_path)
-    assert "2 documents" in printed
-
-
-@pytest.mark.heavy
-def test_it_resumes_from_a_checkpoint(tmp_path):
-    run_train("debug=fast", "hydra.run.dir=one", cwd=tmp_path)
-    resume = ("ckpt_path=one/checkpoints/last.ckpt", "trainer.max_steps=6", "hydra.run.dir=two")
-    run_train("debug=fast", *resume, cwd=tmp_path)
-    steps = list(column(tmp_path / "two", "train_loss"))
-    assert steps == [4, 5]
+        (tmp_path / "books" / name).write_text(STORY)
+    for corpus in ("books/*.txt", "[books/a.txt,books/b.txt]"):
+        printed = run_train(*FAST, "data=files", f"data.corpus={corpus}", cwd=tmp_path)
+        assert "2 documents" in printed
 
 
 @pytest.mark.heavy
 def test_a_mistake_ends_with_a_message_and_status_1(tmp_path):
-    printed = run_train(*FAST, "data=files", "data.corpus=books/*.txt", cwd=tmp_path, expect=1)
-    assert "no file matches 'books/*.txt'" in printed
-    printed = run_train(*FAST, "data=files", cwd=tmp_path, expect=1)
-    assert "Missing mandatory value: data.corpus" in printed
-    printed = run_train(*FAST, "data.stride=0", cwd=tmp_path, expect=1)
-    assert "stride=0" in printed
+    for overrides, message in (
+        (["data=files", "data.corpus=books/*.txt"], "no file matches 'books/*.txt'"),
+        (["data=files"], "Missing mandatory value: data.corpus"),
+        (["data.stride=0"], "stride=0"),
+    ):
+        assert message in run_train(*FAST, *overrides, cwd=tmp_path, expect=1)
 
 
 @pytest.mark.heavy
@@ -113,33 +109,34 @@ def test_without_network_the_error_suggests_the_sample(tmp_path, monkeypatch):
     assert not list((tmp_path / "data" / "downloads").glob("*.txt"))
 
 
-GROUPS = sorted(
-    f"{'+' if path.parent.name == 'sweep' else ''}{path.parent.relative_to(CONF)}={path.stem}"
-    for path in CONF.rglob("*.yaml")
-    if path.parent != CONF
-)
-# Overrides for what a test cannot use: the network (a file replaces it), a GPU (the CPU replaces it)
-# and the width of the larger models.
+# Configs that change others or need an extra. tests/training/test_ranks.py runs several processes.
+ALONE = ["+sweep=optuna", "debug=fast", "experiment=course"]
+SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]
+
+
+def choices_of(group: Path) -> list[str]:
+    sign = "+" if group.name == "sweep" else ""
+    choices = [f"{sign}{group.name}={path.stem}" for path in sorted(group.glob("*.yaml"))]
+    return [choice for choice in choices if choice not in ALONE + SEVERAL_PROCESSES]
+
+
+COMBINED = itertools.zip_longest(*map(choices_of, sorted(CONF.glob("*/"))))
+# Overrides for what a test cannot use: a GPU (the CPU replaces it) and the width of the larger models.
 REPLACEMENTS = {
-    "data=": ["data.corpus=story.txt"],
-    "experiment=": ["data.corpus=story.txt"],
     "trainer=gpu": ["trainer.accelerator=cpu", "trainer.precision=bf16-true"],
     "model=": ["stem.embedding_dim=12", "model.n_heads=2", "data.max_length=16", "data.stride=16"],
 }
-SEVERAL_PROCESSES = {"trainer=ddp", "trainer=fsdp"}  # tests/training/test_ranks.py runs them
 
 
-@pytest.mark.parametrize("choice", sorted({*GROUPS} - SEVERAL_PROCESSES))
-def test_each_config_runs_one_step(choice, tmp_path, monkeypatch):
-    if choice == "+sweep=optuna":
+@pytest.mark.parametrize("choices", [*ALONE, *(" ".join(filter(None, row)) for row in COMBINED)])
+def test_each_config_runs_one_step(choices):
+    if choices == "+sweep=optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    monkeypatch.chdir(tmp_path)
     Path("story.txt").write_text(STORY)
     small = ["trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.val_check_interval=1"]
-    small += ["data.corpus=story.txt", "data.batch_size=2", f"output_dir={tmp_path}/run"]
-    for group, overrides in REPLACEMENTS.items():
-        small += overrides if choice.startswith(group) else []
-    cfg = compose_config(choice, *small)
+    small += ["data.corpus=story.txt", "data.batch_size=2", "output_dir=run"]
+    small += [x for group, overrides in REPLACEMENTS.items() if group in choices for x in overrides]
+    cfg = compose_config(*choices.split(), *small)
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, stem=instantiate(cfg.stem, vocab_size=data.vocab_size))
     callbacks, loggers = (list(instantiate(node).values()) for node in (cfg.callbacks, cfg.logger))
@@ -162,10 +159,9 @@ def test_a_preempted_run_resumes_exactly(tmp_path):
         "trainer.limit_val_batches=2", "trainer.log_every_n_steps=1",
     )  # fmt: skip
     run_train(*small, "hydra.run.dir=uninterrupted", cwd=tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *small, "hydra.run.dir=first"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    command = [sys.executable, ROOT / "train.py", *small, "hydra.run.dir=first"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes)
     while not (tmp_path / "first" / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)

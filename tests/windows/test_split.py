@@ -13,6 +13,7 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from lit_gptdata.windows.split import split_tokens
 from tests.conftest import ListCorpus
+from tests.runs import opened
 from tests.tokens.test_tokenizer import wide_encoding
 
 GPT2 = Tokenizer("gpt2")
@@ -24,10 +25,7 @@ def store_of(texts, tmp_path, tokenizer=GPT2):
 
 
 def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
-    data = GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options)
-    data.prepare_data()
-    data.setup()
-    return data
+    return opened(GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options))
 
 
 @settings(deadline=None, max_examples=30)
@@ -41,13 +39,10 @@ def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
 def test_no_token_of_val_or_test_is_in_a_train_window(
     tmp_path_factory, texts, val, test, max_length, stride
 ):
-    texts = [*texts, PARAGRAPH * 50]
-    data = module_over(
-        texts, tmp_path_factory.mktemp("s"), val_fraction=val, test_fraction=test,
-        max_length=max_length, stride=stride,
-    )  # fmt: skip
+    texts, folder = [*texts, PARAGRAPH * 50], tmp_path_factory.mktemp("s")
+    lengths = {"max_length": max_length, "stride": stride}
+    data = module_over(texts, folder, val_fraction=val, test_fraction=test, **lengths)
     split, n = data._split, data.store.n_tokens
-    assert split is not None
     assert split.train[0] == 0
     assert split.train[1] == split.val[0] <= split.val[1] == split.test[0] <= split.test[1] == n
     spans = data.train_windows.spans
@@ -56,7 +51,7 @@ def test_no_token_of_val_or_test_is_in_a_train_window(
     for name, windows in (("val", data.val_windows), ("test", data.test_windows)):
         begin, end = getattr(split, name)
         length = end - begin
-        assert len(windows) == (max(0, -(-(length - 1) // max_length)))
+        assert len(windows) == max(0, -(-(length - 1) // max_length))
         scored = [t for i in range(len(windows)) for t in windows[i][1].tolist()]
         scored = [t for t in scored if t != IGNORE_INDEX]
         assert scored == data.store.tokens[begin + 1 : end].tolist() if length else not scored

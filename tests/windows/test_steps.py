@@ -26,19 +26,12 @@ any_steps = st.builds(
 def starts(steps: Steps, index: int = 0) -> list[int]:
     """Where the steps of an epoch start, from position `index` on."""
     least = {"drop": steps.width, "share": steps.world_size, "pad": 1}[steps.tail]
-    found = []
-    while steps.n - index >= least:
-        found.append(index)
-        index += steps.width
-    return found
+    return list(range(index, steps.n - least + 1, steps.width))
 
 
 def slices(steps: Steps, index: int) -> list[list[int]]:
     """The positions of each rank in the step that starts at position `index`."""
     return [list(range(*steps.rank_slice(index, rank))) for rank in range(steps.world_size)]
-
-
-# An epoch -------------------------------------------------------------------------------------
 
 
 @given(any_steps, st.integers(0, 130))
@@ -54,15 +47,14 @@ def test_steps_done_and_remaining_make_an_epoch(steps, index):
 def test_the_ranks_of_a_step_have_consecutive_positions(steps, start):
     for index in starts(steps, start):
         ranks = slices(steps, index)
-        positions = [*itertools.chain(*ranks)]
+        positions = list(itertools.chain(*ranks))
         assert positions == list(range(index, index + len(positions)))
-        assert all(
-            1 <= len(rank) <= steps.batch_size for rank in ranks
-        )  # so all have the same number of steps
+        sizes = {len(rank) for rank in ranks}
+        assert 1 <= min(sizes) <= max(sizes) <= steps.batch_size  # all have the same number of steps
         if steps.tail != "share" or steps.n - index >= steps.width:
-            assert len({len(rank) for rank in ranks}) == 1
+            assert len(sizes) == 1
         else:
-            assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+            assert max(sizes) - min(sizes) <= 1
 
 
 @given(any_steps, st.integers(0, 130))
@@ -74,12 +66,12 @@ def test_an_epoch_takes_every_position_once_except_for_its_tail(steps, start):
     if steps.tail == "pad":
         assert left_out == 0
         assert len(taken) - len(real) < steps.world_size
+        return
+    assert taken == real
+    if steps.tail == "drop":
+        assert left_out == max(0, steps.n - start) % steps.width
     else:
-        assert taken == real
-        if steps.tail == "drop":
-            assert left_out == max(0, steps.n - start) % steps.width
-        else:
-            assert left_out < steps.world_size
+        assert left_out < steps.world_size
 
 
 @given(any_steps.filter(lambda steps: steps.tail == "drop"))
@@ -87,7 +79,7 @@ def test_many_ranks_see_what_one_rank_sees_with_an_equally_wide_batch(steps):
     one = replace(steps, batch_size=steps.width, world_size=1)
     assert starts(steps) == starts(one)
     for index in starts(one):
-        assert [*itertools.chain(*slices(steps, index))] == slices(one, index)[0]
+        assert list(itertools.chain(*slices(steps, index))) == slices(one, index)[0]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +90,6 @@ def test_the_tail_of_eleven_windows(tail, last):
     steps = Steps(n=11, batch_size=2, world_size=2, tail=tail)
     assert steps.remaining() == (2 if tail == "drop" else 3)
     assert slices(steps, starts(steps)[-1]) == last
-
-
-# Run segments -----------------------------------------------------------------------------------
 
 
 def walk(segment: RunSegment, n_batches: int) -> list[tuple[int, int, int]]:
@@ -144,9 +133,6 @@ def test_a_segment_survives_as_json(segment):
     assert RunSegment.from_dict(json.loads(json.dumps(values)), segment.steps.n) == segment
 
 
-# Runs of several segments -----------------------------------------------------------------------
-
-
 def run_of(n: int, tail: str, parts: list[tuple[int, int, int, int]]):
     """Segments as resuming makes them, and (steps, epoch, step of the epoch, index) of every batch.
 
@@ -167,9 +153,8 @@ def run_of(n: int, tail: str, parts: list[tuple[int, int, int, int]]):
             *taken, (epoch, _, index) = walk(segment, n_batches + 1)
             walked += [(steps, *at) for at in taken]
     segment, steps = segments[-1], segments[-1].steps
-    walked[segment.batch :] = [
-        (steps, *at) for at in walk(segment, len(walked) - segment.batch + 2 * segment.limit)
-    ]
+    n_batches = len(walked) - segment.batch + 2 * segment.limit
+    walked[segment.batch :] = [(steps, *at) for at in walk(segment, n_batches)]
     return segments, walked
 
 
@@ -221,10 +206,8 @@ def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
 def test_of_two_steps_with_the_same_number_the_later_is_found():
     # 6 steps of 4 windows, then one of 16: it is step 1 of 2 wide ones, although 6 steps were done
     narrow, wide = Steps(n=40, batch_size=4), Steps(n=40, batch_size=16)
-    segments = [
-        RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10),
-        RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2),
-    ]
+    first = RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10)
+    segments = [first, RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2)]
     assert find_batch(segments, 0, epoch=0) == (narrow, Position(0, 0))
     assert find_batch(segments, 5) == (narrow, Position(0, 20))
     assert find_batch(segments, 6) == find_batch(segments, 1, epoch=0) == (wide, Position(0, 24))
@@ -234,9 +217,8 @@ def test_of_two_steps_with_the_same_number_the_later_is_found():
 SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=4)
 
 
-@pytest.mark.parametrize(
-    ("batch", "epoch", "message"),
-    [
+def test_steps_that_do_not_exist_are_refused():
+    for batch, epoch, message in (
         (6, None, "^step=6 does not exist: the run starts with step 7, in epoch 2"),
         (-1, None, "^step=-1 does not exist"),
         (0, 1, "^step=0 of epoch 1 does not exist"),
@@ -244,11 +226,9 @@ SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size
         (4, 9, "^step=4 of epoch 9 does not exist"),
         (-1, 3, "^step=-1 of epoch 3 does not exist"),
         (1, 2, "^step=1 of epoch 2 does not exist"),
-    ],
-)
-def test_steps_that_do_not_exist_are_refused(batch, epoch, message):
-    with pytest.raises(ValueError, match=message):
-        find_batch([SEGMENT], batch, epoch)
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_batch([SEGMENT], batch, epoch)
 
 
 def test_a_run_without_steps_has_no_batch():
