@@ -59,7 +59,7 @@ class RemoteNotFoundError(RemoteError, FileNotFoundError):
 
 
 class RemotePermissionError(RemoteError, PermissionError):
-    """A URL needs other credentials than those found, if any were found."""
+    """Access to a URL was denied: credentials are missing or do not grant it."""
 
 
 def is_url(name: object) -> bool:

@@ -46,7 +46,7 @@ class GPTDataModule(L.LightningDataModule):
     """Turns text into batches for GPT training: (inputs, targets), int64 (batch_size, max_length).
 
     Targets are the inputs one token later. Windows are views of a store of tokens, so other windows,
-    batches or splits tokenize nothing again. Raises ValueError, TypeError for an option out of range.
+    batches or splits need no new tokenizing. Raises ValueError, TypeError for an option out of range.
 
     Args:
         Which text:
@@ -79,7 +79,7 @@ class GPTDataModule(L.LightningDataModule):
         build_workers: processes or tasks at a time; None: one per core
         ray_address: of the cluster, as in `ray.init`; None: of RAY_ADDRESS or `ray start`, else a local
             cluster during the build; a program that is already connected keeps its connection
-        cache_gb: limit of data_dir/cache in 10^9 bytes, without evicted shards in use; None: no limit
+        cache_gb: maximum size of data_dir/cache in 10^9 bytes; None: no limit
     """
 
     def __init__(

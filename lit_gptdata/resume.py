@@ -60,7 +60,7 @@ class Resume(L.Callback):
         self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
 
     def follow(self, sampler: WindowSampler) -> None:
-        """Start a sampler where this process starts, now and whenever a checkpoint is loaded later."""
+        """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
         self._sampler = sampler
         if self._current is not None:
             sampler.start_at(self._current.start)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> None:
-    """Declare the argument `overrides`. `other_words` explains words that are not overrides."""
+    """Declare the argument `overrides`. `other_words`: help text on other words."""
     help_text = f"{other_words}Hydra overrides, such as data.max_length=128"
     parser.add_argument("overrides", nargs="*", metavar="override", help=help_text)
 

@@ -67,7 +67,7 @@ def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
 
 
 def colored(texts: Sequence[str]) -> str:
-    """Put the texts on alternating backgrounds. A ⏎ gives a line end a background to be seen on."""
+    """Put the texts on alternating backgrounds. A line end is shown as ⏎."""
     painted = ""
     for text, color in zip(texts, itertools.cycle(COLORS), strict=False):
         visible = text.translate(CONTROL_PICTURES).replace("\n", f"⏎{RESET}\n{color}")

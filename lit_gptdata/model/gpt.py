@@ -31,7 +31,7 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
 
 
 class GPT(L.LightningModule):
-    """GPT-2 as a LightningModule: token ids, integers (B, T), to logits, float (B, T, vocab_size).
+    """GPT-2 as a LightningModule. It maps integer token ids (B, T) to float logits (B, T, vocab_size).
 
     It logs train_loss for each step, and val_loss, val_perplexity and val_bits_per_byte (or test_…),
     computed exactly over all scored targets of all ranks.

@@ -15,7 +15,7 @@ def sample_token(
         return logits.argmax(dim=-1, keepdim=True)
     vocab_size = logits.shape[-1]
     top_logits, tokens = logits.topk(min(top_k or vocab_size, vocab_size))  # both (B, k), largest first
-    # Subtract the largest first: a tiny temperature then gives -inf and never inf - inf.
+    # Subtract the largest logit before dividing: a tiny temperature then gives -inf, never inf - inf.
     probabilities = ((top_logits - top_logits[:, :1]) / temperature).softmax(dim=-1)
     return tokens.gather(-1, torch.multinomial(probabilities, 1, generator=generator))
 

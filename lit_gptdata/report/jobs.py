@@ -163,7 +163,7 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
     text = ""
     with suppress(OSError):
         text = metrics_csv.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # half of a number is a valid number
+    lines = text[: text.rfind("\n") + 1].splitlines()  # an unfinished last line may end in half a number
     points: dict[str, dict[float, float]] = {metric: {} for metric in METRICS}
     # The csv module raises an error for very long fields, which Lightning does not write.
     for row in csv.DictReader(line for line in lines if len(line) < 10_000):

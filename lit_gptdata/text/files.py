@@ -40,7 +40,7 @@ def hash_files(
     files: Sequence[TextFile], on_bytes: Callable[[int], object], n_threads: int | None = None
 ) -> list[str]:
     """Hash files in threads, by default half as many as cores: a build runs at the same time."""
-    n_threads = n_threads or (os.cpu_count() or 1) // 2  # one core hashes what ten cores tokenize
+    n_threads = n_threads or (os.cpu_count() or 1) // 2  # hashing is ten times as fast as tokenizing
     least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in files) else 1
     return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, max(n_threads, least))
 
@@ -99,7 +99,7 @@ class FilesCorpus:
                     units.append([])
                     free_bytes = unit_bytes
                 free_bytes -= stop - start
-                end = stop if len(edges) > 2 else None  # the size of a compressed file is not its text's
+                end = stop if len(edges) > 2 else None  # None: up to the end of the file
                 units[-1].append(FileSlice(path=file, number=number, start=start, stop=end))
         return units
 
@@ -177,7 +177,7 @@ def _cut_in_file(file: TextFile, target: int, find_cut: FindCut) -> int:
             cut = find_cut(buffer, target - buffer_start)
             if cut >= 0:
                 return buffer_start + cut
-            # a longest match may start 3 bytes before the end and looks CONTEXT_BYTES back
+            # a match that continues in the next chunk can start in the last 2 bytes
             target = max(target, buffer_start + len(buffer) - 2)
             dropped = max(0, target - CONTEXT_BYTES - buffer_start)
             buffer_start, buffer = buffer_start + dropped, buffer[dropped:]

@@ -172,7 +172,7 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 
 
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
-    """Valid UTF-8 with universal newlines and the BOM kept, like `open(path, encoding="utf-8")`."""
+    """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
     offset, rest, pending_cr = file.start, b"", b""
     for chunk in itertools.chain(raw, [b""]):
         data = rest + chunk

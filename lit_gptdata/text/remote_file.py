@@ -76,7 +76,7 @@ class RemoteFile:
         return self.url if str(self) == self.url else f"{self}#{key}"
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), or the first of them if the connection breaks on long ranges.
+        """The bytes [start, stop); only the first of them if the connection breaks on long ranges.
 
         Raises RemoteError.
         """

@@ -35,8 +35,8 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 # Ranges of code points, both ends included, that the two packages classify differently: 4,657 letters
 # and digits that are new in Unicode 17. gigatoken 0.10.0 knows them. tiktoken 0.9 to 0.14 has Unicode 16
 # and treats them as marks. They were found by asking both packages about every code point c, with a
-# vocabulary of all bytes and all pairs of a byte with A, 1, ! and newline. There, c + "A" ends in a pair
-# if and only if c and A are of the same class. tests/tokens/test_engines.py repeats this.
+# vocabulary of all bytes and all pairs of a byte with A, 1, ! and newline. Then the last token
+# of c + "A" is a pair exactly if c and A are of the same class. tests/tokens/test_engines.py checks it.
 CLASSES_DIFFER = (
     (0x088F, 0x088F), (0x0C5C, 0x0C5C), (0x0CDC, 0x0CDC), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2),
     (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1), (0x10940, 0x10959), (0x10EC5, 0x10EC7), (0x11DB0, 0x11DDB),
@@ -63,8 +63,8 @@ def load_gigatoken(
 ) -> GigatokenEngine | None:
     """The gigatoken engine, or None if it cannot be used; `reference` encodes with tiktoken.
 
-    If it is `required`, raises ImportError instead of None if the package is missing, and ValueError if
-    this encoding or these versions are not tested.
+    With `required`, raises an error instead: ImportError if the package is missing, ValueError if this
+    encoding or these versions are not tested.
     """
     try:
         import gigatoken  # noqa: F401
@@ -172,7 +172,7 @@ class _Gigatoken:
             if self._is_large():
                 self._instance = None  # free it before the next one is loaded
                 if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-                    trim(0)  # glibc returns freed small blocks to the system, here 50 MB
+                    trim(0)  # makes glibc return freed memory to the system, about 50 MB
                 self._load()
         return ids
 

@@ -28,7 +28,7 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LocalBuild:
-    """A store that is built from a corpus under `data_dir`. `stream`: keep no copy of http(s) texts."""
+    """A store under `data_dir` that is built from a corpus. `stream`: keep no copy of http(s) texts."""
 
     corpus: CorpusLike
     tokenizer: Tokenizer

@@ -150,7 +150,7 @@ class TokenStore:
     def place(self, token: int) -> Place:
         """The origin of token number `token`, in O(tokens of a chunk); raises IndexError beyond the end.
 
-        A separator is at the end of the document before it.
+        A separator counts as the last token of the document before it.
         """
         if not 0 <= token < self.n_tokens:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,})")

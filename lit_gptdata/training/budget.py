@@ -75,7 +75,7 @@ class TokenBudget(L.Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if not self._sets_max_steps or self.max_tokens is None or not state:
             return
-        if state["per_step"] != self._tokens_per_step:  # the remaining tokens take other steps
+        if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
             data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
             self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
 

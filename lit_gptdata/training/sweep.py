@@ -72,7 +72,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 
 class SweepFolder(Callback):
-    """Hydra callback that stores the folder of the sweep, for the report."""
+    """Hydra callback that remembers the path of the sweep's folder, for the report."""
 
     folder: ClassVar[Path | None] = None
 

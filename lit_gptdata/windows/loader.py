@@ -40,7 +40,7 @@ class WindowSampler(DistributedSampler[Any]):
         self.start_at(Position(0, 0))
 
     def start_at(self, position: Position) -> None:
-        """Start with this epoch, at this index. Other epochs start at index 0."""
+        """Start iterating at the epoch and index of `position`; later epochs start at index 0."""
         self.start, self.epoch = position, position.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -113,9 +113,9 @@ class _Batches(Dataset[Batch]):
 
 
 class WindowLoader(DataLoader[Any]):
-    """A DataLoader that starts, together with its workers, at the request for the first batch.
+    """A DataLoader that starts, and starts its workers, only when the first batch is requested.
 
-    Lightning asks for an iterator before it restores a checkpoint and before it calls `set_epoch`.
+    Lightning calls `iter()` before it restores a checkpoint and calls `set_epoch`. That is too early.
     """
 
     dataset: _Batches

@@ -227,7 +227,7 @@ def _hash_files(number: int, files: list[TextFile]) -> tuple[list[str], CaughtWa
 
 @contextlib.contextmanager
 def _caught_warnings() -> Iterator[CaughtWarnings]:
-    """A list that receives the warnings at the end; an error about a missing file names this node."""
+    """Catch the block's warnings in a list. An error about a missing file gets the name of this node."""
     caught: CaughtWarnings = []
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("default")  # each warning once

@@ -129,7 +129,7 @@ class Cache:
                 digest.update(block)
                 partial.write(block)
             if digest.hexdigest() == file.sha256:
-                with self._lock("room"):  # a process that adds up the files sees one of the two names
+                with self._lock("room"):  # so a process that sums up the sizes counts the file once
                     partial.commit()
         finally:
             partial.discard()

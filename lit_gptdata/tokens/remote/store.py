@@ -293,7 +293,7 @@ class Fetcher:
         return len(files) <= FETCHES and (bound is None or 4 * size <= bound)
 
     def wait_for_one(self, files: list[FileEntry]) -> None:
-        """Wait until one of the first files has been fetched; raises what `Cache.fetch` raises."""
+        """Fetch the first few files and wait until one is complete; raises what `Cache.fetch` raises."""
         sizes = range(min(len(files), FETCHES), 0, -1)
         n = next(n for n in sizes if n == 1 or self.fit_together(files[:n]))
         for future in wait([self.start(file) for file in files[:n]], None, FIRST_COMPLETED).done:
