@@ -8,8 +8,6 @@ Public names are imported on first use (PEP 562). A process that only tokenizes 
 lightning.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

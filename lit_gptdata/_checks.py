@@ -1,7 +1,5 @@
 """Checks of options that several layers share."""
 
-from __future__ import annotations
-
 
 def check_at_least(name: str, value: int, least: int, meaning: str) -> None:
     """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""

@@ -4,8 +4,6 @@ fs, path = filesystem("s3://bucket/book.txt")  # imports fsspec
 info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import random

@@ -3,8 +3,6 @@
 (B, L + 1) uint16  ──transfer──▶  inputs (B, L), targets (B, L) int64          1/8 of the bytes
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

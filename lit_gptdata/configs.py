@@ -1,7 +1,5 @@
 """The shipped Hydra configs: their folder, the arithmetic in them, and the errors behind Hydra's."""
 
-from __future__ import annotations
-
 import operator
 from pathlib import Path
 

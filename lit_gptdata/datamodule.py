@@ -1,7 +1,5 @@
 """GPTDataModule connects text, tokens and windows, and gives their batches to a Lightning Trainer."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

@@ -5,8 +5,6 @@ file as hydra_plugins/lit_gptdata.py. It uses Hydra's ConfigStore instead of a s
 editable install a pkg:// path finds nothing and reports no error.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -7,8 +7,6 @@ The Trainer's counters depend on the hook that saved: in `on_train_batch_end` on
 exception one is ahead. Loading rewrites them to their values right after a batch, or between epochs.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The commands that make, describe, check and publish a corpus's tokens."""
 
-from __future__ import annotations
-
 import argparse
 
 from lit_gptdata.cli.overrides import add_overrides, build_data, open_data

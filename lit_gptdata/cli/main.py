@@ -1,7 +1,5 @@
 """The command `lit-gptdata`: prepare, inspect and check training data without training."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """The command that reports on a sweep."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command that prints the text that a training step sees, with the borders of its tokens."""
 
-from __future__ import annotations
-
 import argparse
 import codecs
 import itertools

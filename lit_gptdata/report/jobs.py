@@ -4,8 +4,6 @@ A job may still be running, and a killed job may leave half of a file. What cann
 the report, and the job remains a row of the table.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

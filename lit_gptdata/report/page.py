@@ -1,7 +1,5 @@
 """Write the report of a sweep: sweep.html, a single file that works without a network, and sweep.csv."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

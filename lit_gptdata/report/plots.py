@@ -1,7 +1,5 @@
 """Draw the pictures of a sweep, with large letters for phones. pyplot would need a display."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Count the tokens of a store and draw them: the picture of `lit-gptdata info --plot`."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

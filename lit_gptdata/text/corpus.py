@@ -3,8 +3,6 @@
 open_corpus("sample") | open_corpus("https://…/book.txt") | open_corpus("s3://…/*.jsonl.gz") | …
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

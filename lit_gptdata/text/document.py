@@ -1,7 +1,5 @@
 """The interface between text and the rest of the package: a corpus of documents, read in chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable

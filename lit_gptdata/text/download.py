@@ -5,8 +5,6 @@ book.txt.part       the bytes received so far
 book.txt.part.json  the version of these bytes; without it they are not resumed
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

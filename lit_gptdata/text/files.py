@@ -4,8 +4,6 @@ FilesCorpus("books/*.txt")         ->  one document per file, in the order of th
 FilesCorpus("s3://bucket/books/")  ->  the same from a URL, without a local copy
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

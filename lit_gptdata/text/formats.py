@@ -5,8 +5,6 @@
 To add a format, write a reader function and add an entry to `FORMATS` at the end of this file.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import gzip

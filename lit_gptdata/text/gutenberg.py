@@ -1,7 +1,5 @@
 """Remove Project Gutenberg's license header and footer from a book."""
 
-from __future__ import annotations
-
 import re
 
 # The lines before and after every book's text, such as "*** START OF THE PROJECT GUTENBERG EBOOK …".

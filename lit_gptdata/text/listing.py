@@ -6,8 +6,6 @@ fsspec's own glob and walk skip a folder that cannot be listed, for example afte
 is listed again or raises an error, because a corpus must not lose text unnoticed.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import itertools

@@ -1,7 +1,5 @@
 """The corpus "sample": Python's language reference, which every CPython contains."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import platform

@@ -5,8 +5,6 @@
 tiktoken is the reference. The ids never depend on the engine.
 """
 
-from __future__ import annotations
-
 from typing import Literal, Protocol, get_args
 
 import numpy as np

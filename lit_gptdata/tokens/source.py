@@ -6,8 +6,6 @@ PublishedStore  URL   ──fetch on demand─────▶  <data_dir>/cache
 Both have the same methods. `prepare()` runs once per machine, then `find()` runs in every process.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

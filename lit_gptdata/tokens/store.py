@@ -6,8 +6,6 @@
               vocab.bin         properties of each id, rows of VOCAB
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Limit a training run to a number of tokens, so that runs with different batches are comparable."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

@@ -1,7 +1,5 @@
 """LightningCLI for GPT and GPTDataModule: `python -m lit_gptdata.training.lightning_cli fit --help`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 try:

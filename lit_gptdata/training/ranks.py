@@ -1,7 +1,5 @@
 """Run several processes as one run: they share an output folder, and none of them restarts a sweep."""
 
-from __future__ import annotations
-
 import os
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """What a finished run shows to people: a table of results, a generated text and a plot of the losses."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

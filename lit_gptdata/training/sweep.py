@@ -4,8 +4,6 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
           ──▶ sweep.csv, sweep.html, written after the last job: report/
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 import time

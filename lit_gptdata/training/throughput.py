@@ -1,7 +1,5 @@
 """Measure the speed of a training run."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -3,8 +3,6 @@
 EpochPermutation(n=5, seed=0, epoch=0).at(np.arange(5))  ->  the numbers 0 to 4 in some order
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

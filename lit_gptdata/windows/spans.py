@@ -3,8 +3,6 @@
 Spans(n_tokens=10, max_length=4, stride=3)  ->  2 windows, which start at tokens 0 and 3
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lit_gptdata._checks import check_at_least

@@ -1,7 +1,5 @@
 """Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lit_gptdata.tokens.store import TokenStore

@@ -8,8 +8,6 @@
 The key identifies the paths and the tokenizer; the fingerprint identifies the contents.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -3,8 +3,6 @@
 `FolderOutput` writes to a folder. `UrlOutput` in remote/publish.py uploads to a URL.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Mapping

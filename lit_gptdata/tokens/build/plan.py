@@ -1,7 +1,5 @@
 """The plan of a build: a corpus, a tokenizer, and the options that say how to build their store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator

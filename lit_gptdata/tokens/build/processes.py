@@ -1,7 +1,5 @@
 """Run the work of a build in processes on this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import multiprocessing.connection

@@ -4,8 +4,6 @@ Every node needs this package, and must see the texts and data_dir under the sam
 URLs. Workers write their shards directly. Only lists of shards come back to the driver.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

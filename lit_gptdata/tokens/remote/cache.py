@@ -6,8 +6,6 @@
          .locks/room            held while a process deletes files, adds one or completes one
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -6,8 +6,6 @@
 The manifest is written last. A killed run publishes nothing, and the next one sends the remaining files.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterable, Mapping
