@@ -61,8 +61,8 @@ class GPTDataModule(L.LightningDataModule):
         Which windows:
         max_length: tokens in a window's inputs
         stride: tokens between the starts of two train windows; val and test use max_length
-        val_fraction: fraction of the corpus's UTF-8 bytes, cut from its end
-        test_fraction: fraction of the corpus's UTF-8 bytes, cut after val
+        val_fraction: fraction of the corpus's UTF-8 bytes for val, between train and test
+        test_fraction: fraction of the corpus's UTF-8 bytes for test, at the end
         Batches and order:
         batch_size: windows per batch, on each rank
         shuffle: train windows in a seeded order, a new one each epoch
@@ -75,8 +75,8 @@ class GPTDataModule(L.LightningDataModule):
         engine: "auto" | "tiktoken" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
         build_workers: processes or tasks at a time; None: one per core
-        ray_address: of the cluster, as in `ray.init`; None: of RAY_ADDRESS or `ray start`, else a local
-            cluster during the build; a program that is already connected keeps its connection
+        ray_address: address of the cluster, as in `ray.init`; None: the cluster of RAY_ADDRESS or of
+            `ray start`, else a local one for the build. An existing connection of the program is used
         cache_gb: maximum size of data_dir/cache in 10^9 bytes; None: no limit
     """
 
@@ -136,8 +136,8 @@ class GPTDataModule(L.LightningDataModule):
         self._split: Split | None = None
         self._resume = Resume(key=type(self).__qualname__)
         arguments |= {"corpus": local.name, "data_dir": str(data_dir)}  # plain, for weights_only=True
-        # Lightning walks from `frame` to its callers and compares each argument of an __init__ with this
-        # dict. A subclass's numpy array makes that fail. The outermost frame has no caller to look at.
+        # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
+        # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
         *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
         self.save_hyperparameters(arguments, frame=outermost)
 
@@ -195,7 +195,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @functools.cached_property
     def val_windows(self) -> Windows:
-        """Windows that do not overlap and score every token once; the last one is padded."""
+        """Non-overlapping windows that score every token once; the last one is padded."""
         return self._windows("val", self.max_length, pad=True)
 
     @functools.cached_property

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Options of GPT2Config that change the logits, with the only value that our GPT supports, the default.
+# Options of GPT2Config that change the logits → the only value that our GPT supports: the default.
 _SUPPORTED = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",  # GELU with tanh approximation

@@ -28,7 +28,7 @@ class EmbeddingStem(L.LightningModule):
 
     Args:
         vocab_size: rows of the token table, the data's `vocab_size`
-        max_length: longest allowed sequence in tokens, for every `position`
+        max_length: longest allowed sequence in tokens
         embedding_dim: width of each row
         position: "learned" (GPT-2: a second table) | "sinusoidal" (a fixed table, see `sinusoids`) |
             "none" (token rows only)

@@ -157,7 +157,7 @@ def read_job(folder: Path, name: str) -> Job:
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read each of METRICS over tokens from Lightning's metrics.csv, without an incomplete last line."""
+    """Read the points (tokens, value) of each of METRICS from Lightning's metrics.csv."""
     text = ""
     with suppress(OSError):
         text = metrics_csv.read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -217,7 +217,7 @@ def _parse_overrides(overrides: Sequence[Any]) -> dict[str, str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file as OmegaConf does ("1e-3" is a number); {} if that fails."""
     content: Any = {}
-    with suppress(Exception):  # of the disk, YAML or OmegaConf: the job's results are still valid
+    with suppress(Exception):  # whatever cannot be read: the job's results are still valid
         content = OmegaConf.to_container(OmegaConf.load(path))
     return content if isinstance(content, dict) else {}
 

@@ -38,7 +38,7 @@ def report_sweep(folder: Path) -> Sweep:
 
 
 def as_html(sweep: Sweep, pictures: Sequence[Picture]) -> str:
-    """Render the page. The template escapes what jobs wrote, and its policy forbids loading anything."""
+    """Render the page. The template escapes what jobs wrote, and its policy (CSP) forbids loads."""
     environment = Environment(
         loader=PackageLoader("lit_gptdata.report", ""),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text, or a later slice of it: `Document(source="a.txt", chunks=[b"It was ", b"a dreary"])`."""
+    """One text, or a slice of a large one: `Document(source="a.txt", chunks=[b"It was ", b"late"])`."""
 
     source: str
     """Where the text comes from, for messages: a path, a topic."""

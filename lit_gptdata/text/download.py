@@ -177,7 +177,7 @@ def _check_response(file: _Download, response: requests.Response, *, resumed: bo
         _reject_html(file, f"Content-Type {media_type}")
     if coding not in ("", "gzip", "x-gzip", "deflate"):
         problem = f"Content-Encoding {coding}, expected identity, gzip or deflate"
-        raise file.error(problem, "Decompress it yourself")
+        raise file.error(problem, "Give the address of another copy")
 
 
 def _reject_html(file: _Download, reason: str) -> None:

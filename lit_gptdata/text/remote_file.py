@@ -49,7 +49,7 @@ class RemoteFile:
         size = info.get("size")
         if size is None or info.get("partial") is False:
             raise RemoteError(
-                f"{redact(url)}: its server reports no size or no ranges. Download it and give its path"
+                f"{redact(url)}: its server reports no size or no ranges. Download the file"
             )
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
@@ -172,7 +172,7 @@ class RemoteReader(io.RawIOBase):
 
 @functools.cache
 def _prefetchers() -> ThreadPoolExecutor:
-    """The threads of all readers; no task in it waits for another one."""
+    """The thread pool of all readers; no task in it waits for another task."""
     return ThreadPoolExecutor(THREADS)
 
 

@@ -167,7 +167,7 @@ def safe_chunks(
                     "marks or spaces needs 140 bytes of memory per byte. Insert spaces or line ends"
                 )
             if cut < 0:
-                searched = len(buffer) - 2  # the character after a cut has up to 3 bytes
+                searched = len(buffer) - 2  # a cut there may need the next block
                 break
             with memoryview(buffer) as view:  # bytes(buffer[:cut]) would copy twice
                 chunk = bytes(view[:cut])

@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file of a store; raises ValueError for an unsafe name, a wrong hash or a negative size."""
+    """One file of a store; raises ValueError for an unsafe name, a malformed hash or an invalid size."""
 
     name: str
     """File name inside the store's folder."""

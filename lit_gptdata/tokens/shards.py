@@ -190,7 +190,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class ShardWriter(abc.ABC):
-    """Writes one shard: its ids, and an index of its chunks. No file has its name before `finish`."""
+    """Writes one shard: its ids, and an index of its chunks. The files get their names in `finish`."""
 
     def __init__(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.n_tokens = self.n_bytes = self.n_documents = 0

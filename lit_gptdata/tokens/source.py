@@ -37,7 +37,7 @@ class LocalBuild:
 
     @property
     def name(self) -> str | list[str]:
-        """What the user calls the corpus, in strings, which a checkpoint can hold."""
+        """The corpus as the user named it, in strings, which a checkpoint can hold."""
         if isinstance(self.corpus, (list, tuple)):
             return [str(entry) for entry in self.corpus]
         return str(self.corpus) if isinstance(self.corpus, (str, os.PathLike)) else repr(self.corpus)

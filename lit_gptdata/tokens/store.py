@@ -82,8 +82,8 @@ class TokenStore:
             if size != file.size:
                 problem = "is missing" if size is None else f"has {size:,} bytes"
                 raise ValueError(
-                    f"the token store is damaged: {path} {problem}, its manifest says {file.size:,}. "
-                    f"Delete the folder {self.path} and run again to rebuild it"
+                    f"the token store is damaged: {path} {problem}, but its manifest says "
+                    f"{file.size:,}. Delete the folder {self.path} and run again to rebuild it"
                 )
 
     def verify(self) -> None:
@@ -115,7 +115,7 @@ class TokenStore:
         return tokens, np.cumsum([shard.n_bytes for shard in self.shards], dtype=np.int64)
 
     def rows(self, shard: int) -> np.ndarray:
-        """The index of a shard, ROW, with tokens and bytes counted from the start of the store."""
+        """The index of a shard, dtype ROW; its positions are counted from the start of the store."""
         rows = self._read(self.shards[shard].index, ROW)
         token_ends, byte_ends = self._ends
         rows["token"] += token_ends[shard] - self.shards[shard].n_tokens

@@ -125,7 +125,7 @@ class WindowDataset(Windows):
 
 
 def check_enough(n_tokens: int, max_length: int, name: str) -> None:
-    """Raise ValueError, about what `name` names, if `n_tokens` tokens do not make a full window."""
+    """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no full window."""
     if n_tokens < max_length + 1:
         raise ValueError(
             f"{name} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "

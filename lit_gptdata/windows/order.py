@@ -59,7 +59,7 @@ class EpochPermutation:
 
 
 def feistel(positions: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Permute [0, n) under a key without a table: int64 (B,) → int64 (B,); `key`: uint64 (1,).
+    """A keyed permutation of [0, n) without a stored table: int64 (B,) → int64 (B,); `key`: uint64 (1,).
 
     A generalized Feistel network with cycle-walking: Black and Rogaway, "Ciphers with arbitrary finite
     domains", CT-RSA 2002. A position is (left, right): `right` has half of the bits, and `left` is in

@@ -15,7 +15,7 @@ class Split:
 
 
 def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -> Split:
-    """Cut a store at fractions of its UTF-8 bytes, so that every tokenizer splits the same text.
+    """Cut a store at fractions of its UTF-8 bytes, so that a split is the same text for all tokenizers.
 
     A cut moves to the nearest document boundary within 1 % of the corpus, or else to the start of a
     word. Raises ValueError for a fraction that leaves val or test without a target.

@@ -189,7 +189,7 @@ def test_opening_finds_a_truncated_file_and_verify_a_flipped_byte(tmp_path, name
         TokenStore(store.path).verify()
     path.write_bytes(content[:-1])
     size = len(content)
-    message = rf"{name} has {size - 1:,} bytes, its manifest says {size:,}. Delete the folder"
+    message = rf"{name} has {size - 1:,} bytes, but its manifest says {size:,}. Delete the folder"
     with pytest.raises(ValueError, match=message):
         TokenStore(store.path)
     path.unlink()

@@ -42,7 +42,7 @@ class Runner(Protocol):
         """Keeps the workers for several calls; sessions can be nested."""
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        """The shards of each unit; raises what `Encoder` raises, RuntimeError if workers are lost."""
+        """The shards of each unit; raises the errors of `Encoder`, RuntimeError if workers are lost."""
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
         """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""

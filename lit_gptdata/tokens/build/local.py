@@ -104,7 +104,7 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     """Build the store and give it its name, unless a store of the same contents exists."""
     # each plan has its own folder, so a cluster node that still works on an older plan disturbs nothing
     folder = (root / ".building" / plan.name).absolute()
-    # an existing store may hold this text: files may be touched, moved or copied, or the key may change
+    # an existing store can hold this text under another key, for example after its files were moved
     any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
     sources = plan.corpus.sources() if any_store else None
     fingerprint = plan.fingerprint(sources) if sources else None

@@ -58,7 +58,7 @@ class FolderOutput:
         return read_records(records, self._size)
 
     def _size(self, name: str) -> int | None:
-        # called for recorded files only: the temporary files of a worker may vanish at any moment
+        # called for recorded files only: a worker's temporary file may vanish before stat()
         path = self.folder / "store" / name
         return path.stat().st_size if path.is_file() else None
 

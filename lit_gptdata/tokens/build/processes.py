@@ -34,7 +34,7 @@ class Processes:
         return contextlib.nullcontext()  # the processes start and end with each call of `encode`
 
     def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
-        """The SHA-256 (hex) of each file, by the same number of threads of this process."""
+        """The SHA-256 (hex) of each file, by `workers` threads of this process."""
         return hash_files(files, on_bytes, self.workers or os.cpu_count())
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:

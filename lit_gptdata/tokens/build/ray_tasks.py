@@ -143,7 +143,7 @@ def _result(task: Any, workers: int | None) -> Any:
     except RayError as error:
         raise RuntimeError(
             f"a Ray task was lost {RETRIES + 1} times ({type(error).__name__}), perhaps because memory "
-            f"ran out: run again with build_workers below {workers or 'null'}; finished work is kept"
+            f"ran out: run again with fewer build_workers than {workers or 'now'}; finished work is kept"
         ) from error
     for kind, message in caught:
         warnings.warn(message, kind, stacklevel=2)

@@ -47,7 +47,7 @@ class Objects:
     def open(self) -> tuple[AbstractFileSystem, str]:
         """The file system and the path in it; call this once before several threads read.
 
-        fsspec imports a package on first use, and a second thread may then see half of the package.
+        fsspec imports a package on first use, and a second thread may then find it only partly imported.
         """
         if self._opened is None or self._opened[0] != os.getpid():  # its threads do not survive a fork
             fs, root = filesystem(self.url)

@@ -85,7 +85,9 @@ def _check_manifest(content: bytes, source: Objects) -> None:
         item = np.dtype(manifest.tokenizer.dtype).itemsize
         for shard in manifest.shards:
             if shard.ids.size != shard.n_tokens * item:
-                raise ValueError(f"{shard.ids.name} has {shard.ids.size} bytes, {shard.n_tokens} tokens")
+                raise ValueError(
+                    f"{shard.ids.name} has {shard.ids.size} bytes, not {shard.n_tokens} tokens"
+                )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
@@ -142,9 +144,9 @@ class RemoteTokens(Tokens):
     """The tokens of a published store; reading them fetches the missing shards into a cache.
 
     `shards`: file and number of tokens of each shard, none empty. A process keeps memory maps of the
-    shards that it has read. When it maps another shard, it drops the maps of evicted ones. Until then
-    these take up disk space in addition to the cache, at most its bound per process. Usually it is
-    nothing, because shards in use are evicted last.
+    shards that it has read. When it maps another shard, it drops its maps of evicted shards. Until then,
+    evicted shards take up disk space beyond the cache: at most the cache's bound per process, and
+    usually none, because shards in use are evicted last.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class RemoteTokens(Tokens):
         return RemoteTokens, (self._shards, self.dtype, self._cache, self._source)
 
     def _reset_threads(self) -> None:
-        """Create what a forked process must not inherit: threads, and locks that they may hold."""
+        """Create a new lock and Fetcher: a forked process must not reuse those of its parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._fetcher = Fetcher(self._cache, self._source)
@@ -205,7 +207,8 @@ class RemoteTokens(Tokens):
             if self._is_mapped[shards].all():
                 return self._mapped.gather(starts + self._offsets[shards], length)
         ids = np.empty((len(starts), length), self.dtype)
-        rows = np.arange(len(starts))  # the windows to read; their shards need not be cached together
+        # the windows still to read; the cache need not hold all their shards at once
+        rows = np.arange(len(starts))
         while True:
             with self._lock:
                 is_mapped = self._is_mapped[shards[rows]]
