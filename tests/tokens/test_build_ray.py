@@ -317,7 +317,7 @@ def test_a_unit_that_kills_every_worker_ends_the_build(tmp_path, connected):
     for name in "ab":
         write_txt(tmp_path / f"{name}.txt", words(90_000))
     options = BuildOptions(workers=1, build="ray")
-    message = r"was lost 4 times \(WorkerCrashedError\), perhaps .* build_workers below 1"
+    message = r"was lost 4 times \(WorkerCrashedError\), perhaps .* fewer build_workers than 1"
     with pytest.raises(RuntimeError, match=message):
         prepare_store(FilesCorpus(tmp_path), Deadly(), tmp_path / "t", options)
     assert len(records(tmp_path / "t")) == 1
