@@ -229,6 +229,7 @@ def wait_for_large_files(process: subprocess.Popen[str], root: Path) -> None:
     wait_for(lambda: len(records(root)) == 3 and len(encoding_workers(os.getpid())) == 2, process)
 
 
+@pytest.mark.heavy  # test_publish.py kills such a driver by default
 def test_after_a_killed_driver_the_finished_units_are_kept(tmp_path, cluster):
     corpus, root = slow(tmp_path / "corpus", megabytes=60), tmp_path / "tokens"
     process = start(tmp_path / "corpus", root, cluster)

@@ -48,6 +48,7 @@ def assert_close(actual: dict[str, list[float]], expected: dict[str, list[float]
         assert values == pytest.approx(expected[name], rel=0, abs=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_sweep_of_ddp_and_fsdp_under_torchrun_equals_runs_in_one_process(tmp_path):
     with FileServer(STORY.encode()) as server:
         data = ["data=url", f"data.corpus={server.url}", "data.test_fraction=0.1"]
