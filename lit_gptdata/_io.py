@@ -31,9 +31,13 @@ class AtomicFile:
         while remaining:  # an unbuffered write may stop early, for example on a full disk
             remaining = remaining[self._file.write(remaining) :]
 
+    def sync(self) -> None:
+        """Wait until all bytes are on disk, so that `commit` is fast."""
+        os.fsync(self._file.fileno())
+
     def commit(self) -> None:
         """Sync the file to disk and give it its name."""
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
         os.replace(self.temporary, self.path)
 

@@ -442,6 +442,20 @@ def test_leftovers_of_killed_fetches_are_never_trusted(url, s3, local, tmp_path)
         assert not unfinished(folder)
 
 
+def test_a_file_that_another_process_fetched_again_is_mapped_again(url, local, tmp_path):
+    cache = Cache(tmp_path / "cache", None)
+    reader, other = prepare_store_at(url, cache), prepare_store_at(url, cache)
+    first, second = (shard.n_tokens for shard in local.store.shards[:2])
+    assert reader.tokens[:first].tolist() == local.store.tokens[:first].tolist()
+    damaged = cache.path(local.store.shards[0].ids)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert not reader.tokens[:first].any()
+    other.verify()
+    assert other.tokens[:first].tolist() == local.store.tokens[:first].tolist()
+    assert reader.tokens[first : first + second].any()  # maps another shard
+    assert reader.tokens[:first].tolist() == local.store.tokens[:first].tolist()
+
+
 @pytest.mark.heavy
 def test_kills_at_any_moment_leave_only_correct_files(url, local, tmp_path):
     folder, random_s = tmp_path / "cache", random.Random(0)

@@ -50,17 +50,21 @@ class Cache:
             return self.path(file).stat().st_size == file.size
         return False
 
-    def hashes(self) -> set[str]:
-        """The SHA-256 of every complete file."""
-        with contextlib.suppress(FileNotFoundError):
-            return {name for name in os.listdir(self.folder) if not name.startswith(".")}
-        return set()
+    def inodes(self) -> dict[str, int]:
+        """SHA-256 → inode of every complete file. A file that was fetched again has another inode."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            return {entry.name: entry.inode() for entry in entries if not entry.name.startswith(".")}
+        return {}
 
-    def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> np.ndarray | None:
-        """Memory-map a file; None if the cache does not have it. Evictions keep the map readable."""
+    def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> tuple[np.ndarray, int] | None:
+        """Memory-map a file, with its inode; None if the cache does not have it.
+
+        An eviction keeps the map readable.
+        """
         with contextlib.suppress(FileNotFoundError), open(self.path(file), "rb") as opened:
-            if os.fstat(opened.fileno()).st_size == file.size:
-                return np.memmap(opened, dtype=dtype, mode="r")
+            status = os.fstat(opened.fileno())
+            if status.st_size == file.size:
+                return np.memmap(opened, dtype=dtype, mode="r"), status.st_ino
         return None
 
     def check_room(self, file: FileEntry) -> None:
@@ -127,6 +131,7 @@ class Cache:
                 digest.update(block)
                 partial.write(block)
             if digest.hexdigest() == file.sha256:
+                partial.sync()  # not while other processes wait for the lock
                 with self._lock("room"):  # so a process that sums up the sizes counts the file once
                     partial.commit()
         finally:
@@ -156,7 +161,7 @@ class Cache:
         files = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):  # another process may delete it now
-                if entry.is_file():
+                if entry.is_file() and not entry.name.startswith(".nfs"):  # NFS keeps deleted files
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
         excess = sum(size for _, size, _ in files) + n_bytes - self.bound
         for _, size, path in files:

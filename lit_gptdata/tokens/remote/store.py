@@ -175,12 +175,13 @@ class RemoteTokens(Tokens):
 
     def drop_maps(self) -> None:
         """Unmap all shards; each one is mapped again when a window needs it."""
-        self._set_maps({})
+        with self._lock:
+            self._set_maps({})
 
-    def _set_maps(self, maps: dict[int, np.ndarray]) -> None:
-        """Keep these maps, by the number of the shard, and join them: a batch is one gather."""
+    def _set_maps(self, maps: dict[int, tuple[np.ndarray, int]]) -> None:
+        """Keep maps and inodes, by the number of the shard, and join the maps: a batch is one gather."""
         self._maps = maps
-        self._mapped = Tokens(list(maps.values()))
+        self._mapped = Tokens([array for array, _ in maps.values()])
         numbers = list(maps)
         self._is_mapped = np.zeros(len(self._shards), dtype=bool)
         self._is_mapped[numbers] = True
@@ -230,11 +231,12 @@ class RemoteTokens(Tokens):
 
     def _map(self, shards: list[int]) -> bool:
         """Map the shards that the cache has, and return whether it has any of them."""
-        arrays = {s: self._cache.map(self._shards[s][0], self.dtype) for s in shards[:MAPS_AT_ONCE]}
-        new = {shard: array for shard, array in arrays.items() if array is not None}
+        found = {s: self._cache.map(self._shards[s][0], self.dtype) for s in shards[:MAPS_AT_ONCE]}
+        new = {shard: entry for shard, entry in found.items() if entry is not None}
         if new:
-            maps, cached = self._maps | new, self._cache.hashes()
-            kept = [shard for shard in maps if self._shards[shard][0].sha256 in cached]
+            maps, cached = self._maps | new, self._cache.inodes()
+            sha256s = {shard: self._shards[shard][0].sha256 for shard in maps}
+            kept = [s for s in maps if s in new or cached.get(sha256s[s]) == maps[s][1]]
             self._set_maps({shard: maps[shard] for shard in kept[-self._max_maps :]})
         return bool(new)
 
