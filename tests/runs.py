@@ -77,11 +77,15 @@ class Watch(L.Callback):
     def __init__(self, data: GPTDataModule) -> None:
         self.data = data
         self.seen: list[list[int]] = []
+        self.train_loss: list[float] = []  # over all ranks
         self.validated_at: list[int] = []
         self.val_loss: list[float] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.seen.append(windows_of(batch[0]))
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        self.train_loss.append(float(trainer.callback_metrics["train_loss"]))
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.sanity_checking:
@@ -173,6 +177,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]]) -> None:
             steps = range(end - len(watch.seen), end)
             result = {
                 "seen": watch.seen,
+                "train_loss": watch.train_loss,
                 "batch_at": [[windows_of(data.batch_at(s, rank=r)[0]) for r in ranks] for s in steps],
                 "weights": sha256(b"".join(w.numpy().tobytes() for w in weights.values())).hexdigest(),
             }
