@@ -7,6 +7,7 @@ To add a format, write a reader function and add an entry to `FORMATS` at the en
 
 import codecs
 import contextlib
+import functools
 import gzip
 import importlib
 import io
@@ -81,7 +82,11 @@ class Format:
 
 def format_of(file: TextFile) -> Format:
     """The format that the file's name tells; an unknown suffix means plain text."""
-    suffix, compression = _suffixes(file.name)
+    return _format(*_suffixes(file.name))
+
+
+@functools.cache
+def _format(suffix: str, compression: Any) -> Format:
     format = next(format for format in FORMATS if format.suffix == (suffix or ".txt"))
     return replace(format, cut="never", plain=False, compression=compression) if compression else format
 
