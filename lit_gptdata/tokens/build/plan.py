@@ -1,5 +1,6 @@
 """The plan of a build: a corpus, a tokenizer, and the options that say how to build their store."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ class BuildPlan:
     """Sizes and times of the files before the build reads them."""
     shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return lookup_key(self.corpus, self.tokenizer)
 
@@ -128,10 +129,10 @@ class BuildPlan:
         Raises ValueError for a file that is longer than `max_document_bytes` allows.
         """
         limit = self.options.max_document_bytes
-        for file in self.corpus.files:  # a worker sees only a slice of a large file
-            in_slices = format_of(file).cut == "inside_text" and size_of(file) > self.shard_bytes
-            if limit is not None and in_slices and size_of(file) > limit:
-                raise ValueError(document_too_long(file, limit))
+        if limit is not None:  # checked here, because a worker sees only a slice of a large file
+            for file in self.corpus.files:
+                if format_of(file).cut == "inside_text" and size_of(file) > max(limit, self.shard_bytes):
+                    raise ValueError(document_too_long(file, limit))
         rule = self.tokenizer.cut_rule
         units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
         return dict(enumerate(units))
