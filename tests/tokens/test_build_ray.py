@@ -327,7 +327,7 @@ def test_a_unit_that_kills_every_worker_ends_the_build(tmp_path, connected):
 
 @pytest.mark.heavy
 def test_64_files_with_kills(tmp_path, connected, monkeypatch):
-    """Kill a worker every three seconds."""
+    """Kill a worker after every eight shards, so that no unit is lost four times."""
     monkeypatch.setattr(plan, "SHARD_BYTES", 2_000_000)
     (tmp_path / "corpus").mkdir()
     for i in range(64):
@@ -339,8 +339,9 @@ def test_64_files_with_kills(tmp_path, connected, monkeypatch):
 
     def kill() -> None:
         rng = random.Random(0)
-        while not done.wait(3):
-            if pids := encoding_workers(os.getpid()):
+        while not done.wait(0.05):
+            n_shards = sum(1 for _ in (tmp_path / "ray").rglob("*.bin"))
+            if n_shards >= 8 * len(killed) and (pids := encoding_workers(os.getpid())):
                 os.kill(pid := rng.choice(pids), signal.SIGKILL)
                 killed.append(pid)
 
