@@ -1,11 +1,44 @@
-"""Checks of options that several layers share."""
+"""Check options of several layers, and turn them into plain values.
+
+NumPy's numbers pass these checks, but a checkpoint that holds them does not load with weights_only=True.
+"""
+
+import operator
+from numbers import Real
+from typing import Any
 
 
-def check_at_least(name: str, value: int, least: int, meaning: str) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{name}={value!r} is a {type(value).__name__}; it is {meaning}: give an integer >= {least}"
-        )
-    if value < least:
-        raise ValueError(f"{name}={value} is too small; it is {meaning}: give an integer >= {least}")
+def check_integer(name: str, value: Any, least: int | None = None, meaning: str = "") -> int:
+    """Return `value` as an int; raise TypeError or ValueError unless it is an integer ≥ `least`."""
+    allowed = "an integer" if least is None else f"an integer ≥ {least}"
+    problem = f"{name} must be {allowed}, got {value!r}" + (f": it is {meaning}" if meaning else "")
+    if _is_boolean(value):
+        raise TypeError(problem)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(problem) from None
+    if least is not None and number < least:
+        raise ValueError(problem)
+    return number
+
+
+def check_number(name: str, value: Any, high: float, *, include_high: bool = False) -> float:
+    """Return `value` as a float; raise TypeError or ValueError unless it is in [0, high), or [0, high]."""
+    problem = f"{name} must be a number in [0, {high}{']' if include_high else ')'}, got {value!r}"
+    if _is_boolean(value) or not isinstance(value, Real):
+        raise TypeError(problem)
+    if not 0 <= float(value) <= high or (value == high and not include_high):
+        raise ValueError(problem)
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool; raise TypeError unless it is True or False. "false" is neither."""
+    if not _is_boolean(value):
+        raise TypeError(f"{name} must be true or false, got {value!r} ({type(value).__name__})")
+    return bool(value)
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's bool

@@ -1,5 +1,7 @@
 """GPTDataModule connects text, tokens and windows, and gives their batches to a Lightning Trainer."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import os
@@ -7,15 +9,16 @@ import traceback
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_at_least
-from lit_gptdata._fsspec import redacted
+from lit_gptdata._checks import check_flag, check_integer
+from lit_gptdata._fsspec import is_url, redacted
 from lit_gptdata.compact import sends_compact, split_on_device
 from lit_gptdata.resume import WINDOW_OPTIONS, Resume
 from lit_gptdata.text.corpus import CorpusLike
@@ -26,16 +29,20 @@ from lit_gptdata.tokens.source import LocalBuild, PublishedStore, cache_bytes, s
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Batch, Windows, check_enough
-from lit_gptdata.windows.loader import WindowLoader, WindowSampler, window_loader
+from lit_gptdata.windows.loader import WindowLoader, window_loader
+from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
+from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.spans import check_lengths
 from lit_gptdata.windows.split import Split, check_fractions, split_tokens
 from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # Lightning's warnings that no user of this module can act on.
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
     ".*LeafSpec.*",  # Lightning uses a deprecated torch class in every fit
-    ".*your dataloader is not resumable.*",  # the data module keeps its position
     ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
 )
 
@@ -56,7 +63,7 @@ class GPTDataModule(L.LightningDataModule):
         max_document_bytes: refuse longer documents; None: no limit
         store_url: published store to train from instead of `corpus`: a folder, or a URL for fsspec
         Which tokens:
-        tokenizer: name of a tiktoken encoding
+        tokenizer: name of a tiktoken encoding, or a `tiktoken.Encoding`
         special_tokens: `<|endoftext|>` in a text: "allow" (the special token) | "text" | "error"
         Which windows:
         max_length: tokens in a window's inputs
@@ -66,11 +73,11 @@ class GPTDataModule(L.LightningDataModule):
         Batches and order:
         batch_size: windows per batch, on each rank
         shuffle: train windows in a seeded order, a new one each epoch
-        seed: seed of that order
+        seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
         num_workers: processes that load batches; 0 loads inline, which is over 20 times cheaper
         Where and how it is built:
-        data_dir: folder for downloads/, tokens/ and cache/
+        data_dir: folder for downloads/, tokens/ and cache/; `~` is the home folder
         stream: read http(s) texts in place, like texts of other schemes, and keep no download
         engine: "auto" | "tiktoken" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
@@ -83,7 +90,7 @@ class GPTDataModule(L.LightningDataModule):
     def __init__(
         self,
         corpus: CorpusLike = "sample",
-        tokenizer: str = "gpt2",
+        tokenizer: str | tiktoken.Encoding = "gpt2",
         max_length: int = 256,
         stride: int = 128,
         batch_size: int = 4,
@@ -92,7 +99,7 @@ class GPTDataModule(L.LightningDataModule):
         num_workers: int = 0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
-        seed: int = 0,
+        seed: int | None = 0,
         data_dir: str | os.PathLike[str] = "data",
         special_tokens: SpecialTokens = "allow",
         encoding_errors: EncodingErrors = "strict",
@@ -110,36 +117,62 @@ class GPTDataModule(L.LightningDataModule):
         arguments = {**locals()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
-        check_lengths(max_length, stride)
-        check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
-        check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
-        check_fractions(val_fraction, test_fraction)
-        self.tokenizer = Tokenizer(tokenizer, special_tokens)
+        max_length, stride = check_lengths(max_length, stride)
         self.max_length, self.stride = max_length, stride
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.batch_size, self.drop_last, self.num_workers = batch_size, drop_last, num_workers
-        self.shuffle, self.seed, self.data_dir = shuffle, seed, Path(data_dir)
+        self.batch_size = check_integer("batch_size", batch_size, 1, "the number of windows in a batch")
+        self.num_workers = check_integer("num_workers", num_workers, 0, "the number of loader processes")
+        self.val_fraction, self.test_fraction = check_fractions(val_fraction, test_fraction)
+        self.seed = None if seed is None else check_integer("seed", seed)
+        self.shuffle, self.drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
+        self.tokenizer = Tokenizer(tokenizer, special_tokens)
+        self.data_dir = _folder(data_dir)
         self._reading = Reading(
-            encoding_errors=encoding_errors, text_column=text_column, strip_gutenberg=strip_gutenberg
-        )
-        options = BuildOptions(
-            engine=engine, build=build, workers=build_workers, ray_address=ray_address,
-            max_document_bytes=max_document_bytes,
+            encoding_errors=encoding_errors, text_column=_string("text_column", text_column),
+            strip_gutenberg=check_flag("strip_gutenberg", strip_gutenberg),
         )  # fmt: skip
+        options = BuildOptions(
+            engine=engine, build=build, ray_address=ray_address,
+            workers=_optional("build_workers", build_workers),
+            max_document_bytes=_optional("max_document_bytes", max_document_bytes),
+        )  # fmt: skip
+        stream = check_flag("stream", stream)
         local = LocalBuild(corpus, self.tokenizer, self.data_dir, self._reading, stream, options)
         self._source: LocalBuild | PublishedStore = local
         cache_limit = cache_bytes(cache_gb)
         if store_url is not None:
-            arguments["store_url"] = url = os.fspath(store_url)
-            self._source = PublishedStore(url, self.tokenizer, self.data_dir, cache_limit)
+            store_url = os.fspath(store_url)
+            self._source = PublishedStore(store_url, self.tokenizer, self.data_dir, cache_limit)
         self._store: TokenStore | None = None
         self._split: Split | None = None
         self._resume = Resume(key=type(self).__qualname__)
-        arguments |= {"corpus": local.name, "data_dir": str(data_dir)}  # plain, for weights_only=True
+        self._draws_seed, self._drawn_seed = self.seed is None, DrawnSeed()
+        # Plain values, which a checkpoint can hold for weights_only=True.
+        arguments |= {name: getattr(self, name) for name in arguments if hasattr(self, name)}
+        arguments |= {
+            "corpus": local.name, "tokenizer": self.tokenizer.name, "data_dir": os.fspath(data_dir),
+            "store_url": store_url, "build_workers": options.workers, "stream": stream,
+            "max_document_bytes": options.max_document_bytes, **asdict(self._reading),
+            "cache_gb": None if cache_gb is None else float(cache_gb),
+        }  # fmt: skip
         # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
         # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
         *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
         self.save_hyperparameters(arguments, frame=outermost)
+
+    @property
+    def trainer(self) -> L.Trainer | None:
+        """The Trainer that uses this data module; set by Lightning."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
+            raise TypeError(
+                "the Trainer comes from the package pytorch_lightning, but GPTDataModule is a module of "
+                "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
+                "L.LightningModule"
+            )
+        self._trainer = trainer
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
@@ -217,9 +250,15 @@ class GPTDataModule(L.LightningDataModule):
         if compact := self.trainer is not None and sends_compact(self.trainer):
             # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
-        windows, steps, seed = self.train_windows, self.train_steps, self._order_seed
-        loader = self._loader(windows, steps, seed=seed, batch_format="compact" if compact else "tuple")
-        self._resume.follow(cast(WindowSampler, loader.sampler))
+        loader = self._loader(
+            self.train_windows, self.train_steps, seed=self._loader_seed(), keeps_state=self.trainer is None,
+            batch_format="compact" if compact else "tuple", may_be_empty=_finds_batch_size(self.trainer),
+        )  # fmt: skip
+        sampler = cast(WindowSampler, loader.sampler)
+        if self.trainer is None:
+            self._resume.follow_alone(sampler, self._identity)
+        else:
+            self._resume.follow(sampler)
         return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
@@ -236,15 +275,26 @@ class GPTDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
         return self.val_dataloader()
 
+    def _loader_seed(self) -> int | DrawnSeed | None:
+        """The seed for a train loader; None: text order, also under `Trainer(overfit_batches=…)`."""
+        if not self.shuffle or (self.trainer is not None and self.trainer.overfit_batches):
+            return None
+        return self._drawn_seed if self.seed is None and self.trainer is None else self._order_seed
+
     @property
     def _order_seed(self) -> int | None:
+        """The seed of the order, drawn if the user gave none; None: text order."""
+        if self.shuffle and self.seed is None:
+            self.seed = self._drawn_seed.get(f"{len(self.train_windows)}")
         return self.seed if self.shuffle else None
 
     @property
-    def _ranks(self) -> dict[str, int]:
-        """`rank` and `num_replicas` of this process under its Trainer."""
-        kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return kwargs or {"rank": 0, "num_replicas": 1}
+    def _ranks(self) -> Ranks:
+        """Rank and world size of this process: the Trainer's, else those of torch.distributed."""
+        if self.trainer is None:
+            return current_ranks()
+        kwargs = self.trainer.distributed_sampler_kwargs
+        return Ranks(kwargs["rank"], kwargs["num_replicas"]) if kwargs else Ranks(0, 1)
 
     @property
     def train_steps(self) -> Steps:
@@ -252,7 +302,7 @@ class GPTDataModule(L.LightningDataModule):
         return self._steps(self.train_windows, "drop" if self.drop_last else "share")
 
     def _steps(self, windows: Windows, tail: Tail) -> Steps:
-        world_size = self._ranks["num_replicas"]
+        world_size = self._ranks.world_size
         return Steps(n=len(windows), batch_size=self.batch_size, world_size=world_size, tail=tail)
 
     def _eval_loader(self, windows: Windows) -> DataLoader[Batch] | list[Batch]:
@@ -261,13 +311,19 @@ class GPTDataModule(L.LightningDataModule):
         return self._loader(windows, self._steps(windows, "pad"), seed=None)
 
     def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:
-        rank, num_workers = self._ranks["rank"], self.num_workers
-        return window_loader(windows, steps, rank=rank, num_workers=num_workers, **options)
+        rank = None if self.trainer is None else self._ranks.rank
+        return window_loader(windows, steps, rank=rank, num_workers=self.num_workers, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which windows, the position, and the random states of all ranks."""
-        if self.trainer is None or self._store is None:
-            return {}
+        """What a checkpoint keeps: which windows, the position, and the random states of all ranks.
+
+        Without a Trainer it has no random states, and the last batch of the train loader counts as
+        unfinished, so that it is read again. The loader's own `state_dict()` counts it as done.
+        """
+        if self._store is None:
+            return self._resume.loaded_state or {}
+        if self.trainer is None:
+            return self._resume.save_alone(self.train_steps, self._identity)
         return self._resume.save(self.trainer, self._identity)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -275,8 +331,12 @@ class GPTDataModule(L.LightningDataModule):
 
         Raises ValueError that names the difference if the windows or their order are not the same.
         """
+        if self._draws_seed and "data" in state_dict:
+            self.seed = state_dict["data"]["seed"]
         if self.trainer is None:
-            self._resume.loaded_state = state_dict  # for `windows_at`, which needs an open store
+            if state_dict:
+                identity = None if self._store is None else self._identity
+                self._resume.load_alone(state_dict, identity)
         elif self.trainer.state.fn == "fit":
             self._resume.load(self.trainer, state_dict, self._identity, self.train_steps)
 
@@ -301,7 +361,7 @@ class GPTDataModule(L.LightningDataModule):
         ValueError for a step, epoch or rank that does not exist, and RuntimeError before `setup()`.
         """
         segments = self._resume.segments(self.train_steps, self._identity, world_size)
-        rank = self._ranks["rank"] if rank is None else rank
+        rank = self._ranks.rank if rank is None else rank
         return windows_of_batch(segments, step, epoch, rank=rank, seed=self._order_seed)
 
     @property
@@ -313,6 +373,7 @@ class GPTDataModule(L.LightningDataModule):
             "special_tokens": self.tokenizer.special_tokens,
             **asdict(self._reading),
             **{name: getattr(self, name) for name in WINDOW_OPTIONS},
+            "seed": self.seed if self._order_seed is None else self._order_seed,
             "corpus": self._source.name,
             "train_tokens": [self.train_windows.begin, self.train_windows.end],
         }
@@ -331,3 +392,29 @@ class GPTDataModule(L.LightningDataModule):
         return "\n".join(lines)
 
     __str__ = __repr__
+
+
+def _folder(data_dir: str | os.PathLike[str]) -> Path:
+    """The absolute path of `data_dir`; later changes of the current folder do not move it."""
+    if not isinstance(data_dir, (str, os.PathLike)) or is_url(data_dir):
+        raise ValueError(
+            f"data_dir must be a folder on this machine, got {data_dir!r}. A published store at a URL is "
+            "`store_url`, and texts at a URL are `corpus`"
+        )
+    return Path(data_dir).expanduser().absolute()
+
+
+def _optional(name: str, value: int | None) -> int | None:
+    return None if value is None else check_integer(name, value, 1)
+
+
+def _string(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
+    return str(value)
+
+
+def _finds_batch_size(trainer: L.Trainer | None) -> bool:
+    """Whether the Trainer tries batch sizes, and ends at the number of windows without an error."""
+    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, BatchSizeFinder) for callback in callbacks)

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_gptdata.windows.loader import WindowSampler
+from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.steps import Position, RunSegment, Steps
 
 WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
@@ -54,6 +54,7 @@ class Resume(L.Callback):
             start=Position(fit.epoch_progress.current.processed, 0),
             steps=steps,
             limit=steps.limited(trainer.limit_train_batches),
+            text_order=bool(trainer.overfit_batches),
         )
         self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
 
@@ -62,6 +63,13 @@ class Resume(L.Callback):
         self._sampler = sampler
         if self._current is not None:
             sampler.start_at(self._current.start)
+
+    def follow_alone(self, sampler: WindowSampler, identity: dict[str, Any]) -> None:
+        """The same without a Trainer: start where a loaded state was saved."""
+        self._sampler = sampler
+        if (state := self.loaded_state) and not sampler.restored:  # by the state of the loader itself
+            check_same(state["data"], identity)
+            sampler.load_state_dict({**state, "seed": identity["seed"]})
 
     def segments(
         self, steps: Steps, identity: dict[str, Any], world_size: int | None
@@ -100,6 +108,48 @@ class Resume(L.Callback):
             "legs": [segment.as_dict() for segment in self._segments],  # the key is an on-disk format
             "rng": states,
         }
+
+    def save_alone(self, steps: Steps, identity: dict[str, Any]) -> dict[str, Any]:
+        """The same without a Trainer, and without random states: the position of the followed loader.
+
+        The last batch counts as unfinished, as in a run under a Trainer that ends inside a batch.
+        """
+        if self._sampler is None:
+            return self.loaded_state or {}
+        segments, position = self.segments(steps, identity, None), self._sampler.finished()
+        if self.loaded_state and segments[-1].steps != steps:
+            start = Position(self.loaded_state["epoch"], self.loaded_state["index"])
+            current = RunSegment(
+                batch=self.loaded_state["batches"], start=start, steps=steps, limit=steps.remaining()
+            )
+            segments = [*segments, current]
+        return {
+            "data": identity,
+            "batches": segments[-1].batches_before(position),
+            "epoch": position.epoch,
+            "index": position.index,
+            "legs": [segment.as_dict() for segment in segments],
+            "rng": None,
+        }
+
+    def load_alone(self, state: dict[str, Any], identity: dict[str, Any] | None) -> None:
+        """The same without a Trainer: keep the state for the next loader, and move the followed loader.
+
+        `identity` is None before the store is open.
+        """
+        self.check_complete(state)
+        self.loaded_state = state
+        if self._sampler is not None and identity is not None:
+            self.follow_alone(self._sampler, identity)
+
+    def check_complete(self, state: dict[str, Any]) -> None:
+        """Raise ValueError for a state that a subclass saved without the state of GPTDataModule."""
+        if not {"data", "batches", "epoch", "index", "legs"} <= state.keys():
+            raise ValueError(
+                f"the checkpoint's state of {self.key} has no position in the data, only the keys "
+                f"{sorted(state)}. Its state_dict() must return {{**super().state_dict(), …}}. To go on "
+                "without the position, load only the weights of the model"
+            )
 
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
         """The number of batches that the run has done, and where its next window is.
@@ -153,15 +203,19 @@ class Resume(L.Callback):
         self, trainer: L.Trainer, state: dict[str, Any], identity: dict[str, Any], steps: Steps
     ) -> None:
         """Continue from a state. Another batch size or number of ranks starts a new segment."""
+        self.check_complete(state)
         check_same(state["data"], identity)
         start = Position(state["epoch"], state["index"])
-        limit = steps.limited(trainer.limit_train_batches)
+        limit, text_order = steps.limited(trainer.limit_train_batches), bool(trainer.overfit_batches)
         if steps.done(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
-        self._current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
+        self._current = current = RunSegment(
+            batch=state["batches"], start=start, steps=steps, limit=limit, text_order=text_order
+        )
         self._segments = [RunSegment.from_dict(leg, steps.n) for leg in state["legs"]]
         last = self._segments[-1]
-        if (last.steps, last.limit) != (steps, limit) or last.position(self._current.batch) != start:
+        same = (last.steps, last.limit, last.text_order) == (steps, limit, text_order)
+        if not same or last.position(current.batch) != start:
             before = [segment for segment in self._segments if segment.batch < self._current.batch]
             self._segments = [*before, self._current]
         self._rng_to_restore = state["rng"]
@@ -175,6 +229,12 @@ class Resume(L.Callback):
             return
         loops = checkpoint["loops"]["fit_loop"]
         if self.key in checkpoint:
+            self.check_complete(checkpoint[self.key])
+            if self._current is None or self._current.batch != checkpoint[self.key]["batches"]:
+                raise ValueError(
+                    f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), so "
+                    "the run cannot continue at its position in the data. Add the call"
+                )
             self._rewrite(trainer, pl_module, loops)
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(

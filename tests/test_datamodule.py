@@ -185,7 +185,7 @@ def test_setup_before_prepare_data_names_the_missing_call(story, tmp_path):
 
 @pytest.mark.parametrize("name", ["max_length", "stride", "batch_size"])
 def test_sizes_are_checked_when_constructed(name):
-    with pytest.raises(ValueError, match=f"{name}=0 is too small"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer ≥ 1, got 0"):
         GPTDataModule(**{name: 0})
 
 

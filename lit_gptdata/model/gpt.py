@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gptdata.model.block import NORM_EPS, Block
-from lit_gptdata.model.checks import check_integer, check_number
+from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata.model.gpt2_weights import read_gpt2
 from lit_gptdata.model.learning_rate import check_warmup_steps, count_warmup_steps, learning_rate_scale
 from lit_gptdata.model.sampling import eval_mode, sample_token
@@ -86,6 +86,7 @@ class GPT(L.LightningModule):
             "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
         }
         self.save_hyperparameters(options)
+        self._optimizer_options = options  # a subclass may save other hyperparameters of the same names
         D = self.stem.embedding_dim
         if n_layers and D % n_heads:
             got = f"n_heads={n_heads} and embedding_dim={D}"
@@ -221,7 +222,7 @@ class GPT(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with weight decay on matrices and tables only, and its learning-rate schedule."""
-        options = self.hparams
+        options = self._optimizer_options
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options["weight_decay"]},

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gptdata.model.checks import check_integer, check_number
+from lit_gptdata._checks import check_integer, check_number
 
 Position = Literal["learned", "sinusoidal", "none"]
 

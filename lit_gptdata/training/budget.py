@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_gptdata._checks import check_at_least
+from lit_gptdata._checks import check_integer
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.windows.steps import Steps
 
@@ -26,7 +26,7 @@ class TokenBudget(L.Callback):
     def __init__(self, max_tokens: int | None = None, val_every_tokens: int | None = None) -> None:
         for name, value in {"max_tokens": max_tokens, "val_every_tokens": val_every_tokens}.items():
             if value is not None:
-                check_at_least(name, value, 1, "a number of tokens")
+                check_integer(name, value, 1, "a number of tokens")
         self.max_tokens, self.val_every_tokens = max_tokens, val_every_tokens
         self.tokens = 0
         self._tokens_per_step = 0

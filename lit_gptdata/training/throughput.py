@@ -42,7 +42,7 @@ class Throughput(L.Callback):
         now, waited = _clocks(trainer)
         seconds = max(now - self._start, 1e-9)
         pl_module.log("tokens_per_second", self._tokens / seconds, on_step=True, on_epoch=False)
-        if hasattr(_train_dataset(trainer), "waited"):
+        if hasattr(trainer.train_dataloader, "waited"):
             data_wait = (waited - self._start_waited) / seconds
             pl_module.log("data_wait", data_wait, on_step=True, on_epoch=False)
         self.on_train_start(trainer, pl_module)  # for the next averages
@@ -50,8 +50,4 @@ class Throughput(L.Callback):
 
 def _clocks(trainer: L.Trainer) -> tuple[float, float]:
     """Return the current time and the total time spent waiting for training batches, in seconds."""
-    return time.perf_counter(), getattr(_train_dataset(trainer), "waited", 0.0)
-
-
-def _train_dataset(trainer: L.Trainer) -> Any:
-    return getattr(trainer.train_dataloader, "dataset", None)
+    return time.perf_counter(), getattr(trainer.train_dataloader, "waited", 0.0)

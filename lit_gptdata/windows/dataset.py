@@ -35,7 +35,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, tokens: Tokens, *, begin: int, end: int, max_length: int, stride: int, pad: bool = False
     ) -> None:
-        check_lengths(max_length, stride)
+        max_length, stride = check_lengths(max_length, stride)
         self.tokens, self.begin, self.end = tokens, begin, end
         self.spans = Spans(n_tokens=end - begin, max_length=max_length, stride=stride, pad=pad)
 
@@ -48,6 +48,13 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"window {index} of {n}: give an index in [{-n}, {n})")
         inputs, targets = self.batch([index % n])
         return inputs[0], targets[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """The same for several windows, which a DataLoader asks for at once."""
+        least, most = min(indices, default=0), max(indices, default=0)
+        if least < 0 or (most >= len(self) and not self.spans.pad):
+            raise IndexError(f"windows {least} to {most} of {len(self)}: give indices in [0, {len(self)})")
+        return list(zip(*self.batch(indices), strict=True))
 
     def __repr__(self) -> str:
         windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
@@ -117,7 +124,7 @@ class WindowDataset(Windows):
         if not isinstance(text, str):
             kind = type(text).__name__
             raise TypeError(f"text is a {kind}: give the text itself as a str, not a path or bytes")
-        check_lengths(max_length, stride)
+        max_length, stride = check_lengths(max_length, stride)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
         ids = encode_text(text, self.tokenizer)
         check_enough(len(ids), max_length, "the text")

@@ -3,6 +3,8 @@
 create_dataloader(text, batch_size=4, max_length=256, stride=128)  ->  (inputs, targets), (4, 256) each
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -10,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from lit_gptdata._checks import check_at_least
+from lit_gptdata._checks import check_flag, check_integer
 from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split
-from lit_gptdata.windows.order import EpochPermutation
-from lit_gptdata.windows.steps import Position, Steps
-
-BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
+from lit_gptdata.windows.ranks import DrawnSeed
+from lit_gptdata.windows.sampler import EpochSlice, TextOrderSampler, WindowSampler
+from lit_gptdata.windows.steps import Steps
 
 BatchFormat = Literal["tuple", "compact"]
 """What a train loader yields. "tuple": (inputs, targets). "compact": windows as they are in the store,
@@ -26,88 +27,16 @@ BatchFormat = Literal["tuple", "compact"]
 CONVERTERS: dict[BatchFormat, Callable[..., Any]] = {"tuple": split, "compact": torch.from_numpy}
 
 
-class WindowSampler(DistributedSampler[Any]):
-    """One rank's slice of every step of an epoch, in the order that (seed, epoch) gives.
+class _StoredWindows(Dataset[Tensor]):
+    """Windows as worker processes send them: as in the store, an eighth of the bytes of a batch."""
 
-    `seed=None` means text order. Without `set_epoch`, each `iter()` starts the next epoch. Lightning
-    calls `set_epoch` on a DistributedSampler and does not replace it, so this class is one.
-    """
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
 
-    def __init__(self, steps: Steps, *, seed: int | None, rank: int = 0) -> None:
-        self.steps, self.order_seed, self.rank = steps, seed, rank
-        self.start_at(Position(0, 0))
-
-    def start_at(self, position: Position) -> None:
-        """Start iterating at the epoch and index of `position`; later epochs start at index 0."""
-        self.start, self.epoch = position, position.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return (window for block in self.blocks() for window in block.tolist())
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Start the next epoch: its windows, int64, in blocks of whole batches except for the last."""
-        blocks = self.upcoming()
-        self.epoch += 1
-        return blocks
-
-    def upcoming(self) -> Iterator[np.ndarray]:
-        """The blocks that the next `iter()` or `blocks()` will give."""
-        epoch = self.epoch
-        index = self.start.index if epoch == self.start.epoch else 0
-        permutation = EpochPermutation(n=self.steps.n, seed=self.order_seed, epoch=epoch)
-        return (permutation.at(positions) for positions in self._positions(index))
-
-    def _positions(self, index: int) -> Iterator[np.ndarray]:
-        """The rank's positions from `index` on, about BLOCK at a time."""
-        steps = self.steps
-        full = (steps.n - index) // steps.width
-        block_steps = max(1, BLOCK // steps.batch_size)
-        for step in range(0, full, block_steps):
-            begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
-            slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
-            yield slices.ravel()  # (S, B) → (S * B,)
-        if steps.remaining(index) > full:
-            yield np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
-
-    def __len__(self) -> int:
-        """Windows that the rank has in a whole epoch, even if the first one starts later."""
-        steps = self.steps
-        full = steps.n // steps.width
-        tail = steps.rank_slice(full * steps.width, self.rank) if steps.remaining() > full else (0, 0)
-        return full * steps.batch_size + tail[1] - tail[0]
-
-
-class _Batches(Dataset[Batch]):
-    """Gives a DataLoader all windows of a batch in one gather, without a stack of single items."""
-
-    def __init__(self, windows: Windows, batch_format: BatchFormat) -> None:
-        self.windows, self.batch_format = windows, batch_format
-        self.waited = 0.0  # seconds that the consumer of the loader has waited for batches
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.windows[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch | Tensor:
+    def __getitems__(self, indices: np.ndarray) -> Batch | Tensor:
         if self.windows.spans.pad:
             return self.windows.batch(indices)
-        # A worker process sends compact windows, an eighth of the bytes. The main process splits them.
-        return torch.from_numpy(next(self.windows.ids(np.asarray(indices), len(indices))))
-
-    def inline(self, sampler: WindowSampler) -> Iterator[Batch | Tensor]:
-        """The batches of an epoch without DataLoader's machinery, which costs more than the batches."""
-        size = sampler.steps.batch_size
-        for block in sampler.blocks():
-            if self.windows.spans.pad:
-                for begin in range(0, len(block), size):
-                    yield self.windows.batch(block[begin : begin + size])
-            else:
-                yield from map(CONVERTERS[self.batch_format], self.windows.ids(block, size))
+        return torch.from_numpy(next(self.windows.ids(indices, len(indices))))
 
 
 class WindowLoader(DataLoader[Any]):
@@ -116,31 +45,122 @@ class WindowLoader(DataLoader[Any]):
     Lightning calls `iter()` before it restores a checkpoint and calls `set_epoch`. That is too early.
     """
 
-    dataset: _Batches
+    dataset: Windows
+    batch_format: BatchFormat = "tuple"
+    keeps_state = True  # False: the data module keeps the position, under a Trainer
+    waited = 0.0  # seconds that the consumer has waited for batches
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches, dataset, clock = self._batches(), self.dataset, time.perf_counter
-        while True:
-            asked = clock()
-            batch = next(batches, None)
-            dataset.waited += clock() - asked
-            if batch is None:
-                return
-            yield batch
+    def __iter__(self) -> _Pass:  # type: ignore[override]
+        return _Pass(self)
 
-    def _batches(self) -> Iterator[Batch | Tensor]:
+    def __len__(self) -> int:
+        return self.sampler.steps.remaining() if self._is_ours() else super().__len__()
+
+    def _is_ours(self) -> bool:
         # Lightning replaces the sampler to overfit, and the batch sampler to predict.
-        sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
-        if not isinstance(sampler, WindowSampler) or not untouched:
-            return self._loaded()
-        upcoming = sampler.upcoming()
-        batches = self._loaded() if self.num_workers else self.dataset.inline(sampler)
-        return self.dataset.windows.ahead(batches, upcoming, sampler.steps.batch_size)
+        return isinstance(self.sampler, WindowSampler) and type(self.batch_sampler) is BatchSampler
 
-    def _loaded(self) -> Iterator[Batch | Tensor]:
-        convert = CONVERTERS[self.dataset.batch_format]
-        for batch in super().__iter__():
+    def batches(self) -> Iterator[Batch | Tensor]:
+        """Start the next epoch: its batches."""
+        if not self._is_ours():
+            yield from super().__iter__()
+            return
+        sampler = self.sampler
+        epoch = sampler.start_epoch()
+        if self.keeps_state:  # otherwise the number of ranks was known when the loader was made
+            check_not_empty(epoch.steps)
+        batches = self._loaded(epoch) if self.num_workers else self._inline(epoch)
+        batches = self.dataset.ahead(batches, epoch.blocks(), epoch.steps.batch_size)
+        for n_batches, batch in enumerate(batches, 1):
+            sampler.consumed(n_batches)
+            yield batch
+        sampler.finish()
+
+    def _inline(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
+        """The batches without DataLoader's machinery, which costs more than the batches."""
+        windows, size = self.dataset, epoch.steps.batch_size
+        for block in epoch.blocks():
+            if windows.spans.pad:
+                for begin in range(0, len(block), size):
+                    yield windows.batch(block[begin : begin + size])
+            else:
+                yield from map(CONVERTERS[self.batch_format], windows.ids(block, size))
+
+    def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
+        """The batches from worker processes. The main process splits them."""
+        size, convert = epoch.steps.batch_size, CONVERTERS[self.batch_format]
+        indices = (
+            block[begin : begin + size]
+            for block in epoch.blocks()
+            for begin in range(0, len(block), size)
+        )
+        loader: DataLoader[Any] = DataLoader(
+            _StoredWindows(self.dataset),
+            batch_sampler=indices,  # type: ignore[arg-type]  # any iterable of batches works
+            num_workers=self.num_workers,
+            collate_fn=_identity,
+            worker_init_fn=self.worker_init_fn,
+            multiprocessing_context=self.multiprocessing_context,
+            prefetch_factor=self.prefetch_factor,
+            pin_memory=self.pin_memory,
+            timeout=self.timeout,
+            generator=self.generator,
+        )
+        for batch in loader:
             yield convert(batch.numpy()) if isinstance(batch, Tensor) else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch is, in plain values; {} under a Trainer, where the data module keeps it."""
+        if not self.keeps_state or not self._is_ours():
+            return {}
+        return {"windows": self._windows(), **self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called, with any batch size and number of ranks.
+
+        Raises ValueError for a state of other windows or another order.
+        """
+        if not self.keeps_state or not self._is_ours():
+            return
+        if not state:
+            raise ValueError(
+                "the state of this loader is empty: the checkpoint comes from Trainer.fit(model, "
+                "datamodule=…), where the data module keeps the position. Resume it in the same way"
+            )
+        if state["windows"] != (windows := self._windows()):
+            raise ValueError(
+                "the state was saved with other windows: [begin, end, max_length, stride] was "
+                f"{state['windows']}, now {windows}. Set the same corpus, split, max_length and stride"
+            )
+        self.sampler.load_state_dict(state)
+
+    def _windows(self) -> list[int]:
+        spans = self.dataset.spans
+        return [self.dataset.begin, self.dataset.end, spans.max_length, spans.stride]
+
+
+class _Pass(Iterator[Any]):
+    """One pass over a loader. It starts when the first batch is requested."""
+
+    def __init__(self, loader: WindowLoader) -> None:
+        self._loader = loader
+        self._batches = loader.batches()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __next__(self) -> Any:
+        asked = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._loader.waited += time.perf_counter() - asked
+
+
+def collate(pairs: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+    """Stack (inputs, targets) pairs, int64 (L,) each, into a batch, int64 (B, L) each."""
+    inputs, targets = zip(*pairs, strict=True)
+    return torch.stack(inputs), torch.stack(targets)
 
 
 def _identity(batch: Any) -> Any:
@@ -151,17 +171,38 @@ def window_loader(
     windows: Windows,
     steps: Steps,
     *,
-    seed: int | None,
-    rank: int = 0,
+    seed: int | DrawnSeed | None,
+    rank: int | None = None,
     num_workers: int = 0,
     batch_format: BatchFormat = "tuple",
+    keeps_state: bool = True,
+    may_be_empty: bool = False,
 ) -> WindowLoader:
     """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
 
-    `seed=None` means text order. `batch_format` applies to train windows. Raises ValueError if the
-    windows do not make a single batch.
+    `seed=None` means text order. `rank=None`: the rank and world size of torch.distributed when an epoch
+    starts. `batch_format` applies to train windows. Raises ValueError if the windows do not make a batch.
     """
-    check_at_least("num_workers", num_workers, 0, "the number of processes that load batches")
+    check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
+    if not may_be_empty:
+        check_not_empty(steps)
+    sampler_type = TextOrderSampler if seed is None else WindowSampler
+    loader = WindowLoader(
+        windows,
+        batch_size=steps.batch_size,
+        sampler=sampler_type(steps, seed=seed, rank=rank),
+        drop_last=steps.tail == "drop",
+        num_workers=num_workers,
+        collate_fn=collate,
+        # Without a generator, each iter() draws from the global one, which dropout uses.
+        generator=torch.Generator(),
+    )
+    loader.batch_format, loader.keeps_state = batch_format, keeps_state
+    return loader
+
+
+def check_not_empty(steps: Steps) -> None:
+    """Raise ValueError if an epoch has no step."""
     if not steps.remaining():
         ranks = f" on {steps.world_size} ranks" if steps.world_size > 1 else ""
         raise ValueError(
@@ -169,16 +210,6 @@ def window_loader(
             f"batch: there are {steps.n} windows. Set batch_size <= {steps.n // steps.world_size}, "
             "a smaller stride, or drop_last=False"
         )
-    return WindowLoader(
-        _Batches(windows, batch_format),
-        batch_size=steps.batch_size,
-        sampler=WindowSampler(steps, seed=seed, rank=rank),
-        drop_last=steps.tail == "drop",
-        num_workers=num_workers,
-        collate_fn=_identity,
-        # Without a generator, each iter() draws from the global one, which dropout uses.
-        generator=torch.Generator(),
-    )
 
 
 def create_dataloader(
@@ -193,10 +224,12 @@ def create_dataloader(
     """The course's helper: a text, tokenized as gpt2, in batches of windows.
 
     Without `shuffle`, the windows are in text order. With it, each `iter()` gives every window once in
-    a new order, which `torch.manual_seed` before this call determines.
+    a new order, which `torch.manual_seed` before this call determines. In a process group, each rank
+    gets its own batches, in the order that rank 0 drew.
     """
-    check_at_least("batch_size", batch_size, 1, "the number of windows in a batch")
+    batch_size = check_integer("batch_size", batch_size, 1, "the number of windows in a batch")
+    shuffle, drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
     windows = WindowDataset(text, "gpt2", max_length=max_length, stride=stride)
     steps = Steps(n=len(windows), batch_size=batch_size, tail="drop" if drop_last else "share")
-    seed = int(torch.empty((), dtype=torch.int64).random_().item())
-    return window_loader(windows, steps, seed=seed if shuffle else None, num_workers=num_workers)
+    seed = DrawnSeed(int(torch.empty((), dtype=torch.int64).random_().item())) if shuffle else None
+    return window_loader(windows, steps, seed=seed, num_workers=num_workers)

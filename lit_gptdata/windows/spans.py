@@ -5,7 +5,7 @@ Spans(n_tokens=10, max_length=4, stride=3)  ->  2 windows, which start at tokens
 
 from dataclasses import dataclass
 
-from lit_gptdata._checks import check_at_least
+from lit_gptdata._checks import check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Spans:
         return index * self.stride
 
 
-def check_lengths(max_length: int, stride: int) -> None:
-    """Raise TypeError or ValueError unless both are integers of at least 1."""
-    check_at_least("max_length", max_length, 1, "the window's length in tokens")
-    check_at_least("stride", stride, 1, "the distance between two windows in tokens")
+def check_lengths(max_length: int, stride: int) -> tuple[int, int]:
+    """Return both as ints; raise TypeError or ValueError unless they are integers of at least 1."""
+    max_length = check_integer("max_length", max_length, 1, "the window's length in tokens")
+    return max_length, check_integer("stride", stride, 1, "the distance between two windows in tokens")

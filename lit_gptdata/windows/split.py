@@ -35,14 +35,15 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
     return split
 
 
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raise ValueError unless both are in [0, 1) and leave some text to train on."""
+def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:
+    """Return both as floats; raise ValueError unless they are in [0, 1) and leave some text to train on."""
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")
     if (total := val_fraction + test_fraction) >= 1:
         options = f"val_fraction={val_fraction} and test_fraction={test_fraction}"
         raise ValueError(f"{options} sum to {total:g}: they must sum to less than 1")
+    return float(val_fraction), float(test_fraction)
 
 
 def _cut(store: TokenStore, fraction: float) -> int:

@@ -63,6 +63,12 @@ class Steps:
         total = self.remaining()
         return min(limit, total) if isinstance(limit, int) else int(total * limit)
 
+    def windows_of_rank(self, rank: int) -> int:
+        """Number of windows that a rank has in an epoch."""
+        full = self.n // self.width
+        begin, end = self.rank_slice(full * self.width, rank) if self.remaining() > full else (0, 0)
+        return full * self.batch_size + end - begin
+
     def rank_slice(self, index: int, rank: int) -> tuple[int, int]:
         """Positions [begin, end) of a rank in the step that starts at position `index`."""
         windows = min(self.width, self.n - index)
@@ -82,6 +88,8 @@ class RunSegment:
     steps: Steps
     limit: int
     """Steps that the Trainer takes per epoch: all of `steps`, or fewer."""
+    text_order: bool = False
+    """True if the Trainer overfits: each epoch has its first windows in text order."""
 
     @classmethod
     def from_beginning(cls, steps: Steps) -> RunSegment:
@@ -100,6 +108,11 @@ class RunSegment:
             return Position(self.start.epoch, self.start.index + (batch - self.batch) * self.steps.width)
         return Position(self.start.epoch + epochs, step * self.steps.width)
 
+    def batches_before(self, position: Position) -> int:
+        """Number of batches of the run before `position`, which is at the start of a step or at the end."""
+        epochs = position.epoch - self.start.epoch
+        return self._epoch_batch + epochs * self.limit + self.steps.done(position.index)
+
     def batch_of(self, step: int, epoch: int) -> int:
         """The run's batch that is step `step` of `epoch`; less than `self.batch` if there is none."""
         if not 0 <= step < self.limit or epoch < self.start.epoch:
@@ -116,6 +129,7 @@ class RunSegment:
             "world_size": self.steps.world_size,
             "tail": self.steps.tail,
             "limit": self.limit,
+            "text_order": self.text_order,
         }
 
     @classmethod
@@ -123,13 +137,16 @@ class RunSegment:
         """Read what `as_dict` wrote, for a run over `n` windows."""
         steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
-        return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"])
+        text_order = values.get("text_order", False)  # absent from older checkpoints
+        return cls(
+            batch=values["batch"], start=start, steps=steps, limit=values["limit"], text_order=text_order
+        )
 
 
 def find_batch(
     segments: Sequence[RunSegment], step: int, epoch: int | None = None
-) -> tuple[Steps, Position]:
-    """Find the steps that a batch belongs to, and the position where it starts.
+) -> tuple[RunSegment, Position]:
+    """Find the segment that a batch belongs to, and the position where it starts.
 
     `step` counts from 0 over the whole run. With `epoch` it counts within the epoch and equals
     Lightning's batch_idx. After a change of batch size it continues from the steps done by then,
@@ -139,7 +156,7 @@ def find_batch(
     for segment in reversed(segments):
         batch = step if epoch is None else segment.batch_of(step, epoch)
         if segment.limit and batch >= segment.batch and (next_batch is None or batch < next_batch):
-            return segment.steps, segment.position(batch)
+            return segment, segment.position(batch)
         next_batch = segment.batch
     where = "" if epoch is None else f" of epoch {epoch}"
     first, last = segments[0], segments[-1]
@@ -157,8 +174,10 @@ def windows_of_batch(
 
     Raises ValueError for a step or rank that does not exist.
     """
-    steps, position = find_batch(segments, step, epoch)
+    segment, position = find_batch(segments, step, epoch)
+    steps = segment.steps
     if not 0 <= rank < steps.world_size:
         raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
+    seed = None if segment.text_order else seed
     permutation = EpochPermutation(n=steps.n, seed=seed, epoch=position.epoch)
     return permutation.at(np.arange(*steps.rank_slice(position.index, rank)))

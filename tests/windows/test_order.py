@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_gptdata.windows import order
-from lit_gptdata.windows.loader import BLOCK
+from lit_gptdata.windows.sampler import BLOCK
 from lit_gptdata.windows.order import SMALL, EpochPermutation, feistel, mix
 
 SIGMAS = 5

@@ -23,6 +23,11 @@ any_steps = st.builds(
 )
 
 
+def found(segments, step: int, epoch: int | None = None) -> tuple[Steps, Position]:
+    segment, position = find_batch(segments, step, epoch)
+    return segment.steps, position
+
+
 def starts(steps: Steps, index: int = 0) -> list[int]:
     """Where the steps of an epoch start, from position `index` on."""
     least = {"drop": steps.width, "share": steps.world_size, "pad": 1}[steps.tail]
@@ -128,7 +133,7 @@ def test_the_position_of_a_batch_equals_that_of_a_walk(segment, n_batches):
 @given(any_segment())
 def test_a_segment_survives_as_json(segment):
     values = segment.as_dict()
-    assert all(type(value) in (int, str) for value in values.values())
+    assert all(type(value) in (int, str, bool) for value in values.values())
     assert "n" not in values
     assert RunSegment.from_dict(json.loads(json.dumps(values)), segment.steps.n) == segment
 
@@ -174,7 +179,7 @@ def by_number(walked) -> dict[tuple[int, int], tuple[Steps, Position]]:
 def test_every_batch_of_a_run_is_found(run):
     segments, walked = run
     for batch, (steps, epoch, _, index) in enumerate(walked):
-        assert find_batch(segments, batch) == (steps, Position(epoch, index))
+        assert found(segments, batch) == (steps, Position(epoch, index))
 
 
 @settings(deadline=None)
@@ -185,7 +190,7 @@ def test_every_step_of_an_epoch_is_found_and_no_other(run):
     last = max(step for _, step in expected)
     for epoch, step in itertools.product(range(walked[-1][1]), range(-1, last + 2)):
         if (epoch, step) in expected:
-            assert find_batch(segments, step, epoch) == expected[epoch, step]
+            assert found(segments, step, epoch) == expected[epoch, step]
         else:
             with pytest.raises(ValueError, match=rf"^step={step} of epoch {epoch} does not exist"):
                 find_batch(segments, step, epoch)
@@ -196,11 +201,11 @@ def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
     first = RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10)
     second = RunSegment(batch=3, start=Position(0, 12), steps=wide, limit=5)
     segments = [first, second]
-    assert find_batch(segments, 1) == find_batch(segments, 1, epoch=0) == (narrow, Position(0, 4))
-    assert find_batch(segments, 2) == (narrow, Position(0, 8))
-    assert find_batch(segments, 3) == find_batch(segments, 2, epoch=0) == (wide, Position(0, 12))
-    assert find_batch(segments, 5) == find_batch(segments, 4, epoch=0) == (wide, Position(0, 28))
-    assert find_batch(segments, 6) == find_batch(segments, 0, epoch=1) == (wide, Position(1, 0))
+    assert found(segments, 1) == found(segments, 1, epoch=0) == (narrow, Position(0, 4))
+    assert found(segments, 2) == (narrow, Position(0, 8))
+    assert found(segments, 3) == found(segments, 2, epoch=0) == (wide, Position(0, 12))
+    assert found(segments, 5) == found(segments, 4, epoch=0) == (wide, Position(0, 28))
+    assert found(segments, 6) == found(segments, 0, epoch=1) == (wide, Position(1, 0))
 
 
 def test_of_two_steps_with_the_same_number_the_later_is_found():
@@ -208,10 +213,10 @@ def test_of_two_steps_with_the_same_number_the_later_is_found():
     narrow, wide = Steps(n=40, batch_size=4), Steps(n=40, batch_size=16)
     first = RunSegment(batch=0, start=Position(0, 0), steps=narrow, limit=10)
     segments = [first, RunSegment(batch=6, start=Position(0, 24), steps=wide, limit=2)]
-    assert find_batch(segments, 0, epoch=0) == (narrow, Position(0, 0))
-    assert find_batch(segments, 5) == (narrow, Position(0, 20))
-    assert find_batch(segments, 6) == find_batch(segments, 1, epoch=0) == (wide, Position(0, 24))
-    assert find_batch(segments, 5, epoch=0) == (narrow, Position(0, 20))
+    assert found(segments, 0, epoch=0) == (narrow, Position(0, 0))
+    assert found(segments, 5) == (narrow, Position(0, 20))
+    assert found(segments, 6) == found(segments, 1, epoch=0) == (wide, Position(0, 24))
+    assert found(segments, 5, epoch=0) == (narrow, Position(0, 20))
 
 
 SEGMENT = RunSegment(batch=7, start=Position(2, 8), steps=Steps(n=20, batch_size=4), limit=4)

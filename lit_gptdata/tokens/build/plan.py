@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from lit_gptdata._checks import check_at_least
+from lit_gptdata._checks import check_integer
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import FilesCorpus, FindCut, HashFiles
 from lit_gptdata.text.formats import FileSlice, format_of
@@ -48,9 +48,9 @@ class BuildOptions:
             choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"
             raise ValueError(f"unknown build {self.build!r}: choose {choices}")
         if self.workers is not None:
-            check_at_least("build_workers", self.workers, 1, "the number of processes that tokenize")
+            check_integer("build_workers", self.workers, 1, "the number of processes that tokenize")
         if self.max_document_bytes is not None:
-            check_at_least(
+            check_integer(
                 "max_document_bytes", self.max_document_bytes, 1, "the longest document in bytes"
             )
 

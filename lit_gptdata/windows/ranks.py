@@ -1,0 +1,86 @@
+"""Which process of a run this is. Ranks are looked up when an epoch starts, not when a loader is made.
+
+current_ranks()  ->  Ranks(rank=1, world_size=4)  # of torch.distributed; Ranks(0, 1) without it
+"""
+
+import os
+import secrets
+import sys
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+# The variables in which a launcher tells a process its rank and the world size: torchrun, srun, Open MPI,
+# MPICH, Horovod. An interactive SLURM shell has SLURM_NTASKS, but only srun sets the size of the step.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("HOROVOD_RANK", "HOROVOD_SIZE"),
+)
+
+
+class Ranks(NamedTuple):
+    """The rank of a process, counted from 0, and the number of processes that share the batches."""
+
+    rank: int
+    world_size: int
+
+
+def current_ranks() -> Ranks:
+    """Rank and world size of the process group of torch.distributed, else (0, 1)."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(0, 1)
+
+
+def check_launched() -> None:
+    """Raise RuntimeError in a process that a launcher started as one of several, without a process group.
+
+    Each of these processes would take rank 0, and all would train on the same windows.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return
+    for rank_name, *size_names in LAUNCHERS:
+        size_name = next((name for name in size_names if name in os.environ), None)
+        if rank_name not in os.environ or size_name is None:
+            continue
+        if os.environ[size_name].isdigit() and int(os.environ[size_name]) > 1:
+            names = f"{rank_name}={os.environ[rank_name]} and {size_name}={os.environ[size_name]}"
+            raise RuntimeError(
+                f"this process is one of several ({names}), but torch.distributed is not initialized, so "
+                "every process would read the same batches. Before you iterate, call "
+                "torch.distributed.init_process_group(), Fabric.launch() or Accelerator(), or fit with "
+                "Trainer.fit(model, datamodule=data). For a single process, unset these variables"
+            )
+
+
+def accelerate_shards() -> bool:
+    """Whether Hugging Face accelerate divides the batches of a foreign loader among the ranks."""
+    state = sys.modules.get("accelerate.state")
+    return state is not None and bool(state.is_initialized())
+
+
+class DrawnSeed:
+    """A seed that nobody chose: drawn at random on rank 0 and used by every rank.
+
+    Ranks that use the same `name` get the same seed, from the store of the process group. Unlike a
+    collective call, that cannot hang if only one rank looks at a batch.
+    """
+
+    def __init__(self, value: int | None = None) -> None:
+        self.value = secrets.randbits(32) if value is None else value
+        self._world_size = 1
+
+    def get(self, name: str) -> int:
+        """The seed; with several ranks, rank 0's."""
+        rank, world_size = current_ranks()
+        if world_size > self._world_size:
+            store = dist.distributed_c10d._get_default_store()
+            key = f"lit_gptdata/{name}"
+            if rank == 0:
+                store.compare_set(key, "", str(self.value))
+            self.value = int(store.get(key))  # waits for rank 0
+            self._world_size = world_size
+        return self.value

@@ -1,0 +1,190 @@
+"""Which windows a rank reads in an epoch, and where a run is in its data.
+
+WindowSampler(steps, seed=0)  ──start_epoch()──▶  EpochSlice  ──blocks()──▶  windows, int64
+        ▲                                                         │
+        └──────────── start_at(Position) ◀── position() ◀─────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from lit_gptdata.windows.order import EpochPermutation
+from lit_gptdata.windows.ranks import (
+    DrawnSeed,
+    Ranks,
+    accelerate_shards,
+    check_launched,
+    current_ranks,
+)
+from lit_gptdata.windows.steps import Position, Steps
+
+BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSlice:
+    """One rank's windows of an epoch, from position `start` on."""
+
+    steps: Steps
+    rank: int
+    start: Position
+    seed: int | None
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The windows, int64, in blocks of whole batches except for the last."""
+        permutation = EpochPermutation(n=self.steps.n, seed=self.seed, epoch=self.start.epoch)
+        return (permutation.at(positions) for positions in self._positions())
+
+    def _positions(self) -> Iterator[np.ndarray]:
+        """The rank's positions, about BLOCK at a time."""
+        steps, index = self.steps, self.start.index
+        full = max(0, steps.n - index) // steps.width
+        block_steps = max(1, BLOCK // steps.batch_size)
+        for step in range(0, full, block_steps):
+            begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
+            slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
+            yield slices.ravel()  # (S, B) → (S * B,)
+        if steps.remaining(index) > full:
+            yield np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
+
+    def position(self, n_batches: int) -> Position:
+        """The position after `n_batches` of this rank's batches, at most the end of the epoch."""
+        index = min(self.start.index + n_batches * self.steps.width, self.steps.n)
+        return Position(self.start.epoch, index)
+
+
+class WindowSampler(DistributedSampler[Any]):
+    """One rank's slice of every step of an epoch, in the order that (seed, epoch) gives.
+
+    `seed=None` means text order. `rank=None` means the rank and world size that torch.distributed has
+    when an epoch starts. Without `set_epoch`, each `iter()` starts the next epoch. Lightning and Fabric
+    call `set_epoch` on a DistributedSampler and do not replace it, so this class is one.
+    """
+
+    def __init__(
+        self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None
+    ) -> None:
+        self._steps, self._rank, self.order_seed = steps, rank, seed
+        self.start_at(Position(0, 0))
+
+    @property
+    def ranks(self) -> Ranks:
+        """The rank of this process and the world size, now."""
+        return current_ranks() if self._rank is None else Ranks(self._rank, self._steps.world_size)
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of an epoch on the present number of ranks."""
+        return replace(self._steps, world_size=self.ranks.world_size)
+
+    def start_at(self, position: Position) -> None:
+        """Start iterating at the epoch and index of `position`; later epochs start at index 0."""
+        self.start, self.epoch = position, position.epoch
+        self._epoch_offset = 0
+        self.restored = False  # True after `load_state_dict`, until the caller sets an epoch
+        self._current: EpochSlice | None = None
+        self._n_batches = 0  # of `_current` that the consumer has
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next `iter()`.
+
+        After `load_state_dict`, a lower number means that the caller counts from 0 again, as Fabric does
+        in a new process. The difference is then added to this and to later calls.
+        """
+        if self.restored:
+            self._epoch_offset, self.restored = max(0, self.epoch - epoch), False
+        self.epoch = epoch + self._epoch_offset
+
+    def start_epoch(self, ranks: Ranks | None = None) -> EpochSlice:
+        """Start the next epoch. Raises RuntimeError if this process cannot know its rank."""
+        if self._rank is None:
+            check_launched()
+        rank, world_size = ranks or self.ranks
+        steps = replace(self._steps, world_size=world_size)
+        start = Position(self.epoch, self._index)
+        self._current = EpochSlice(steps=steps, rank=rank, start=start, seed=self._seed())
+        self._n_batches = 0
+        self.epoch += 1
+        return self._current
+
+    @property
+    def _index(self) -> int:
+        """Where the epoch that `iter()` would start begins."""
+        return self.start.index if self.epoch == self.start.epoch else 0
+
+    def _seed(self) -> int | None:
+        if isinstance(self.order_seed, DrawnSeed):
+            return self.order_seed.get(f"{self._steps.n}")
+        return self.order_seed
+
+    def consumed(self, n_batches: int) -> None:
+        """Note that the consumer has `n_batches` batches of the current epoch."""
+        self._n_batches = n_batches
+
+    def position(self) -> Position:
+        """Where the next window of the run is."""
+        if self._current is None:
+            return Position(self.epoch, self._index)
+        return self._current.position(self._n_batches)
+
+    def finished(self) -> Position:
+        """The same, if the consumer still works on its last batch."""
+        if self._current is None or not self._n_batches:
+            return self.position()
+        return self._current.position(self._n_batches - 1)
+
+    def finish(self) -> None:
+        """Note that the current epoch is over."""
+        assert self._current is not None
+        self.start, self._current = Position(self._current.start.epoch + 1, 0), None
+
+    @property
+    def _foreign_ranks(self) -> Ranks:
+        """The ranks for a DataLoader that is not ours; accelerate divides its batches itself."""
+        return Ranks(0, 1) if accelerate_shards() else self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        """The windows for a DataLoader that is not ours."""
+        current, n_windows = self.start_epoch(self._foreign_ranks), 0
+        # accelerate fetches a step ahead: a batch for each rank
+        ahead = self.ranks.world_size if accelerate_shards() else 0
+        for block in current.blocks():
+            for window in block.tolist():
+                n_windows += 1
+                n_batches, rest = divmod(n_windows, current.steps.batch_size)
+                if not rest:
+                    self.consumed(max(0, n_batches - n_batches % max(1, ahead) - ahead))
+                yield window
+        self.finish()
+
+    def __len__(self) -> int:
+        """Windows that a DataLoader that is not ours has in a whole epoch."""
+        rank, world_size = self._foreign_ranks
+        return replace(self._steps, world_size=world_size).windows_of_rank(rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and index of the next window, and the seed of the order, in plain values."""
+        position = self.position()
+        return {"epoch": position.epoch, "index": position.index, "seed": self._seed()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position. Raises ValueError if the state has another seed."""
+        if isinstance(self.order_seed, DrawnSeed) and state["seed"] is not None:
+            self.order_seed.value = state["seed"]
+        elif state["seed"] != self.order_seed:
+            raise ValueError(
+                f"the state was saved with seed={state['seed']!r}, this loader has "
+                f"seed={self.order_seed!r} (None: text order): set the same seed and shuffle"
+            )
+        self.start_at(Position(state["epoch"], state["index"]))
+        self.restored = True
+
+
+class TextOrderSampler(WindowSampler, SequentialSampler):
+    """Windows in text order. Lightning keeps a SequentialSampler where it would replace a shuffled one."""
