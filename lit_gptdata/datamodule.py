@@ -43,8 +43,14 @@ if TYPE_CHECKING:
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
     ".*LeafSpec.*",  # Lightning uses a deprecated torch class in every fit
+    ".*Total length of `list` across ranks is zero.*",  # there is no val split, on purpose
     ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
 )
+
+PLAIN_ATTRIBUTES = (
+    "max_length", "stride", "batch_size", "shuffle", "drop_last", "num_workers", "val_fraction",
+    "test_fraction", "seed",
+)  # fmt: skip
 
 
 class GPTDataModule(L.LightningDataModule):
@@ -145,10 +151,10 @@ class GPTDataModule(L.LightningDataModule):
         self._store: TokenStore | None = None
         self._split: Split | None = None
         self._resume = Resume(key=type(self).__qualname__)
+        self._tuned = False
         self._draws_seed, self._drawn_seed = self.seed is None, DrawnSeed()
         # Plain values, which a checkpoint can hold for weights_only=True.
-        arguments |= {name: getattr(self, name) for name in arguments if hasattr(self, name)}
-        arguments |= {
+        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES} | {
             "corpus": local.name, "tokenizer": self.tokenizer.name, "data_dir": os.fspath(data_dir),
             "store_url": store_url, "build_workers": options.workers, "stream": stream,
             "max_document_bytes": options.max_document_bytes, **asdict(self._reading),
@@ -202,6 +208,10 @@ class GPTDataModule(L.LightningDataModule):
             if self.shuffle and (slow := shuffle_warning(store)):
                 rank_zero_warn(slow)
         if self.trainer is not None and stage == "fit":
+            # It tries batch sizes, and ends without an error where no full batch is left.
+            self._tuned = any(
+                isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks
+            )
             self._resume.attach(self.trainer, self.train_steps)
 
     @property
@@ -252,7 +262,7 @@ class GPTDataModule(L.LightningDataModule):
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
         loader = self._loader(
             self.train_windows, self.train_steps, seed=self._loader_seed(), keeps_state=self.trainer is None,
-            batch_format="compact" if compact else "tuple", may_be_empty=_finds_batch_size(self.trainer),
+            batch_format="compact" if compact else "tuple", may_be_empty=self._tuned,
         )  # fmt: skip
         sampler = cast(WindowSampler, loader.sampler)
         if self.trainer is None:
@@ -412,9 +422,3 @@ def _string(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
     return str(value)
-
-
-def _finds_batch_size(trainer: L.Trainer | None) -> bool:
-    """Whether the Trainer tries batch sizes, and ends at the number of windows without an error."""
-    callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, BatchSizeFinder) for callback in callbacks)

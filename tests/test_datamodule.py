@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
@@ -193,6 +194,123 @@ def test_sizes_are_checked_when_constructed(name):
 def test_choices_are_checked_when_constructed(name):
     with pytest.raises(ValueError, match=f"unknown {name} 'no'"):
         GPTDataModule(**{name: "no"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "42"}, "seed must be an integer, got '42'"),
+        ({"seed": True}, "seed must be an integer, got True"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
+        ({"shuffle": "false"}, "shuffle must be true or false, got 'false'"),
+        ({"shuffle": 1}, "shuffle must be true or false, got 1"),
+        ({"drop_last": None}, "drop_last must be true or false, got None"),
+        ({"stream": "no"}, "stream must be true or false, got 'no'"),
+        ({"strip_gutenberg": "yes"}, "strip_gutenberg must be true or false, got 'yes'"),
+        ({"batch_size": 4.0}, r"batch_size must be an integer ≥ 1, got 4\.0"),
+        ({"build_workers": "2"}, "build_workers must be an integer ≥ 1, got '2'"),
+        ({"max_document_bytes": 1e6}, "max_document_bytes must be an integer ≥ 1"),
+        ({"text_column": 3}, "text_column must be a string, got 3"),
+    ],
+)
+def test_wrong_types_are_refused_when_constructed(options, message):
+    with pytest.raises(TypeError, match=message):
+        GPTDataModule(**options)
+
+
+@pytest.mark.parametrize("data_dir", ["s3://bucket/data", "https://host/data", b"data", None])
+def test_a_data_dir_that_is_not_a_folder_is_refused(data_dir):
+    with pytest.raises(ValueError, match="data_dir must be a folder on this machine, got"):
+        GPTDataModule(data_dir=data_dir)
+
+
+def test_numbers_and_flags_of_numpy_become_plain_values(story, tmp_path):
+    data = ready(
+        story, tmp_path, max_length=np.int64(8), stride=np.uint8(8), batch_size=np.int32(4),
+        seed=np.int64(3), shuffle=np.bool_(True), build_workers=np.int8(1),
+        cache_gb=np.float64(2), num_workers=np.int64(0),
+    )  # fmt: skip
+    assert len(next(iter(data.train_dataloader()))[0]) == 4
+    plain = (str, int, float, bool, type(None), list)
+    assert all(type(value) in plain for value in data.hparams.values()), data.hparams
+
+
+def test_the_data_dir_is_the_folder_that_was_meant_when_constructed(story, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = GPTDataModule(story, data_dir="~/data")
+    assert home.data_dir == tmp_path / "home" / "data"
+    monkeypatch.chdir(tmp_path)
+    data = GPTDataModule(story, max_length=8, stride=8, data_dir="tokens")
+    data.prepare_data()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    data.setup()
+    assert (tmp_path / "tokens" / "tokens").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_seed_none_shuffles_with_a_seed_that_a_checkpoint_keeps(story, tmp_path):
+    first, other, plain = (
+        ready(story, tmp_path, **options)
+        for options in ({"seed": None}, {"seed": None}, {"shuffle": False})
+    )
+    orders = [[x[:, 0].tolist() for x, _ in d.train_dataloader()] for d in (first, other, plain)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    model, fitter = tiny_gpt(first), make_trainer(max_epochs=1, limit_train_batches=2)
+    fitter.fit(model, datamodule=first)
+    fitter.save_checkpoint(tmp_path / "model.ckpt")
+    resumed = GPTDataModule(story, max_length=8, stride=8, seed=None, data_dir=tmp_path / "data")
+    fitter = make_trainer(max_epochs=2, limit_train_batches=2)
+    fitter.fit(model, datamodule=resumed, ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    assert resumed.seed == first.seed is not None
+    assert all(torch.equal(resumed.batch_at(s)[0], first.batch_at(s)[0]) for s in range(2))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_overfit_batches_trains_on_the_batches_that_batch_at_tells(story, tmp_path, accumulate):
+    class Seen(L.Callback):
+        def __init__(self) -> None:
+            self.inputs: list[torch.Tensor] = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            self.inputs.append(batch[0])
+
+    def fit(max_epochs: int, **options) -> tuple[GPTDataModule, Seen, L.Trainer]:
+        data, seen = GPTDataModule(story, max_length=8, stride=8, data_dir=tmp_path / "data"), Seen()
+        trainer = make_trainer(
+            overfit_batches=3, max_epochs=max_epochs, callbacks=[seen], limit_val_batches=0,
+            accumulate_grad_batches=accumulate,
+        )  # fmt: skip
+        trainer.fit(tiny_gpt(data), datamodule=data, **options)
+        return data, seen, trainer
+
+    data, whole, _ = fit(max_epochs=4)
+    in_text_order = torch.stack([data.train_windows[i][0] for i in range(12)])
+    assert torch.equal(torch.cat(whole.inputs), in_text_order.repeat(4, 1))
+    assert all(torch.equal(data.batch_at(step)[0], x) for step, x in enumerate(whole.inputs))
+    _, first, trainer = fit(max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    data, rest, _ = fit(max_epochs=4, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert torch.equal(torch.cat(first.inputs + rest.inputs), torch.cat(whole.inputs))
+    assert all(torch.equal(data.batch_at(step)[0], x) for step, x in enumerate(whole.inputs))
+    loaded = opened(GPTDataModule.load_from_checkpoint(tmp_path / "half.ckpt"))
+    assert torch.equal(loaded.batch_at(5)[0], whole.inputs[5])
+
+
+def test_a_trainer_of_pytorch_lightning_is_named():
+    trainer = type("Trainer", (), {"__module__": "pytorch_lightning.trainer.trainer"})()
+    with pytest.raises(TypeError, match=r"pytorch_lightning, .* Write `import lightning as L`"):
+        GPTDataModule().trainer = trainer
+
+
+def test_the_search_for_a_batch_size_ends_at_the_number_of_windows(tmp_path):
+    (tmp_path / "short.txt").write_text("".join(f"{i} words. " for i in range(60)))
+    data = ready(tmp_path / "short.txt", tmp_path, val_fraction=0.0)
+    tuner = Tuner(make_trainer(max_steps=3, default_root_dir=tmp_path))
+    options = {"max_trials": 8, "steps_per_trial": 1, "init_val": 4}
+    size = tuner.scale_batch_size(tiny_gpt(data), datamodule=data, **options)
+    assert len(data.train_windows) <= size < 4 * len(data.train_windows)
+    assert not list(tmp_path.glob(".scale_batch_size*"))
 
 
 def test_the_constructor_writes_no_files():

@@ -53,7 +53,9 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """The same for several windows, which a DataLoader asks for at once."""
         least, most = min(indices, default=0), max(indices, default=0)
         if least < 0 or (most >= len(self) and not self.spans.pad):
-            raise IndexError(f"windows {least} to {most} of {len(self)}: give indices in [0, {len(self)})")
+            raise IndexError(
+                f"windows {least} to {most} of {len(self)}: give indices in [0, {len(self)})"
+            )
         return list(zip(*self.batch(indices), strict=True))
 
     def __repr__(self) -> str:

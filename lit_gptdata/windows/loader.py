@@ -72,9 +72,9 @@ class WindowLoader(DataLoader[Any]):
         batches = self._loaded(epoch) if self.num_workers else self._inline(epoch)
         batches = self.dataset.ahead(batches, epoch.blocks(), epoch.steps.batch_size)
         for n_batches, batch in enumerate(batches, 1):
-            sampler.consumed(n_batches)
+            sampler.consumed(epoch, n_batches)
             yield batch
-        sampler.finish()
+        sampler.finish(epoch)
 
     def _inline(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
         """The batches without DataLoader's machinery, which costs more than the batches."""

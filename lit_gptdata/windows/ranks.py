@@ -73,6 +73,10 @@ class DrawnSeed:
         self.value = secrets.randbits(32) if value is None else value
         self._world_size = 1
 
+    def set(self, value: int) -> None:
+        """Use `value`, which every rank loaded from a checkpoint."""
+        self.value, self._world_size = value, sys.maxsize
+
     def get(self, name: str) -> int:
         """The seed; with several ranks, rank 0's."""
         rank, world_size = current_ranks()

@@ -15,13 +15,7 @@ import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lit_gptdata.windows.order import EpochPermutation
-from lit_gptdata.windows.ranks import (
-    DrawnSeed,
-    Ranks,
-    accelerate_shards,
-    check_launched,
-    current_ranks,
-)
+from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_shards, check_launched, current_ranks
 from lit_gptdata.windows.steps import Position, Steps
 
 BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
@@ -67,9 +61,7 @@ class WindowSampler(DistributedSampler[Any]):
     call `set_epoch` on a DistributedSampler and do not replace it, so this class is one.
     """
 
-    def __init__(
-        self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None
-    ) -> None:
+    def __init__(self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None) -> None:
         self._steps, self._rank, self.order_seed = steps, rank, seed
         self.start_at(Position(0, 0))
 
@@ -123,9 +115,10 @@ class WindowSampler(DistributedSampler[Any]):
             return self.order_seed.get(f"{self._steps.n}")
         return self.order_seed
 
-    def consumed(self, n_batches: int) -> None:
-        """Note that the consumer has `n_batches` batches of the current epoch."""
-        self._n_batches = n_batches
+    def consumed(self, epoch: EpochSlice, n_batches: int) -> None:
+        """Note that the consumer has `n_batches` batches of the epoch that started last."""
+        if epoch is self._current:
+            self._n_batches = n_batches
 
     def position(self) -> Position:
         """Where the next window of the run is."""
@@ -139,10 +132,10 @@ class WindowSampler(DistributedSampler[Any]):
             return self.position()
         return self._current.position(self._n_batches - 1)
 
-    def finish(self) -> None:
-        """Note that the current epoch is over."""
-        assert self._current is not None
-        self.start, self._current = Position(self._current.start.epoch + 1, 0), None
+    def finish(self, epoch: EpochSlice) -> None:
+        """Note that the epoch that started last is over."""
+        if epoch is self._current:
+            self._current = None
 
     @property
     def _foreign_ranks(self) -> Ranks:
@@ -159,9 +152,9 @@ class WindowSampler(DistributedSampler[Any]):
                 n_windows += 1
                 n_batches, rest = divmod(n_windows, current.steps.batch_size)
                 if not rest:
-                    self.consumed(max(0, n_batches - n_batches % max(1, ahead) - ahead))
+                    self.consumed(current, max(0, n_batches - n_batches % max(1, ahead) - ahead))
                 yield window
-        self.finish()
+        self.finish(current)
 
     def __len__(self) -> int:
         """Windows that a DataLoader that is not ours has in a whole epoch."""
@@ -176,7 +169,7 @@ class WindowSampler(DistributedSampler[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position. Raises ValueError if the state has another seed."""
         if isinstance(self.order_seed, DrawnSeed) and state["seed"] is not None:
-            self.order_seed.value = state["seed"]
+            self.order_seed.set(state["seed"])
         elif state["seed"] != self.order_seed:
             raise ValueError(
                 f"the state was saved with seed={state['seed']!r}, this loader has "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from itertools import chain, product
 
 import numpy as np
@@ -135,6 +137,88 @@ def test_a_batch_can_be_kept_while_others_are_loaded():
     loader.sampler.set_epoch(0)
     for batch, again in zip(kept, loader, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+
+
+def course_loader(**options) -> DataLoader:
+    return create_dataloader(TEXT, **{"batch_size": 2, "max_length": 8, "stride": 8} | options)
+
+
+def test_a_loader_that_is_rebuilt_from_ours_gives_the_same_batches():
+    ours = course_loader(shuffle=False)
+    dataset, sampler, collate_fn = ours.dataset, ours.batch_sampler, ours.collate_fn
+    for rebuilt in (
+        DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_fn),
+        DataLoader(dataset, batch_sampler=sampler),
+        DataLoader(dataset, batch_size=2, drop_last=True),
+        DataLoader(dataset, batch_size=2, sampler=ours.sampler, drop_last=True, num_workers=1),
+    ):
+        for expected, batch in zip(ours, rebuilt, strict=True):
+            assert all(map(torch.equal, expected, batch))
+    assert [x.tolist() for x in dataset.__getitems__([3])[0]] == [x.tolist() for x in dataset[3]]
+
+
+def test_several_windows_out_of_range_are_refused():
+    windows = Windows(Tokens([np.arange(90)]), begin=0, end=50, max_length=4, stride=4)
+    for indices in ([0, -1], [len(windows)]):
+        with pytest.raises(IndexError, match=r"windows .* give indices in \[0, 12\)"):
+            windows.__getitems__(indices)
+
+
+def test_a_loader_draws_random_numbers_only_to_shuffle():
+    before = torch.get_rng_state()
+    list(course_loader(shuffle=False, num_workers=1))
+    loader_over(401)
+    assert torch.equal(torch.get_rng_state(), before)
+    course_loader()
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_iterator_of_a_loader_has_a_length():
+    loader = loader_over(29, batch_size=3)
+    assert len(loader) == len(iter(loader)) == 3
+
+
+def test_state_dict_resumes_inside_an_epoch_and_between_epochs():
+    for n_read in (0, 1, 50, 73, 100, 110):
+        loader, resumed = course_loader(), course_loader()
+        n_batches = len(loader)
+        epochs = [batch for _ in range(4) for batch in loader]
+        loader.sampler.set_epoch(0)
+        batches = chain.from_iterable(itertools.repeat(loader))
+        for _ in range(n_read):
+            next(batches)
+        state = json.loads(json.dumps(loader.state_dict()))
+        resumed.load_state_dict(state)
+        rest = [batch for _ in range(2) for batch in resumed]
+        expected = epochs[n_read : (n_read // n_batches + 2) * n_batches]
+        assert len(rest) == len(expected)
+        for one, two in zip(rest, expected, strict=True):
+            assert all(map(torch.equal, one, two))
+
+
+def test_a_caller_that_counts_epochs_from_0_again_continues_with_the_saved_epoch():
+    loader, resumed = course_loader(), course_loader()
+    epochs = [first_tokens(loader) for _ in range(4)]
+    loader.sampler.set_epoch(2)
+    next(iter(loader))
+    resumed.load_state_dict(loader.state_dict())
+    seen = []
+    for epoch in range(2):  # as Fabric does in a new process
+        resumed.sampler.set_epoch(epoch)
+        seen.append(first_tokens(resumed))
+    assert seen == [epochs[2][2:], epochs[3]]
+
+
+def test_a_state_of_other_windows_or_another_order_is_refused():
+    state = loader_over(401).state_dict()
+    with pytest.raises(
+        ValueError, match=r"other windows: .* was \[0, 401, 4, 4\], now \[0, 405, 4, 4\]"
+    ):
+        loader_over(405).load_state_dict(state)
+    with pytest.raises(ValueError, match="saved with seed=1, this loader has seed=0"):
+        loader_over(401).load_state_dict(state | {"seed": 1})
+    with pytest.raises(ValueError, match="the data module keeps the position"):
+        loader_over(401).load_state_dict({})
 
 
 @pytest.mark.parametrize("starts", [[-1], [0, 94], [2**40], [-(2**40)]])

@@ -1,0 +1,137 @@
+"""What two processes read without a Trainer: `python -m tests.windows.rank_jobs folder rank port`.
+
+Each rank writes <rank>.json: a name → the windows of each batch, each by its number in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lit_gptdata import create_dataloader
+from lit_gptdata.windows.ranks import DrawnSeed
+from tests.runs import make_data, make_model, make_trainer, opened, windows_of, words
+
+READ_BATCHES = 5
+
+
+def batches_of(loader: Any, n: int | None = None) -> list[list[int]]:
+    """The windows of the first `n` batches of a pass, or of all batches."""
+    batches = iter(loader)
+    numbers = (windows_of(inputs) for inputs, _ in batches)
+    return list(numbers) if n is None else [next(numbers) for _ in range(n)]
+
+
+def epochs_and_resume(make: Any, prepare: Any = lambda loader: loader) -> dict[str, Any]:
+    """Two epochs, and the rest of an epoch after `state_dict()` inside it, with another batch size."""
+    loader = make()
+    prepared = prepare(loader)
+    epochs = [batches_of(prepared), batches_of(prepared)]
+    other = make()
+    reads = iter(prepare(other))
+    first = [windows_of(next(reads)[0]) for _ in range(READ_BATCHES)]
+    state = other.state_dict()
+    resumed = make()
+    prepared = prepare(resumed)
+    resumed.load_state_dict(state)
+    rest, following = batches_of(prepared), batches_of(prepared)
+    wider = make(batch_size=6)
+    wider_prepared = prepare(wider)
+    wider.load_state_dict(state)
+    return {
+        "epochs": epochs, "first": first, "rest": rest, "following": following,
+        "rest with another batch size": batches_of(wider_prepared),
+    }  # fmt: skip
+
+
+class Seen(L.Callback):
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, *rest: Any) -> None:
+        self.batches.append(windows_of(batch[0]))
+
+
+class Wrapper(L.LightningDataModule):
+    """A user's data module around ours."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> Any:
+        return self.data.train_dataloader()
+
+
+def fitted(folder: Path, **fit: Any) -> list[list[int]]:
+    seen = Seen()
+    trainer = make_trainer(
+        devices=2, strategy="ddp", max_epochs=2, limit_val_batches=0, callbacks=[seen],
+        default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(make_model(), **fit)
+    return seen.batches
+
+
+def main(folder: Path, rank: int, port: str) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    data = opened(make_data(folder))
+
+    def make(**options: Any) -> Any:
+        return opened(make_data(folder, **options)).train_dataloader()
+
+    early = data.train_dataloader()  # before the process group exists
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ.update(env | {"WORLD_SIZE": "2", "NODE_RANK": "0"})
+    try:
+        batches_of(early)
+        refusal = ""
+    except RuntimeError as error:
+        refusal = str(error)
+    dist.init_process_group("gloo")
+    torch.manual_seed(rank)  # each rank draws another seed
+    text, options = "".join(words()), {"max_length": 8, "stride": 8}
+    sampled = DistributedSampler(data.train_windows, shuffle=False, drop_last=True)
+    fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    result = {
+        "refusal": refusal,
+        "early": {"epochs": [batches_of(early), batches_of(early)]},
+        "process group": epochs_and_resume(make),
+        "Fabric": epochs_and_resume(make, fabric.setup_dataloaders),
+        "workers": epochs_and_resume(lambda **options: make(num_workers=1, **options)),
+        "rebuilt": epochs_and_resume(
+            make, lambda l: DataLoader(l.dataset, batch_sampler=l.batch_sampler)
+        ),
+        "DistributedSampler": {
+            "epochs": [batches_of(DataLoader(data.train_windows, 4, sampler=sampled))]
+        },
+        "create_dataloader": epochs_and_resume(
+            lambda batch_size=4: create_dataloader(text, batch_size=batch_size, **options)
+        ),
+        "seed=None": epochs_and_resume(lambda **options: make(seed=None, **options)),
+        "Trainer.fit(model, loader)": {"fitted": fitted(folder, train_dataloaders=make())},
+        "wrapped data module": {"fitted": fitted(folder, datamodule=Wrapper(opened(make_data(folder))))},
+    }
+    seed = DrawnSeed()
+    seed.set(7)  # from a checkpoint
+    result["loaded seed"] = seed.get("any name")
+    accelerator = Accelerator(cpu=True)  # last, because it stays active
+    result["accelerate"] = epochs_and_resume(make, accelerator.prepare)
+    (folder / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

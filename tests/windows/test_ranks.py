@@ -1,0 +1,114 @@
+"""Ranks without a Trainer: every window once over all ranks, and an exact resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gptdata import create_dataloader
+from lit_gptdata.windows.ranks import check_launched
+from tests.runs import N_WINDOWS, opened, make_data, windows_of
+from tests.test_resume import ROOT, order_from
+
+pytest.importorskip("accelerate")
+RESUMABLE = (
+    "process group", "Fabric", "workers", "rebuilt", "create_dataloader", "seed=None", "accelerate"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    opened(make_data(folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command, env = (
+        [sys.executable, "-m", "tests.windows.rank_jobs"],
+        os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    started = [
+        subprocess.Popen([*command, folder, str(rank), port], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def both(ranks: list[dict], name: str, key: str) -> list[list[int]]:
+    """The windows of each step over both ranks."""
+    return [list(chain(*step)) for step in zip(*(rank[name][key] for rank in ranks), strict=True)]
+
+
+@pytest.mark.parametrize("name", [*RESUMABLE, "early", "DistributedSampler"])
+def test_an_epoch_has_each_window_once_over_all_ranks(ranks, name):
+    epochs = list(zip(*(rank[name]["epochs"] for rank in ranks), strict=True))
+    for one, two in epochs:
+        windows = list(chain(*one, *two))
+        assert len(set(windows)) == len(windows) >= N_WINDOWS - 8
+    assert len({str(epoch) for epoch in epochs}) == len(epochs)
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_resume_is_exact_inside_an_epoch(ranks, name):
+    for rank in ranks:
+        first_epoch, second_epoch = rank[name]["epochs"]
+        assert rank[name]["first"] + rank[name]["rest"] == first_epoch
+        assert rank[name]["following"] == second_epoch
+
+
+def test_a_drawn_seed_from_a_checkpoint_is_kept(ranks):
+    assert [rank["loaded seed"] for rank in ranks] == [7, 7]
+
+
+@pytest.mark.parametrize("name", ["process group", "Fabric", "workers", "rebuilt", "accelerate"])
+def test_another_batch_size_continues_with_the_same_order(ranks, name):
+    assert both(ranks, name, "rest with another batch size") == order_from(0, 5 * 8, 12)
+
+
+@pytest.mark.parametrize("name", ["Trainer.fit(model, loader)", "wrapped data module"])
+def test_a_trainer_without_our_data_module_divides_the_windows(ranks, name):
+    assert both(ranks, name, "fitted") == order_from(0, 0, 8) + order_from(1, 0, 8)
+
+
+def test_a_process_that_cannot_know_its_rank_is_refused(ranks):
+    for number, rank in enumerate(ranks):
+        assert f"RANK={number} and WORLD_SIZE=2" in rank["refusal"]
+        assert "init_process_group()" in rank["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, False),
+        ({"WORLD_SIZE": "2"}, False),
+        ({"SLURM_NTASKS": "4"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"PMI_RANK": "1", "PMI_SIZE": "x"}, False),
+    ],
+)
+def test_what_a_launcher_says_is_noticed(variables, refused, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    loader = create_dataloader("one two three four", max_length=1, stride=1, batch_size=1)
+    assert len(loader) == 3
+    if not refused:
+        assert len(list(loader)) == 3
+        return
+    with pytest.raises(RuntimeError, match="this process is one of several"):
+        next(iter(loader))
