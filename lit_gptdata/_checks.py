@@ -23,8 +23,15 @@ def check_integer(name: str, value: Any, least: int | None = None, meaning: str 
     return number
 
 
+def check_string(name: str, value: Any) -> str:
+    """Return `value` as a str; raise TypeError unless it is one."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
+    return str(value)
+
+
 def check_number(name: str, value: Any, high: float, *, include_high: bool = False) -> float:
-    """Return `value` as a float; raise TypeError or ValueError unless it is in [0, high), or [0, high]."""
+    """Return `value` as a float; raise TypeError or ValueError unless in [0, high), or [0, high]."""
     problem = f"{name} must be a number in [0, {high}{']' if include_high else ')'}, got {value!r}"
     if _is_boolean(value) or not isinstance(value, Real):
         raise TypeError(problem)

@@ -8,24 +8,22 @@ import os
 import traceback
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_flag, check_integer
-from lit_gptdata._fsspec import is_url, redacted
+from lit_gptdata._checks import check_flag, check_integer, check_string
+from lit_gptdata._fsspec import redacted
 from lit_gptdata.compact import sends_compact, split_on_device
-from lit_gptdata.resume import WINDOW_OPTIONS, Resume
+from lit_gptdata.resume import WINDOW_OPTIONS, Resume, check_trainer, finds_batch_size, overfits
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors, Reading
 from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
 from lit_gptdata.tokens.engines import EngineName
-from lit_gptdata.tokens.source import LocalBuild, PublishedStore, cache_bytes, shuffle_warning
+from lit_gptdata.tokens.source import LocalBuild, choose_source, local_folder, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
 from lit_gptdata.windows.dataset import Batch, Windows, check_enough
@@ -47,10 +45,10 @@ IGNORED_WARNINGS = (
     ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
 )
 
-PLAIN_ATTRIBUTES = (
-    "max_length", "stride", "batch_size", "shuffle", "drop_last", "num_workers", "val_fraction",
-    "test_fraction", "seed",
-)  # fmt: skip
+PLAIN_ATTRIBUTES = [
+    *("max_length", "stride", "val_fraction", "test_fraction"),
+    *("batch_size", "shuffle", "drop_last", "num_workers", "seed"),
+]
 
 
 class GPTDataModule(L.LightningDataModule):
@@ -93,6 +91,9 @@ class GPTDataModule(L.LightningDataModule):
         cache_gb: maximum size of data_dir/cache in 10^9 bytes; None: no limit
     """
 
+    _store: TokenStore | None = None  # opened by `setup`
+    _split: Split | None = None
+
     def __init__(
         self,
         corpus: CorpusLike = "sample",
@@ -131,35 +132,31 @@ class GPTDataModule(L.LightningDataModule):
         self.seed = None if seed is None else check_integer("seed", seed)
         self.shuffle, self.drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
         self.tokenizer = Tokenizer(tokenizer, special_tokens)
-        self.data_dir = _folder(data_dir)
+        self.data_dir = local_folder(data_dir)
         self._reading = Reading(
-            encoding_errors=encoding_errors, text_column=_string("text_column", text_column),
+            encoding_errors=encoding_errors, text_column=check_string("text_column", text_column),
             strip_gutenberg=check_flag("strip_gutenberg", strip_gutenberg),
         )  # fmt: skip
         options = BuildOptions(
             engine=engine, build=build, ray_address=ray_address,
-            workers=_optional("build_workers", build_workers),
-            max_document_bytes=_optional("max_document_bytes", max_document_bytes),
+            workers=build_workers, max_document_bytes=max_document_bytes,
         )  # fmt: skip
         stream = check_flag("stream", stream)
         local = LocalBuild(corpus, self.tokenizer, self.data_dir, self._reading, stream, options)
-        self._source: LocalBuild | PublishedStore = local
-        cache_limit = cache_bytes(cache_gb)
-        if store_url is not None:
-            store_url = os.fspath(store_url)
-            self._source = PublishedStore(store_url, self.tokenizer, self.data_dir, cache_limit)
-        self._store: TokenStore | None = None
-        self._split: Split | None = None
+        store_url = None if store_url is None else os.fspath(store_url)
+        self._source = choose_source(local, store_url, cache_gb)
         self._resume = Resume(key=type(self).__qualname__)
-        self._tuned = False
-        self._draws_seed, self._drawn_seed = self.seed is None, DrawnSeed()
-        # Plain values, which a checkpoint can hold for weights_only=True.
-        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES} | {
+        self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
+        self._save_plain_hyperparameters(arguments | asdict(self._reading) | {
             "corpus": local.name, "tokenizer": self.tokenizer.name, "data_dir": os.fspath(data_dir),
             "store_url": store_url, "build_workers": options.workers, "stream": stream,
-            "max_document_bytes": options.max_document_bytes, **asdict(self._reading),
+            "max_document_bytes": options.max_document_bytes,
             "cache_gb": None if cache_gb is None else float(cache_gb),
-        }  # fmt: skip
+        })  # fmt: skip
+
+    def _save_plain_hyperparameters(self, arguments: dict[str, Any]) -> None:
+        """Keep the arguments in plain values, which a checkpoint can hold for weights_only=True."""
+        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
         # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
         # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
         *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
@@ -172,12 +169,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @trainer.setter
     def trainer(self, trainer: L.Trainer | None) -> None:
-        if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
-            raise TypeError(
-                "the Trainer comes from the package pytorch_lightning, but GPTDataModule is a module of "
-                "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
-                "L.LightningModule"
-            )
+        check_trainer(trainer)
         self._trainer = trainer
 
     def prepare_data(self) -> None:
@@ -208,10 +200,7 @@ class GPTDataModule(L.LightningDataModule):
             if self.shuffle and (slow := shuffle_warning(store)):
                 rank_zero_warn(slow)
         if self.trainer is not None and stage == "fit":
-            # It tries batch sizes, and ends without an error where no full batch is left.
-            self._tuned = any(
-                isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks
-            )
+            self._tuned = finds_batch_size(self.trainer)
             self._resume.attach(self.trainer, self.train_steps)
 
     @property
@@ -261,8 +250,8 @@ class GPTDataModule(L.LightningDataModule):
             # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
         loader = self._loader(
-            self.train_windows, self.train_steps, seed=self._loader_seed(), keeps_state=self.trainer is None,
-            batch_format="compact" if compact else "tuple", may_be_empty=self._tuned,
+            self.train_windows, self.train_steps, seed=self._loader_seed(), may_be_empty=self._tuned,
+            keeps_state=self.trainer is None, batch_format="compact" if compact else "tuple",
         )  # fmt: skip
         sampler = cast(WindowSampler, loader.sampler)
         if self.trainer is None:
@@ -287,7 +276,7 @@ class GPTDataModule(L.LightningDataModule):
 
     def _loader_seed(self) -> int | DrawnSeed | None:
         """The seed for a train loader; None: text order, also under `Trainer(overfit_batches=…)`."""
-        if not self.shuffle or (self.trainer is not None and self.trainer.overfit_batches):
+        if not self.shuffle or (self.trainer is not None and overfits(self.trainer)):
             return None
         return self._drawn_seed if self.seed is None and self.trainer is None else self._order_seed
 
@@ -327,8 +316,8 @@ class GPTDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which windows, the position, and the random states of all ranks.
 
-        Without a Trainer it has no random states, and the last batch of the train loader counts as
-        unfinished, so that it is read again. The loader's own `state_dict()` counts it as done.
+        Without a Trainer there are no random states, and the train loader's last batch counts as
+        unfinished. The loader's own `state_dict()` counts that batch as done.
         """
         if self._store is None:
             return self._resume.loaded_state or {}
@@ -402,23 +391,3 @@ class GPTDataModule(L.LightningDataModule):
         return "\n".join(lines)
 
     __str__ = __repr__
-
-
-def _folder(data_dir: str | os.PathLike[str]) -> Path:
-    """The absolute path of `data_dir`; later changes of the current folder do not move it."""
-    if not isinstance(data_dir, (str, os.PathLike)) or is_url(data_dir):
-        raise ValueError(
-            f"data_dir must be a folder on this machine, got {data_dir!r}. A published store at a URL is "
-            "`store_url`, and texts at a URL are `corpus`"
-        )
-    return Path(data_dir).expanduser().absolute()
-
-
-def _optional(name: str, value: int | None) -> int | None:
-    return None if value is None else check_integer(name, value, 1)
-
-
-def _string(name: str, value: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
-    return str(value)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -54,7 +55,7 @@ class Resume(L.Callback):
             start=Position(fit.epoch_progress.current.processed, 0),
             steps=steps,
             limit=steps.limited(trainer.limit_train_batches),
-            text_order=bool(trainer.overfit_batches),
+            text_order=overfits(trainer),
         )
         self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
 
@@ -206,7 +207,7 @@ class Resume(L.Callback):
         self.check_complete(state)
         check_same(state["data"], identity)
         start = Position(state["epoch"], state["index"])
-        limit, text_order = steps.limited(trainer.limit_train_batches), bool(trainer.overfit_batches)
+        limit, text_order = steps.limited(trainer.limit_train_batches), overfits(trainer)
         if steps.done(start.index) >= limit:
             start = Position(start.epoch + 1, 0)
         self._current = current = RunSegment(
@@ -230,10 +231,11 @@ class Resume(L.Callback):
         loops = checkpoint["loops"]["fit_loop"]
         if self.key in checkpoint:
             self.check_complete(checkpoint[self.key])
-            if self._current is None or self._current.batch != checkpoint[self.key]["batches"]:
+            batches = checkpoint[self.key]["batches"]
+            if self._current is None or self._current.batch != batches:
                 raise ValueError(
-                    f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), so "
-                    "the run cannot continue at its position in the data. Add the call"
+                    f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), "
+                    "so the run cannot continue at its position in the data. Add the call"
                 )
             self._rewrite(trainer, pl_module, loops)
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
@@ -280,6 +282,27 @@ class Resume(L.Callback):
             return
         set_rng_states({name: ranks[rank] for name, ranks in rng.items()}, trainer.strategy.root_device)
         self._rng_to_restore = None
+
+
+def overfits(trainer: L.Trainer) -> bool:
+    """Whether each epoch repeats the first windows in text order: `Trainer(overfit_batches=…)`."""
+    return bool(trainer.overfit_batches)  # type: ignore[attr-defined]  # the Trainer adds it later
+
+
+def finds_batch_size(trainer: L.Trainer) -> bool:
+    """Whether the Trainer tries batch sizes. It ends without an error where no full batch is left."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
+
+
+def check_trainer(trainer: L.Trainer | None) -> None:
+    """Raise TypeError for a Trainer of the package pytorch_lightning."""
+    if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
+        raise TypeError(
+            "the Trainer comes from the package pytorch_lightning, but GPTDataModule is a module of "
+            "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
+            "L.LightningModule"
+        )
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:

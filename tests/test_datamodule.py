@@ -303,6 +303,7 @@ def test_a_trainer_of_pytorch_lightning_is_named():
         GPTDataModule().trainer = trainer
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # also for a plain DataLoader
 def test_the_search_for_a_batch_size_ends_at_the_number_of_windows(tmp_path):
     (tmp_path / "short.txt").write_text("".join(f"{i} words. " for i in range(60)))
     data = ready(tmp_path / "short.txt", tmp_path, val_fraction=0.0)

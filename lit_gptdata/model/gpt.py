@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gptdata.model.block import NORM_EPS, Block
 from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata.model.block import NORM_EPS, Block
 from lit_gptdata.model.gpt2_weights import read_gpt2
 from lit_gptdata.model.learning_rate import check_warmup_steps, count_warmup_steps, learning_rate_scale
 from lit_gptdata.model.sampling import eval_mode, sample_token
@@ -74,7 +74,7 @@ class GPT(L.LightningModule):
         ratio = check_number("min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True)
         # Plain values, and the stem as its arguments: GPT.load_from_checkpoint(path) then needs no other
         # arguments, and torch.load reads the file with weights_only=True.
-        options = {
+        options: dict[str, Any] = {
             "stem": dict(self.stem.hparams),
             "n_layers": check_integer("n_layers", n_layers, 0),
             "n_heads": check_integer("n_heads", n_heads, 1),

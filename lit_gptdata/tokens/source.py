@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_gptdata._fsspec import redacted
+from lit_gptdata._fsspec import is_url, redacted
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import Reading
@@ -120,6 +120,26 @@ class PublishedStore:
                 f"{theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run has {ours.name!r} and "
                 f"{ours.special_tokens!r} ({ours.fingerprint[:8]}). Set the store's values"
             )
+
+
+def choose_source(
+    local: LocalBuild, store_url: str | None, cache_gb: float | None
+) -> LocalBuild | PublishedStore:
+    """The store at `store_url`, if it is given, else the local build. Raises ValueError for `cache_gb`."""
+    limit = cache_bytes(cache_gb)
+    if store_url is None:
+        return local
+    return PublishedStore(store_url, local.tokenizer, local.data_dir, limit)
+
+
+def local_folder(data_dir: str | os.PathLike[str]) -> Path:
+    """The absolute path of `data_dir`; later changes of the current folder do not move it."""
+    if not isinstance(data_dir, (str, os.PathLike)) or is_url(data_dir):
+        raise ValueError(
+            f"data_dir must be a folder on this machine, got {data_dir!r}. For a published store at a "
+            "URL set store_url, and for texts at a URL set corpus"
+        )
+    return Path(data_dir).expanduser().absolute()
 
 
 def cache_bytes(cache_gb: float | None) -> int | None:

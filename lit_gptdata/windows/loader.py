@@ -54,18 +54,19 @@ class WindowLoader(DataLoader[Any]):
         return _Pass(self)
 
     def __len__(self) -> int:
-        return self.sampler.steps.remaining() if self._is_ours() else super().__len__()
+        return self._ours.steps.remaining() if self._ours else super().__len__()
 
-    def _is_ours(self) -> bool:
-        # Lightning replaces the sampler to overfit, and the batch sampler to predict.
-        return isinstance(self.sampler, WindowSampler) and type(self.batch_sampler) is BatchSampler
+    @property
+    def _ours(self) -> WindowSampler | None:
+        """Our sampler, unless Lightning replaced it, or the batch sampler as it does to predict."""
+        sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
+        return sampler if untouched and isinstance(sampler, WindowSampler) else None
 
     def batches(self) -> Iterator[Batch | Tensor]:
         """Start the next epoch: its batches."""
-        if not self._is_ours():
+        if (sampler := self._ours) is None:
             yield from super().__iter__()
             return
-        sampler = self.sampler
         epoch = sampler.start_epoch()
         if self.keeps_state:  # otherwise the number of ranks was known when the loader was made
             check_not_empty(epoch.steps)
@@ -110,17 +111,17 @@ class WindowLoader(DataLoader[Any]):
             yield convert(batch.numpy()) if isinstance(batch, Tensor) else batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is, in plain values; {} under a Trainer, where the data module keeps it."""
-        if not self.keeps_state or not self._is_ours():
+        """Where the next batch is, in plain values; {} under a Trainer, whose data module keeps it."""
+        if not self.keeps_state or self._ours is None:
             return {}
-        return {"windows": self._windows(), **self.sampler.state_dict()}
+        return {"windows": self._windows(), **self._ours.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with any batch size and number of ranks.
 
         Raises ValueError for a state of other windows or another order.
         """
-        if not self.keeps_state or not self._is_ours():
+        if not self.keeps_state or self._ours is None:
             return
         if not state:
             raise ValueError(
@@ -132,7 +133,7 @@ class WindowLoader(DataLoader[Any]):
                 "the state was saved with other windows: [begin, end, max_length, stride] was "
                 f"{state['windows']}, now {windows}. Set the same corpus, split, max_length and stride"
             )
-        self.sampler.load_state_dict(state)
+        self._ours.load_state_dict(state)
 
     def _windows(self) -> list[int]:
         spans = self.dataset.spans
@@ -180,8 +181,8 @@ def window_loader(
 ) -> WindowLoader:
     """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
 
-    `seed=None` means text order. `rank=None`: the rank and world size of torch.distributed when an epoch
-    starts. `batch_format` applies to train windows. Raises ValueError if the windows do not make a batch.
+    `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
+    starts. `batch_format` applies to train windows. Raises ValueError if there is no batch.
     """
     check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
     if not may_be_empty:

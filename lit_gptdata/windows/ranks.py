@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-# The variables in which a launcher tells a process its rank and the world size: torchrun, srun, Open MPI,
-# MPICH, Horovod. An interactive SLURM shell has SLURM_NTASKS, but only srun sets the size of the step.
+# The variables in which a launcher tells a process its rank and the world size: torchrun, srun, Open
+# MPI, MPICH, Horovod. Every interactive SLURM shell has SLURM_NTASKS; only srun sets the size of a step.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
@@ -36,7 +36,7 @@ def current_ranks() -> Ranks:
 
 
 def check_launched() -> None:
-    """Raise RuntimeError in a process that a launcher started as one of several, without a process group.
+    """Raise RuntimeError without a process group in one of several processes that a launcher started.
 
     Each of these processes would take rank 0, and all would train on the same windows.
     """
@@ -49,8 +49,8 @@ def check_launched() -> None:
         if os.environ[size_name].isdigit() and int(os.environ[size_name]) > 1:
             names = f"{rank_name}={os.environ[rank_name]} and {size_name}={os.environ[size_name]}"
             raise RuntimeError(
-                f"this process is one of several ({names}), but torch.distributed is not initialized, so "
-                "every process would read the same batches. Before you iterate, call "
+                f"this process is one of several ({names}), but torch.distributed is not initialized, "
+                "so every process would read the same batches. Before you iterate, call "
                 "torch.distributed.init_process_group(), Fabric.launch() or Accelerator(), or fit with "
                 "Trainer.fit(model, datamodule=data). For a single process, unset these variables"
             )

@@ -180,4 +180,4 @@ class WindowSampler(DistributedSampler[Any]):
 
 
 class TextOrderSampler(WindowSampler, SequentialSampler):
-    """Windows in text order. Lightning keeps a SequentialSampler where it would replace a shuffled one."""
+    """Windows in text order. To overfit, Lightning replaces samplers that are not sequential."""

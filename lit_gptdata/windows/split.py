@@ -36,7 +36,7 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:
-    """Return both as floats; raise ValueError unless they are in [0, 1) and leave some text to train on."""
+    """Return both as floats; raise ValueError unless they are in [0, 1) and leave text to train on."""
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")

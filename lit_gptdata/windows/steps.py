@@ -109,7 +109,7 @@ class RunSegment:
         return Position(self.start.epoch + epochs, step * self.steps.width)
 
     def batches_before(self, position: Position) -> int:
-        """Number of batches of the run before `position`, which is at the start of a step or at the end."""
+        """Number of batches of the run before `position`, which is where a step starts or ends."""
         epochs = position.epoch - self.start.epoch
         return self._epoch_batch + epochs * self.limit + self.steps.done(position.index)
 

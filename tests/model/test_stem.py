@@ -155,7 +155,7 @@ def test_repr_shows_the_sizes():
 )
 def test_options_out_of_range_are_rejected(name, values, allowed):
     for value in values:
-        with pytest.raises(ValueError, match=rf"{name} must be {allowed}, got {value!r}"):
+        with pytest.raises((TypeError, ValueError), match=rf"{name} must be {allowed}, got {value!r}"):
             EmbeddingStem(**(SIZES | {name: value}))
 
 

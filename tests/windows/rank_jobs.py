@@ -112,7 +112,7 @@ def main(folder: Path, rank: int, port: str) -> None:
         "Fabric": epochs_and_resume(make, fabric.setup_dataloaders),
         "workers": epochs_and_resume(lambda **options: make(num_workers=1, **options)),
         "rebuilt": epochs_and_resume(
-            make, lambda l: DataLoader(l.dataset, batch_sampler=l.batch_sampler)
+            make, lambda ours: DataLoader(ours.dataset, batch_sampler=ours.batch_sampler)
         ),
         "DistributedSampler": {
             "epochs": [batches_of(DataLoader(data.train_windows, 4, sampler=sampled))]

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_gptdata.windows import order
-from lit_gptdata.windows.sampler import BLOCK
 from lit_gptdata.windows.order import SMALL, EpochPermutation, feistel, mix
+from lit_gptdata.windows.sampler import BLOCK
 
 SIGMAS = 5
 MAX = 2**63 - 1

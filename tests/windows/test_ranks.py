@@ -8,14 +8,11 @@ import socket
 import subprocess
 import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
-import torch
 
 from lit_gptdata import create_dataloader
-from lit_gptdata.windows.ranks import check_launched
-from tests.runs import N_WINDOWS, opened, make_data, windows_of
+from tests.runs import N_WINDOWS, make_data, opened
 from tests.test_resume import ROOT, order_from
 
 pytest.importorskip("accelerate")

@@ -47,12 +47,9 @@ class BuildOptions:
         if self.build not in get_args(BuildName):
             choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"
             raise ValueError(f"unknown build {self.build!r}: choose {choices}")
-        if self.workers is not None:
-            check_integer("build_workers", self.workers, 1, "the number of processes that tokenize")
-        if self.max_document_bytes is not None:
-            check_integer(
-                "max_document_bytes", self.max_document_bytes, 1, "the longest document in bytes"
-            )
+        for name, option in (("workers", "build_workers"), ("max_document_bytes", "max_document_bytes")):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_integer(option, value, 1))  # a plain int
 
 
 DEFAULT_OPTIONS = BuildOptions()
