@@ -7,7 +7,7 @@ import random
 import shutil
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -362,3 +362,37 @@ def test_a_custom_model_with_manual_optimization_resumes(run, tmp_path):
 
     weights = fit()
     assert torch.equal(fit(tmp_path / "step=30.ckpt"), weights)
+
+
+# Loaders without our data module ------------------------------------------------------------------
+
+
+class Wrapper(L.LightningDataModule):
+    """A user's data module around ours."""
+
+    def __init__(self, data: GPTDataModule) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> Any:
+        return self.data.train_dataloader()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_trainer_that_has_only_the_loader_resumes_at_its_state(tmp_path, wrapped):
+    def fit(ckpt_path: Path | None = None) -> list[list[int]]:
+        data = opened(make_data(tmp_path))
+        watch = Watch(data)
+        save = ModelCheckpoint(tmp_path / "ckpt", "{step}", every_n_train_steps=5, save_top_k=-1)
+        trainer = make_trainer(
+            callbacks=[watch, save], enable_checkpointing=True, max_epochs=2, limit_val_batches=0
+        )
+        source = (
+            {"datamodule": Wrapper(data)} if wrapped else {"train_dataloaders": data.train_dataloader()}
+        )
+        trainer.fit(make_model(), ckpt_path=ckpt_path, weights_only=True, **source)
+        return watch.seen
+
+    whole = fit()
+    for step in (5, 25, 30):
+        assert fit(tmp_path / "ckpt" / f"step={step}.ckpt") == whole[step:]

@@ -220,6 +220,11 @@ class GPT(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_train_start(self) -> None:
+        # `estimated_stepping_batches` below makes Lightning load the data before it restores a checkpoint,
+        # and it then forgets the positions that loaders without a GPTDataModule have saved.
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with weight decay on matrices and tables only, and its learning-rate schedule."""
         options = self._optimizer_options
