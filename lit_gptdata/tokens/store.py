@@ -126,6 +126,7 @@ class TokenStore:
         """The separator before the document that starts nearest to `byte`, at most `within` bytes away.
 
         None if no document is that near. The first document has no separator, so it never counts.
+        Neither do documents with no text before or after their start.
         """
         ends = self._ends[1]
         starts = ends - [shard.n_bytes for shard in self.shards]
@@ -137,7 +138,8 @@ class TokenStore:
             if best is not None and distance[shard] > best[0]:
                 break  # the remaining shards are further away; do not read or fetch them
             rows = self.rows(shard)
-            rows = rows[(rows["document"] == 1) & (rows["token"] > 0)]
+            inside = (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)
+            rows = rows[(rows["document"] == 1) & inside]
             if len(rows):
                 i = int(np.argmin(np.abs(rows["byte"] - byte)))
                 found = abs(int(rows["byte"][i]) - byte), int(rows["token"][i])
@@ -160,17 +162,42 @@ class TokenStore:
             rows = self.rows(shard)
             row = len(rows) - 1
         chunk = rows[row]
-        lengths = self.vocab["n_bytes"][self.tokens[int(chunk["token"]) : token]]
-        # a special token inside a text replaces its name in the text
-        special = len(END_OF_TEXT) * int(np.count_nonzero(lengths == 0))
-        byte = int(chunk["byte"]) + int(lengths.sum(dtype=np.int64)) + special
+        byte = int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
         rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document starts in an earlier shard
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        return Place(self.manifest.sources[int(chunk["source"])].path, document, byte - int(start))
+        source = min(int(chunk["source"]), len(self.manifest.sources) - 1)  # your own corpus is one source
+        return Place(self.manifest.sources[source].path, document, byte - int(start))
+
+    def byte_at(self, token: int) -> int:
+        """The UTF-8 bytes of all text before a token, or of all text if `token` is the number of tokens.
+
+        A separator has 0 bytes, and a literal `<|endoftext|>` in a text has 13.
+        """
+        if not 0 <= token <= self.n_tokens:
+            raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,}]")
+        if token == self.n_tokens:
+            return self.n_bytes
+        shard = int(np.searchsorted(self._ends[0], token, side="right"))
+        rows = self.rows(shard)
+        row = int(np.searchsorted(rows["token"], token))
+        if row < len(rows) and rows["token"][row] - token <= rows["document"][row]:
+            return int(rows["byte"][row])  # the first token of a chunk, or the separator before it
+        chunk = rows[row - 1]
+        return int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
+
+    def _lengths(self, start: int, stop: int) -> np.ndarray:
+        """The UTF-8 bytes of tokens [start, stop) of a chunk, int64.
+
+        A special token stands for its name in the text. A separator counts too, but it is always the
+        last token of its chunk, so it moves no other token.
+        """
+        lengths: np.ndarray = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        lengths[lengths == 0] = len(END_OF_TEXT)
+        return lengths
 
     def token_at(self, byte: int) -> int:
         """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.
@@ -184,7 +211,7 @@ class TokenStore:
         next_chunks = rows["token"][rows["token"] > chunk["token"]]
         stop = int(next_chunks[0]) if len(next_chunks) else int(self._ends[0][shard])
         start = int(chunk["token"])
-        lengths = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        lengths = self._lengths(start, stop)
         cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(chunk["byte"])))
         first = max(0, cut - 1)
         near = self.vocab[self.tokens[first : min(cut + 1000, self.n_tokens)]]
