@@ -169,7 +169,9 @@ class TokenStore:
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        source = min(int(chunk["source"]), len(self.manifest.sources) - 1)  # your own corpus is one source
+        source = min(
+            int(chunk["source"]), len(self.manifest.sources) - 1
+        )  # your own corpus is one source
         return Place(self.manifest.sources[source].path, document, byte - int(start))
 
     def byte_at(self, token: int) -> int:

@@ -4,6 +4,7 @@ import numbers
 from dataclasses import dataclass
 
 from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import END_OF_TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,22 @@ def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, f
         options = f"val_fraction={val_fraction} and test_fraction={test_fraction}"
         raise ValueError(f"{options} sum to {total:g}: they must sum to less than 1")
     return val_fraction, test_fraction
+
+
+def scored_bytes(store: TokenStore, begin: int, n_targets: int, ordinary: int, special: int) -> int:
+    """UTF-8 bytes of the first targets of the split that starts at token `begin`.
+
+    `special` of the `n_targets` targets are special tokens, and the others have `ordinary` bytes. A
+    literal `<|endoftext|>` in a text has the same id as a separator between documents. Only the store
+    knows which of them have 13 bytes and which have 0. If the counts are not the counts of these
+    targets, because a loader chose others, the result is `ordinary`.
+    """
+    stop = begin + 1 + n_targets
+    if not special or stop > store.n_tokens:
+        return ordinary
+    n_bytes = store.byte_at(stop) - store.byte_at(begin + 1)
+    literals, rest = divmod(n_bytes - ordinary, len(END_OF_TEXT))
+    return n_bytes if not rest and 0 <= literals <= special else ordinary
 
 
 def _cut(store: TokenStore, fraction: float, end: int) -> int:
