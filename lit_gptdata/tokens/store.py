@@ -169,9 +169,8 @@ class TokenStore:
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        source = min(
-            int(chunk["source"]), len(self.manifest.sources) - 1
-        )  # your own corpus is one source
+        # a corpus of your own is one source, even if it numbers its documents
+        source = min(int(chunk["source"]), len(self.manifest.sources) - 1)
         return Place(self.manifest.sources[source].path, document, byte - int(start))
 
     def byte_at(self, token: int) -> int:
