@@ -71,6 +71,8 @@ class Tokenizer:
             (special_tokens,) = policies
             encoding = encoding._encoding or encoding.name
         self.special_tokens: SpecialTokens = special_tokens
+        self.name: str
+        self._encoding: tiktoken.Encoding | None
         self.name, self._encoding = _checked(encoding)
 
     @functools.cached_property
