@@ -46,16 +46,18 @@ class TokenStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        manifest = self.path / "manifest.json"
         try:
-            self.manifest = Manifest.from_json((self.path / "manifest.json").read_bytes())
-        except FileNotFoundError:
+            self.manifest = Manifest.from_json(manifest.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             problem = "is not a token store: it has no manifest.json"
             raise FileNotFoundError(f"{self.path} {problem}. Call prepare_data() to build it") from None
-        except ValueError as error:
-            raise ValueError(
-                f"the token store is damaged: {self.path / 'manifest.json'} cannot be read ({error}). "
-                f"Delete the folder {self.path} and run again to rebuild it"
-            ) from None
+        except PermissionError as error:
+            remedy = "make the token store readable for this user, or set another data_dir"
+            raise PermissionError(error.errno, f"{error.strerror}: {remedy}", str(manifest)) from None
+        except (ValueError, IsADirectoryError) as error:
+            problem = f"{manifest} cannot be read ({error})"
+            raise ValueError(f"the token store is damaged: {problem}. {self._remedy}") from None
         self.fingerprint: str = self.manifest.fingerprint
         self.n_tokens: int = self.manifest.n_tokens
         self.n_bytes: int = self.manifest.n_bytes
@@ -75,6 +77,10 @@ class TokenStore:
         """The folder or URL of the store, for messages."""
         return str(self.path)
 
+    @property
+    def _remedy(self) -> str:
+        return f"Delete the folder {self.path} and run again to rebuild it, or publish it again"
+
     def _check_files(self) -> None:
         for file in self.files:
             path = self.path / file.name
@@ -83,7 +89,7 @@ class TokenStore:
                 problem = "is missing" if size is None else f"has {size:,} bytes"
                 raise ValueError(
                     f"the token store is damaged: {path} {problem}, but its manifest says "
-                    f"{file.size:,}. Delete the folder {self.path} and run again to rebuild it"
+                    f"{file.size:,}. {self._remedy}"
                 )
 
     def verify(self) -> None:
@@ -92,7 +98,7 @@ class TokenStore:
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
-                "match the manifest's SHA-256. Delete the folder and run again to rebuild it"
+                f"match the manifest's SHA-256. {self._remedy}"
             )
 
     @functools.cached_property
