@@ -175,7 +175,7 @@ class TokenStore:
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        # a corpus of your own is one source, even if it numbers its documents
+        # your own corpus is one source, even if it numbers its documents
         source = min(int(chunk["source"]), len(self.manifest.sources) - 1)
         return Place(self.manifest.sources[source].path, document, byte - int(start))
 
@@ -199,7 +199,7 @@ class TokenStore:
     def _lengths(self, start: int, stop: int) -> np.ndarray:
         """The UTF-8 bytes of tokens [start, stop) of a chunk, int64.
 
-        A special token stands for its name in the text. A separator counts too, but it is always the
+        A special token replaces its name in a text. A separator counts too, but it is always the
         last token of its chunk, so it moves no other token.
         """
         lengths: np.ndarray = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)

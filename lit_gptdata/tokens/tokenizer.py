@@ -218,7 +218,7 @@ def _problem_of(encoding: tiktoken.Encoding) -> str | None:
     """Why an encoding would give wrong data, with the remedy."""
     ranks, ordinary = encoding._mergeable_ranks, set(encoding._mergeable_ranks.values())
     if (largest := encoding.max_token_value) >= MAX_VOCAB:
-        return f"has the id {largest:,}, but a model has an embedding for each id: use smaller ids"
+        return f"has the id {largest:,}, and a model has an embedding per id: use ids < {MAX_VOCAB:,}"
     for special, id in encoding._special_tokens.items():
         if id in ordinary and ranks.get(special.encode()) != id:
             return f"gives {special!r} the id {id} of another token: give it an unused id"
