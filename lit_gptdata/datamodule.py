@@ -31,7 +31,7 @@ from lit_gptdata.windows.loader import WindowLoader, window_loader
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.spans import check_lengths
-from lit_gptdata.windows.split import Split, check_fractions, split_tokens
+from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
 from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
 
 if TYPE_CHECKING:
@@ -219,6 +219,10 @@ class GPTDataModule(L.LightningDataModule):
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each id, int64 (vocab_size,); 0 for special tokens."""
         return self.store.vocab["n_bytes"].astype(np.int64)
+
+    def scored_bytes(self, split: str, n_targets: int, ordinary: int, special: int) -> int:
+        """UTF-8 bytes of the first targets of "val" or "test", as `windows.split.scored_bytes`."""
+        return scored_bytes(self.store, getattr(self._split, split)[0], n_targets, ordinary, special)
 
     @functools.cached_property
     def train_windows(self) -> Windows:

@@ -25,7 +25,7 @@ FLOW = [
     "text.formats", "text.listing", "text.files",
     "text.corpus",
     "tokens.chunks", "tokens.tokenizer", "tokens.gigatoken", "tokens.engines", "tokens.manifest",
-    "tokens.shards", "tokens.store",
+    "tokens.shards", "tokens.store", "tokens.coverage",
     "tokens.remote.objects", "tokens.remote.cache", "tokens.remote.store",
     "tokens.build.output", "tokens.build.plan", "tokens.build.encode",
     "tokens.build.processes", "tokens.build.ray_tasks", "tokens.build.local", "tokens.remote.publish",

@@ -97,7 +97,7 @@ class GPT(L.LightningModule):
         self._init_blocks()
 
         self.token_bytes = None  # not a buffer: DDP would broadcast it at every step
-        self._totals = torch.zeros(3)  # nats, scored targets, bytes of these targets
+        self._totals = torch.zeros(4)  # nats, scored targets, their bytes, targets without bytes
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
@@ -188,7 +188,7 @@ class GPT(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         # float64 counts tokens exactly up to 2⁵³, float32 only up to 16 million. MPS has no float64.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._totals = torch.zeros(3, dtype=dtype, device=self.device)
+        self._totals = torch.zeros(4, dtype=dtype, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
@@ -196,18 +196,23 @@ class GPT(L.LightningModule):
         self._totals[0] += self.losses(batch).sum(dtype=self._totals.dtype)
         self._totals[1] += scored.sum()
         if self.token_bytes is not None:
-            self._totals[2] += (self.token_bytes[targets.clamp(min=0)] * scored).sum()
+            n_bytes = self.token_bytes[targets.clamp(min=0)]  # (B, T)
+            self._totals[2] += (n_bytes * scored).sum()
+            self._totals[3] += ((n_bytes == 0) & scored).sum()
 
     def on_validation_epoch_end(self) -> None:
         split = "test" if self.trainer.testing else "val"
         self._totals = self.trainer.strategy.reduce(self._totals, reduce_op="sum")
-        nats, n_targets, n_bytes = self._totals.tolist()
+        nats, n_targets, n_bytes, n_special = self._totals.tolist()
         if not n_targets:
             rank_zero_warn(f"{split}_loss is not logged: every target was {IGNORE_INDEX}")
             return
         loss = nats / n_targets
         # math.exp raises OverflowError above 709.
         metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
+        # A data module may offer `scored_bytes`, to count special tokens that stand for text.
+        if scored_bytes := getattr(getattr(self.trainer, "datamodule", None), "scored_bytes", None):
+            n_bytes = scored_bytes(split, int(n_targets), int(n_bytes), int(n_special))
         if n_bytes:
             metrics["bits_per_byte"] = nats / math.log(2) / n_bytes
         for name, value in metrics.items():

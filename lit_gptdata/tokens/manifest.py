@@ -55,6 +55,9 @@ class ShardEntry:
     files: tuple[FileEntry, FileEntry]
     """The token ids (.bin), and the index of documents and chunks (.idx)."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self)
+
     @property
     def ids(self) -> FileEntry:
         return self.files[0]
@@ -81,6 +84,11 @@ class TokenizerEntry:
     dtype: str
     """numpy's name of the ids' dtype, "<u2" or "<u4"."""
 
+    def __post_init__(self) -> None:
+        texts = (self.name, self.special_tokens, self.fingerprint)
+        if self.dtype not in ("<u2", "<u4") or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{self} does not describe a tokenizer")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -98,6 +106,20 @@ class Manifest:
     vocab: FileEntry
     shards: list[ShardEntry]
 
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        for name in ("n_tokens", "n_bytes", "n_documents"):
+            if (counted := total(self.shards, name)) != getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)}, but the shards have {counted}")
+        itemsize = int(self.tokenizer.dtype[-1])
+        sizes = [(shard.ids, shard.n_tokens * itemsize) for shard in self.shards]
+        for file, size in [*sizes, (self.vocab, 4 * self.tokenizer.vocab_size)]:  # 4: a row of VOCAB
+            if file.size != size:
+                raise ValueError(f"{file.name} has {file.size} bytes, but its contents take {size}")
+        names = [self.fingerprint, *(source.path for source in self.sources)]
+        if not self.sources or not all(isinstance(name, str) for name in names):
+            raise ValueError("it names no sources, or has a name that is not a string")
+
     @property
     def files(self) -> list[FileEntry]:
         """Every file of the store except the manifest."""
@@ -112,14 +134,21 @@ class Manifest:
         try:
             values = json.loads(content)
             if values["format"] != FORMAT:
-                raise ValueError(f"the format is {values['format']!r}, but this version reads {FORMAT}")
+                problem = f"its format is {values['format']!r}, this version reads {FORMAT}"
+                raise ValueError(f"{problem}: a newer lit-gptdata may read it")
             values["tokenizer"] = TokenizerEntry(**values["tokenizer"])
             values["sources"] = [SourceEntry(**source) for source in values["sources"]]
             values["vocab"] = FileEntry(**values["vocab"])
             values["shards"] = [ShardEntry.from_dict(shard) for shard in values["shards"]]
             return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from None
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it has another structure than a manifest: {error}") from None
+
+
+def _check_counts(entry: ShardEntry | Manifest) -> None:
+    for name in ("n_tokens", "n_bytes", "n_documents"):
+        if type(count := getattr(entry, name)) is not int or count < 0:
+            raise ValueError(f"{name} must be an integer ≥ 0, got {count!r}")
 
 
 def total(shards: Iterable[ShardEntry], count: str) -> int:

@@ -46,16 +46,18 @@ class TokenStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        manifest = self.path / "manifest.json"
         try:
-            self.manifest = Manifest.from_json((self.path / "manifest.json").read_bytes())
-        except FileNotFoundError:
+            self.manifest = Manifest.from_json(manifest.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             problem = "is not a token store: it has no manifest.json"
             raise FileNotFoundError(f"{self.path} {problem}. Call prepare_data() to build it") from None
-        except ValueError as error:
-            raise ValueError(
-                f"the token store is damaged: {self.path / 'manifest.json'} cannot be read ({error}). "
-                f"Delete the folder {self.path} and run again to rebuild it"
-            ) from None
+        except PermissionError as error:
+            remedy = "make the token store readable for this user, or set another data_dir"
+            raise PermissionError(error.errno, f"{error.strerror}: {remedy}", str(manifest)) from None
+        except (ValueError, IsADirectoryError) as error:
+            problem = f"{manifest} cannot be read ({error})"
+            raise ValueError(f"the token store is damaged: {problem}. {self._remedy}") from None
         self.fingerprint: str = self.manifest.fingerprint
         self.n_tokens: int = self.manifest.n_tokens
         self.n_bytes: int = self.manifest.n_bytes
@@ -75,6 +77,10 @@ class TokenStore:
         """The folder or URL of the store, for messages."""
         return str(self.path)
 
+    @property
+    def _remedy(self) -> str:
+        return f"Delete the folder {self.path} and run again to rebuild it, or publish it again"
+
     def _check_files(self) -> None:
         for file in self.files:
             path = self.path / file.name
@@ -83,7 +89,7 @@ class TokenStore:
                 problem = "is missing" if size is None else f"has {size:,} bytes"
                 raise ValueError(
                     f"the token store is damaged: {path} {problem}, but its manifest says "
-                    f"{file.size:,}. Delete the folder {self.path} and run again to rebuild it"
+                    f"{file.size:,}. {self._remedy}"
                 )
 
     def verify(self) -> None:
@@ -92,7 +98,7 @@ class TokenStore:
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
-                "match the manifest's SHA-256. Delete the folder and run again to rebuild it"
+                f"match the manifest's SHA-256. {self._remedy}"
             )
 
     @functools.cached_property
@@ -126,6 +132,7 @@ class TokenStore:
         """The separator before the document that starts nearest to `byte`, at most `within` bytes away.
 
         None if no document is that near. The first document has no separator, so it never counts.
+        Neither do documents with no text before or after their start.
         """
         ends = self._ends[1]
         starts = ends - [shard.n_bytes for shard in self.shards]
@@ -137,7 +144,8 @@ class TokenStore:
             if best is not None and distance[shard] > best[0]:
                 break  # the remaining shards are further away; do not read or fetch them
             rows = self.rows(shard)
-            rows = rows[(rows["document"] == 1) & (rows["token"] > 0)]
+            inside = (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)
+            rows = rows[(rows["document"] == 1) & inside]
             if len(rows):
                 i = int(np.argmin(np.abs(rows["byte"] - byte)))
                 found = abs(int(rows["byte"][i]) - byte), int(rows["token"][i])
@@ -160,17 +168,43 @@ class TokenStore:
             rows = self.rows(shard)
             row = len(rows) - 1
         chunk = rows[row]
-        lengths = self.vocab["n_bytes"][self.tokens[int(chunk["token"]) : token]]
-        # a special token inside a text replaces its name in the text
-        special = len(END_OF_TEXT) * int(np.count_nonzero(lengths == 0))
-        byte = int(chunk["byte"]) + int(lengths.sum(dtype=np.int64)) + special
+        byte = int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
         rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document starts in an earlier shard
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        return Place(self.manifest.sources[int(chunk["source"])].path, document, byte - int(start))
+        # your own corpus is one source, even if it numbers its documents
+        source = min(int(chunk["source"]), len(self.manifest.sources) - 1)
+        return Place(self.manifest.sources[source].path, document, byte - int(start))
+
+    def byte_at(self, token: int) -> int:
+        """The UTF-8 bytes of all text before a token, or of all text if `token` is the number of tokens.
+
+        A separator has 0 bytes, and a literal `<|endoftext|>` in a text has 13.
+        """
+        if not 0 <= token <= self.n_tokens:
+            raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,}]")
+        if token == self.n_tokens:
+            return self.n_bytes
+        shard = int(np.searchsorted(self._ends[0], token, side="right"))
+        rows = self.rows(shard)
+        row = int(np.searchsorted(rows["token"], token))
+        if row < len(rows) and rows["token"][row] - token <= rows["document"][row]:
+            return int(rows["byte"][row])  # the first token of a chunk, or the separator before it
+        chunk = rows[row - 1]
+        return int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
+
+    def _lengths(self, start: int, stop: int) -> np.ndarray:
+        """The UTF-8 bytes of tokens [start, stop) of a chunk, int64.
+
+        A special token replaces its name in a text. A separator counts too, but it is always the
+        last token of its chunk, so it moves no other token.
+        """
+        lengths: np.ndarray = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        lengths[lengths == 0] = len(END_OF_TEXT)
+        return lengths
 
     def token_at(self, byte: int) -> int:
         """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.
@@ -184,7 +218,7 @@ class TokenStore:
         next_chunks = rows["token"][rows["token"] > chunk["token"]]
         stop = int(next_chunks[0]) if len(next_chunks) else int(self._ends[0][shard])
         start = int(chunk["token"])
-        lengths = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        lengths = self._lengths(start, stop)
         cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(chunk["byte"])))
         first = max(0, cut - 1)
         near = self.vocab[self.tokens[first : min(cut + 1000, self.n_tokens)]]

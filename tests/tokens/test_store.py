@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +199,101 @@ def test_opening_finds_a_truncated_file_and_verify_a_flipped_byte(tmp_path, name
         TokenStore(store.path)
 
 
+def changed(**changes) -> bytes:
+    """The manifest of the version before, with other values."""
+    return json.dumps(json.loads(OLD_MANIFEST) | changes).encode()
+
+
+SHARD = json.loads(OLD_MANIFEST)["shards"][0]
+VOCAB_FILE = json.loads(OLD_MANIFEST)["vocab"]
+OTHER_TOKENIZERS = [
+    json.loads(OLD_MANIFEST)["tokenizer"] | change
+    for change in ({"dtype": "<u8"}, {"dtype": 2}, {"name": None}, {"vocab_size": "many"}, {"x": 1})
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "Expecting value"),
+        (OLD_MANIFEST[:400].encode(), ""),
+        (b"\xff\xfe", ""),
+        (b"[" * 100_000, ""),
+        (b"[]", "another structure"),
+        (b"null", "another structure"),
+        (b"{}", "another structure than a manifest: 'format'"),
+        (b'{"format": 1}', "another structure than a manifest: 'tokenizer'"),
+        (changed(format=2), "its format is 2, this version reads 1: a newer lit-gptdata may read it"),
+        (changed(shards={}), "n_tokens is 16, but the shards have 0"),
+        (changed(shards=[SHARD | {"n_tokens": -1}]), "n_tokens must be an integer ≥ 0, got -1"),
+        (changed(shards=[SHARD | {"n_documents": "3"}]), "n_documents must be .* got '3'"),
+        (changed(shards=[SHARD | {"files": [VOCAB_FILE] * 3}]), ""),
+        (changed(shards=[5]), "another structure"),
+        (changed(n_bytes=True), "n_bytes must be an integer ≥ 0, got True"),
+        (changed(n_tokens=17), "n_tokens is 17, but the shards have 16"),
+        (changed(vocab=VOCAB_FILE | {"size": -4}), "does not describe a file"),
+        (changed(vocab=VOCAB_FILE | {"size": 4}), "vocab.bin has 4 bytes, but its contents take 201028"),
+        (changed(sources=[]), "names no sources"),
+        (changed(sources=["a.txt"]), "another structure"),
+        (changed(fingerprint=None), "a name that is not a string"),
+        *((changed(tokenizer=tokenizer), "") for tokenizer in OTHER_TOKENIZERS),
+    ],
+)
+def test_a_damaged_manifest_names_its_file_and_the_next_step(tmp_path, content, problem):
+    (tmp_path / "manifest.json").write_bytes(content)
+    path = tmp_path / "manifest.json"
+    step = rf"Delete the folder {tmp_path} and run again to rebuild it, or publish it again"
+    message = rf"token store is damaged: {path} cannot be read \(.*{problem}.*\)\. {step}"
+    with pytest.raises(ValueError, match=message) as caught:
+        TokenStore(tmp_path)
+    assert "Error" not in str(caught.value)
+
+
+def test_a_manifest_that_is_a_folder_or_may_not_be_read_names_the_next_step(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/manifest.json cannot be read .* Delete the folder"
+    ):
+        TokenStore(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    message = rf"readable for this user, or set another data_dir: '{tmp_path}/manifest.json'"
+    with pytest.raises(PermissionError, match=message):
+        TokenStore(tmp_path)
+
+
+def test_a_damaged_store_is_named_by_the_next_run_and_rebuilt_after_its_removal(tmp_path):
+    store = build(ListCorpus(TEXTS), tmp_path)
+    (store.path / "manifest.json").write_text("{")
+    for use in (find_store, prepare_store):
+        with pytest.raises(ValueError, match=rf"{store.path}/manifest.json cannot be read"):
+            use(ListCorpus(TEXTS), GPT2, tmp_path)
+    shutil.rmtree(store.path)
+    build(ListCorpus(TEXTS), tmp_path).verify()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "5", "{}", '{"fingerprint": 5, "stamps": []}', '{"fingerprint": "", "stamps": []}'],
+)
+def test_a_damaged_lookup_record_is_ignored_and_written_again(tmp_path, builds, content):
+    store = build(ListCorpus(TEXTS), tmp_path)
+    (record,) = (tmp_path / ".requests").iterdir()
+    written = record.read_text()
+    record.write_text(content)
+    assert find_store(ListCorpus(TEXTS), GPT2, tmp_path) is None
+    assert build(ListCorpus(TEXTS), tmp_path).path == store.path
+    assert record.read_text() == written
+    assert len(builds) == 1
+
+
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"file is not a token store: it has no manifest.json"):
+        TokenStore(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match=r"is not a token store: it has no manifest.json"):
         TokenStore(tmp_path)
 
@@ -207,7 +303,8 @@ def test_document_near_finds_the_nearest_document_without_reading_far_shards(tmp
     texts = ["ab " * n for n in (1, 40, 0, 0, 3, 90, 2, 2, 2, 2, 2, 60, 1, 0)]
     store = build(ListCorpus(texts), tmp_path)
     every = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
-    begins = every[(every["document"] == 1) & (every["token"] > 0)]
+    inside = (every["byte"] > 0) & (every["byte"] < store.n_bytes)
+    begins = every[(every["document"] == 1) & inside]
     read: list[int] = []
     rows = store.rows
     monkeypatch.setattr(store, "rows", lambda shard: read.append(shard) or rows(shard))

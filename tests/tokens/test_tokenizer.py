@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,11 +113,98 @@ def test_a_tokenizer_can_be_pickled_for_worker_processes():
     assert len(pickle.dumps(Tokenizer("gpt2"))) < 1000
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"unknown encoding 'gpt5': tiktoken knows \[.*'gpt2'"):
-        Tokenizer("gpt5").encode("x")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gpt5", r"did you mean 'gpt2'\? tiktoken knows \['cl100k_base', .*needs no network"),
+        ("GPT2", r"did you mean 'gpt2'\?"),
+        ("cl100k", r"did you mean 'cl100k_base'\?"),
+        ("gpt-4", r"the encoding of this model is 'cl100k_base', give that name"),
+        ("wide", r"your own tiktoken\.Encoding, give the object, also to load_from_checkpoint"),
+        ("", r"tiktoken knows"),
+    ],
+)
+def test_an_unknown_name_is_refused_at_once_with_a_hint(name, hint):
+    with pytest.raises(ValueError, match=rf"unknown encoding '{name}': .*{hint}"):
+        Tokenizer(name)
+
+
+def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match=r"unknown special_tokens 'maybe': choose 'allow' .* 'error'"):
         Tokenizer("gpt2", "maybe")
+
+
+@pytest.mark.parametrize("value", [5, None, b"gpt2", Path("gpt2"), ["gpt2"], SimpleNamespace()])
+def test_another_type_is_refused_at_once_by_its_name(value):
+    message = rf"name of a tiktoken encoding, .* got a [\w.]*{type(value).__name__}: give the name"
+    with pytest.raises(TypeError, match=message):
+        Tokenizer(value)
+
+
+def test_a_name_becomes_a_plain_string():
+    assert type(Tokenizer(np.str_("gpt2")).name) is str
+
+
+def test_tiktokens_own_object_is_the_same_tokenizer_as_its_name(monkeypatch):
+    gpt2 = load_encoding("gpt2")
+    for encoding in (gpt2, copy.deepcopy(gpt2)):
+        tokenizer = Tokenizer(encoding)
+        assert tokenizer.name == "gpt2"
+        assert tokenizer.fingerprint == Tokenizer("gpt2").fingerprint
+        assert len(pickle.dumps(tokenizer)) < 1000
+    other = with_gpt2_ranks(R50K_PATTERN, None, "cl100k_base").encoding
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", other)
+    assert Tokenizer(other).fingerprint == Tokenizer("cl100k_base").fingerprint
+
+
+@pytest.mark.parametrize("name", ["gpt2", "r50k_base", "mine"])
+def test_other_contents_under_a_known_name_are_another_tokenizer(name):
+    special_ids = {"<|endoftext|>": 50_256, "<|pad|>": 50_257}
+    own = Tokenizer(with_gpt2_ranks(R50K_PATTERN, special_ids, name).encoding)
+    if name != "mine":
+        assert own.fingerprint != Tokenizer(name).fingerprint
+        assert own.name.startswith(f"{name}-")
+        with pytest.raises(ValueError, match=rf"unknown encoding '{own.name}'.* give the object"):
+            Tokenizer(own.name)  # as from a checkpoint
+    else:
+        assert own.name == name
+    twin = pickle.loads(pickle.dumps(own))
+    assert (twin.name, twin.fingerprint, twin.vocab_size) == (own.name, own.fingerprint, 50_258)
+
+
+def test_a_tokenizer_made_from_a_tokenizer_keeps_its_policy():
+    own = wide_encoding()
+    assert Tokenizer(Tokenizer(own)).fingerprint == Tokenizer(own).fingerprint
+    text = Tokenizer("gpt2", "text")
+    for tokenizer in (Tokenizer(text), Tokenizer(text, "text"), Tokenizer(Tokenizer("gpt2"), "text")):
+        assert tokenizer.fingerprint == text.fingerprint
+    with pytest.raises(ValueError, match=r"special_tokens='error' differs from .*'text'\): give one"):
+        Tokenizer(text, "error")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"special_tokens": {"<|x|>": 4_000_000_000}},
+            r"has the id 4,000,000,000, .* use ids < 16,777,216",
+        ),
+        (
+            {"special_tokens": {"<|endoftext|>": 97}},
+            r"gives '<\|endoftext\|>' the id 97 of another token",
+        ),
+        ({"pat_str": r"\S+"}, r"turns \"It's 1818:.* into .*: its pat_str must match all characters"),
+    ],
+)
+def test_an_encoding_that_gives_wrong_data_is_refused_at_once(changes, problem):
+    options = {
+        "pat_str": R50K_PATTERN,
+        "mergeable_ranks": {bytes([byte]): byte for byte in range(256)},
+        "special_tokens": {"<|endoftext|>": 300},  # a gap between the ids is fine
+    }
+    assert Tokenizer(tiktoken.Encoding("own", **options)).vocab_size == 301
+    with pytest.raises(ValueError, match=rf"encoding 'own' {problem}"):
+        Tokenizer(tiktoken.Encoding("own", **options | changes))
 
 
 def test_an_encoding_without_end_of_text_is_refused_between_documents():

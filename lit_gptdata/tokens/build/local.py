@@ -91,11 +91,13 @@ def _look_up(root: Path, key: str, corpus: PlanCorpus) -> TokenStore | None:
     """The store that the lookup record of `key` names, if the files have not changed since."""
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
+        store, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    store = root / record["fingerprint"]
+    except (ValueError, KeyError, TypeError):  # damaged; `prepare_store` writes it again
+        return None
     # compare the stats last, because a remote corpus has to list its files for them
-    if not store.is_dir() or record["stamps"] != corpus.file_stats():
+    if not store.is_dir() or stats != corpus.file_stats():
         return None
     return TokenStore(store)
 

@@ -23,9 +23,9 @@ from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
 from lit_gptdata.tokens.build.output import Shards, read_records, record, record_name
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
-from lit_gptdata.tokens.manifest import FileEntry, Manifest
+from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
-from lit_gptdata.tokens.remote.store import RemoteStore
+from lit_gptdata.tokens.remote.store import RemoteStore, read_manifest
 from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
 
 def _check_same(store: TokenStore, target: Objects) -> None:
     """Raise ValueError if other files are published there; the paths of the sources may differ."""
-    ours, theirs = store.manifest, Manifest.from_json(target.read("manifest.json"))
+    ours, theirs = store.manifest, read_manifest(target.read("manifest.json"), target)
     if (ours.shards, ours.vocab, ours.tokenizer) != (theirs.shards, theirs.vocab, theirs.tokenizer):
         raise ValueError(
             f"{target!r} holds another store of the same name, with other shards: publish to another URL"

@@ -43,7 +43,7 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
     if folder is None:
         source = Objects(url)
         manifest = source.read("manifest.json")
-        _check_manifest(manifest, source)
+        read_manifest(manifest, source)
         with writing(cache.folder):
             _manifest_folder(url, cache).mkdir(parents=True, exist_ok=True)
             write_whole(_manifest_folder(url, cache) / "manifest.json", manifest)
@@ -78,20 +78,14 @@ def _manifest_folder(url: str, cache: Cache) -> Path:
     return cache.folder / ".stores" / key
 
 
-def _check_manifest(content: bytes, source: Objects) -> None:
-    """Raise ValueError unless `content` is a manifest whose sizes agree with its counts."""
+def read_manifest(content: bytes, source: Objects) -> Manifest:
+    """The manifest of the store at `source`; raises ValueError that names it."""
     try:
-        manifest = Manifest.from_json(content)
-        item = np.dtype(manifest.tokenizer.dtype).itemsize
-        for shard in manifest.shards:
-            if shard.ids.size != shard.n_tokens * item:
-                raise ValueError(
-                    f"{shard.ids.name} has {shard.ids.size} bytes, not {shard.n_tokens} tokens"
-                )
-    except (ValueError, TypeError) as error:
+        return Manifest.from_json(content)
+    except ValueError as error:
         raise ValueError(
             f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
-            "that lit-gptdata publish printed"
+            "that lit-gptdata publish printed, or delete that file and publish the store again"
         ) from None
 
 
@@ -106,6 +100,10 @@ class RemoteStore(TokenStore):
     @property
     def location(self) -> str:
         return repr(self.source)
+
+    @property
+    def _remedy(self) -> str:
+        return f"Delete the folder {self.path} and run again to fetch it"
 
     def _check_files(self) -> None:
         """Check nothing: the cache checks each file when it fetches and maps it."""
