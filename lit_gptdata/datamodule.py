@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -18,10 +19,18 @@ from torch.utils.data import DataLoader
 from lit_gptdata._checks import check_flag, check_integer, check_string
 from lit_gptdata._fsspec import redacted
 from lit_gptdata.compact import sends_compact, split_on_device
-from lit_gptdata.resume import WINDOW_OPTIONS, Resume, check_trainer, finds_batch_size, overfits
+from lit_gptdata.resume import (
+    WINDOW_OPTIONS,
+    Resume,
+    check_trainer,
+    finds_batch_size,
+    overfits,
+    ranks_of,
+)
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors, Reading
 from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
+from lit_gptdata.tokens.coverage import changed_val, covered, describe
 from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.source import LocalBuild, choose_source, local_folder, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
@@ -93,6 +102,7 @@ class GPTDataModule(L.LightningDataModule):
 
     _store: TokenStore | None = None  # opened by `setup`
     _split: Split | None = None
+    _val_sources = ""  # which sources val covers, for people
 
     def __init__(
         self,
@@ -148,7 +158,8 @@ class GPTDataModule(L.LightningDataModule):
         self._resume = Resume(key=type(self).__qualname__)
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
         self._save_plain_hyperparameters(arguments | asdict(self._reading) | {
-            "corpus": local.name, "tokenizer": self.tokenizer.name, "data_dir": os.fspath(data_dir),
+            "corpus": local.name, "tokenizer": self.tokenizer.name,
+            "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
             "store_url": store_url, "build_workers": options.workers, "stream": stream,
             "max_document_bytes": options.max_document_bytes,
             "cache_gb": None if cache_gb is None else float(cache_gb),
@@ -174,7 +185,12 @@ class GPTDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
-        self._source.prepare()
+        store = self._source.prepare()
+        key = [self._source.name, self.val_fraction, self.test_fraction, self.tokenizer.fingerprint]
+        with contextlib.suppress(ValueError):  # `setup` raises it on every rank
+            split = split_tokens(store, self.val_fraction, self.test_fraction)
+            if changed := changed_val(self._source.root, key, covered(store, *split.val)):
+                rank_zero_warn(changed)
 
     def publish(self, url: str | os.PathLike[str]) -> str:
         """Put the tokens at `url`/<fingerprint>, a `store_url` for any machine, and return that URL.
@@ -196,7 +212,13 @@ class GPTDataModule(L.LightningDataModule):
             split = split_tokens(store, self.val_fraction, self.test_fraction)
             name = f"the train split of {redacted(repr(self._source.name))}"
             check_enough(split.train[1] - split.train[0], self.max_length, name)
-            self._store, self._split = store, split
+            self._store, self._split, self._val_sources = (
+                store,
+                split,
+                describe(covered(store, *split.val)),
+            )
+            if self._val_is_partial:
+                rank_zero_warn(f"val covers only the end of the corpus: {self._val_sources}")
             if self.shuffle and (slow := shuffle_warning(store)):
                 rank_zero_warn(slow)
         if self.trainer is not None and stage == "fit":
@@ -293,11 +315,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def _ranks(self) -> Ranks:
-        """Rank and world size of this process: the Trainer's, else those of torch.distributed."""
-        if self.trainer is None:
-            return current_ranks()
-        kwargs = self.trainer.distributed_sampler_kwargs
-        return Ranks(kwargs["rank"], kwargs["num_replicas"]) if kwargs else Ranks(0, 1)
+        return current_ranks() if self.trainer is None else ranks_of(self.trainer)
 
     @property
     def train_steps(self) -> Steps:
@@ -378,8 +396,14 @@ class GPTDataModule(L.LightningDataModule):
             **{name: getattr(self, name) for name in WINDOW_OPTIONS},
             "seed": self.seed if self._order_seed is None else self._order_seed,
             "corpus": self._source.name,
+            "val": self._val_sources,
             "train_tokens": [self.train_windows.begin, self.train_windows.end],
         }
+
+    @property
+    def _val_is_partial(self) -> bool:
+        """Whether val has text of some sources only: it is one range of tokens."""
+        return bool(self.val_fraction) and len(self.store.manifest.sources) > 1
 
     def __repr__(self) -> str:
         lines = ["GPTDataModule", f"  corpus   {redacted(repr(self._source.name))}"]
@@ -391,6 +415,8 @@ class GPTDataModule(L.LightningDataModule):
             f"{store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}"
         )
         lines += [f"  {name:<8} {getattr(self, f'{name}_windows')}" for name in ("train", "val", "test")]
+        if self._val_is_partial:
+            lines.insert(-1, f"           of {self._val_sources}")
         lines.append(f"  batches  {self.batch_size} windows, seed {self.seed}")
         return "\n".join(lines)
 

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.steps import Position, RunSegment, Steps
 
@@ -282,6 +283,12 @@ class Resume(L.Callback):
             return
         set_rng_states({name: ranks[rank] for name, ranks in rng.items()}, trainer.strategy.root_device)
         self._rng_to_restore = None
+
+
+def ranks_of(trainer: L.Trainer) -> Ranks:
+    """This process's rank among the processes that read different batches, and their number."""
+    kwargs = trainer.distributed_sampler_kwargs
+    return Ranks(kwargs["rank"], kwargs["num_replicas"]) if kwargs else Ranks(0, 1)
 
 
 def overfits(trainer: L.Trainer) -> bool:

@@ -175,6 +175,21 @@ def test_it_prints_its_corpus_tokens_and_windows(story, tmp_path):
     assert f"{len(data.val_windows):,} windows of 8 every 8 tokens" in printed
 
 
+def test_it_says_which_files_val_covers_and_warns_if_they_change(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(TEXT + name)
+    options = {"max_length": 8, "stride": 8, "val_fraction": 0.2, "data_dir": tmp_path / "data"}
+    covers = rf"val covers only the end of the corpus: the last 6\d % of {tmp_path}/c.txt"
+    with pytest.warns(UserWarning, match=covers):
+        data = opened(GPTDataModule(tmp_path / "*.txt", **options))
+    assert f"% of {tmp_path}/c.txt" in str(data)
+    opened(GPTDataModule(tmp_path / "*.txt", **options))  # the same run again says nothing more
+    (tmp_path / "d.txt").write_text(TEXT + "d")
+    changed = r"val changed since the last run: it was .*/c.txt, now it is .*/d.txt; val losses"
+    with pytest.warns(UserWarning, match=changed):
+        GPTDataModule(tmp_path / "*.txt", **options).prepare_data()
+
+
 def test_setup_before_prepare_data_names_the_missing_call(story, tmp_path):
     data = GPTDataModule(story, data_dir=tmp_path / "data")
     with pytest.raises(RuntimeError, match=r"not tokenized yet under .*: call prepare_data\(\) first"):

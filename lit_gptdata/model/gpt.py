@@ -226,8 +226,8 @@ class GPT(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_train_start(self) -> None:
-        # `estimated_stepping_batches` below makes Lightning load the data before it restores a checkpoint,
-        # and it then forgets the positions that loaders without a GPTDataModule have saved.
+        # `estimated_stepping_batches` below makes Lightning load the data before it restores a
+        # checkpoint. It then forgets the positions that loaders without a GPTDataModule have saved.
         self.trainer.fit_loop._load_combined_loader_states()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

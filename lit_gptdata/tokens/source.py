@@ -42,16 +42,16 @@ class LocalBuild:
             return [str(entry) for entry in self.corpus]
         return str(self.corpus) if isinstance(self.corpus, (str, os.PathLike)) else repr(self.corpus)
 
-    def prepare(self) -> None:
+    def prepare(self) -> TokenStore:
         """Download and tokenize the corpus, unless its store exists already."""
-        prepare_store(self._open(download=True), self.tokenizer, self._root, self.options)
+        return prepare_store(self._open(download=True), self.tokenizer, self.root, self.options)
 
     def find(self) -> TokenStore:
         """Open the store. Raises RuntimeError if `prepare()` has not built it."""
-        store = find_store(self._open(download=False), self.tokenizer, self._root)
+        store = find_store(self._open(download=False), self.tokenizer, self.root)
         if store is None:
             raise RuntimeError(
-                f"{redacted(repr(self.name))} is not tokenized yet under {self._root}, or has changed "
+                f"{redacted(repr(self.name))} is not tokenized yet under {self.root}, or has changed "
                 "since then: call prepare_data() first; a Trainer does so"
             )
         return store
@@ -59,13 +59,14 @@ class LocalBuild:
     def publish(self, url: str | os.PathLike[str]) -> str:
         """Upload the store to `url`/<fingerprint>, or build it there without local disk."""
         corpus = self._open(download=True)
-        store = find_store(corpus, self.tokenizer, self._root)
+        store = find_store(corpus, self.tokenizer, self.root)
         if store is not None:
             return publish(store, url)
         return publish_text(corpus, self.tokenizer, url, self.options)
 
     @property
-    def _root(self) -> Path:
+    def root(self) -> Path:
+        """The folder of the stores."""
         return self.data_dir / "tokens"
 
     def _open(self, download: bool) -> Corpus:
@@ -90,9 +91,16 @@ class PublishedStore:
     def __post_init__(self) -> None:
         check_url(self.name)
 
-    def prepare(self) -> None:
+    def prepare(self) -> TokenStore:
         """Fetch the manifest and the vocabulary, which is all that opening the store needs."""
-        self._check_tokenizer(prepare_store_at(self.name, self._cache))
+        store = prepare_store_at(self.name, self._cache)
+        self._check_tokenizer(store)
+        return store
+
+    @property
+    def root(self) -> Path:
+        """The folder for files about stores."""
+        return self._cache.folder
 
     def find(self) -> TokenStore:
         """Open the store. Raises RuntimeError if `prepare()` has not run on this machine."""
@@ -125,7 +133,7 @@ class PublishedStore:
 def choose_source(
     local: LocalBuild, store_url: str | None, cache_gb: float | None
 ) -> LocalBuild | PublishedStore:
-    """The store at `store_url`, if it is given, else the local build. Raises ValueError for `cache_gb`."""
+    """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
     limit = cache_bytes(cache_gb)
     if store_url is None:
         return local
