@@ -41,8 +41,8 @@ def test_a_path_a_folder_a_glob_and_a_list(tmp_path):
     assert texts(FilesCorpus(tmp_path)) == ["A", "B", "C"]
     assert texts(FilesCorpus(f"{tmp_path}/*.txt")) == ["A", "B"]
     assert texts(FilesCorpus(f"{tmp_path}/**/*.txt")) == ["A", "B", "C"]
-    some = FilesCorpus([f"{tmp_path}/b.txt", tmp_path / "notes.md", tmp_path])
-    assert texts(some) == ["B", "M", "A", "C"]
+    some = FilesCorpus([f"{tmp_path}/b.txt", tmp_path / "notes.md", tmp_path / "sub"])
+    assert texts(some) == ["B", "M", "C"]
 
 
 def test_a_name_with_glob_characters_is_a_name_if_it_exists(tmp_path):

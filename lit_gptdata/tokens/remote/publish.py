@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_gptdata._fsspec import is_url
-from lit_gptdata._io import sha256_file
+from lit_gptdata._io import sha256_file, working_folder
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.remote_file import map_in_threads, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
@@ -141,7 +141,7 @@ class UrlShardWriter(ShardWriter):
 def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
     url = os.fspath(url)
     if not is_url(url):  # an absolute path means the same in every process
-        url = str(Path(url).expanduser().absolute())
+        url = str(working_folder() / os.path.expanduser(url))
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
 
 
