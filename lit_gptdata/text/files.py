@@ -30,7 +30,11 @@ from lit_gptdata.text.remote_file import (
 REMOTE_HASHERS = 4  # threads that hash remote files, at least: each one waits for its connection
 CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-8 character
 
+SAMPLED_BYTES = 1 << 20  # a file of this size is compared by a sample, a smaller one completely
+SAMPLES, SAMPLE_BYTES = 8, 1 << 14  # blocks of a sample, and their length
+
 PathLike = str | os.PathLike[str]
+Contents = list[list[int | str]]
 # (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
 HashFiles = Callable[[Sequence[TextFile], Callable[[int], object]], list[str]]
 # (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
@@ -179,10 +183,51 @@ class FilesCorpus:
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
+    def contents(self, known: Contents | None = None) -> Contents:
+        """For each file its ctime (ns), its inode and a sample of a large one; [] for a URL.
+
+        It does not read files whose ctime and inode are `known`.
+        """
+        return [
+            [] if isinstance(file, RemoteFile) else same if same[:2] == _inode(file) else _sampled(file)
+            for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
+        ]
+
+    def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
+        """Whether the files are still `sources`; reads only files with another ctime or inode.
+
+        Files of more than SAMPLED_BYTES are compared by samples, which miss a small change inside a file.
+        """
+        now = self.contents(contents)
+        for file, source, old, new in zip(self.files, sources, contents, now, strict=True):
+            if new != old and new[2:] != old[2:]:
+                return False
+            if new != old and not new[2] and sha256_of(file) != source.sha256:
+                return False
+        return True
+
     def __repr__(self) -> str:
         names = [_printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
+
+
+def _inode(file: Path) -> list[int | str]:
+    stat = file.stat()
+    return [stat.st_ctime_ns, stat.st_ino]
+
+
+def _sampled(file: Path) -> list[int | str]:
+    """ctime, inode, and the SHA-256 (hex) of blocks from head to tail if the file is large, else ""."""
+    last = file.stat().st_size - SAMPLE_BYTES
+    if last < SAMPLED_BYTES:
+        return [*_inode(file), ""]
+    digest = hashlib.sha256()
+    with open_raw(file) as raw:
+        for i in range(SAMPLES):
+            raw.seek(last * i // (SAMPLES - 1))
+            digest.update(raw.read(SAMPLE_BYTES))
+    return [*_inode(file), digest.hexdigest()]
 
 
 def _version(file: TextFile) -> tuple[int, int | str]:

@@ -141,7 +141,8 @@ def _search(
     found: dict[str, str] = {}  # path → real path
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
-    folders, links = [(str(root), real_root, patterns)], []
+    folders = [(str(root), real_root, patterns)]
+    links: list[tuple[str, str, list[str]]] = []
     while folders:
         folder, real_folder, patterns = folders.pop()
         if (real_folder, len(patterns)) not in searched:

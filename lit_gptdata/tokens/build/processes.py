@@ -42,7 +42,7 @@ class Processes:
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
         workers = min(self.workers or os.cpu_count() or 1, len(units))
-        if workers > 1 and multiprocessing.current_process().daemon:  # such as a worker of a Pool
+        if workers > 1 and not _may_start_processes():
             log.warning("this process may not start others, so it tokenizes without %d workers", workers)
             workers = 1
         if workers == 1:
@@ -68,6 +68,13 @@ class Processes:
                         f"fewer than build_workers={workers}; finished work is kept"
                     ) from error
                 raise
+
+
+def _may_start_processes() -> bool:
+    """False in a worker of multiprocessing.Pool (a daemon) or joblib (its children would not start)."""
+    method = multiprocessing.get_start_method(allow_none=True) or "spawn"
+    known = method in multiprocessing.get_all_start_methods()  # joblib has its own
+    return known and not multiprocessing.current_process().daemon
 
 
 @contextlib.contextmanager

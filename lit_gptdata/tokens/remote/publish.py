@@ -70,7 +70,8 @@ def publish_text(
     plan_corpus = as_plan_corpus(corpus)
     runner = make_runner(options)
     Objects(url).open()  # reports a wrong URL before hours of work
-    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats())
+    contents = plan_corpus.contents()
+    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
     with runner.session():
         # hash first, because the fingerprint is in the URL and object stores cannot rename
         with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
@@ -82,7 +83,7 @@ def publish_text(
             vocab = vocab_table(tokenizer).tobytes()
             try:
                 manifest = plan.manifest(sources, shards, vocab)
-                plan.check_unchanged()
+                plan.check_unchanged(sources)
             except Exception:
                 records.remove_all()  # a later run cannot use the shards
                 raise
