@@ -196,7 +196,7 @@ class FilesCorpus:
     def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
         """Whether the files are still `sources`; reads only files with another ctime or inode.
 
-        Files of more than SAMPLED_BYTES are compared by samples, which miss a small change inside a file.
+        Files of more than SAMPLED_BYTES are compared by samples, which miss a small change inside.
         """
         now = self.contents(contents)
         for file, source, old, new in zip(self.files, sources, contents, now, strict=True):

@@ -185,7 +185,14 @@ def test_a_list_may_mix_urls_and_paths(trees):
     s3, memory = trees["s3"], trees["memory"]
     note = (disk / "n.md").as_uri()
     corpus = open_corpus(
-        [f"{s3}/zz.txt", disk / "a.txt", f"{memory}/*.jsonl", note, f"{s3}/[ax]*.txt", f"file://{disk}/a"]
+        [
+            f"{s3}/zz.txt",
+            disk / "a.txt",
+            f"{memory}/*.jsonl",
+            note,
+            f"{s3}/[ax]*.txt",
+            f"file://{disk}/a",
+        ]
     )
     names = " ".join(path.name for path in corpus.files)
     assert names == "zz.txt a.txt b.jsonl n.md a.txt x1.txt x[1].txt d.txt c.txt"
