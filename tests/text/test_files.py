@@ -201,9 +201,7 @@ def test_every_book_of_a_file_is_stripped():
     book = f"license\n{start}\n\n{{}}\n\n{end}\nlicense\n"
     assert strip_gutenberg(book.format("One") + book.format("Two"), "x.txt") == "One\n\nTwo\n"
     for text, missing in ((f"{start}\nOne\n{start}\nTwo\n{end}", "END"), (f"One\n{end}", "START")):
-        with pytest.raises(
-            ValueError, match=rf"x.txt has no line '\*\*\* {missing} OF .* before the"
-        ):
+        with pytest.raises(ValueError, match=rf"x.txt has no line '\*\*\* {missing} OF .* before the"):
             strip_gutenberg(text, "x.txt")
 
 

@@ -132,9 +132,7 @@ def test_a_file_that_is_named_twice_is_refused(names):
     write("c/a.txt", "c/b.txt")
     Path("link").symlink_to("c/a.txt")
     fsspec.filesystem("memory").pipe_file("/twice/a.txt", b"text")
-    message = (
-        rf"(a.txt|link) is in the corpus twice, as '{re.escape(str(names[0]))}' and .* To repeat"
-    )
+    message = rf"(a.txt|link) is in the corpus twice, as '{re.escape(str(names[0]))}' and .* To repeat"
     with pytest.raises(ValueError, match=message):
         FilesCorpus(names)
 
