@@ -6,11 +6,13 @@ info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
 
 import errno
 import logging
+import os
 import random
 import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 ATTEMPTS = 5  # in a row without progress; each one contains the file system's own retries
 BACKOFF_S = 0.5  # before the second attempt, then doubled: at most 7.5 s in total
@@ -62,7 +64,21 @@ class RemotePermissionError(RemoteError, PermissionError):
 
 def is_url(name: object) -> bool:
     """Whether a user's name for a file is a URL, not a path: "s3://bucket/a.txt" -> True."""
-    return "://" in str(name)
+    return bool(re.match(r"[a-zA-Z][\w+.:-]*://[^\n]*$", str(name)))
+
+
+def local_path(name: str | os.PathLike[str]) -> str | None:
+    """The path that a path or a file:// URL names, with `~` expanded; None for other URLs.
+
+    Raises ValueError for a file:// URL of another machine.
+    """
+    name = os.fspath(name)
+    if not name.lower().startswith("file://"):
+        return None if is_url(name) else os.path.expanduser(name)
+    path = os.fsdecode(unquote_to_bytes(name[len("file://") :])).removeprefix("localhost")
+    if not path.startswith("/"):
+        raise ValueError(f"{name} is not a path on this machine: give file:///… or a path")
+    return path
 
 
 def redact(text: str) -> str:
@@ -77,7 +93,7 @@ def redact(text: str) -> str:
 
 def redacted(corpus: object) -> str:
     """A user's name for a corpus without the secrets of its URLs; a path keeps its `?`."""
-    return redact(str(corpus)) if is_url(corpus) else str(corpus)
+    return redact(str(corpus)) if "://" in str(corpus) else str(corpus)
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -6,12 +6,28 @@ import hashlib
 import io
 import json
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 16  # per read: these stay in a core's cache while they are processed, 1 MiB does not
+
+
+def working_folder() -> Path:
+    """The folder in which a user's relative paths start.
+
+    It is the current folder, or the folder where a Hydra app was started: with hydra.job.chdir=true,
+    Hydra enters the job's folder before it calls the app.
+    """
+    current = Path.cwd()
+    module = sys.modules.get("hydra.core.hydra_config")
+    if module is not None and module.HydraConfig.initialized():
+        runtime = module.HydraConfig.get().runtime
+        if current == Path(runtime.get("output_dir") or "/").resolve():
+            return Path(runtime.cwd)
+    return current
 
 
 class AtomicFile:

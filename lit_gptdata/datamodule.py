@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import os
-import traceback
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
@@ -18,19 +15,19 @@ from torch.utils.data import DataLoader
 
 from lit_gptdata._checks import check_flag, check_integer, check_string
 from lit_gptdata._fsspec import redacted
-from lit_gptdata.compact import sends_compact, split_on_device
-from lit_gptdata.resume import (
-    WINDOW_OPTIONS,
-    Resume,
+from lit_gptdata._lightning import (
+    IGNORED_WARNINGS,
     check_trainer,
     finds_batch_size,
     overfits,
     ranks_of,
+    save_hyperparameters,
 )
+from lit_gptdata.compact import sends_compact, split_on_device
+from lit_gptdata.resume import WINDOW_OPTIONS, Resume
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors, Reading
 from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
-from lit_gptdata.tokens.coverage import changed_val, covered, describe
 from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.source import LocalBuild, choose_source, local_folder, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
@@ -40,19 +37,17 @@ from lit_gptdata.windows.loader import WindowLoader, window_loader
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.spans import check_lengths
-from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
+from lit_gptdata.windows.split import (
+    Split,
+    changed_val_warning,
+    check_fractions,
+    scored_bytes,
+    split_tokens,
+)
 from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
 
 if TYPE_CHECKING:
     import tiktoken
-
-# Lightning's warnings that no user of this module can act on.
-IGNORED_WARNINGS = (
-    ".*does not have many workers.*",  # windows load inline on purpose: a worker costs 20 times more
-    ".*LeafSpec.*",  # Lightning uses a deprecated torch class in every fit
-    ".*Total length of `list` across ranks is zero.*",  # there is no val split, on purpose
-    ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
-)
 
 PLAIN_ATTRIBUTES = [
     *("max_length", "stride", "val_fraction", "test_fraction"),
@@ -101,8 +96,7 @@ class GPTDataModule(L.LightningDataModule):
     """
 
     _store: TokenStore | None = None  # opened by `setup`
-    _split: Split | None = None
-    _val_sources = ""  # which sources val covers, for people
+    _split: Split = Split(train=(0, 0), val=(0, 0), test=(0, 0))
 
     def __init__(
         self,
@@ -157,21 +151,14 @@ class GPTDataModule(L.LightningDataModule):
         self._source = choose_source(local, store_url, cache_gb)
         self._resume = Resume(key=type(self).__qualname__)
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
-        self._save_plain_hyperparameters(arguments | asdict(self._reading) | {
+        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
+        save_hyperparameters(self, arguments | asdict(self._reading) | {
             "corpus": local.name, "tokenizer": self.tokenizer.name,
             "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
             "store_url": store_url, "build_workers": options.workers, "stream": stream,
             "max_document_bytes": options.max_document_bytes,
             "cache_gb": None if cache_gb is None else float(cache_gb),
         })  # fmt: skip
-
-    def _save_plain_hyperparameters(self, arguments: dict[str, Any]) -> None:
-        """Keep the arguments in plain values, which a checkpoint can hold for weights_only=True."""
-        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
-        # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
-        # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
-        *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
-        self.save_hyperparameters(arguments, frame=outermost)
 
     @property
     def trainer(self) -> L.Trainer | None:
@@ -186,10 +173,10 @@ class GPTDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
         store = self._source.prepare()
-        key = [self._source.name, self.val_fraction, self.test_fraction, self.tokenizer.fingerprint]
-        with contextlib.suppress(ValueError):  # `setup` raises it on every rank
-            split = split_tokens(store, self.val_fraction, self.test_fraction)
-            if changed := changed_val(self._source.root, key, covered(store, *split.val)):
+        if isinstance(self._source, LocalBuild):
+            key = [self._source.name, self.tokenizer.fingerprint]
+            fractions = self.val_fraction, self.test_fraction
+            if changed := changed_val_warning(store, *fractions, root=self._source.root, key=key):
                 rank_zero_warn(changed)
 
     def publish(self, url: str | os.PathLike[str]) -> str:
@@ -212,13 +199,9 @@ class GPTDataModule(L.LightningDataModule):
             split = split_tokens(store, self.val_fraction, self.test_fraction)
             name = f"the train split of {redacted(repr(self._source.name))}"
             check_enough(split.train[1] - split.train[0], self.max_length, name)
-            self._store, self._split, self._val_sources = (
-                store,
-                split,
-                describe(covered(store, *split.val)),
-            )
-            if self._val_is_partial:
-                rank_zero_warn(f"val covers only the end of the corpus: {self._val_sources}")
+            self._store, self._split = store, split
+            if split.val_sources:
+                rank_zero_warn(f"val covers only the end of the corpus: {split.val_sources}")
             if self.shuffle and (slow := shuffle_warning(store)):
                 rank_zero_warn(slow)
         if self.trainer is not None and stage == "fit":
@@ -396,14 +379,9 @@ class GPTDataModule(L.LightningDataModule):
             **{name: getattr(self, name) for name in WINDOW_OPTIONS},
             "seed": self.seed if self._order_seed is None else self._order_seed,
             "corpus": self._source.name,
-            "val": self._val_sources,
+            "val": self._split.val_sources,
             "train_tokens": [self.train_windows.begin, self.train_windows.end],
         }
-
-    @property
-    def _val_is_partial(self) -> bool:
-        """Whether val has text of some sources only: it is one range of tokens."""
-        return bool(self.val_fraction) and len(self.store.manifest.sources) > 1
 
     def __repr__(self) -> str:
         lines = ["GPTDataModule", f"  corpus   {redacted(repr(self._source.name))}"]
@@ -415,8 +393,8 @@ class GPTDataModule(L.LightningDataModule):
             f"{store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}"
         )
         lines += [f"  {name:<8} {getattr(self, f'{name}_windows')}" for name in ("train", "val", "test")]
-        if self._val_is_partial:
-            lines.insert(-1, f"           of {self._val_sources}")
+        if self._split.val_sources:
+            lines.insert(-1, f"           of {self._split.val_sources}")
         lines.append(f"  batches  {self.batch_size} windows, seed {self.seed}")
         return "\n".join(lines)
 

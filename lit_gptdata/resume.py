@@ -14,13 +14,12 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_gptdata.windows.ranks import Ranks
+from lit_gptdata._lightning import overfits
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.steps import Position, RunSegment, Steps
 
@@ -283,33 +282,6 @@ class Resume(L.Callback):
             return
         set_rng_states({name: ranks[rank] for name, ranks in rng.items()}, trainer.strategy.root_device)
         self._rng_to_restore = None
-
-
-def ranks_of(trainer: L.Trainer) -> Ranks:
-    """This process's rank among the processes that read different batches, and their number."""
-    kwargs = trainer.distributed_sampler_kwargs
-    return Ranks(kwargs["rank"], kwargs["num_replicas"]) if kwargs else Ranks(0, 1)
-
-
-def overfits(trainer: L.Trainer) -> bool:
-    """Whether each epoch repeats the first windows in text order: `Trainer(overfit_batches=…)`."""
-    return bool(trainer.overfit_batches)  # type: ignore[attr-defined]  # the Trainer adds it later
-
-
-def finds_batch_size(trainer: L.Trainer) -> bool:
-    """Whether the Trainer tries batch sizes. It ends without an error where no full batch is left."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
-
-
-def check_trainer(trainer: L.Trainer | None) -> None:
-    """Raise TypeError for a Trainer of the package pytorch_lightning."""
-    if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
-        raise TypeError(
-            "the Trainer comes from the package pytorch_lightning, but GPTDataModule is a module of "
-            "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
-            "L.LightningModule"
-        )
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:

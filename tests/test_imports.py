@@ -32,7 +32,7 @@ FLOW = [
     "tokens.source",
     "windows.spans", "windows.split", "windows.order", "windows.steps", "windows.dataset",
     "windows.ranks", "windows.sampler", "windows.loader",
-    "resume", "compact", "datamodule",
+    "_lightning", "resume", "compact", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.gpt",
     "training.throughput", "training.budget", "training.summary", "training.ranks",
@@ -41,7 +41,7 @@ FLOW = [
     "cli.overrides", "cli.data", "cli.show", "cli.report", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
-    "resume", "compact", "datamodule", "model.stem", "model.gpt", "training.throughput",
+    "_lightning", "resume", "compact", "datamodule", "model.stem", "model.gpt", "training.throughput",
     "training.budget", "training.summary", "training.ranks", "training.sweep", "training.lightning_cli",
 }  # fmt: skip
 

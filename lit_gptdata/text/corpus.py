@@ -6,15 +6,15 @@ open_corpus("sample") | open_corpus("https://…/book.txt") | open_corpus("s3://
 import hashlib
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from lit_gptdata._fsspec import is_url, redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch
-from lit_gptdata.text.files import FilesCorpus, PathLike
+from lit_gptdata.text.files import FilesCorpus, PathLike, flatten
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.text.sample import SampleCorpus
 
@@ -35,34 +35,40 @@ def open_corpus(
     download: bool = True,
     stream: bool = False,
     reading: Reading | None = None,
+    folder: Path | None = None,
 ) -> Corpus:
     """Open `"sample"`, a name, a URL, a path, a folder, a glob or a list of these as a Corpus.
 
     Files at http(s) URLs are downloaded to the folder `downloads`; with `download=False` they must be
     there. With `stream` they are read from the URL, as files at s3://, gs://, hf://, … always are.
+    Relative paths start in `folder`, by default the current folder.
     Raises TypeError for other objects, ValueError for an invalid URL or unknown scheme,
     FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for a missing extra.
     """
     if isinstance(corpus, Corpus):
         return corpus
-    if corpus == "sample":
+    entries = list(flatten(corpus))
+    if entries == ["sample"]:
         return SampleCorpus()
-    entries: list[Any] = list(corpus) if isinstance(corpus, (list, tuple)) else [corpus]
     for entry in entries:
+        if entry == "sample" and isinstance(entry, str):
+            raise ValueError("corpus='sample' cannot be part of a list. A file of that name is ./sample")
         if not isinstance(entry, (str, os.PathLike)):
+            given, kind = reprlib.repr(corpus), type(entry).__name__
             raise TypeError(
-                f"corpus={corpus!r}: expected the name of a text, got {type(entry).__name__}. Give "
-                f"'sample', one of {sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
+                f"corpus={given}: expected the name of a text, got {kind}. Give 'sample', one of "
+                f"{sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
             )
     downloaded = () if stream else ("http://", "https://")
-    return FilesCorpus([_resolve(entry, downloads, download, downloaded) for entry in entries], reading)
+    names = [_resolve(entry, downloads, download, downloaded) for entry in entries]
+    return FilesCorpus(names, reading, folder)
 
 
 def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:
     """The path or URL to read for an entry: URLs that start with one of `schemes` are downloaded."""
-    url = NAMED_URLS.get(str(entry), str(entry))
-    if not url.lower().startswith(schemes):
-        return url if is_url(url) else entry
+    url = NAMED_URLS.get(entry, entry) if isinstance(entry, str) else os.fspath(entry)
+    if not (is_url(url) and url.lower().startswith(schemes)):
+        return url
     path = download_path(url, downloads)
     if download:
         return fetch(url, path)

@@ -8,9 +8,12 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from lit_gptdata._fsspec import is_url
+from lit_gptdata._fsspec import local_path, redacted
+from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.listing import expand_path, expand_url
@@ -27,11 +30,26 @@ from lit_gptdata.text.remote_file import (
 REMOTE_HASHERS = 4  # threads that hash remote files, at least: each one waits for its connection
 CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-8 character
 
+SAMPLED_BYTES = 1 << 20  # a file of this size is compared by a sample, a smaller one completely
+SAMPLES, SAMPLE_BYTES = 8, 1 << 14  # blocks of a sample, and their length
+
 PathLike = str | os.PathLike[str]
+Contents = list[list[int | str]]
 # (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
 HashFiles = Callable[[Sequence[TextFile], Callable[[int], object]], list[str]]
 # (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
 FindCut = Callable[[bytes, int], int]
+
+
+def flatten(names: Any) -> Iterator[Any]:
+    """The entries of a list, tuple, ListConfig or array of any depth, in order; other objects as one."""
+    if hasattr(names, "tolist"):  # of numpy, pandas, torch
+        names = names.tolist()
+    if isinstance(names, Sequence) and not isinstance(names, (str, bytes, bytearray)):
+        for entry in names:
+            yield from flatten(entry)
+    else:
+        yield names
 
 
 def hash_files(
@@ -48,28 +66,41 @@ class FilesCorpus:
 
     `paths` is a path, a folder (searched with its subfolders), a glob (`**` is allowed) or a list of
     these, on this machine or at URLs that fsspec knows. Matches are sorted by path; a list keeps its own
-    order; a file named twice is read once. Text is read like `open(path, encoding="utf-8")`.
+    order. A search leaves out hidden names and follows links. Relative paths start in `folder`, by
+    default the current folder. Text is read like `open(path, encoding="utf-8")`.
 
-    Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for an empty file,
-    RemoteError (an OSError) for a URL that cannot be read.
+    Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for an empty file or
+    a file that is named twice, RemoteError (an OSError) for a URL that cannot be read.
     """
 
-    def __init__(self, paths: PathLike | Sequence[PathLike], reading: Reading | None = None) -> None:
+    def __init__(
+        self, paths: PathLike | Sequence[PathLike], reading: Reading | None = None,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         self.reading = reading or Reading()
-        names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        names = [os.fspath(name) for name in flatten(paths)]
         if not names:
             raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
         if "" in names:  # Path("") would be the current folder
             raise ValueError(
                 "the corpus is an empty string: name a file, a folder ('.' is the current one) or a glob"
             )
-        strings = [name for name in names if isinstance(name, str)]
-        self._urls = [name for name in strings if is_url(name) and not name.startswith("file://")]
+        self._urls = [name for name in names if local_path(name) is None]
         remote = self._list_urls()
-        unique: dict[str, TextFile] = {}
-        for file in (file for name in names for file in remote.get(str(name)) or expand_path(name)):
-            unique.setdefault(file.url if isinstance(file, RemoteFile) else os.path.realpath(file), file)
-        self.files = list(unique.values())
+        folder = folder or working_folder()
+        self.files: list[TextFile] = []
+        named: dict[str, int] = {}  # real path or URL of a file → index of the name that means it
+        for index, name in enumerate(names):
+            urls = {file.url: file for file in remote.get(name, ())}
+            found: Mapping[str, TextFile] = urls or expand_path(name, folder)
+            for key in (key for key in found if key in named):
+                first, second = (redacted(repr(names[i])) for i in (named[key], index))
+                raise ValueError(
+                    f"{found[key]} is in the corpus twice, as {first} and {second}: name it once. To "
+                    "repeat a text, copy its file, or train for more epochs"
+                )
+            named |= dict.fromkeys(found, index)
+            self.files += found.values()
         for file in self.files:
             if size_of(file) == 0:
                 raise ValueError(f"{file} is empty (0 bytes): remove it from the corpus, or fill it")
@@ -132,7 +163,7 @@ class FilesCorpus:
             for f, sha256 in zip(self.files, hashes, strict=True)
         ]
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """A unique name for every file, without a look at it: its absolute path or its URL."""
         return [
@@ -152,10 +183,51 @@ class FilesCorpus:
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
+    def contents(self, known: Contents | None = None) -> Contents:
+        """For each file its ctime (ns), its inode and a sample of a large one; [] for a URL.
+
+        It does not read files whose ctime and inode are `known`.
+        """
+        return [
+            [] if isinstance(file, RemoteFile) else same if same[:2] == _inode(file) else _sampled(file)
+            for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
+        ]
+
+    def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
+        """Whether the files are still `sources`; reads only files with another ctime or inode.
+
+        Files of more than SAMPLED_BYTES are compared by samples, which miss a small change inside.
+        """
+        now = self.contents(contents)
+        for file, source, old, new in zip(self.files, sources, contents, now, strict=True):
+            if new != old and new[2:] != old[2:]:
+                return False
+            if new != old and not new[2] and sha256_of(file) != source.sha256:
+                return False
+        return True
+
     def __repr__(self) -> str:
         names = [_printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
+
+
+def _inode(file: Path) -> list[int | str]:
+    stat = file.stat()
+    return [stat.st_ctime_ns, stat.st_ino]
+
+
+def _sampled(file: Path) -> list[int | str]:
+    """ctime, inode, and the SHA-256 (hex) of blocks from head to tail if the file is large, else ""."""
+    last = file.stat().st_size - SAMPLE_BYTES
+    if last < SAMPLED_BYTES:
+        return [*_inode(file), ""]
+    digest = hashlib.sha256()
+    with open_raw(file) as raw:
+        for i in range(SAMPLES):
+            raw.seek(last * i // (SAMPLES - 1))
+            digest.update(raw.read(SAMPLE_BYTES))
+    return [*_inode(file), digest.hexdigest()]
 
 
 def _version(file: TextFile) -> tuple[int, int | str]:

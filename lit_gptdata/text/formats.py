@@ -108,7 +108,13 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
     column, OSError for a broken archive, ImportError for a missing extra.
     """
-    return format_of(file.path).read(file, reading)
+    format = format_of(file.path)
+    for document in format.read(file, reading):
+        if reading.strip_gutenberg:  # each row of a .jsonl or .parquet can be a book
+            text = b"".join(document.chunks).decode()
+            book = strip_gutenberg(text, document.source, required=format.suffix == ".txt")
+            document = replace(document, chunks=[book.encode()])
+        yield document
 
 
 def _chunks(file: FileSlice) -> Iterator[bytes]:
@@ -168,9 +174,7 @@ def _valid(
 
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """The file is one document; a slice after the first continues it."""
-    chunks: Iterable[bytes] = _text(_chunks(file), file, reading.encoding_errors)
-    if reading.strip_gutenberg:
-        chunks = [strip_gutenberg(b"".join(chunks).decode(), file.path).encode()]
+    chunks = _text(_chunks(file), file, reading.encoding_errors)
     yield Document(source=str(file.path), chunks=chunks, continues=file.start > 0, number=file.number)
 
 

@@ -1,20 +1,32 @@
-"""Remove Project Gutenberg's license header and footer from a book."""
+"""Remove Project Gutenberg's license header and footer from books."""
 
+import itertools
 import re
 
-# The lines before and after every book's text, such as "*** START OF THE PROJECT GUTENBERG EBOOK …".
-_START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
-_END = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE)
+# The lines before and after every book's text, such as "*** START OF THE PROJECT GUTENBERG EBOOK … ***".
+# A long title continues in the next lines, up to the closing asterisks but not over an empty line.
+_MARKER = re.compile(
+    r"^\ufeff?[ \t]*\*{3}[ \t]*(START|END) OF (?:THE|THIS) PROJECT GUTENBERG\b"
+    r"(?:(?:[^\n]|\n(?![ \t\r]*\n)){0,1000}?\*{3})?.*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 
 
-def strip_gutenberg(text: str, source: object) -> str:
-    """The book between Gutenberg's two marker lines, without blank lines around it.
+def strip_gutenberg(text: str, source: object, required: bool = True) -> str:
+    """The books between Gutenberg's marker lines, without blank lines around each of them.
 
-    Raises ValueError if `text` lacks one of the markers.
+    A text without markers stays as it is unless they are `required`. Raises ValueError for a text that
+    lacks one of its markers.
     """
-    start = _START.search(text)
-    end = _END.search(text, start.end()) if start else None
-    if start is None or end is None:
-        missing = f"*** {'END' if start else 'START'} OF THE PROJECT GUTENBERG"
-        raise ValueError(f"{source} has no line '{missing} …': set strip_gutenberg=false")
-    return text[start.end() : end.start()].strip("\n") + "\n"
+    markers = list(_MARKER.finditer(text))
+    if not markers and not required:
+        return text
+    kinds = [marker[1].upper() for marker in markers]
+    for kind, expected in itertools.zip_longest(kinds, ["START", "END"] * max(1, -(-len(kinds) // 2))):
+        if kind != expected:
+            raise ValueError(
+                f"{source} has no line '*** {expected} OF THE PROJECT GUTENBERG …'"
+                f"{' before the next ' + kind if kind else ''}: set strip_gutenberg=false"
+            )
+    pairs = zip(markers[::2], markers[1::2], strict=True)
+    return "\n".join(text[start.end() : end.start()].strip("\r\n") + "\n" for start, end in pairs)

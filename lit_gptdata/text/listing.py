@@ -6,55 +6,196 @@ fsspec's own glob and walk skip a folder that cannot be listed, for example afte
 is listed again or raises an error, because a corpus must not lose text unnoticed.
 """
 
+import difflib
+import errno
 import fnmatch
 import glob
 import itertools
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import re
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Any
-from urllib.parse import unquote
 
-from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, redact, retry
+from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, local_path, redact, retry
 from lit_gptdata.text.formats import SEARCHED, is_text
 from lit_gptdata.text.remote_file import RemoteFile
 
 Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
-NO_TEXT = f"holds no text: looked for {SEARCHED} in it and its subfolders. Name other files"
+MAX_NAME, MAX_PATH = 255, 4095  # bytes, of Linux
+MAX_COMPARED = 10_000  # names in a folder that are compared with a misspelled one
 
 
-def expand_path(name: str | os.PathLike[str]) -> list[Path]:
-    """The files that a path, folder or glob on this machine names, sorted by path.
+def expand_path(name: str | os.PathLike[str], folder: Path) -> dict[str, Path]:
+    """The files that a path, folder or glob on this machine names, sorted by path: real path → path.
 
-    Raises FileNotFoundError that names the folder it searched.
+    A relative name starts in `folder`. Raises FileNotFoundError that names the folder it searched,
+    PermissionError for a folder that cannot be searched, ValueError for a pipe or a device.
     """
-    if str(name).startswith("file://"):
-        name = unquote(str(name).removeprefix("file://"))
-        if not name.startswith("/"):
-            raise ValueError(f"file://{name} is not a path on this machine: give file:///… or a path")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if is_text(p.name) and p.is_file())
-        if not found:
-            raise FileNotFoundError(f"{path.resolve()} {NO_TEXT}")
-        return found
-    if path.exists():
-        return [path]
-    if not glob.has_magic(str(path)):
-        raise FileNotFoundError(
-            f"no such file or folder: {path} (in {Path.cwd()}). Give a path, a glob, a URL or 'sample'"
+    path = folder / (local_path(name) or name)
+    if stat.S_ISDIR(mode := _mode(path)):
+        if found := _search(path, ["**", "*"], is_text):
+            return found
+        raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), _names_below(path))}")
+    if mode or os.path.islink(path):
+        return {os.path.realpath(path): _checked(path, mode)}
+    if _is_prose(os.fspath(name)):
+        raise ValueError(
+            f"no file is named {str(name)[:40] + '…'!r}: corpus is the path of a text, not the text. "
+            "Write the text to a file, or give it to WindowDataset or create_dataloader"
         )
-    matches = map(Path, glob.glob(str(path), recursive=True))
-    if found := sorted(match for match in matches if match.is_file()):
-        return found
-    folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+    parts = path.parts
+    n_fixed = next((n for n in range(1, len(parts)) if _is_pattern(parts[: n + 1])), None)
+    if n_fixed is None:
+        raise _not_found(str(name), path)
+    root = Path(*parts[:n_fixed])
     content = "which does not exist"
-    if folder.is_dir():
-        names = sorted(entry.name for entry in folder.iterdir())
+    if root.is_dir():
+        if found := _search(root, list(parts[n_fixed:])):
+            return found
+        names = sorted(entry.name for entry in root.iterdir())
         more = ", …" if len(names) > 5 else ""
         content = f"which has {len(names)} entries: {', '.join(names[:5])}{more}"
-    raise FileNotFoundError(f"no file matches {str(path)!r}: looked in {folder.resolve()}, {content}")
+    raise FileNotFoundError(
+        f"no file matches {str(path)!r}: looked in {root.resolve()}, {content}. ** searches subfolders"
+    )
+
+
+def _mode(path: str | os.PathLike[str]) -> int:
+    """The `st_mode` of a file, with links followed; 0 if it does not exist."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a null character
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        return 0
+
+
+def _checked(path: Path, mode: int) -> Path:
+    """The path of a regular file; raises FileNotFoundError for a broken link, ValueError for a pipe."""
+    if not mode:
+        raise FileNotFoundError(f"{path} is a broken link to {os.readlink(path)}: repair or remove it")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is a pipe, socket or device: write its text to a file, and name that")
+    return path
+
+
+def _is_prose(name: str) -> bool:
+    """Whether a user probably gave a text instead of its path."""
+    longest = max(len(part.encode(errors="replace")) for part in name.split("/"))
+    words = name.split()
+    return "\n" in name or "\0" in name or longest > MAX_NAME or len(name) > MAX_PATH or len(words) > 9
+
+
+def _is_pattern(parts: tuple[str, ...]) -> bool:
+    """Whether the last part of a path is a pattern, and not an existing name with brackets."""
+    return glob.has_magic(parts[-1]) and not os.path.lexists(os.path.join(*parts))
+
+
+def _not_found(name: str, path: Path) -> FileNotFoundError:
+    advice = "Give a path, a glob, a URL or 'sample'"
+    if re.match(r"[a-z]\w+:/[^/]", name):
+        advice = "Give a URL as a string, because a Path drops one of its slashes"
+    while not path.parent.is_dir():
+        path = path.parent
+    names = [entry.name for entry in itertools.islice(path.parent.iterdir(), MAX_COMPARED)]
+    if similar := difflib.get_close_matches(path.name, names):
+        advice = f"Did you mean {' or '.join(repr(str(path.with_name(s))) for s in similar)}? {advice}"
+    return FileNotFoundError(f"no such file or folder: {name} ({path} does not exist). {advice}")
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    for _, subfolders, names in os.walk(folder):
+        subfolders[:] = filter(_is_visible, subfolders)
+        yield from names
+
+
+def _no_text(name: str, files: Iterable[str]) -> str:
+    """What a folder without texts holds instead, and a glob that names it."""
+    text = f"holds no text: looked for {SEARCHED} in it and its subfolders, except hidden ones"
+    suffixes = Counter(
+        "".join(PurePosixPath(file).suffixes[-2 if file.endswith((".gz", ".zst")) else -1 :])
+        for file in files
+        if _is_visible(file)
+    ).most_common(3)
+    if not suffixes:
+        return f"{text}. Name other files"
+    counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in suffixes)
+    pattern = f"{name.rstrip('/')}/**/*{suffixes[0][0]}"
+    return f"{text}. It holds {counts}. To read them, give a glob such as {pattern!r}"
+
+
+def _search(
+    root: Path, patterns: list[str], wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, Path]:
+    """The wanted files below `root` that match `patterns`, one per level: real path → path.
+
+    Links are followed, but no folder and no file is read twice.
+    """
+    found: dict[str, str] = {}  # path → real path
+    searched: set[tuple[str, int]] = set()
+    real_root = os.path.realpath(root)
+    folders = [(str(root), real_root, patterns)]
+    links: list[tuple[str, str, list[str]]] = []
+    while folders:
+        folder, real_folder, patterns = folders.pop()
+        if (real_folder, len(patterns)) not in searched:
+            searched.add((real_folder, len(patterns)))
+            for entry, rests in _matches(folder, patterns):
+                path, real, mode = entry.path, f"{real_folder}/{entry.name}", 0
+                if entry.is_symlink():
+                    real, mode = os.path.realpath(path), _mode(path)
+                if mode and stat.S_ISDIR(mode) and real_root.startswith(f"{real}/"):
+                    _warn(f"{path} leads to a folder around {root}, which is not searched")
+                elif stat.S_ISDIR(mode) or entry.is_dir(follow_symlinks=False):
+                    below = links if entry.is_symlink() else folders
+                    below += [(path, real, rest) for rest in rests if rest]
+                elif [] in rests and wanted(entry.name):
+                    if not entry.is_file(follow_symlinks=False):
+                        _checked(Path(path), mode if entry.is_symlink() else entry.stat().st_mode)
+                    found[path] = real
+                elif entry.is_symlink() and not mode:
+                    _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
+        if not folders:  # links come last, so that files have their own paths if these are searched, too
+            folders, links = sorted(links, reverse=True), []
+    files: dict[str, Path] = {}
+    for path in sorted(found, key=lambda path: path.split("/")):
+        first = files.setdefault(found[path], Path(path))
+        if str(first) != path:
+            _warn(f"{path} is the same file as {first}, which is read once. To repeat a text, copy it")
+    return files
+
+
+def _matches(folder: str, patterns: list[str]) -> Iterator[tuple[os.DirEntry[str], list[list[str]]]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if rests := _rests(entry.name, patterns):
+                    yield entry, rests
+    except PermissionError as error:
+        problem = f"{error.strerror}: make it readable, or name the files to read"
+        raise PermissionError(error.errno, problem, error.filename) from None
+
+
+def _rests(name: str, patterns: list[str]) -> list[list[str]]:
+    """The patterns for what is below a name that matches the first one; [] if there are none left."""
+    if patterns[0] != "**":
+        return [patterns[1:]] if _match_name(name, patterns[0]) else []
+    return [patterns] * _is_visible(name) + _rests(name, patterns[1:] or ["*"])
+
+
+def _is_visible(name: str) -> bool:
+    return _match_name(name, "*")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def expand_url(url: str) -> list[RemoteFile]:
@@ -85,9 +226,12 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             return _glob(fs, path, url)
         if _is_file(info):
             return {path: info}
-    found = {name: info for name, info in _find(fs, path).items() if is_text(basename(name))}
+    files = _find(fs, path)
+    prefix = path.rstrip("/") + "/"
+    files = {f: files[f] for f in files if all(map(_is_visible, f.removeprefix(prefix).split("/")))}
+    found = {name: info for name, info in files.items() if is_text(basename(name))}
     if not found:
-        raise RemoteNotFoundError(f"{redact(url)} {NO_TEXT}")
+        raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), map(basename, files))}")
     return found
 
 
@@ -148,9 +292,9 @@ def _match(names: list[str], patterns: list[str]) -> bool:
 
 
 def _match_name(name: str, pattern: str) -> bool:
-    """Match like a glob on disk: `*` does not match a name with a leading dot."""
-    hidden = name.startswith(".") and not pattern.startswith(".")
-    return not hidden and fnmatch.fnmatchcase(name, pattern)
+    """Match like a glob on disk: `*` does not match a hidden name, and brackets may be literal."""
+    hidden = name == "__MACOSX" or (name.startswith(".") and not pattern.startswith("."))
+    return name == pattern or (not hidden and fnmatch.fnmatchcase(name, pattern))
 
 
 def _is_file(info: dict[str, Any]) -> bool:

@@ -7,12 +7,14 @@ Both have the same methods. `prepare()` runs once per machine, then `find()` run
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_gptdata._fsspec import is_url, redacted
+from lit_gptdata._fsspec import is_url, local_path, redacted
+from lit_gptdata._io import working_folder
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.files import flatten
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
@@ -26,7 +28,10 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LocalBuild:
-    """A store under `data_dir` that is built from a corpus. `stream`: keep no copy of http(s) texts."""
+    """A store under `data_dir` that is built from a corpus. `stream`: keep no copy of http(s) texts.
+
+    `folder`: where relative paths of the corpus start, by default the folder at construction.
+    """
 
     corpus: CorpusLike
     tokenizer: Tokenizer
@@ -34,13 +39,19 @@ class LocalBuild:
     reading: Reading
     stream: bool
     options: BuildOptions
+    folder: Path = field(default_factory=working_folder)
 
     @property
     def name(self) -> str | list[str]:
         """The corpus as the user named it, in strings, which a checkpoint can hold."""
-        if isinstance(self.corpus, (list, tuple)):
-            return [str(entry) for entry in self.corpus]
-        return str(self.corpus) if isinstance(self.corpus, (str, os.PathLike)) else repr(self.corpus)
+        if hasattr(type(self.corpus), "fingerprint"):  # a Corpus, which may be a sequence, too
+            return repr(self.corpus)
+        entries = list(flatten(self.corpus))
+        names = [
+            str(os.fspath(entry)) if isinstance(entry, (str, os.PathLike)) else repr(entry)
+            for entry in entries
+        ]
+        return names[0] if len(entries) == 1 and entries[0] is self.corpus else names
 
     def prepare(self) -> TokenStore:
         """Download and tokenize the corpus, unless its store exists already."""
@@ -72,7 +83,7 @@ class LocalBuild:
     def _open(self, download: bool) -> Corpus:
         return open_corpus(
             self.corpus, downloads=self.data_dir / "downloads", download=download, stream=self.stream,
-            reading=self.reading,
+            reading=self.reading, folder=self.folder,
         )  # fmt: skip
 
 
@@ -80,31 +91,28 @@ class LocalBuild:
 class PublishedStore:
     """A store at a URL, or in a folder, whose files are fetched into a cache under `data_dir`.
 
-    `name`: the URL or folder. `cache_bytes`: None: no limit. Raises ValueError for a URL with a secret.
+    `name`: the URL or folder. `cache_bytes`: None: no limit. `folder`: where a relative name starts, by
+    default the folder at construction. Raises ValueError for a URL with a secret.
     """
 
     name: str
     tokenizer: Tokenizer
     data_dir: Path
     cache_bytes: int | None
+    folder: Path = field(default_factory=working_folder)
 
     def __post_init__(self) -> None:
         check_url(self.name)
 
     def prepare(self) -> TokenStore:
         """Fetch the manifest and the vocabulary, which is all that opening the store needs."""
-        store = prepare_store_at(self.name, self._cache)
+        store = prepare_store_at(self._url, self._cache)
         self._check_tokenizer(store)
         return store
 
-    @property
-    def root(self) -> Path:
-        """The folder for files about stores."""
-        return self._cache.folder
-
     def find(self) -> TokenStore:
         """Open the store. Raises RuntimeError if `prepare()` has not run on this machine."""
-        store = open_store(self.name, self._cache)
+        store = open_store(self._url, self._cache)
         if store is None:
             raise RuntimeError(
                 f"the store at {self.name} was not opened on this machine yet, under "
@@ -115,6 +123,11 @@ class PublishedStore:
 
     def publish(self, url: str | os.PathLike[str]) -> str:
         raise ValueError(f"{redacted(self.name)} is published already")
+
+    @property
+    def _url(self) -> str:
+        path = local_path(self.name)
+        return self.name if path is None else str(self.folder / path)
 
     @property
     def _cache(self) -> Cache:
@@ -147,7 +160,7 @@ def local_folder(data_dir: str | os.PathLike[str]) -> Path:
             f"data_dir must be a folder on this machine, got {data_dir!r}. For a published store at a "
             "URL set store_url, and for texts at a URL set corpus"
         )
-    return Path(data_dir).expanduser().absolute()
+    return working_folder() / Path(data_dir).expanduser()
 
 
 def cache_bytes(cache_gb: float | None) -> int | None:

@@ -1,8 +1,11 @@
 """Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from lit_gptdata.tokens.coverage import changed_val, covered, describe
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT
 
@@ -14,6 +17,8 @@ class Split:
     train: tuple[int, int]
     val: tuple[int, int]
     test: tuple[int, int]
+    val_sources: str = ""
+    """What val covers, for people, in a corpus of several sources; "" for one source."""
 
 
 def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -> Split:
@@ -34,7 +39,20 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
                 f"{name}_fraction={fraction} leaves {end - begin} of {n:,} tokens for the {name} split, "
                 f"but a window needs 2. Raise {name}_fraction, set it to 0, or give more text"
             )
+    if val_fraction and len(store.manifest.sources) > 1:
+        split = replace(split, val_sources=describe(covered(store, *split.val)))
     return split
+
+
+def changed_val_warning(
+    store: TokenStore, val_fraction: float, test_fraction: float, *, root: Path, key: list[Any]
+) -> str | None:
+    """A warning if val covers other text than in the last run with the same `key` and fractions."""
+    try:
+        split = split_tokens(store, val_fraction, test_fraction)
+    except ValueError:  # a split is too short; `setup` raises this on every rank
+        return None
+    return changed_val(root, [*key, val_fraction, test_fraction], covered(store, *split.val))
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:

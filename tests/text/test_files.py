@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def test_a_path_a_folder_a_glob_and_a_list(tmp_path):
     assert texts(FilesCorpus(tmp_path)) == ["A", "B", "C"]
     assert texts(FilesCorpus(f"{tmp_path}/*.txt")) == ["A", "B"]
     assert texts(FilesCorpus(f"{tmp_path}/**/*.txt")) == ["A", "B", "C"]
-    some = FilesCorpus([f"{tmp_path}/b.txt", tmp_path / "notes.md", tmp_path])
-    assert texts(some) == ["B", "M", "A", "C"]
+    some = FilesCorpus([f"{tmp_path}/b.txt", tmp_path / "notes.md", tmp_path / "sub"])
+    assert texts(some) == ["B", "M", "C"]
 
 
 def test_a_name_with_glob_characters_is_a_name_if_it_exists(tmp_path):
@@ -171,3 +172,44 @@ def test_strip_gutenberg_keeps_the_text_between_the_markers():
         strip_gutenberg("no markers", "x.txt")
     with pytest.raises(ValueError, match=r"x.txt has no line '\*\*\* END OF"):
         strip_gutenberg(book.split("*** END")[0], "x.txt")
+
+
+MARKER = "*** {} OF THE PROJECT GUTENBERG EBOOK X ***"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        MARKER,
+        "***{} OF THIS PROJECT GUTENBERG EBOOK X***",
+        "  *** {} of the Project Gutenberg eBook X ***",
+        "*** {} OF THE PROJECT GUTENBERG EBOOK",
+        "*** {} OF THE PROJECT GUTENBERG EBOOK THE LONG\nADVENTURES OF A\nSAILOR ***",
+        "*** {} OF THE PROJECT GUTENBERG EBOOK THE LONG\n***",
+    ],
+)
+def test_markers_of_gutenberg_have_many_forms(marker, newline):
+    start, end = marker.format("START"), marker.format("END")
+    text = "  Text ***\n\n***\n\nmore"
+    book = f"\ufefflicense\n{start}\n\n{text}\n\n{end}\nlicense".replace("\n", newline)
+    assert strip_gutenberg(book, "x.txt") == text.replace("\n", newline) + "\n"
+
+
+def test_every_book_of_a_file_is_stripped():
+    start, end = MARKER.format("START"), MARKER.format("END")
+    book = f"license\n{start}\n\n{{}}\n\n{end}\nlicense\n"
+    assert strip_gutenberg(book.format("One") + book.format("Two"), "x.txt") == "One\n\nTwo\n"
+    for text, missing in ((f"{start}\nOne\n{start}\nTwo\n{end}", "END"), (f"One\n{end}", "START")):
+        with pytest.raises(ValueError, match=rf"x.txt has no line '\*\*\* {missing} OF .* before the"):
+            strip_gutenberg(text, "x.txt")
+
+
+def test_rows_are_stripped_if_they_have_the_markers(tmp_path):
+    rows = [f"license\n{MARKER.format('START')}\nBook\n{MARKER.format('END')}\n", "no markers"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    assert texts(FilesCorpus(path, Reading(strip_gutenberg=True))) == ["Book\n", "no markers"]
+    path.write_text(json.dumps({"text": MARKER.format("START")}))
+    with pytest.raises(ValueError, match=r"a.jsonl: line at byte 0 has no line '\*\*\* END OF"):
+        texts(FilesCorpus(path, Reading(strip_gutenberg=True)))

@@ -103,8 +103,8 @@ def test_a_folder_of_mixed_formats_is_read_in_the_order_of_paths(tmp_path):
     corpus = FilesCorpus(tmp_path)
     seen = [(b"".join(document.chunks).decode(), document.number) for document in corpus]
     assert seen == [("a", 0), ("b1", 1), ("b2", 1), ("c", 2), ("d1", 3), ("d2", 3), ("e", 4)]
-    some = FilesCorpus([f"{tmp_path}/*.jsonl*", tmp_path / "d.parquet", tmp_path / "b.jsonl.gz"])
-    assert [path.name for path in some.files] == ["b.jsonl.gz", "d.parquet"]
+    some = FilesCorpus([f"{tmp_path}/*.jsonl*", tmp_path / "d.parquet", tmp_path / "c.txt.zst"])
+    assert [path.name for path in some.files] == ["b.jsonl.gz", "d.parquet", "c.txt.zst"]
 
 
 def test_a_file_name_of_any_bytes_becomes_valid_json(tmp_path):

@@ -60,7 +60,7 @@ def prepare_store(
     """
     plan_corpus = as_plan_corpus(corpus)
     key = lookup_key(plan_corpus, tokenizer)
-    store = _look_up(root, key, plan_corpus)
+    store = _look_up(root, key, plan_corpus, check_contents=True)
     if store is not None:
         for folder in _builds(root, key):  # left by a kill after publishing
             _remove_build(root, folder)
@@ -70,10 +70,13 @@ def prepare_store(
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
     with _acquired(_lock(root, key), f"builds the tokens of {corpus!r}"):
-        store = _look_up(root, key, plan_corpus)  # another process may have built it in the meantime
+        # another process may have built it in the meantime
+        store = _look_up(root, key, plan_corpus, check_contents=True)
         if store is None:
+            _lookup_record(root, key).unlink(missing_ok=True)  # `find_store` would not read the contents
             _remove_leftovers(root, key)
-            plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats())
+            contents = plan_corpus.contents()
+            plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
             store = _publish_store(plan, root, runner)
     return store
 
@@ -87,19 +90,33 @@ def make_runner(options: BuildOptions) -> Runner:
     return RayTasks(options.workers, options.ray_address)
 
 
-def _look_up(root: Path, key: str, corpus: PlanCorpus) -> TokenStore | None:
-    """The store that the lookup record of `key` names, if the files have not changed since."""
+def _look_up(
+    root: Path, key: str, corpus: PlanCorpus, check_contents: bool = False
+) -> TokenStore | None:
+    """The store that the lookup record of `key` names, if the files have not changed since.
+
+    `check_contents`: also read files whose ctime or inode changed, and record the new ones.
+    """
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
-        store, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
+        path, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):  # damaged; `prepare_store` writes it again
         return None
     # compare the stats last, because a remote corpus has to list its files for them
-    if not store.is_dir() or stats != corpus.file_stats():
+    if not path.is_dir() or stats != corpus.file_stats():
         return None
-    return TokenStore(store)
+    store = TokenStore(path)
+    if check_contents:
+        known = record.get("contents")  # an earlier version did not record them
+        if known is not None and not corpus.holds(known, store.manifest.sources):
+            return None
+        record["contents"] = corpus.contents(known)
+        if record["contents"] != known:
+            with contextlib.suppress(Timeout, OSError), _lock(root, key).acquire(timeout=0):
+                write_json(_lookup_record(root, key), record)
+    return store
 
 
 def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
@@ -110,15 +127,17 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
     sources = plan.corpus.sources() if any_store else None
     fingerprint = plan.fingerprint(sources) if sources else None
-    if fingerprint is not None and (root / fingerprint).is_dir():
-        plan.check_unchanged()
+    if sources and fingerprint and (root / fingerprint).is_dir():
+        plan.check_unchanged(sources)
     else:
         _create_build_folder(folder, _builds(root, plan.key))
         fingerprint = _build(plan, folder, runner, sources)
     published = root / fingerprint
     # The record comes first: after a kill between the two, the next run finds all work units finished.
     with writing(root):
-        record = {"stamps": plan.file_stats, "fingerprint": fingerprint}
+        record = {
+            "stamps": plan.file_stats, "fingerprint": fingerprint, "contents": plan.contents,
+        }  # fmt: skip
         write_json(_lookup_record(root, plan.key), record)
         if not published.is_dir():
             _rename(folder / "store", published)
@@ -154,7 +173,7 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
     vocab = vocab_table(plan.tokenizer).tobytes()
     try:
         manifest = plan.manifest(sources, shards, vocab)
-        plan.check_unchanged()
+        plan.check_unchanged(sources)
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise

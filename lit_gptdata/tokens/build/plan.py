@@ -3,13 +3,13 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
-from lit_gptdata.text.files import FilesCorpus, FindCut, HashFiles
+from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
@@ -70,6 +70,12 @@ class DocumentCorpus:
     def file_stats(self) -> FileStats:
         return [[repr(self.corpus), self.corpus.fingerprint]]
 
+    def contents(self, known: Contents | None = None) -> Contents:
+        return []
+
+    def holds(self, *_: Contents | Sequence[SourceEntry]) -> bool:
+        return True  # its fingerprint is in `file_stats`
+
     def sources(self, *_: Callable[[int], object] | HashFiles) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
@@ -105,6 +111,8 @@ class BuildPlan:
     options: BuildOptions
     file_stats: FileStats
     """Sizes and times of the files before the build reads them."""
+    contents: Contents
+    """The corpus's `contents()` at the same time."""
     shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
     @functools.cached_property
@@ -161,9 +169,10 @@ class BuildPlan:
             shards=shards,
         )
 
-    def check_unchanged(self) -> None:
-        """Raise RuntimeError if a file has changed since the plan was made."""
-        if self.corpus.file_stats() != self.file_stats:
+    def check_unchanged(self, sources: Sequence[SourceEntry]) -> None:
+        """Raise RuntimeError if a file has changed since the plan was made, or since it was hashed."""
+        stats = self.corpus.file_stats()
+        if stats != self.file_stats or not self.corpus.holds(self.contents, sources):
             raise RuntimeError(f"{self.corpus!r} changed while it was read: run again")
 
 

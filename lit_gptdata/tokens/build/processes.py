@@ -1,6 +1,7 @@
 """Run the work of a build in processes on this machine."""
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,6 +22,8 @@ from lit_gptdata.text.remote_file import TextFile
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 
+log = logging.getLogger(__name__)
+
 _encoder: Encoder | None = None  # of this worker process, with its engine
 
 
@@ -39,6 +42,9 @@ class Processes:
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
         workers = min(self.workers or os.cpu_count() or 1, len(units))
+        if workers > 1 and not _may_start_processes():
+            log.warning("this process may not start others, so it tokenizes without %d workers", workers)
+            workers = 1
         if workers == 1:
             return {unit: encoder.encode_unit(unit, units[unit], on_progress) for unit in units}
         spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
@@ -62,6 +68,13 @@ class Processes:
                         f"fewer than build_workers={workers}; finished work is kept"
                     ) from error
                 raise
+
+
+def _may_start_processes() -> bool:
+    """False in a worker of multiprocessing.Pool (a daemon) or joblib (its children would not start)."""
+    method = multiprocessing.get_start_method(allow_none=True) or "spawn"
+    known = method in multiprocessing.get_all_start_methods()  # joblib has its own
+    return known and not multiprocessing.current_process().daemon
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_gptdata._fsspec import is_url
-from lit_gptdata._io import sha256_file
+from lit_gptdata._io import sha256_file, working_folder
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.remote_file import map_in_threads, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
@@ -70,7 +70,8 @@ def publish_text(
     plan_corpus = as_plan_corpus(corpus)
     runner = make_runner(options)
     Objects(url).open()  # reports a wrong URL before hours of work
-    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats())
+    contents = plan_corpus.contents()
+    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
     with runner.session():
         # hash first, because the fingerprint is in the URL and object stores cannot rename
         with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
@@ -82,7 +83,7 @@ def publish_text(
             vocab = vocab_table(tokenizer).tobytes()
             try:
                 manifest = plan.manifest(sources, shards, vocab)
-                plan.check_unchanged()
+                plan.check_unchanged(sources)
             except Exception:
                 records.remove_all()  # a later run cannot use the shards
                 raise
@@ -141,7 +142,7 @@ class UrlShardWriter(ShardWriter):
 def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
     url = os.fspath(url)
     if not is_url(url):  # an absolute path means the same in every process
-        url = str(Path(url).expanduser().absolute())
+        url = str(working_folder() / os.path.expanduser(url))
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
 
 

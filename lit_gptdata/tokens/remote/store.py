@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gptdata._fsspec import is_url
+from lit_gptdata._fsspec import local_path
 from lit_gptdata._io import write_whole
 from lit_gptdata.tokens.manifest import FileEntry, Manifest
 from lit_gptdata.tokens.remote.cache import Cache
@@ -68,9 +68,8 @@ def open_store(url: str, cache: Cache) -> TokenStore | None:
 
 def _local_folder(url: str) -> Path | None:
     """The folder that a path or a file:// URL names; None for other URLs."""
-    if not is_url(url):
-        return Path(url).expanduser()
-    return Path(url.removeprefix("file://")) if url.startswith("file://") else None
+    path = local_path(url)
+    return None if path is None else Path(path)
 
 
 def _manifest_folder(url: str, cache: Cache) -> Path:
