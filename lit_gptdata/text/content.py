@@ -19,10 +19,8 @@ HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORE
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 _ZIP = rb"PK\x03\x04.{26}"  # and the name of the first member
-_PANDOC, _OFFICE = (
-    "pandoc -t plain -o {new}.txt {path}",
-    "soffice --headless --convert-to txt:Text {path}",
-)
+_PANDOC = "pandoc -t plain -o {new}.txt {path}"
+_OFFICE = "soffice --headless --convert-to txt:Text {path}"
 _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
 _JQ = "jq -c '%s' {path} > {new}.jsonl"
@@ -79,16 +77,14 @@ def rows_format(head: bytes) -> Literal["", ".jsonl", ".parquet"]:
     if head.startswith(b"PAR1\x15"):
         return ".parquet"
     start = _start(head)
-    return ".jsonl" if start[:1] == b"{" and _is_json_lines(start, b'"text"', "") else ""
+    return ".jsonl" if start[:1] == b"{" and _is_json_lines(start, "text", "") else ""
 
 
 def check_compressed(head: bytes, path: TextFile, compression: str) -> None:
     """Raise ValueError if the first bytes of a file are not compressed as its name says."""
     if len(head) >= 4 and compression_of(head) != compression:
         check_text(head, path)
-        raise refusal(
-            path, f"not compressed, although its name ends in {compression}", "mv {path} {bare}"
-        )
+        raise refusal(path, f"not compressed, in spite of its suffix {compression}", "mv {path} {bare}")
 
 
 def check_text(head: bytes, path: TextFile, compression: str = "", errors: str = "strict") -> None:
@@ -171,7 +167,7 @@ def check_plain(head: bytes, path: TextFile, text_column: str, compression: str)
         what, command = "an HTML page (name it .html to read its markup)", _HTML
     elif start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
         what, command = "a notebook", "jupyter nbconvert --to script {path}"
-    elif start[:1] == b"{" and _is_json_lines(start, key, suffix):
+    elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
         what, command = "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
     elif start[:1] == b"[" and re.match(rb"\[\s*\{", start) and key in start:
         what, command = "a JSON array", _JQ % ".[]"
@@ -185,15 +181,14 @@ def _start(head: bytes) -> bytes:
     return head.removeprefix(codecs.BOM_UTF8).lstrip()
 
 
-def _is_json_lines(start: bytes, key: bytes, suffix: str) -> bool:
+def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
     """Whether the first line is a JSON object with the key of the text, or another object follows it."""
     first, newline, rest = start.partition(b"\n")
-    has_key = re.search(re.escape(key) + rb"\s*:", first) is not None
     try:
-        json.loads(first)
+        row = json.loads(first)
     except (ValueError, RecursionError):
-        return has_key and not newline  # a line longer than the head
-    return has_key or (suffix != ".log" and rest.lstrip()[:1] == b"{")
+        return not newline and json.dumps(text_column).encode() in first  # longer than the head
+    return text_column in row or (suffix != ".log" and rest.lstrip()[:1] == b"{")
 
 
 def check_rows(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
@@ -221,23 +216,12 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     bare = re.sub(r"\.(gz|zst)$", "", inner, flags=re.IGNORECASE)
     stem, suffix = os.path.splitext(bare)
     names = {"packed": packed, "path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text"}
-    quoted = {name: shlex.quote(value) for name, value in names.items()}
-    run = command.format(**quoted, suffix=suffix, compression=compression)
+    names |= {"suffix": suffix, "compression": compression}
+    quoted = {name: value and shlex.quote(value) for name, value in names.items()}
+    run = command.format(**quoted)
     if compression and "{path}" in command:
         run = f"{_UNPACK[compression]} {quoted['packed']} && {run}"
     advice = f"run {run} and give the result as the corpus" if run else "give the text itself"
     if run and is_remote:
         advice = f"copy it to this machine, {advice}"
-    verb = "holds" if compression else "is"
-    return ValueError(f"{path} {verb} {what}: {advice}{download_note(path)}")
-
-
-def download_note(path: TextFile) -> str:
-    """The end of a message about a file: how to get it again, if `fetch` downloaded it."""
-    if isinstance(path, RemoteFile):
-        return ""
-    root = path.with_suffix("")
-    # fetch leaves a lock file under the name without the suffixes that it adds
-    if any(name.with_name(f"{name.name}.lock").is_file() for name in (path, root, root.with_suffix(""))):
-        return f". It was downloaded: delete {path} to download it again"
-    return ""
+    return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")

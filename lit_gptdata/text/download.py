@@ -139,8 +139,8 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Pa
         cause = _cause(error)
         if isinstance(error, requests.exceptions.SSLError) and "certificate" in cause.lower():
             advice = (
-                "Check the address. If your network replaces certificates, set REQUESTS_CA_BUNDLE to the "
-                "file of its root certificate"
+                "Check the address. If your network replaces certificates, set REQUESTS_CA_BUNDLE to "
+                "the file of its root certificate"
             )
             raise file.error(f"its certificate is not trusted: {cause}", advice) from None
         raise _TransientError(f"cannot be reached: {cause}") from None

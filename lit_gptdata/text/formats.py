@@ -27,7 +27,6 @@ from lit_gptdata.text.content import (
     check_plain,
     check_rows,
     check_text,
-    download_note,
     encoding_advice,
 )
 from lit_gptdata.text.document import Document, utf8
@@ -120,7 +119,24 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
     column, OSError for a broken archive, ImportError for a missing extra.
     """
-    return format_of(file.path).read(file, reading)
+    with _naming_downloads(file.path):
+        yield from format_of(file.path).read(file, reading)
+
+
+@contextlib.contextmanager
+def _naming_downloads(path: TextFile) -> Iterator[None]:
+    """Add to the error for a file that `fetch` downloaded how to download it again."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(path, RemoteFile) or getattr(error, "errno", None):
+            raise
+        root = path.with_suffix("")  # fetch leaves a lock file without the suffixes that it adds
+        locks = [name.with_name(f"{name.name}.lock") for name in (path, root, root.with_suffix(""))]
+        advice = f". It was downloaded: delete {path} to download it again"
+        if advice in str(error) or not any(lock.is_file() for lock in locks):
+            raise
+        raise type(error)(f"{error}{advice}") from error.__cause__
 
 
 def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
@@ -154,8 +170,8 @@ def _broken(path: TextFile, error: Exception) -> Exception:
     check_compressed(_head(path), path, format_of(path).compression)
     if "ictionary" in str(error):
         return ValueError(f"{path} was compressed with a dictionary: unpack it (zstd -d -D DICTIONARY)")
-    advice = download_note(path) or ": fetch it again, or run gzip -t or zstd -t"
-    return OSError(f"{path} is broken or cut short ({error}){advice}")
+    advice = "fetch it again, or run gzip -t or zstd -t"
+    return OSError(f"{path} is broken or cut short ({error}): {advice}")
 
 
 def _head(path: TextFile) -> bytes:
@@ -212,22 +228,23 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
     offset, rest, pending_cr = file.start, b"", b""
-    for chunk in itertools.chain(raw, [b""]):
-        data = rest + chunk
-        try:
-            valid, used = _valid(data, errors, file.path, offset, final=not chunk)
-        except UnicodeError:
-            if file.start:  # another slice has not checked what the file is yet
-                check_text(_head(file.path), file.path)
-            raise
-        offset, rest = offset + used, data[used:]
-        valid = pending_cr + valid
-        pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
-        valid = valid[: len(valid) - len(pending_cr)]
-        if b"\r" in valid:
-            valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if valid:
-            yield valid
+    with _naming_downloads(file.path):
+        for chunk in itertools.chain(raw, [b""]):
+            data = rest + chunk
+            try:
+                valid, used = _valid(data, errors, file.path, offset, final=not chunk)
+            except UnicodeError:
+                if file.start:  # another slice has not checked what the file is yet
+                    check_text(_head(file.path), file.path)
+                raise
+            offset, rest = offset + used, data[used:]
+            valid = pending_cr + valid
+            pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
+            valid = valid[: len(valid) - len(pending_cr)]
+            if b"\r" in valid:
+                valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            if valid:
+                yield valid
 
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -241,7 +258,9 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         try:
             row = json.loads(text.decode())  # given bytes, json would guess UTF-16
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source} is not JSON ({error}): it reads {line[:60]!r}") from None
+            raise ValueError(
+                f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
+            ) from None
         if not isinstance(row, dict) or reading.text_column not in row:
             found = f"has the keys {sorted(row)}" if isinstance(row, dict) else "is not a JSON object"
             raise ValueError(f"{source} {found}, not {reading.text_column!r}: set data.text_column")
@@ -297,9 +316,7 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise
         if not (head := _head(path)).startswith(b"PAR1"):
             check_text(head, path)
-        raise ValueError(
-            f"{path} is not a parquet file, or cut short: {error}{download_note(path)}"
-        ) from None
+        raise ValueError(f"{path} is not a parquet file, or cut short: {error}") from None
     with table:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
