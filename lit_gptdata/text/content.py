@@ -14,7 +14,7 @@ from typing import Literal
 from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
-SAMPLE_BYTES = 4096  # decoded to recognize UTF-16; a multiple of 4
+SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
 HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
@@ -59,7 +59,7 @@ _KINDS = (
     (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", ""),
     (rb"\x93NUMPY|\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
     (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", ""),
-    (rb"\x88\xd84\1|\xa1\xd94\1|MMIDIDX\0\0|TNTIDX\0\0", "token ids of llm.c or Megatron", ""),
+    (rb"\x88\xd84\x01|\xa1\xd94\x01|MMIDIDX\0\0|TNTIDX\0\0", "token ids of llm.c or Megatron", ""),
 )  # fmt: skip
 _KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
 _COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
@@ -126,12 +126,15 @@ def _utf16_or_32(sample: bytes, controls: bool) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
     # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
     # Korean the lower bytes have any value, so many are control characters.
-    common = [Counter(sample[parity::2]).most_common(1)[0] for parity in (0, 1)]
-    if controls or any(byte < 0x20 and count > len(sample) / 4 for byte, count in common):
-        for encoding in ("utf-32le", "utf-32be", "utf-16le", "utf-16be"):
+    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
+    upper_count, upper = max(even, odd, key=lambda common: common[0])
+    if controls or (upper < 0x20 and upper_count > len(sample) / 4):
+        for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
             text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
-            # numbers such as token ids give unassigned characters, too
-            if sum(char.isprintable() or char.isspace() for char in text) > 0.98 * len(text):
+            # numbers such as token ids give unassigned characters, too, and hardly any spaces
+            n_spaces = sum(map(text.count, " \n。、，"))
+            n_printable = sum(char.isprintable() or char.isspace() for char in text)
+            if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
                 return encoding
     return ""
 
@@ -187,7 +190,8 @@ def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
-        return not newline and json.dumps(text_column).encode() in first  # longer than the head
+        key = re.escape(json.dumps(text_column).encode())  # the line may be longer than the head
+        return not newline and re.search(key + rb'\s*:\s*"', first[:SAMPLE_BYTES]) is not None
     return text_column in row or (suffix != ".log" and rest.lstrip()[:1] == b"{")
 
 
