@@ -119,24 +119,21 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
     column, OSError for a broken archive, ImportError for a missing extra.
     """
-    with _naming_downloads(file.path):
-        yield from format_of(file.path).read(file, reading)
-
-
-@contextlib.contextmanager
-def _naming_downloads(path: TextFile) -> Iterator[None]:
-    """Add to the error for a file that `fetch` downloaded how to download it again."""
     try:
-        yield
+        yield from format_of(file.path).read(file, reading)
     except (ValueError, OSError) as error:
-        if isinstance(path, RemoteFile) or getattr(error, "errno", None):
-            raise
-        root = path.with_suffix("")  # fetch leaves a lock file without the suffixes that it adds
-        locks = [name.with_name(f"{name.name}.lock") for name in (path, root, root.with_suffix(""))]
-        advice = f". It was downloaded: delete {path} to download it again"
-        if advice in str(error) or not any(lock.is_file() for lock in locks):
-            raise
-        raise type(error)(f"{error}{advice}") from error.__cause__
+        raise _naming_download(error, file.path) from error.__cause__
+
+
+def _naming_download(error: Exception, path: TextFile) -> Exception:
+    """The error, with advice how to download the file again if `fetch` downloaded it."""
+    if isinstance(path, RemoteFile) or getattr(error, "errno", None):
+        return error
+    root = path.with_suffix("")  # fetch leaves a lock file without the suffixes that it adds
+    locks = [name.with_name(f"{name.name}.lock") for name in (path, root, root.with_suffix(""))]
+    advice = f". It was downloaded: delete {path} to download it again"
+    is_download = any(lock.is_file() for lock in locks) and advice not in str(error)
+    return type(error)(f"{error}{advice}") if is_download else error
 
 
 def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
@@ -148,7 +145,10 @@ def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
     remaining = sys.maxsize if file.stop is None else file.stop - file.start
     to_check = file.start == 0
     try:
-        with open_raw(path, file.start, file.stop) as raw, _decompressed(raw, path) as stream:
+        with (
+            open_raw(path, file.start, file.stop) as raw,
+            _decompressed(raw, path, format.compression) as stream,
+        ):
             while chunk := stream.read(min(CHUNK_BYTES, remaining)):
                 if to_check:
                     check_text(chunk, path, format.compression, reading.encoding_errors)
@@ -179,8 +179,9 @@ def _head(path: TextFile) -> bytes:
         return raw.read(CHUNK_BYTES)
 
 
-def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
-    compression = format_of(path).compression
+def _decompressed(
+    raw: io.RawIOBase, path: TextFile, compression: str
+) -> contextlib.AbstractContextManager[Any]:
     if compression == ".gz":
         return gzip.open(raw, "rb")
     if compression == "":
@@ -228,7 +229,7 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
     offset, rest, pending_cr = file.start, b"", b""
-    with _naming_downloads(file.path):
+    try:
         for chunk in itertools.chain(raw, [b""]):
             data = rest + chunk
             try:
@@ -245,6 +246,8 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
                 valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             if valid:
                 yield valid
+    except (ValueError, OSError) as error:
+        raise _naming_download(error, file.path) from error.__cause__
 
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
