@@ -704,7 +704,7 @@ def opened(url: str, folder: Path, **options) -> tuple[Path, list[str]]:
         ("/a.txt", {}, ".jsonl"),
         ("/a.jsonl", {"headers": {"Content-Disposition": "attachment; filename=export"}}, ""),
         ("/a.json", {}, ""),
-        ("/17", {"body": gzip.compress(ROWS), "headers": {"Content-Disposition": "x; filename=a.json.gz"}},
+        ("/17", {"body": gzip.compress(ROWS), "headers": {"Content-Disposition": "x;filename=a.json"}},
          ".json.gz"),
         ("/a.jsonl.gz", {}, ".jsonl"),  # the server has unpacked it
     ],

@@ -221,6 +221,21 @@ def test_parquet_rows_are_documents(tmp_path, monkeypatch):
     assert texts(write_parquet(tmp_path / "b.parquet", {"text": arrow.array([], arrow.string())})) == []
 
 
+def test_parquet_text_of_every_arrow_type_is_read(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    values = [f"row {i % 7} \u00e9" if i % 5 else None for i in range(200)]
+    expected = [value for value in values if value is not None]
+    strings = arrow.array(values)
+    columns = [strings.dictionary_encode(), strings.cast(arrow.large_string()).dictionary_encode()]
+    columns += [strings.cast(kind) for kind in (arrow.binary(), arrow.large_binary())]
+    columns += [arrow.array(values, arrow.string_view())]
+    for column in columns:
+        assert texts(write_parquet(tmp_path / "a.parquet", {"text": column})) == expected
+    raw = arrow.array([b"fine", b"\xff\xd8\xff"], arrow.binary())
+    with pytest.raises(UnicodeError, match=r"row 1 is not valid UTF-8: byte 0xff at offset 0"):
+        texts(write_parquet(tmp_path / "a.parquet", {"text": raw}))
+
+
 def test_a_parquet_without_a_valid_text_column_is_refused(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     path = write_parquet(tmp_path / "a.parquet", {"body": ["a"], "id": [1], "parts": [["a"]]})
@@ -315,6 +330,13 @@ def test_a_zst_cut_inside_a_frame_is_broken(tmp_path, monkeypatch, place):
     for data in files:
         with pytest.raises(OSError, match=r"a.txt.zst is broken or cut short \(.*\): fetch it again"):
             read(data)
+
+
+def test_a_zst_with_the_longest_window_is_read(tmp_path):
+    data = zstd_frame(b"text " * 9, window_log=31, enable_long_distance_matching=1, content_size_flag=0)
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(data)
+    assert texts(path) == ["text " * 9]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
