@@ -21,8 +21,8 @@ LARGE_PACKAGES = (
 # The order of the data flow. A file imports only from files before it in this list.
 FLOW = [
     "_checks", "_io", "_fsspec", "configs", "hydra_plugin",
-    "text.document", "text.download", "text.sample", "text.gutenberg", "text.remote_file",
-    "text.formats", "text.listing", "text.files",
+    "text.document", "text.sample", "text.gutenberg", "text.remote_file", "text.content",
+    "text.formats", "text.download", "text.listing", "text.files",
     "text.corpus",
     "tokens.chunks", "tokens.tokenizer", "tokens.gigatoken", "tokens.engines", "tokens.manifest",
     "tokens.shards", "tokens.store", "tokens.coverage",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from lit_gptdata._fsspec import is_url, redact
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.text.download import fetch
+from lit_gptdata.text.download import fetch, find_download
 from lit_gptdata.text.files import FilesCorpus, PathLike, flatten
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.text.sample import SampleCorpus
@@ -72,9 +72,9 @@ def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[st
     path = download_path(url, downloads)
     if download:
         return fetch(url, path)
-    if not path.is_file():
+    if (found := find_download(path)) is None:
         raise FileNotFoundError(f"{redact(url)} is not downloaded yet: no {path}. Call prepare_data()")
-    return path
+    return found
 
 
 def download_path(url: str, downloads: Path) -> Path:

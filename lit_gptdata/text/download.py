@@ -1,5 +1,6 @@
 """Download one file over HTTP. The target, such as book.txt, is complete or absent. Next to it are
 
+book.txt.jsonl      instead of book.txt, if the server's name or the first bytes tell another format
 book.txt.lock       held by the process that downloads; others wait, then use its file
 book.txt.part       the bytes received so far
 book.txt.part.json  the version of these bytes; without it they are not resumed
@@ -10,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,11 +24,12 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lit_gptdata._fsspec import Retries, is_transient, redact
+from lit_gptdata.text.content import HTML_HEAD, compression_of, rows_format
+from lit_gptdata.text.formats import ALL_SUFFIXES, format_of, suffixes
 
 TIMEOUT_S = (5.0, 30.0)  # to connect; between two reads
 CHUNK_BYTES = 1 << 16  # per write: a broken connection loses at most this many
-HEAD_BYTES = 1 << 12  # of the file, searched for the first tag of an HTML page
-HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
+HEAD_BYTES = 1 << 16  # of the file, searched for the first tag of an HTML page and for its format
 
 OFFLINE = 'Check the network, the proxy and the address, or use data=sample (corpus="sample")'
 
@@ -51,12 +55,21 @@ class _Download:
 
     def error(self, problem: str, next_step: str) -> DownloadError:
         problem = f"{redact(self.url)}: {redact(problem)}"
-        return DownloadError(f"{problem}. {next_step}, or put the file at {self.target} by hand")
+        suffix = "" if any(suffixes(self.target.name)) else " (plus .jsonl, .gz, … if it is such a file)"
+        return DownloadError(f"{problem}. {next_step}, or put the file at {self.target}{suffix} by hand")
+
+
+def find_download(path: Path) -> Path | None:
+    """What `fetch` stored for `path`: that file, or one with the suffix of another format added."""
+    names = (path.with_name(path.name + suffix) for suffix in ALL_SUFFIXES)
+    return next((name for name in names if name.is_file()), None)
 
 
 def fetch(url: str, path: str | os.PathLike[str]) -> Path:
-    """Download an http(s) URL to `path` unless that file exists, and return `path`.
+    """Download an http(s) URL to `path` unless that file exists, and return the path of the file.
 
+    The path gets another suffix if the name after redirects, Content-Disposition or the first bytes tell
+    another format: book.txt.jsonl.
     An existing file is used without a request and never overwritten, because it may be the user's own.
     An interrupted download resumes if the server still has the same version.
     Raises ValueError for an invalid URL, DownloadError (an OSError) for anything else.
@@ -64,13 +77,13 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
     _check_url(url)
     file = _Download(url, Path(path))
     try:
-        if not file.target.is_file():
+        if (found := find_download(file.target)) is None:
             file.target.parent.mkdir(parents=True, exist_ok=True)
             # The lock file stays: a waiting process has it open, and after a removal the next process
             # would lock another file of the same name.
             with FileLock(f"{file.target}.lock"):
-                if not file.target.is_file():  # another process may have downloaded it
-                    _download(file)
+                found = find_download(file.target)  # another process may have downloaded it
+                found = found or _download(file)
     except DownloadError:
         raise
     except OSError as error:
@@ -78,7 +91,7 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
             f"cannot read or write {file.target}: {error.strerror or error} "
             f"({error.filename or file.part}). Free some space or set data_dir to a writable folder"
         ) from error
-    return file.target
+    return found
 
 
 def _check_url(url: str) -> None:
@@ -92,16 +105,17 @@ def _check_url(url: str) -> None:
     )
 
 
-def _download(file: _Download) -> None:
+def _download(file: _Download) -> Path:
     retries, largest = Retries(file.url, first_contact=True), 0
     try:
         with requests.Session() as session:
             session.headers["Accept-Encoding"] = "identity"  # ranges count the bytes that we store
             while True:
                 try:
-                    _attempt(file, session, retries)
-                    os.replace(file.part, file.target)
-                    return file.note.unlink(missing_ok=True)
+                    stored = _attempt(file, session, retries)
+                    os.replace(file.part, stored)
+                    file.note.unlink(missing_ok=True)
+                    return stored
                 except _TransientError as error:
                     size = file.part.stat().st_size if file.part.exists() else 0
                     if size > largest:
@@ -114,28 +128,37 @@ def _download(file: _Download) -> None:
             file.part.unlink(missing_ok=True)
 
 
-def _attempt(file: _Download, session: requests.Session, retries: Retries) -> None:
-    """Send one request, and write the response to the .part file."""
+def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Path:
+    """Send one request, and write the response to the .part file; returns the path to give it."""
     kept, validator = _resumable(file)
     headers = {"Range": f"bytes={kept}-", "If-Range": validator} if kept else {}
     # `from None`, here and elsewhere: a chained message would show the query string with its secrets
     try:
         response = session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT_S)
     except requests.ConnectionError as error:  # also an unknown host, a connect timeout, TLS, a proxy
-        raise _TransientError(f"cannot be reached: {_cause(error)}") from None
+        cause = _cause(error)
+        if isinstance(error, requests.exceptions.SSLError) and "certificate" in cause.lower():
+            advice = (
+                "Check the address. If your network replaces certificates, set REQUESTS_CA_BUNDLE to "
+                "the file of its root certificate"
+            )
+            raise file.error(f"its certificate is not trusted: {cause}", advice) from None
+        raise _TransientError(f"cannot be reached: {cause}") from None
     except requests.ReadTimeout:
         retries.answered = True
         raise _TransientError(f"no answer, expected one within {TIMEOUT_S[1]:g} s") from None
     except requests.RequestException as error:  # too many redirects, a redirect to ftp://
         raise file.error(f"cannot be requested: {error}", "Correct the address") from None
+    except OSError as error:  # REQUESTS_CA_BUNDLE names no file
+        raise file.error(f"cannot be requested: {error}", "Correct REQUESTS_CA_BUNDLE") from None
     retries.answered = True
     with response:
-        size = _resumed_size(response, kept, validator)
+        size = _resumed_size(file, response, kept, validator)
         if kept and response.status_code in (206, 416) and size is None:
             file.discard()
             return _attempt(file, session, retries)  # only once, because nothing is left to resume
         _check_response(file, response, resumed=size is not None)
-        _receive(file, response, kept if response.status_code == 206 else 0, size)
+        return _receive(file, response, kept if response.status_code == 206 else 0, size)
 
 
 def _resumable(file: _Download) -> tuple[int, str]:
@@ -148,30 +171,49 @@ def _resumable(file: _Download) -> tuple[int, str]:
     return 0, ""
 
 
-def _resumed_size(response: requests.Response, kept: int, validator: str) -> int | None:
+def _resumed_size(file: _Download, response: requests.Response, kept: int, validator: str) -> int | None:
     """The full size, if a response holds the rest of the file after `kept` bytes, else None."""
     span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     # some servers support Range but ignore If-Range, so the response itself must name the version
     same_version = validator in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
-    if not kept or span is None or not same_version or _coding(response):
+    if not kept or span is None or not same_version or _coding(file, response):
         return None
     size = int(span[3])
     return size if int(span[1]) == kept and int(span[2]) + 1 == size else None
 
 
-def _coding(response: requests.Response) -> str:
+def _name(file: _Download, response: requests.Response) -> str:
+    """The name that tells the format: of Content-Disposition, after redirects, or of the target."""
+    header = Message()
+    header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
+    names = (header.get_filename() or "", urlsplit(response.url).path)
+    return next((name for name in names if any(suffixes(name))), file.target.name)
+
+
+def _coding(file: _Download, response: requests.Response) -> str:
+    """The Content-Encoding to undo, or "". Servers label a .gz file gzip, too: it is kept as sent."""
     coding = response.headers.get("Content-Encoding", "").strip().lower()
-    return "" if coding == "identity" else coding
+    kept = {".gz": ("gzip", "x-gzip"), ".zst": ("zstd",)}.get(suffixes(_name(file, response))[1], ())
+    return "" if coding in ("identity", *kept) else coding
+
+
+def _is_gzip_twice(data: bytes) -> bool:
+    with contextlib.suppress(zlib.error):
+        return compression_of(zlib.decompressobj(31).decompress(data, 4)) == ".gz"
+    return False
 
 
 def _check_response(file: _Download, response: requests.Response, *, resumed: bool) -> None:
     """Raise an error unless the response holds text."""
-    status, coding = response.status_code, _coding(response)
+    status, coding = response.status_code, _coding(file, response)
     problem = f"the server answered HTTP {status} {response.reason or ''}".rstrip() + ", expected 200"
     if is_transient(status):
         raise _TransientError(problem, response.headers.get("Retry-After", "0"))
     if status != 200 and not (status == 206 and resumed):
-        raise file.error(problem, "Check the address in a browser")
+        advice = "Check the address in a browser"
+        if status in (401, 403, 406):
+            advice += ", because the server may block programs or need a login"
+        raise file.error(problem, advice)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type in ("text/html", "application/xhtml+xml"):
         _reject_html(file, f"Content-Type {media_type}")
@@ -199,9 +241,11 @@ def _validator(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> None:
-    """Write the body after the first `kept` bytes of the .part file, and check it."""
-    raw, coding = response.raw, _coding(response)
+def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
+    """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
+    raw, coding = response.raw, _coding(file, response)
+    labeled = not coding and "gzip" in response.headers.get("Content-Encoding", "").lower()
+    unpack = None
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
         size = wire_bytes
@@ -222,8 +266,11 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             cause = ""
             try:
                 for chunk in raw.stream(CHUNK_BYTES, decode_content=bool(coding)):
-                    bar.update(out.write(chunk))
-            except urllib3.exceptions.HTTPError as error:
+                    if labeled and out.tell() == 0 and _is_gzip_twice(chunk):
+                        file.note.unlink(missing_ok=True)
+                        coding, unpack = "gzip", zlib.decompressobj(31)
+                    bar.update(out.write(unpack.decompress(chunk) if unpack else chunk))
+            except (urllib3.exceptions.HTTPError, zlib.error) as error:
                 cause = f" ({_cause(error)})"
             # urllib3 1.26 does not report a body that is too short
             received, expected = (raw.tell(), wire_bytes) if coding else (out.tell(), size)
@@ -239,9 +286,21 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
                 raise file.error(problem, "Check the address in a browser")
             if HTML_HEAD.match(head):
                 _reject_html(file, f"it starts with {head.lstrip()[:40]!r}")
+        return _stored_path(file, _name(file, response), head)
     except OSError:  # also a DownloadError; on a full disk this frees space
         file.discard()
         raise
+
+
+def _stored_path(file: _Download, name: str, head: bytes) -> Path:
+    """The target, with a suffix added if its name tells another format than `name` and the content."""
+    suffix = suffixes(name)[0]
+    if suffix in ("", ".txt"):
+        suffix = rows_format(head) or suffix
+    added = (suffix or ".txt") + compression_of(head)
+    if format_of(file.target).name == format_of(Path(added)).name:
+        return file.target
+    return file.target.with_name(file.target.name + added)
 
 
 def _cause(error: Exception) -> str:

@@ -22,6 +22,13 @@ from typing import Any, Literal, get_args
 
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata._io import CHUNK_BYTES
+from lit_gptdata.text.content import (
+    check_compressed,
+    check_plain,
+    check_rows,
+    check_text,
+    encoding_advice,
+)
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
 from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
@@ -72,6 +79,10 @@ class Format:
     """True if the file's size is about the size of its text."""
     read: Callable[[FileSlice, Reading], Iterator[Document]]
     """The documents of a slice in order, each read before the next one."""
+    check: Callable[[bytes, TextFile, str, str], None] | None = None
+    """Checks the uncompressed first bytes: (bytes, file, `text_column`, compression) → ValueError."""
+    aliases: tuple[str, ...] = ()
+    """Other suffixes of the format."""
     compression: Literal["", ".gz", ".zst"] = ""
 
     @property
@@ -82,22 +93,22 @@ class Format:
 
 def format_of(file: TextFile) -> Format:
     """The format that the file's name tells; an unknown suffix means plain text."""
-    return _format(*_suffixes(file.name))
+    return _format(*suffixes(file.name))
 
 
 @functools.cache
 def _format(suffix: str, compression: Any) -> Format:
-    format = next(format for format in FORMATS if format.suffix == (suffix or ".txt"))
+    format = next(format for format in FORMATS if (suffix or ".txt") in (format.suffix, *format.aliases))
     return replace(format, cut="never", plain=False, compression=compression) if compression else format
 
 
 def is_text(name: str) -> bool:
     """Whether a search through a folder includes the file: its name has the suffix of a format."""
-    return _suffixes(name)[0] != ""
+    return suffixes(name)[0] != ""
 
 
-def _suffixes(name: str) -> tuple[str, Any]:
-    """(suffix of a format or "", .gz | .zst or ""): "a.jsonl.gz" -> (".jsonl", ".gz")."""
+def suffixes(name: str) -> tuple[str, Any]:
+    """(suffix of a format or "", .gz | .zst or ""): "a.json.gz" -> (".json", ".gz")."""
     found: Any = _SUFFIXES.search(name.lower())  # never None: the pattern matches an empty end, too
     return found[1] or "", found[2] or ""
 
@@ -108,6 +119,13 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
     column, OSError for a broken archive, ImportError for a missing extra.
     """
+    try:
+        yield from _documents(file, reading)
+    except (ValueError, OSError) as error:
+        raise _naming_download(error, file.path) from error.__cause__
+
+
+def _documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     format = format_of(file.path)
     for document in format.read(file, reading):
         if reading.strip_gutenberg:  # each row of a .jsonl or .parquet can be a book
@@ -117,25 +135,63 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
         yield document
 
 
-def _chunks(file: FileSlice) -> Iterator[bytes]:
-    """The uncompressed bytes of a slice, up to CHUNK_BYTES at a time."""
+def _naming_download(error: Exception, path: TextFile) -> Exception:
+    """The error, with advice how to download the file again if `fetch` downloaded it."""
+    if isinstance(path, RemoteFile) or getattr(error, "errno", None):
+        return error
+    root = path.with_suffix("")  # fetch leaves a lock file without the suffixes that it adds
+    locks = [name.with_name(f"{name.name}.lock") for name in (path, root, root.with_suffix(""))]
+    advice = f". It was downloaded: delete {path} to download it again"
+    is_download = any(lock.is_file() for lock in locks) and advice not in str(error)
+    return type(error)(f"{error}{advice}") if is_download else error
+
+
+def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
+    """The uncompressed bytes of a slice, up to CHUNK_BYTES at a time.
+
+    Raises ValueError if the first bytes of the file show that its name promises another format.
+    """
+    path, format = file.path, format_of(file.path)
     remaining = sys.maxsize if file.stop is None else file.stop - file.start
+    to_check = file.start == 0
     try:
-        with open_raw(file.path, file.start, file.stop) as raw, _decompressed(raw, file.path) as stream:
+        with (
+            open_raw(path, file.start, file.stop) as raw,
+            _decompressed(raw, path, format.compression) as stream,
+        ):
             while chunk := stream.read(min(CHUNK_BYTES, remaining)):
+                if to_check:
+                    check_text(chunk, path, format.compression, reading.encoding_errors)
+                    if format.check:
+                        format.check(chunk, path, reading.text_column, format.compression)
+                    to_check = False
                 remaining -= len(chunk)
                 yield chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _broken(path, error) from error
     except Exception as error:
-        broken = isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile))
-        if not broken and type(error).__name__ != "ZstdError":
+        if type(error).__name__ != "ZstdError":
             raise
-        raise OSError(
-            f"{file.path} is broken or cut short ({error}): fetch it again, or run gzip -t or zstd -t"
-        ) from error
+        raise _broken(path, error) from error
 
 
-def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
-    compression = format_of(path).compression
+def _broken(path: TextFile, error: Exception) -> Exception:
+    """The error for a file that cannot be decompressed; raises ValueError if it is not compressed."""
+    check_compressed(_head(path), path, format_of(path).compression)
+    if "ictionary" in str(error):
+        return ValueError(f"{path} was compressed with a dictionary: unpack it (zstd -d -D DICTIONARY)")
+    advice = "fetch it again, or run gzip -t or zstd -t"
+    return OSError(f"{path} is broken or cut short ({error}): {advice}")
+
+
+def _head(path: TextFile) -> bytes:
+    with open_raw(path) as raw:
+        return raw.read(CHUNK_BYTES)
+
+
+def _decompressed(
+    raw: io.RawIOBase, path: TextFile, compression: str
+) -> contextlib.AbstractContextManager[Any]:
     if compression == ".gz":
         return gzip.open(raw, "rb")
     if compression == "":
@@ -144,7 +200,8 @@ def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractConte
         from compression import zstd
     else:
         zstd = needs("backports.zstd", "zstd", path)
-    return zstd.ZstdFile(raw)  # type: ignore[no-any-return]
+    window = zstd.DecompressionParameter.window_log_max  # `zstd --long=31` needs the largest, 2 GiB
+    return zstd.ZstdFile(raw, options={window: window.bounds()[1]})  # type: ignore[no-any-return]
 
 
 def needs(module: str, extra: str, path: TextFile) -> Any:
@@ -166,37 +223,44 @@ def _valid(
     except UnicodeDecodeError as error:
         raise UnicodeError(
             f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}). Convert it (iconv -f latin1 -t utf-8 …), or set "
-            "encoding_errors=replace"
+            f"{offset + error.start} ({error.reason}). {encoding_advice(data)}"
         ) from None
     return (data[:used] if errors == "strict" else text.encode()), used
 
 
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """The file is one document; a slice after the first continues it."""
-    chunks = _text(_chunks(file), file, reading.encoding_errors)
+    chunks = _text(_chunks(file, reading), file, reading.encoding_errors)
     yield Document(source=str(file.path), chunks=chunks, continues=file.start > 0, number=file.number)
 
 
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
     offset, rest, pending_cr = file.start, b"", b""
-    for chunk in itertools.chain(raw, [b""]):
-        data = rest + chunk
-        valid, used = _valid(data, errors, file.path, offset, final=not chunk)
-        offset, rest = offset + used, data[used:]
-        valid = pending_cr + valid
-        pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
-        valid = valid[: len(valid) - len(pending_cr)]
-        if b"\r" in valid:
-            valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if valid:
-            yield valid
+    try:
+        for chunk in itertools.chain(raw, [b""]):
+            data = rest + chunk
+            try:
+                valid, used = _valid(data, errors, file.path, offset, final=not chunk)
+            except UnicodeError:
+                if file.start:  # another slice has not checked what the file is yet
+                    check_text(_head(file.path), file.path)
+                raise
+            offset, rest = offset + used, data[used:]
+            valid = pending_cr + valid
+            pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
+            valid = valid[: len(valid) - len(pending_cr)]
+            if b"\r" in valid:
+                valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            if valid:
+                yield valid
+    except (ValueError, OSError) as error:
+        raise _naming_download(error, file.path) from error.__cause__
 
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """One document per line: the text at `text_column`. Blank lines and null texts are skipped."""
-    for offset, line in _lines(file):
+    for offset, line in _lines(file, reading):
         line = line.removeprefix(codecs.BOM_UTF8)  # Windows tools write it at the start of a file
         if not line.strip():
             continue
@@ -205,7 +269,9 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         try:
             row = json.loads(text.decode())  # given bytes, json would guess UTF-16
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source} is not JSON ({error}): it reads {line[:60]!r}") from None
+            raise ValueError(
+                f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
+            ) from None
         if not isinstance(row, dict) or reading.text_column not in row:
             found = f"has the keys {sorted(row)}" if isinstance(row, dict) else "is not a JSON object"
             raise ValueError(f"{source} {found}, not {reading.text_column!r}: set data.text_column")
@@ -214,10 +280,10 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
             yield Document(source=source, chunks=chunks, number=file.number)
 
 
-def _lines(file: FileSlice) -> Iterator[tuple[int, bytes]]:
+def _lines(file: FileSlice, reading: Reading) -> Iterator[tuple[int, bytes]]:
     """(offset, line without its \\n); only \\n ends a line, as JSON Lines defines."""
     offset, rest = file.start, bytearray()
-    for chunk in _chunks(file):
+    for chunk in _chunks(file, reading):
         rest += chunk
         *lines, rest = rest.split(b"\n") if b"\n" in chunk else [rest]
         for line in lines:
@@ -259,18 +325,25 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, RemoteError) or getattr(error, "errno", None):  # it names the file
             raise
+        if not (head := _head(path)).startswith(b"PAR1"):
+            check_text(head, path)
         raise ValueError(f"{path} is not a parquet file, or cut short: {error}") from None
     with table:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
             raise ValueError(f"{path} has columns {sorted(types)}, not {column!r}: set data.text_column")
-        if (kind := types[column]) not in (arrow.string(), arrow.large_string(), arrow.string_view()):
+        kind = types[column]
+        is_dictionary = arrow.types.is_dictionary(kind)
+        if not re.fullmatch(
+            "(large_)?(string|binary)(_view)?", str(kind.value_type if is_dictionary else kind)
+        ):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
         for number, row in enumerate(_rows(table, column, path, arrow)):
-            if row.is_valid:
+            value = row.value if is_dictionary and row.is_valid else row
+            if value.is_valid:
                 name = f"{path}: row {number}"
                 # arrow does not check that strings are valid UTF-8
-                text, _ = _valid(row.as_buffer().to_pybytes(), reading.encoding_errors, name)
+                text, _ = _valid(value.as_buffer().to_pybytes(), reading.encoding_errors, name)
                 yield Document(source=name, chunks=[text], number=file.number)
 
 
@@ -289,11 +362,16 @@ def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
 
 
 FORMATS = (
-    Format(suffix=".txt", cut="inside_text", plain=True, read=_read_txt),
-    Format(suffix=".jsonl", cut="after_newline", plain=True, read=_read_jsonl),
+    Format(suffix=".txt", cut="inside_text", plain=True, read=_read_txt, check=check_plain),
+    Format(
+        suffix=".jsonl", cut="after_newline", plain=True, read=_read_jsonl, check=check_rows,
+        aliases=(".json", ".ndjson", ".jsonlines"),
+    ),
     Format(suffix=".parquet", cut="never", plain=False, read=_read_parquet),
-)
+)  # fmt: skip
 
-_SUFFIXES = re.compile(rf"({'|'.join(re.escape(format.suffix) for format in FORMATS)})?(\.gz|\.zst)?$")
+_NAMES = [name for format in FORMATS for name in (format.suffix, *format.aliases)]
+ALL_SUFFIXES = [name + packed for name in ("", *_NAMES) for packed in ("", ".gz", ".zst")]
+_SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})?(\.gz|\.zst)?$")
 # The names that a search through a folder includes, for messages.
-SEARCHED = f"{', '.join('*' + format.suffix for format in FORMATS)} and these as .gz or .zst"
+SEARCHED = f"{', '.join('*' + name for name in _NAMES)} and these as .gz or .zst"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import errno
+import gzip
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from lit_gptdata import _fsspec
 from lit_gptdata.text import download
+from lit_gptdata.text.corpus import download_path, open_corpus
 from lit_gptdata.text.download import DownloadError, fetch
 from tests.http_server import TIMEOUT_S, FileServer
 
@@ -678,3 +680,121 @@ def test_a_disk_that_fails_late_leaves_no_file(path, function, monkeypatch):
         if function == "fsync":
             assert files_next_to(path) == []
         fetch_all(server, path)
+
+
+# The format of what came ---------------------------------------------------------------------------
+
+ROWS = b'{"text": "one"}\n{"text": "two"}\n'
+PACKED = gzip.compress(b"some text\n" * 99)
+
+
+def opened(url: str, folder: Path, **options) -> tuple[Path, list[str]]:
+    """The path of a downloaded file, and its texts."""
+    corpus = open_corpus(url, downloads=folder, **options)
+    return corpus.files[0], [b"".join(document.chunks).decode() for document in corpus]
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "added"),
+    [
+        ("/17", {"body": {"/17": b"", "/store/a.jsonl": ROWS}, **moved("/store/a.jsonl")}, ".jsonl"),
+        ("/17", {"headers": {"Content-Disposition": 'attachment; filename="a.json"'}}, ".json"),
+        ("/17", {"headers": {"Content-Disposition": "inline; filename*=UTF-8''%C3%A9.jsonl"}}, ".jsonl"),
+        ("/17", {}, ".jsonl"),  # only the content tells
+        ("/a.txt", {}, ".jsonl"),
+        ("/a.jsonl", {"headers": {"Content-Disposition": "attachment; filename=export"}}, ""),
+        ("/a.json", {}, ""),
+        ("/17", {"body": gzip.compress(ROWS), "headers": {"Content-Disposition": "x;filename=a.json"}},
+         ".json.gz"),
+        ("/a.jsonl.gz", {}, ".jsonl"),  # the server has unpacked it
+    ],
+)  # fmt: skip
+def test_a_download_gets_the_suffix_of_the_format_that_came(tmp_path, address, options, added):
+    options = {"body": ROWS, **options}
+    if "statuses" in options:
+        options["statuses"] = [302]
+    with FileServer(**options) as server:
+        url = server.address(address)
+        path, texts = opened(url, tmp_path)
+        assert texts == ["one", "two"]
+        assert path.name == download_path(url, tmp_path).name + added
+        n_requests = len(server.requests)
+        assert opened(url, tmp_path) == (path, texts)
+        assert opened(url, tmp_path, download=False) == (path, texts)
+        assert len(server.requests) == n_requests
+        assert files_next_to(path) == [path.name]
+
+
+def test_a_download_of_an_earlier_version_stays_valid(tmp_path):
+    url = "http://127.0.0.1:9/files/17"
+    path = download_path(url, tmp_path)
+    path.write_bytes(b"plain text")
+    assert opened(url, tmp_path) == (path, ["plain text"])
+
+
+@pytest.mark.parametrize("labels", [{"Content-Encoding": "gzip"}, {"Content-Encoding": "x-gzip"}])
+@pytest.mark.parametrize("cut", [None, 20])
+def test_a_gz_file_that_is_labeled_gzip_is_kept_and_resumed(tmp_path, labels, cut):
+    with FileServer(PACKED, headers=labels, cuts=[cut]) as server:
+        path, texts = opened(server.address("/a.txt.gz"), tmp_path)
+        assert path.read_bytes() == PACKED
+        assert texts == ["some text\n" * 99]
+        assert ranges(server) == ([None, "bytes=19-"] if cut else [None])
+
+
+def test_a_gz_file_that_is_compressed_once_more_is_unpacked_once(tmp_path):
+    with FileServer(PACKED, compress=True) as server:
+        path, _ = opened(server.address("/a.txt.gz"), tmp_path)
+        assert path.read_bytes() == PACKED
+        assert files_next_to(path) == [path.name]
+    with FileServer(b"plain text", compress=True) as server:
+        assert opened(server.address("/b.txt"), tmp_path)[1] == ["plain text"]
+
+
+@pytest.mark.parametrize(
+    ("address", "body", "error", "problem"),
+    [
+        ("/a.txt", b"%PDF-1.7 ", ValueError, "is a PDF document: run pdftotext"),
+        ("/a.txt", b"caf\xe9", UnicodeError, "is not valid UTF-8"),
+        ("/a.txt.gz", PACKED[:-5], OSError, "is broken or cut short"),
+        ("/a.jsonl", b"words", ValueError, "is not JSON"),
+        ("/17", gzip.compress(ROWS), ValueError, "holds JSON Lines, not one text: run mv"),
+    ],
+)
+def test_a_download_that_cannot_be_read_names_the_file_to_delete(
+    tmp_path, address, body, error, problem
+):
+    with FileServer(body) as server, pytest.raises(error, match=problem) as caught:
+        opened(server.address(address), tmp_path)
+    (path,) = (path for path in tmp_path.iterdir() if path.suffix != ".lock")
+    assert str(caught.value).endswith(f". It was downloaded: delete {path} to download it again")
+    assert str(caught.value).count("It was downloaded") == 1
+
+
+def test_a_certificate_that_is_not_trusted_is_refused_at_once(path, monkeypatch):
+    calls = []
+
+    def fail(*args, **kwargs):
+        calls.append(args)
+        raise requests.exceptions.SSLError(
+            "HTTPSConnectionPool: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self"
+        )
+
+    monkeypatch.setattr(requests.Session, "get", fail)
+    message = r"its certificate is not trusted: .* set REQUESTS_CA_BUNDLE to .*, or put the file at "
+    with pytest.raises(DownloadError, match=message):
+        fetch("https://127.0.0.1:9/book.txt", path)
+    assert len(calls) == 1
+
+
+def test_a_wrong_bundle_of_certificates_is_named(path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/absent/ca.pem")
+    with pytest.raises(DownloadError, match=r"/absent/ca.pem\. Correct REQUESTS_CA_BUNDLE, or put"):
+        fetch("https://127.0.0.1:9/book.txt", path)
+
+
+def test_a_server_that_blocks_programs_is_named(path):
+    with FileServer(BODY, statuses=[403]) as server:
+        message = "because the server may block programs or need a login, or put the file at .* by hand"
+        with pytest.raises(DownloadError, match=message):
+            fetch(server.url, path)

@@ -15,6 +15,7 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, Reading, read_documents
 from lit_gptdata.text.gutenberg import strip_gutenberg
 from lit_gptdata.text.sample import SampleCorpus
+from tests.text.test_formats import in_another_encoding
 
 
 def write(folder: Path, **texts: str) -> None:
@@ -59,7 +60,7 @@ def test_a_tilde_is_home(tmp_path, monkeypatch):
 
 @given(
     data=st.lists(
-        st.sampled_from(["a", "é", "語", "🙂", "\r", "\n", "\r\n", "\ufeff", "\0", "\x1c", "\u2028"])
+        st.sampled_from(["a", "é", "語", "🙂", "\r", "\n", "\r\n", "\ufeff", "NUL \0", "\x1c", "\u2028"])
     ).map("".join),
     chunk=st.integers(1, 9),
 )
@@ -70,7 +71,7 @@ def test_text_is_read_as_open_reads_it_for_any_chunk_size(tmp_path_factory, data
         assert read_text(path, "strict", chunk) == file.read()
 
 
-@given(data=st.binary(max_size=40), chunk=st.integers(1, 9))
+@given(data=st.binary(max_size=40).map(in_another_encoding), chunk=st.integers(1, 9))
 def test_invalid_bytes_are_replaced_as_open_replaces_them(tmp_path_factory, data, chunk):
     path = tmp_path_factory.mktemp("t") / "x.txt"
     path.write_bytes(data)

@@ -1,0 +1,234 @@
+"""Recognize what a file is by its first bytes, and refuse one that is not the text its name promises.
+
+check_text(b"%PDF-1.7 …", Path("a.txt"))  ->  ValueError: a.txt is a PDF document: run pdftotext …
+"""
+
+import codecs
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from typing import Literal
+
+from lit_gptdata.text.remote_file import RemoteFile, TextFile
+
+FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
+SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
+HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
+
+_GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
+_ZIP = rb"PK\x03\x04.{26}"  # and the name of the first member
+_PANDOC = "pandoc -t plain -o {new}.txt {path}"
+_OFFICE = "soffice --headless --convert-to txt:Text {path}"
+_ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
+_HTML = "pandoc -f html -t plain -o {new}.txt {path}"
+_JQ = "jq -c '%s' {path} > {new}.jsonl"
+_CSV = (
+    "python -c \"import pandas, sys; pandas.read_csv(sys.argv[1], sep=None, engine='python')"
+    ".to_json(sys.argv[2], orient='records', lines=True)\" {packed} {stem}.jsonl"
+)
+_UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
+# (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
+# {packed}: the file, {path}: uncompressed, {bare}: without .gz or .zst, {stem}: no suffix, {new}: new.
+_KINDS = (
+    (_GZIP, "gzip data", "mv {path} {bare}.gz"),
+    (_ZSTD, "zstd data", "mv {path} {bare}.zst"),
+    (rb"PAR1\x15", "a Parquet file", "mv {path} {stem}.parquet"),
+    (_ZIP + rb"mimetypeapplication/epub", "an EPUB book", _PANDOC),
+    (_ZIP + rb"mimetypeapplication/vnd", "an OpenDocument file", _OFFICE),
+    (_ZIP + rb"(?:\[Content_Types|_rels/|docProps/|word/|xl/|ppt/)", "an Office file", _OFFICE),
+    (_ZIP + rb"[^/\0]{1,99}/(?:data\.pkl|\.format_ver|\.data/|byteorder)", "a PyTorch checkpoint", ""),
+    (_ZIP + rb"[^\0]{1,99}\.npy", "NumPy arrays", ""),
+    (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive", "unzip {path} -d {new}"),
+    (rb"\xfd7zXZ\0", "xz data", "xz -dc {path} > {new}.txt"),
+    (rb"BZh[1-9](?:1AY&SY|\x17rE8P)", "bzip2 data", "bunzip2 -c {path} > {new}.txt"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -o{new} {path}"),
+    (rb"Rar!\x1a\x07", "a RAR archive", "unrar x {path} {new}/"),
+    (rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", "lz4 data", "lz4 -d {path} {new}.txt"),
+    (rb"\s*%PDF-\d", "a PDF document", "pdftotext {path} {new}.txt"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.doc, .xls, .ppt)", _OFFICE),
+    (rb"\{\\rtf", "an RTF document", _OFFICE),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "iconv -f utf-32 -t utf-8 {path} > {new}{suffix}"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f utf-16 -t utf-8 {path} > {new}{suffix}"),
+    (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
+    (rb"/annex/objects/", "a git-annex pointer", "git annex get {path}"),
+    (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "an image", ""),
+    (rb"SQLite format 3\0", "an SQLite database", ""),
+    (rb"\x7fELF", "a program", ""),
+    (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", ""),
+    (rb"\x93NUMPY|\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
+    (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", ""),
+    (rb"\x88\xd84\x01|\xa1\xd94\x01|MMIDIDX\0\0|TNTIDX\0\0", "token ids of llm.c or Megatron", ""),
+)  # fmt: skip
+_KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
+_COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
+_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1a\x1b\x1c\x1d\x1e\x1f"})  # rare in any text
+
+
+def compression_of(head: bytes) -> Literal["", ".gz", ".zst"]:
+    """How a file with these first bytes is compressed."""
+    match = _COMPRESSED.match(head)
+    return "" if match is None else ".gz" if match[1] else ".zst"
+
+
+def rows_format(head: bytes) -> Literal["", ".jsonl", ".parquet"]:
+    """The format of a file of many texts with these first bytes, or ""."""
+    if head.startswith(b"PAR1\x15"):
+        return ".parquet"
+    start = _start(head)
+    return ".jsonl" if start[:1] == b"{" and _is_json_lines(start, "text", "") else ""
+
+
+def check_compressed(head: bytes, path: TextFile, compression: str) -> None:
+    """Raise ValueError if the first bytes of a file are not compressed as its name says."""
+    if len(head) >= 4 and compression_of(head) != compression:
+        check_text(head, path)
+        raise refusal(path, f"not compressed, in spite of its suffix {compression}", "mv {path} {bare}")
+
+
+def check_text(head: bytes, path: TextFile, compression: str = "", errors: str = "strict") -> None:
+    """Raise ValueError if a file with these first bytes, after decompression, is known not to be UTF-8.
+
+    Binary data of an unknown kind is invalid UTF-8 sooner or later, so it is looked for only if `errors`
+    is not "strict".
+    """
+    what = command = ""
+    if match := _KIND.match(head):
+        _, what, command = _KINDS[(match.lastindex or 1) - 1]
+    elif b"\0" in head:
+        what, command = _data_with_nuls(head)
+    if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
+        what = "binary data"
+    if what:
+        raise refusal(path, what, command, compression)
+
+
+def _data_with_nuls(head: bytes) -> tuple[str, str]:
+    """(what data with NUL bytes is, the command), or two empty strings for a text with few of them."""
+    import tarfile  # few files need it
+
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "replace")
+        return "a tar archive", "mkdir {new} && tar -xf {packed} -C {new}"
+    except tarfile.HeaderError:
+        n_nuls, controls = head.count(0), has_controls(head)
+    if n_nuls > len(head) / 256 and (encoding := _utf16_or_32(head[:SAMPLE_BYTES], controls)):
+        return f"{encoding[:6].upper()} without a byte order mark", _ICONV % encoding
+    if n_nuls <= max(FEW_NULS, len(head) / 100):
+        return "", ""
+    if _is_utf8(head) and not has_controls(head.replace(b"\0", b"")):
+        return "text with many NUL bytes", r"tr -d '\0' < {path} > {new}{suffix}"
+    return "binary data, perhaps token ids of nanoGPT or Megatron", ""
+
+
+def _utf16_or_32(sample: bytes, controls: bool) -> str:
+    """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
+    # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
+    # Korean the lower bytes have any value, so many are control characters.
+    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
+    upper_count, upper = max(even, odd, key=lambda common: common[0])
+    if controls or (upper < 0x20 and upper_count > len(sample) / 4):
+        for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
+            text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
+            # numbers such as token ids give unassigned characters, too, and hardly any spaces
+            n_spaces = sum(map(text.count, " \n。、，"))
+            n_printable = sum(char.isprintable() or char.isspace() for char in text)
+            if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
+                return encoding
+    return ""
+
+
+def has_controls(data: bytes) -> bool:
+    """Whether many bytes are control characters, as in binary data."""
+    return len(data) - len(data.translate(None, _CONTROLS)) > 2 + len(data) / 32
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        codecs.utf_8_decode(data, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def encoding_advice(data: bytes) -> str:
+    """What to do about invalid UTF-8: a sentence."""
+    if not has_controls(data):
+        return "Convert it (iconv -f latin1 -t utf-8 …), or set encoding_errors=replace"
+    if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
+        return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
+    return "It is binary data, not text: leave it out. The command `file` tells what it is"
+
+
+def check_plain(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
+    """Raise ValueError if a file that is read as one text is a page, a notebook or a table of texts."""
+    suffix = os.path.splitext(path.name.lower().removesuffix(compression))[1]
+    if _start(head[:99])[:1] not in b"{[<" and suffix not in (".csv", ".tsv"):  # nearly every text
+        return
+    start = _start(head)
+    key = json.dumps(text_column).encode()
+    what = command = ""
+    if HTML_HEAD.match(head) and suffix in ("", ".txt"):
+        what, command = "an HTML page (name it .html to read its markup)", _HTML
+    elif start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
+        what, command = "a notebook", "jupyter nbconvert --to script {path}"
+    elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
+        what, command = "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
+    elif start[:1] == b"[" and re.match(rb"\[\s*\{", start) and key in start:
+        what, command = "a JSON array", _JQ % ".[]"
+    elif suffix in (".csv", ".tsv") and key[1:-1] in re.split(rb'[,;\t|"\r]', start.partition(b"\n")[0]):
+        what, command = f"a table with the column {text_column!r}", _CSV
+    if what:
+        raise refusal(path, what, command, compression)
+
+
+def _start(head: bytes) -> bytes:
+    return head.removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
+    """Whether the first line is a JSON object with the key of the text, or another object follows it."""
+    first, newline, rest = start.partition(b"\n")
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        key = re.escape(json.dumps(text_column).encode())  # the line may be longer than the head
+        return not newline and re.search(key + rb'\s*:\s*"', first[:SAMPLE_BYTES]) is not None
+    return text_column in row or (suffix != ".log" and rest.lstrip()[:1] == b"{")
+
+
+def check_rows(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
+    """Raise ValueError if a file of JSON Lines is a page, an array, or one object on several lines."""
+    start, what, command = _start(head), "", ""
+    first, newline, _ = start.partition(b"\n")
+    if HTML_HEAD.match(head):
+        what, command = "an HTML page", _HTML
+    elif start[:1] == b"[":
+        texts = f".[] | {{{{{json.dumps(text_column)}: .}}}}"  # braces doubled for str.format
+        command = _JQ % (texts if re.match(rb'\[\s*"', start) else ".[]")
+        what = "a JSON array, not one object per line"
+    elif newline and first.rstrip()[-1:] in (b"{", b"[", b","):
+        what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
+        command = _JQ % "."
+    if what:
+        raise refusal(path, what, command, compression)
+
+
+def refusal(path: TextFile, what: str, command: str, compression: str = "") -> ValueError:
+    """The error for a file that is not what its name promises, with the shell command that helps."""
+    is_remote = isinstance(path, RemoteFile)
+    packed = path.name if is_remote else str(path)
+    inner = packed[: len(packed) - len(compression)]
+    bare = re.sub(r"\.(gz|zst)$", "", inner, flags=re.IGNORECASE)
+    stem, suffix = os.path.splitext(bare)
+    names = {"packed": packed, "path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text"}
+    names |= {"suffix": suffix, "compression": compression}
+    quoted = {name: value and shlex.quote(value) for name, value in names.items()}
+    run = command.format(**quoted)
+    if compression and "{path}" in command:
+        run = f"{_UNPACK[compression]} {quoted['packed']} && {run}"
+    advice = f"run {run} and give the result as the corpus" if run else "give the text itself"
+    if run and is_remote:
+        advice = f"copy it to this machine, {advice}"
+    return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")
