@@ -246,7 +246,7 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     ("overrides", "message"),
     [
         (["data.nope=1"], "data.nope"),
-        (["data=nope"], "Available options in 'data'"),
+        (["data=nope"], "data=nope does not exist: choose one of files, frankenstein, "),
         (["data.max_length"], "data.max_length"),
         (["data=files"], "Missing mandatory value: data.corpus"),
         (["data=files", "data.corpus=none/*.txt"], "none/*.txt"),
