@@ -98,8 +98,7 @@ def hide_lightning_tips() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")
     # The folder of the run already contains files from Hydra.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    # A split that is too short for one token to score.
-    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", "The dirpath has changed.*")  # a resumed run has its own folder
 
 
 if __name__ == "__main__":

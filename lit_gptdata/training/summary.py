@@ -76,9 +76,6 @@ def summarize(
     if "val_loss" not in metrics:
         rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats per token"
     losses = {name: metrics[name] for name in ("train_loss", "val_loss", "test_loss") if name in metrics}
-    for split in ("val", "test"):
-        if not windows[split] and (fraction := getattr(data, f"{split}_fraction")):
-            rows[f"{split} split"] = f"empty: {split}_fraction={fraction} is too small for this text"
     if bad := ", ".join(f"{name} is {x:g}" for name, x in losses.items() if not math.isfinite(x)):
         rows["warning"] = f"{bad}: lower model.learning_rate, or set trainer.gradient_clip_val=1.0"
     try:

@@ -124,7 +124,9 @@ def test_a_model_that_logs_other_names_trains_without_a_best_checkpoint(tmp_path
     model, best = make_model(), BestCheckpoint(tmp_path / "best", monitor="val_loss")
     model.__class__ = OtherNames
     callback = [best]
-    trainer = make_trainer(max_steps=4, val_check_interval=2, callbacks=callback, enable_checkpointing=True)
+    trainer = make_trainer(
+        max_steps=4, val_check_interval=2, callbacks=callback, enable_checkpointing=True
+    )
     with pytest.warns(UserWarning, match=r"logs .*val/nats, but not val_loss. Set callbacks.best.mon"):
         trainer.fit(model, datamodule=make_data(tmp_path))
     assert not (tmp_path / "best").exists()
