@@ -34,7 +34,7 @@ def register_resolvers() -> None:
 
 
 def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Make `callbacks=null` and other groups work, for which Hydra wants the name of a file: callbacks=none."""
+    """Make `callbacks=null` work: for a group Hydra wants the name of a file, callbacks=none."""
     groups = {"callbacks=null": ["callbacks=none"], "logger=null": ["logger=none"]}
     groups |= {"experiment=null": [], "debug=null": []}  # the default
     return [other for word in overrides for other in groups.get(word, [word])]

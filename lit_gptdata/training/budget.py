@@ -17,9 +17,9 @@ from lit_gptdata.windows.steps import Steps
 class TokenBudget(L.Callback):
     """Stop training after `max_tokens` tokens, and log `tokens`, the number so far over all ranks.
 
-    It sets the Trainer's max_steps, rounded down. With manual optimization, where a batch may take several
-    steps, it stops the Trainer after a number of batches instead. If you pass Trainer(max_steps=…), that
-    number is used and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
+    It sets the Trainer's max_steps, rounded down. With manual optimization, where a batch may take
+    several steps, it stops the Trainer after a number of batches. If you pass Trainer(max_steps=…),
+    that number is used and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
 
     Args:
         max_tokens: tokens to train on, or None for no limit
@@ -117,8 +117,8 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)
 
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        if self._max_batches is not None and done >= self._max_batches:
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        if self._max_batches is not None and total.processed >= self._max_batches:
             trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

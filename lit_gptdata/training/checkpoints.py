@@ -50,7 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._saved_batch = _batches_done(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         n_val: Any = trainer.num_val_batches
         has_val = trainer.enable_validation and (sum(n_val) if isinstance(n_val, list) else n_val)
         if not has_val and self._validation_is_due(trainer):
@@ -81,7 +81,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_batch = batch
 
     def _validation_is_due(self, trainer: L.Trainer) -> bool:
-        """Whether `val_check_interval`, a number, share or duration, asks for validation after this batch."""
+        """Whether `val_check_interval` (number, share or duration) asks for validation now."""
         loop: Any = trainer.fit_loop.epoch_loop
         every_n_epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
         if every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs:
@@ -91,7 +91,7 @@ class LastCheckpoint(ModelCheckpoint):
             due = now - (self._last_time_checked or now) >= trainer._val_check_time_interval  # type: ignore[attr-defined]
             if due := trainer.strategy.broadcast(due):
                 self._last_time_checked = now
-            return due
+            return bool(due)
         if every == float("inf"):  # the loader does not know its length
             return bool(loop.batch_progress.is_last_batch)
         done = loop.batch_idx if every_n_epochs else loop.total_batch_idx
@@ -99,4 +99,5 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def _batches_done(trainer: L.Trainer) -> int:
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(total.processed)

@@ -39,7 +39,7 @@ def make_folder(cfg: DictConfig) -> Path:
 
 @rank_zero_only
 def record_config(cfg: DictConfig, folder: Path) -> None:
-    """Write config.yaml with all values of this job, for `train.py --config-path=FOLDER --config-name=config`.
+    """Write config.yaml, for `train.py --config-path=FOLDER --config-name=config`.
 
     It does not contain the job's own folder, so a run of it gets another one.
     """
@@ -71,7 +71,7 @@ def draw_seed() -> int:
     """Draw a seed in [0, 2³²) that is the same on all ranks of a job."""
     env, seed = os.environ, random.SystemRandom().randrange(1 << 32)
     if RUN in env:  # all ranks that torchrun or srun started share it
-        number = HydraConfig.get().job.get("num", 0) if in_sweep() else 0
+        number = HydraConfig.get().job.num if in_sweep() else 0
         return zlib.crc32(f"{env[RUN]}/{number}".encode())
     # Lightning passes the first process's seed to the processes that it starts.
     return seed if env.get("LOCAL_RANK", "0") == "0" else int(env.get("PL_GLOBAL_SEED", seed))

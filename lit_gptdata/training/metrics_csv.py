@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gptdata._io import write_whole
@@ -19,7 +19,7 @@ class _KeepingWriter(ExperimentWriter):
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, except that a run with a `ckpt_path` continues the metrics.csv in its folder.
+    """Lightning's CSVLogger, but a run with a `ckpt_path` continues the metrics.csv in its folder.
 
     Rows of the earlier run from the first new row's step on are removed: the new run repeats them.
     """

@@ -54,7 +54,7 @@ class Throughput(L.Callback):
 
 
 def count_tokens(trainer: L.Trainer, batch: Any) -> int:
-    """Return the number of input tokens in this rank's batch, or in a full one if it has another format."""
+    """Count the input tokens of this rank's batch; an unknown format counts as a full batch."""
     inputs = batch.get("input_ids") if isinstance(batch, dict) else batch
     inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
     if isinstance(inputs, Tensor) and inputs.ndim == 2:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: results however it ends, one metrics.csv, and a config that can run again."""
+"""What a run leaves behind: results, one metrics.csv, and a config that can run again."""
 
 from __future__ import annotations
 
