@@ -86,8 +86,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """A plain value as indented JSON in UTF-8."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    """A plain value as indented JSON in UTF-8; raises ValueError for NaN and infinity."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:

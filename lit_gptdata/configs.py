@@ -1,7 +1,20 @@
-"""The shipped Hydra configs: their folder, the arithmetic in them, and the errors behind Hydra's."""
+"""The shipped Hydra configs: their folder, the arithmetic in them, and messages about wrong options."""
 
+import difflib
 import operator
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+# Hydra config → the extra of this package that installs it.
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/sweeper/optuna": "optuna",
+}
 
 
 def conf_dir() -> Path:
@@ -20,6 +33,13 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("lit_gptdata.floordiv", operator.floordiv, replace=True)
 
 
+def without_null_groups(overrides: Sequence[str]) -> list[str]:
+    """Make `callbacks=null` work: for a group Hydra wants the name of a file, callbacks=none."""
+    groups = {"callbacks=null": ["callbacks=none"], "logger=null": ["logger=none"]}
+    groups |= {"experiment=null": [], "debug=null": []}  # the default
+    return [other for word in overrides for other in groups.get(word, [word])]
+
+
 def root_cause(error: BaseException) -> BaseException:
     """Return the error that an object's constructor raised, without the errors Hydra wraps around it."""
     from hydra.errors import InstantiationException
@@ -27,3 +47,90 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
+    """Return the message of an error that the user can fix, or None for a bug of ours.
+
+    `command` is what the user typed, in words. A wrong option gets a close match or the line to type.
+    """
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if found := re.match("Error locating target '(.*?)',", str(error)):
+        return f"cannot import {found[1]}: {str(error.__cause__).splitlines()[-1]}"
+    error = root_cause(error)
+    text = str(error) or type(error).__name__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if extra := EXTRAS.get(error.missing_cfg_file):
+            return f"{group}={name} needs an extra: pip install 'lit-gptdata[{extra}]'"
+        if error.options:
+            return f"{group}={name} does not exist: choose one of {', '.join(error.options)}"
+    if isinstance(error, HydraException):
+        return _about_override(getattr(error, "override", ""), text, command)
+    if isinstance(error, OmegaConfBaseException):
+        key, (first, *_) = str(error.full_key or ""), text.splitlines()
+        return first if key in first else f"{key}: {first}"
+    fixable = isinstance(error, (ValueError, TypeError, OSError, RuntimeError))
+    fixable |= isinstance(error, ImportError) and "pip install" in text
+    return text if fixable or type(error).__name__ == "MisconfigurationException" else None
+
+
+def _about_override(word: str, text: str, command: Sequence[str]) -> str:
+    """Explain Hydra's error `text` about a word of the command line."""
+    if found := re.match("Ambiguous value for argument '(.*)'\n", text):
+        reason = (
+            "has a comma. A list has brackets, [a,b], and a sweep needs -m. For one text with a comma"
+        )
+        return _with_quotes(found[1], reason, command)
+    if word and "=" in word:
+        return _with_quotes(word, "has characters with a meaning in Hydra. For a plain text", command)
+    if word:
+        example = f"data.corpus={word}" if "/" in word else f"{word}=…"
+        return f"{word!r} is not an option: options have the form key=value, such as {example}"
+    if found := re.match("Could not override '(.*)'", text):
+        near = _similar_keys(found[1])
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "`train.py --cfg job` lists all options."
+        )
+        return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
+    return text
+
+
+def _with_quotes(word: str, reason: str, command: Sequence[str]) -> str:
+    corrected = [quote_value(other) if other == word else other for other in command]
+    return f"{word} {reason}, quote it for Hydra and for the shell: {shlex.join(corrected)}"
+
+
+def quote_value(override: str) -> str:
+    """Quote the value of an override for Hydra: a=é.txt → a="é.txt", and a=[x,é] → a=["x","é"]."""
+
+    def quoted(text: str) -> str:
+        # Backslashes count only before a quote, in Hydra, and before "${", in OmegaConf.
+        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+        text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and r"\""), text)
+        return f'"{text}"'
+
+    key, _, value = override.partition("=")
+    if value.startswith("[") and value.endswith("]"):
+        return f"{key}=[{','.join(quoted(item.strip()) for item in value[1:-1].split(','))}]"
+    return f"{key}={quoted(value)}"
+
+
+def _similar_keys(wrong: str) -> list[str]:
+    """Return up to three keys of the default config that look like `wrong`, or end with it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    def walk(node: object, prefix: str = "") -> Iterator[str]:
+        for name, value in node.items() if isinstance(node, Mapping) else ():
+            yield f"{prefix}{name}"
+            yield from walk(value, f"{prefix}{name}.")
+
+    register_resolvers()
+    keys: list[str] = []
+    with suppress(Exception), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys += walk(OmegaConf.to_container(compose("train")))
+    ends = [key for key in keys if key.endswith(f".{wrong}")]
+    return (ends or difflib.get_close_matches(wrong, keys, cutoff=0.75))[:3]

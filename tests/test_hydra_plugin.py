@@ -30,8 +30,8 @@ from tests.training.run_train import compose_config
 ROOT = Path(__file__).parents[1]
 CONF = conf_dir()
 SHIPPED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml"))
-# The app's values that trainer, callbacks and logger read.
-APP_VALUES = {"output_dir": "run", "trainer": {"val_check_interval": 7}}
+# The app's value that trainer, callbacks and logger read.
+APP_VALUES = {"output_dir": "run"}
 
 
 @pytest.fixture(autouse=True)

@@ -35,14 +35,16 @@ FLOW = [
     "_lightning", "resume", "compact", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.gpt",
-    "training.throughput", "training.budget", "training.summary", "training.ranks",
+    "training.throughput", "training.budget", "training.checkpoints", "training.metrics_csv",
+    "training.summary", "training.ranks", "training.folder", "training.errors",
     "report.usage", "report.jobs", "report.plots", "report.page",
     "training.sweep", "training.lightning_cli",
     "cli.overrides", "cli.data", "cli.show", "cli.report", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "compact", "datamodule", "model.stem", "model.gpt", "training.throughput",
-    "training.budget", "training.summary", "training.ranks", "training.sweep", "training.lightning_cli",
+    "training.budget", "training.checkpoints", "training.metrics_csv", "training.summary",
+    "training.ranks", "training.folder", "training.sweep", "training.lightning_cli",
 }  # fmt: skip
 
 

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
-        if (message := _message_for_user(error)) is None:
+        from lit_gptdata.configs import message_for_user
+
+        if (message := message_for_user(error, ["lit-gptdata", *words])) is None:
             raise
         print(f"lit-gptdata {words[0]}: {message}", file=sys.stderr)
         return 1
@@ -79,16 +81,3 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         add_arguments(subparser)
         command_parsers[name] = subparser
     return parser, command_parsers
-
-
-def _message_for_user(error: BaseException) -> str | None:
-    """Return the message of an error that the user can fix, or None for a bug of ours."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from lit_gptdata.configs import root_cause
-
-    error = root_cause(error)
-    fixable = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError, RuntimeError)
-    missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
-    return str(error) if missing_extra or isinstance(error, fixable) else None

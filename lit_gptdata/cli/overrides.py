@@ -22,11 +22,11 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from lit_gptdata.configs import conf_dir, register_resolvers
+    from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
 
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=list(overrides))
+        cfg = compose("train", overrides=without_null_groups(overrides))
     return instantiate(cfg.data)  # type: ignore[no-any-return]
 
 

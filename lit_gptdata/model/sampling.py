@@ -10,7 +10,15 @@ from torch import Tensor, nn
 def sample_token(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw one token per row: logits (B, V) → int64 (B, 1). Temperature 0 takes the most likely one."""
+    """Draw one token per row: logits (B, V) → int64 (B, 1). Temperature 0 takes the most likely one.
+
+    Raises ValueError for logits with NaN or infinity, which a model that diverged gives.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the model's logits are NaN or infinite, so its training diverged: train again with a lower"
+            " learning rate or with gradient clipping"
+        )
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     vocab_size = logits.shape[-1]

@@ -138,7 +138,11 @@ def read_job(folder: Path, name: str) -> Job:
     counts = {count: _number(result.get(count)) for count in COUNTS}
     metrics = result.get("metrics")
     metrics = metrics if isinstance(metrics, dict) else {}
-    metrics = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    metrics = {  # strict JSON has no NaN or infinity, so they are strings
+        name: float(value) if value in ("nan", "inf", "-inf") else value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+    }
     if status != "completed":
         ends = {metric: curve[-1] for metric, curve in curves.items() if curve}
         metrics = {metric: value for metric, (_, value) in ends.items()} | metrics

@@ -1,26 +1,32 @@
 """Limit a training run to a number of tokens, so that runs with different batches are comparable."""
 
+import logging
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.training.throughput import count_tokens
 from lit_gptdata.windows.steps import Steps
 
 
 class TokenBudget(L.Callback):
     """Stop training after `max_tokens` tokens, and log `tokens`, the number so far over all ranks.
 
-    It sets the Trainer's max_steps, rounded down. If you pass Trainer(max_steps=…), that number is used
-    and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
+    It sets the Trainer's max_steps, rounded down. With manual optimization, where a batch may take
+    several steps, it stops the Trainer after a number of batches. If you pass Trainer(max_steps=…),
+    that number is used and `max_tokens` has no effect. Also pass Trainer(max_epochs=-1).
 
     Args:
         max_tokens: tokens to train on, or None for no limit
         val_every_tokens: tokens between validations, rounded to whole batches; None: set by the Trainer
 
-    In `fit` it raises ValueError if `max_tokens` is less than one optimizer step, and TypeError if a
-    limit is set without a GPTDataModule.
+    In `fit` it raises ValueError if `max_tokens` is less than one optimizer step or the data has no full
+    batch, and TypeError if a limit is set without a GPTDataModule.
     """
 
     def __init__(self, max_tokens: int | None = None, val_every_tokens: int | None = None) -> None:
@@ -29,8 +35,10 @@ class TokenBudget(L.Callback):
                 check_integer(name, value, 1, "a number of tokens")
         self.max_tokens, self.val_every_tokens = max_tokens, val_every_tokens
         self.tokens = 0
+        self._tokens_of_steps = 0  # without batches whose gradients wait for an optimizer step
         self._tokens_per_step = 0
-        self._sets_max_steps = False  # whether max_steps of the Trainer comes from `max_tokens`
+        self._sets_limit = False  # whether the end of the run comes from `max_tokens`
+        self._max_batches: int | None = None  # end of a run with manual optimization
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
@@ -43,54 +51,90 @@ class TokenBudget(L.Callback):
                 f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
                 " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
             )
+        if not data.train_steps.remaining():
+            data.train_dataloader()  # raises the error, before the model's schedule misses an end
         tokens_per_batch = data.train_steps.width * data.max_length  # over all ranks
         self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
-        if self.max_tokens is not None and (self._sets_max_steps or trainer.max_steps == -1):
-            self._sets_max_steps = True
+        if self.max_tokens is not None and (self._sets_limit or trainer.max_steps == -1):
+            self._sets_limit = True
             self._limit(trainer, data, self.max_tokens)
         if self.val_every_tokens is not None:
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]  # a duration
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, steps_done: int = 0) -> None:
-        """Set max_steps so that the run ends `tokens` tokens after optimizer step `steps_done`."""
+    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, done: int = 0) -> None:
+        """End the run `tokens` tokens after its first `done` optimizer steps, or batches if manual."""
         batches = data.train_steps.limited(trainer.limit_train_batches)
         if not batches:  # Lightning itself reports that there is nothing to train on
             return
         windows = max(0, tokens) // data.max_length
         n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)
-        if not steps_done and not n_steps:
+        if not done and not n_steps:
             raise ValueError(
                 f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens"
                 f" (batch_size × max_length × ranks × accumulate_grad_batches), got {tokens:,}:"
                 " raise max_tokens or lower batch_size"
             )
-        trainer.fit_loop.epoch_loop.max_steps = steps_done + n_steps
+        if trainer.lightning_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop.max_steps = done + n_steps
+        else:  # it never accumulates, so a step of `count_steps` is a batch
+            self._max_batches = done + n_steps
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if not self._sets_max_steps or self.max_tokens is None or not state:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        _log_resume(checkpoint["global_step"], state, trainer.ckpt_path)
+        if not self._sets_limit or self.max_tokens is None or not state:
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
             data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
-            self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
+            done = checkpoint["global_step"]
+            if not pl_module.automatic_optimization:
+                done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+            self._limit(trainer, data, self.max_tokens - state["tokens"], done)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_at_limit(trainer)  # a resumed run may have reached it
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.tokens += batch[0].numel() * trainer.world_size
+        tokens = count_tokens(trainer, batch)
+        if trainer.world_size == 1:
+            self.tokens += tokens
+        elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.tokens += tokens * trainer.world_size
+        else:  # ranks may have different numbers of windows
+            total = torch.tensor(tokens, device=trainer.strategy.root_device)
+            self.tokens += int(trainer.strategy.reduce(total, reduce_op="sum"))
+        if not trainer.fit_loop._should_accumulate():
+            self._tokens_of_steps = self.tokens
         pl_module.log("tokens", float(self.tokens), on_step=True, on_epoch=False)
+        self._stop_at_limit(trainer)
+
+    def _stop_at_limit(self, trainer: L.Trainer) -> None:
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        if self._max_batches is not None and total.processed >= self._max_batches:
+            trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pl_module.log("tokens", float(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "per_step": self._tokens_per_step}
+        return {"tokens": self._tokens_of_steps, "per_step": self._tokens_per_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens = state_dict["tokens"]
+        self.tokens = self._tokens_of_steps = state_dict["tokens"]
+
+
+@rank_zero_only
+def _log_resume(step: int, state: dict[str, Any] | None, path: Any) -> None:
+    tokens = f", {state['tokens']:,} tokens" if state else ""
+    logging.getLogger(__name__).info("resumed from step %s%s (%s)", f"{step:,}", tokens, path)
 
 
 def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:

@@ -1,20 +1,61 @@
-"""What a finished run shows to people: a table of results, a generated text and a plot of the losses."""
+"""The results of a finished run: final metrics, a table of results, a generated text and a plot."""
 
 import csv
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_gptdata._fsspec import redacted
 from lit_gptdata.datamodule import GPTDataModule
-from lit_gptdata.model.gpt import GPT
 
 PROMPT_TOKENS = 8
 GENERATED_TOKENS = 32
 
 
-def summarize(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: Path) -> str:
+def evaluate(
+    trainer: L.Trainer, model: L.LightningModule, data: GPTDataModule, *splits: str
+) -> dict[str, float]:
+    """Return the metrics of "val" and "test", as far as the data has the split and the model a step."""
+    metrics: dict[str, float] = {}
+    runs = {"val": ("validation_step", trainer.validate), "test": ("test_step", trainer.test)}
+    for step, run in (runs[split] for split in splits if getattr(data, f"{split}_fraction")):
+        if is_overridden(step, model):  # the list is empty if the split or its batch limit is
+            for found in run(model, datamodule=data, verbose=False):
+                metrics |= found
+    return metrics
+
+
+def save_summary(
+    trainer: L.Trainer,
+    model: L.LightningModule,
+    data: GPTDataModule,
+    metrics: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write loss.png and summary.txt, and print the summary. A part that fails is named, not raised."""
+    try:  # on all ranks, because each may hold a part of the model
+        summary = summarize(data, model, metrics, folder)
+    except Exception as error:
+        summary = f"no summary: {type(error).__name__}: {error}"
+    if not trainer.is_global_zero:
+        return
+    try:
+        if (folder / "metrics.csv").exists():
+            plot_losses(folder / "metrics.csv", folder / "loss.png")
+    except Exception as error:
+        summary += f"\nno loss.png: {type(error).__name__}: {error}"
+    (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8", errors="backslashreplace")
+    print(f"\n{summary}")
+
+
+def summarize(
+    data: GPTDataModule, model: L.LightningModule, metrics: Mapping[str, Any], folder: Path
+) -> str:
     """Return a text table of the data, the model, its metrics, a generated text and the run's folder."""
     store = data.store
     windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
@@ -34,18 +75,27 @@ def summarize(data: GPTDataModule, model: GPT, metrics: dict[str, Any], folder: 
             rows[f"{split} bits/byte"] = _number(metrics.get(f"{split}_bits_per_byte"), ".4f")
     if "val_loss" not in metrics:
         rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats per token"
-    prompt, continuation = generate_sample(data, model)
-    rows["sample"] = f"{prompt!r} → {continuation!r}"
+    losses = {name: metrics[name] for name in ("train_loss", "val_loss", "test_loss") if name in metrics}
+    if bad := ", ".join(f"{name} is {x:g}" for name, x in losses.items() if not math.isfinite(x)):
+        rows["warning"] = f"{bad}: lower model.learning_rate, or set trainer.gradient_clip_val=1.0"
+    try:
+        prompt, continuation = generate_sample(data, model)
+        rows["sample"] = f"{prompt!r} → {continuation!r}"
+    except Exception as error:
+        rows["sample"] = f"none: {error}"
     rows["folder"] = str(folder)
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
 
 
-def generate_sample(data: GPTDataModule, model: GPT) -> tuple[str, str]:
+def generate_sample(data: GPTDataModule, model: L.LightningModule) -> tuple[str, str]:
     """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
+    generate: Any = getattr(model, "generate", None)
+    if generate is None:
+        raise TypeError(f"{type(model).__name__} has no method generate")
     inputs, _ = (data.val_windows if len(data.val_windows) else data.train_windows)[0]
     prompt = inputs[None, :PROMPT_TOKENS]  # (1, T)
     generator = torch.Generator(model.device).manual_seed(0)
-    (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
+    (ids,) = generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
     n = prompt.shape[1]
     return data.tokenizer.decode(ids[:n]), data.tokenizer.decode(ids[n:])
 
@@ -62,10 +112,11 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
     for name, style in (("train_loss", {"alpha": 0.6}), ("val_loss", {"marker": "o"})):
         points = {min(int(row["step"]) + 1, n_steps): float(row[name]) for row in rows if row.get(name)}
         if points:
-            axes.plot(list(points), list(points.values()), label=name.replace("_", " "), **style)
+            axes.plot(*zip(*sorted(points.items()), strict=True), label=name.replace("_", " "), **style)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(png, dpi=120)
 
 

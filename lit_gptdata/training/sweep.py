@@ -5,6 +5,7 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 """
 
 import gc
+import math
 import sys
 import time
 import traceback
@@ -22,25 +23,19 @@ from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
 from lit_gptdata.training.ranks import in_sweep
 
-# Hydra config → the extra of this package that installs it.
-EXTRAS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_local": "submitit",
-    "hydra/launcher/submitit_slurm": "submitit",
-    "hydra/sweeper/optuna": "optuna",
-}
-
 
 @contextmanager
 def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     """Write `result.json` into a job's folder when the block starts and when it ends; errors propagate.
 
     The job adds its numbers to the yielded dict. Afterwards the memory of the job is freed for the next.
+    The file is strict JSON: NaN and infinity are the strings "nan", "inf" and "-inf".
     """
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
-    result |= dict.fromkeys(("tokens", "steps", "seconds", "parameters")) | {"metrics": {}}
-    path, write = folder / "result.json", rank_zero_only(write_json)
+    counts = ("tokens", "steps", "seconds", "parameters", "global_seed", "seed")
+    result |= dict.fromkeys(counts) | {"metrics": {}}
+    path, write = folder / "result.json", rank_zero_only(_write_strict)
     write(path, result)
     start = time.perf_counter()
     try:
@@ -60,6 +55,21 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
         write(path, result)
         if in_sweep():
             gc.collect()  # Trainer, model and data refer to each other and hold GPU memory
+
+
+def _write_strict(path: Path, result: dict[str, Any]) -> None:
+    write_json(path, _as_strict(result))
+
+
+def _as_strict(value: Any) -> Any:
+    """Replace what JSON or UTF-8 cannot contain: numbers that are not finite, and lone surrogates."""
+    if isinstance(value, dict):
+        return {name: _as_strict(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_strict(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -82,17 +92,11 @@ class SweepFolder(Callback):
 def report_at_end() -> Iterator[None]:
     """Write the report of a sweep that runs in this block, and exit with status 1 if a job failed.
 
-    If Hydra cannot find a launcher or a sweeper, print how to install it. This is not a Hydra callback,
-    because Hydra skips its callbacks after a sweep with a failed job.
+    This is not a Hydra callback, because Hydra skips its callbacks after a sweep with a failed job.
     """
     n_failed = 0
     try:
         yield
-    except SystemExit as end:
-        missing = getattr(end.__context__, "missing_cfg_file", "")  # Hydra has printed the error
-        if extra := EXTRAS.get(missing):
-            print(f"{missing} needs an extra: pip install 'lit-gptdata[{extra}]'", file=sys.stderr)
-        raise
     finally:
         if SweepFolder.folder is not None and SweepFolder.folder.is_dir():
             n_failed = _write_report(SweepFolder.folder) or 0

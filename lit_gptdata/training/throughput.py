@@ -4,6 +4,9 @@ import time
 from typing import Any
 
 import lightning as L
+from torch import Tensor
+
+from lit_gptdata.datamodule import GPTDataModule
 
 
 class Throughput(L.Callback):
@@ -15,7 +18,7 @@ class Throughput(L.Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tokens, self._step = 0, trainer.global_step
+        self._tokens = 0
         self._start, self._start_waited = _clocks(trainer)
         self._paused: tuple[float, float] | None = None
 
@@ -34,10 +37,12 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._tokens += batch[0].numel() * trainer.world_size
-        step = trainer.global_step  # constant while gradients accumulate
+        self._tokens += count_tokens(trainer, batch) * trainer.world_size
+        loop = trainer.fit_loop
+        # Lightning counts batches that end a step. Manual optimization has several steps in a batch.
+        step = loop.epoch_loop._batches_that_stepped + 1
         log_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # added later
-        if step == self._step or step % log_every:
+        if loop._should_accumulate() or step % log_every:
             return
         now, waited = _clocks(trainer)
         seconds = max(now - self._start, 1e-9)
@@ -46,6 +51,16 @@ class Throughput(L.Callback):
             data_wait = (waited - self._start_waited) / seconds
             pl_module.log("data_wait", data_wait, on_step=True, on_epoch=False)
         self.on_train_start(trainer, pl_module)  # for the next averages
+
+
+def count_tokens(trainer: L.Trainer, batch: Any) -> int:
+    """Count the input tokens of this rank's batch; an unknown format counts as a full batch."""
+    inputs = batch.get("input_ids") if isinstance(batch, dict) else batch
+    inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+    if isinstance(inputs, Tensor) and inputs.ndim == 2:
+        return inputs.numel()
+    data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+    return data.batch_size * data.max_length if isinstance(data, GPTDataModule) else 0
 
 
 def _clocks(trainer: L.Trainer) -> tuple[float, float]:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from lit_gptdata import GPTDataModule, Tokenizer
 from lit_gptdata.cli.main import COMMANDS, main
 from lit_gptdata.cli.show import COLORS, RESET, SEPARATOR
+from lit_gptdata.configs import conf_dir, quote_value
 from lit_gptdata.report import usage
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as build
@@ -246,7 +253,12 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
     ("overrides", "message"),
     [
         (["data.nope=1"], "data.nope"),
-        (["data=nope"], "Available options in 'data'"),
+        (["data.max_lenght=3"], "did you mean data.max_length?"),
+        (["max_length=3"], "did you mean data.max_length or stem.max_length?"),
+        (["books/"], "options have the form key=value, such as data.corpus=books/"),
+        (["data.corpus=a,b.txt"], """'data.corpus="a,b.txt"'"""),
+        (["data._target_=nope.X"], "cannot import nope.X: "),
+        (["data=nope"], "data=nope does not exist: choose one of files, frankenstein, "),
         (["data.max_length"], "data.max_length"),
         (["data=files"], "Missing mandatory value: data.corpus"),
         (["data=files", "data.corpus=none/*.txt"], "none/*.txt"),
@@ -260,6 +272,39 @@ def test_a_wrong_override_prints_a_short_message(overrides, message, capsys):
     assert printed.startswith("lit-gptdata prepare: ")
     assert "Traceback" not in printed
     assert len(printed.splitlines()) < 15
+
+
+NAMES = ["café.txt", "a=b.txt", "[draft] x.txt", "x~$.txt", "a, b.txt", "x (1).txt", "it's.txt"]
+NAMES += ["a&b;c#d!.txt", "{x}.txt", 'a"b.txt']
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_line_to_type_for_a_name_with_special_characters_works(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(STORY * 30)
+    quoted = quote_value(f"data.corpus={name}")
+    words = [
+        "prepare",
+        "data=files",
+        f"data.corpus={name}",
+        "data.build_workers=1",
+        "data.max_length=16",
+    ]
+    assert main(words) == 1
+    printed = capsys.readouterr().err
+    assert shlex.quote(quoted) in printed
+    words = shlex.split(printed.partition("for the shell: ")[2])[1:]
+    assert quoted in words
+    assert run(capsys, *words)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert compose("train", overrides=["data=files", quoted]).data.corpus == name
+
+
+@given(st.text(st.sampled_from(list("aé\\\\\"'${}[](),= ~#&;:!\n*./")), min_size=1, max_size=12))
+def test_every_text_can_be_quoted(text):
+    value = OverridesParser.create().parse_override(quote_value(f"a={text}")).value()
+    if not (text.startswith("[") and text.endswith("]")):  # a list
+        assert OmegaConf.create({"a": value}).a == text
 
 
 def test_a_missing_extra_prints_its_pip_command(monkeypatch, capsys):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import lightning as L
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_gptdata import GPTDataModule
 from lit_gptdata.training.budget import TokenBudget, count_steps
+from lit_gptdata.training.checkpoints import LastCheckpoint
+from lit_gptdata.training.throughput import Throughput
 from lit_gptdata.windows.steps import Steps
 from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer, opened
 
@@ -138,3 +142,76 @@ def test_budgets_that_cannot_work_are_rejected(tmp_path):
     trainer = make_trainer(max_epochs=-1, callbacks=TokenBudget(1000))
     with pytest.raises(TypeError, match=r"the Trainer has None: fit with datamodule=GPTDataModule"):
         trainer.fit(make_model(), loader, loader)
+
+
+class TwoOptimizers(L.LightningModule):
+    """Takes several optimizer steps in each batch."""
+
+    def __init__(self, raw: bool = False) -> None:
+        super().__init__()
+        self.automatic_optimization, self.raw = False, raw
+        self.parts = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2))
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(sum(part(torch.ones(1)).sum() for part in self.parts))
+        for optimizer in self.optimizers(use_pl_optimizer=not self.raw):
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), 0.1) for part in self.parts]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `validation_step`", "ignore:.*is not empty")
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_manual_optimization_ends_at_the_same_tokens(tmp_path, raw, drop_last):
+    budget, counter = TokenBudget(40 * 4 * LENGTH), CountTokens()
+    options = {"limit_val_batches": 0, "max_epochs": -1, "enable_checkpointing": True}
+    last = LastCheckpoint(str(tmp_path))
+    data = make_data(tmp_path, drop_last=drop_last)
+    make_trainer(callbacks=[budget, counter, last], **options).fit(TwoOptimizers(raw), datamodule=data)
+    assert 40 * 4 * LENGTH - 4 * LENGTH < budget.tokens == counter.tokens <= 40 * 4 * LENGTH
+
+    done = budget.tokens
+    for batch_size, total in ((4, 40), (8, 60), (8, 60)):  # the first and last have nothing to do
+        budget, counter = TokenBudget(total * 4 * LENGTH), CountTokens()
+        data = make_data(tmp_path, drop_last=drop_last, batch_size=batch_size)
+        trainer = make_trainer(callbacks=[budget, counter, LastCheckpoint(str(tmp_path))], **options)
+        trainer.fit(
+            TwoOptimizers(raw), datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
+        )
+        assert counter.tokens == budget.tokens - done
+        assert total * 4 * LENGTH - batch_size * LENGTH < (done := budget.tokens) <= total * 4 * LENGTH
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `validation_step`")
+def test_batches_in_other_formats_are_counted(tmp_path):
+    class Dicts(GPTDataModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return {"x": batch[0], "y": torch.tensor(0)}
+
+    class Model(TwoOptimizers):
+        def training_step(self, batch, batch_idx):
+            super().training_step((batch["x"],), batch_idx)
+
+    data, budget = make_data(tmp_path), TokenBudget(10 * 4 * LENGTH)
+    data.__class__ = Dicts
+    callbacks: list[L.Callback] = [budget, Throughput()]
+    trainer = make_trainer(max_epochs=-1, limit_val_batches=0, log_every_n_steps=1, callbacks=callbacks)
+    trainer.fit(Model(), datamodule=data)
+    assert budget.tokens == 10 * 4 * LENGTH
+    assert trainer.callback_metrics["tokens_per_second"] > 0
+
+
+def test_tokens_between_validations_replace_a_duration(tmp_path):
+    data = make_data(tmp_path)
+    watch, budget = Watch(data), TokenBudget(40 * 4 * LENGTH, val_every_tokens=20 * 4 * LENGTH)
+    trainer = make_trainer(callbacks=[watch, budget], max_epochs=-1, val_check_interval="00:01:00:00")
+    trainer.fit(make_model(), datamodule=data)
+    assert watch.validated_at == [20, 40]
+
+
+def test_the_error_is_about_the_batch_size_and_not_about_the_schedule(tmp_path):
+    trainer = make_trainer(max_epochs=-1, callbacks=TokenBudget(10_000))
+    with pytest.raises(ValueError, match=r"batch_size=1000 .*leaves no batch: there are 103 windows"):
+        trainer.fit(make_model(), datamodule=make_data(tmp_path, batch_size=1000))

@@ -40,7 +40,10 @@ def test_a_run_saves_its_results_and_is_repeatable(tmp_path, monkeypatch, capsys
     run = tmp_path / "one"
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "loss.png", "summary.txt"} <= names
-    assert "${" not in (run / "config.yaml").read_text()
+    config = (run / "config.yaml").read_text().partition("\nhydra:")[0]
+    assert set(re.findall(r"\$\{.*", config)) <= {
+        "${output_dir}", "${output_dir}/checkpoints", "${ckpt_path}",
+    }  # fmt: skip
     assert OmegaConf.load(run / "config.yaml").data.max_length == 16
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     for name in ("corpus", "tokens", "windows", "parameters", "tokens/s", "sample", "folder"):

@@ -1,0 +1,103 @@
+"""The checkpoints that train.py keeps: the best one by a metric, and the last one."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the weights with the lowest `monitor`. If the model never logs it, the run only warns."""
+
+    _warned = False
+
+    @property
+    def state_key(self) -> str:  # as in checkpoints of earlier versions
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+        elif trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or self._warned):
+            self._warned = True
+            rank_zero_warn(
+                f"no best checkpoint is kept: the model logs {', '.join(trainer.callback_metrics)}, but"
+                f" not {self.monitor}. Set callbacks.best.monitor to one of them, or callbacks.best=null"
+            )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint to resume from, in `dirpath`/last.ckpt.
+
+    It saves after each validation, at the end of the fit, and on an error, Ctrl-C or SIGTERM. Without
+    val batches it saves when a validation would be due.
+    """
+
+    _saved_batch: int | None = None  # None: training has not started, so there is nothing new to save
+
+    def __init__(self, dirpath: str | None = None, filename: str = "last", **options: Any) -> None:
+        defaults = {"save_on_exception": True, "enable_version_counter": False}
+        super().__init__(dirpath, filename, **(defaults | options))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved_batch = _batches_done(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        n_val: Any = trainer.num_val_batches
+        has_val = trainer.enable_validation and (sum(n_val) if isinstance(n_val, list) else n_val)
+        if not has_val and self._validation_is_due(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass  # ModelCheckpoint may save here
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if self.save_on_exception:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Save unless this batch is already saved. ModelCheckpoint compares steps, not batches."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._saved_batch in (None, batch := _batches_done(trainer)):
+            return
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._saved_batch = batch
+
+    def _validation_is_due(self, trainer: L.Trainer) -> bool:
+        """Whether `val_check_interval` (number, share or duration) asks for validation now."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        every_n_epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+        if every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs:
+            return False
+        if every is None:  # a duration
+            now = time.monotonic()
+            due = now - (self._last_time_checked or now) >= trainer._val_check_time_interval  # type: ignore[attr-defined]
+            if due := trainer.strategy.broadcast(due):
+                self._last_time_checked = now
+            return bool(due)
+        if every == float("inf"):  # the loader does not know its length
+            return bool(loop.batch_progress.is_last_batch)
+        done = loop.batch_idx if every_n_epochs else loop.total_batch_idx
+        return bool((done + 1) % every == 0)
+
+
+def _batches_done(trainer: L.Trainer) -> int:
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(total.processed)

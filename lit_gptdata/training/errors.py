@@ -1,0 +1,60 @@
+"""Print an error of train.py in one line. HYDRA_FULL_ERROR=1 prints the traceback instead."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from hydra._internal import utils as hydra_utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_gptdata.configs import message_for_user, root_cause
+from lit_gptdata.training.ranks import in_sweep
+
+# These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
+_PACKAGES = ("lit_gptdata", "__main__", "train", "lightning")
+
+
+@contextmanager
+def short_errors() -> Iterator[None]:
+    """Print errors of a block that runs Hydra, and exit with status 1; Ctrl-C exits with 130."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    with patch.object(hydra_utils, "run_and_report", lambda run: run()):  # it prints tracebacks
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+        except Exception as error:
+            print(f"error: {describe(error)}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+@contextmanager
+def short_job_errors() -> Iterator[None]:
+    """Print the errors of a single job before Hydra does; a sweep needs them as exceptions."""
+    if not HydraConfig.initialized() or in_sweep():
+        yield
+        return
+    with short_errors():
+        yield
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of an error, and how to see its origin if it may be a bug."""
+    cause = root_cause(error)
+    message = message_for_user(error, ["python", *sys.argv])
+    *_, (innermost, _) = traceback.walk_tb(cause.__traceback__)
+    package = innermost.f_globals.get("__name__", "").split(".")[0]
+    from_option = cause is not error or isinstance(
+        cause, (HydraException, OmegaConfBaseException, OSError)
+    )
+    if message is not None and (from_option or package in _PACKAGES):
+        return message
+    return f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where it was raised)"

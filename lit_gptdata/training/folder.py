@@ -1,0 +1,77 @@
+"""The folder of a job and its config.yaml, and the folder in which the user typed the command."""
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import to_absolute_path
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gptdata._io import write_whole
+from lit_gptdata.configs import conf_dir
+from lit_gptdata.training.ranks import RUN, in_sweep
+
+
+def make_folder(cfg: DictConfig) -> Path:
+    """Make the folder of this job, and complete output_dir, ckpt_path and seed in the config."""
+    if cfg.output_dir is not None and in_sweep():
+        raise ValueError(
+            f"output_dir must be null in a sweep, got {cfg.output_dir}: all jobs would write to the same"
+            " folder. Set hydra.sweep.dir, which gets one folder per job"
+        )
+    output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
+    cfg.output_dir = to_absolute_path(os.path.expanduser(str(output_dir)))
+    if cfg.ckpt_path is not None:  # "last" and URLs stay
+        path = to_absolute_path(os.path.expanduser(str(cfg.ckpt_path)))
+        cfg.ckpt_path = path if os.path.exists(path) else cfg.ckpt_path
+    if cfg.seed is None:
+        cfg.seed = draw_seed()
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@rank_zero_only
+def record_config(cfg: DictConfig, folder: Path) -> None:
+    """Write config.yaml, for `train.py --config-path=FOLDER --config-name=config`.
+
+    It does not contain the job's own folder, so a run of it gets another one.
+    """
+    cfg = cfg.copy()
+    own = Path(cfg.ckpt_path or "/").is_relative_to(folder)  # resumed here: the folder has the whole run
+    recorded = {"output_dir": None, "ckpt_path": None if own else cfg.ckpt_path}
+    for key in recorded:
+        cfg[key] = f"<{key} of the job>"
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(values | recorded))
+    for key in recorded:
+        text = text.replace(f"<{key} of the job>", f"${{{key}}}")
+    hydra = OmegaConf.load(conf_dir() / "train.yaml").hydra  # folders of runs and sweeps, the report
+    write_whole(folder / "config.yaml", f"{text}\n{OmegaConf.to_yaml({'hydra': hydra})}".encode())
+
+
+@contextmanager
+def folder_of_the_command() -> Iterator[None]:
+    """Work in the folder in which the user typed the command, also with hydra.job.chdir=true."""
+    job_folder = os.getcwd()
+    os.chdir(to_absolute_path("."))
+    try:
+        yield
+    finally:
+        os.chdir(job_folder)
+
+
+def draw_seed() -> int:
+    """Draw a seed in [0, 2³²) that is the same on all ranks of a job."""
+    env, seed = os.environ, random.SystemRandom().randrange(1 << 32)
+    if RUN in env:  # all ranks that torchrun or srun started share it
+        number = HydraConfig.get().job.num if in_sweep() else 0
+        return zlib.crc32(f"{env[RUN]}/{number}".encode())
+    # Lightning passes the first process's seed to the processes that it starts.
+    return seed if env.get("LOCAL_RANK", "0") == "0" else int(env.get("PL_GLOBAL_SEED", seed))

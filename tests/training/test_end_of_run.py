@@ -1,0 +1,203 @@
+"""What a run leaves behind: results, one metrics.csv, and a config that can run again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import train
+from lit_gptdata import GPT
+from lit_gptdata.report.jobs import read_job
+from lit_gptdata.training import summary
+from lit_gptdata.training.folder import draw_seed, folder_of_the_command
+from lit_gptdata.training.metrics_csv import keep_rows_before
+from lit_gptdata.training.ranks import RUN
+from lit_gptdata.training.sweep import record_result
+from tests.training.run_train import STORY, column, compose_config, read_metrics, run_train_here
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = ("data.corpus=story.txt", "threads=1", "debug=fast")
+
+
+@pytest.fixture(autouse=True)
+def _story():
+    Path("story.txt").write_text(STORY)
+
+
+def strict_json(path: Path) -> dict:
+    return json.loads(path.read_text(), parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
+
+
+class Foreign(GPT):
+    """A model with other metric names that cannot generate."""
+
+    generate = None
+    test_step = None
+
+    def log(self, name: str, *args, **options) -> None:
+        super().log(name.replace("_loss", "/nats"), *args, **options)
+
+
+class Broken(GPT):
+    def generate(self, *_, **__):
+        raise RuntimeError("no memory for a sample")
+
+
+@pytest.mark.filterwarnings("ignore:no best checkpoint", "ignore:Total length of")
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ("trainer.limit_val_batches=0", "train loss +[0-9]"),
+        ("+trainer.limit_test_batches=0 data.test_fraction=0.1", "val loss +[0-9]"),
+        ("data.val_fraction=0 callbacks.best=null", "train loss +[0-9]"),
+        ("callbacks=none logger=none", "val loss +[0-9]"),
+        ("callbacks.throughput=null logger.csv=null", "tokens/s +not measured"),
+        (f"model._target_={__name__}.Foreign data.test_fraction=0.1", "Foreign has no method generate"),
+        (f"model._target_={__name__}.Broken", "sample +none: no memory for a sample"),
+        (
+            "model.learning_rate=1e9 trainer.gradient_clip_val=null max_tokens=640",
+            "val_loss is nan: lower",
+        ),
+    ],
+)
+def test_a_run_ends_with_its_summary_and_its_final_state(overrides, line, capsys):
+    run_train_here(*TEXT, *overrides.split(), "output_dir=run")
+    assert re.search(line, capsys.readouterr().out)
+    assert re.search(line, Path("run/summary.txt").read_text())
+    result = strict_json(Path("run/result.json"))
+    assert result["status"] == "completed"
+    assert (result["global_seed"], result["seed"]) == (0, 0)
+    if "callbacks=none" not in overrides:
+        last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == result["steps"] == result["tokens"] / 32
+
+
+def test_a_diverged_job_is_nan_in_result_json_and_in_the_report():
+    with record_result(Path()) as result:
+        result["metrics"] = {"val_loss": math.nan, "val_perplexity": math.inf, "train_loss": 2.0}
+        result["overrides"] = ["data.corpus=\udce9.txt"]  # a name that is not UTF-8
+    assert strict_json(Path("result.json"))["metrics"]["val_perplexity"] == "inf"
+    metrics = read_job(Path(), "0").metrics
+    assert math.isnan(metrics["val_loss"])
+    assert (metrics["val_perplexity"], metrics["train_loss"]) == (math.inf, 2.0)
+    old = {"status": "completed", "metrics": {"val_loss": math.nan}}  # as earlier versions wrote it
+    Path("result.json").write_text(json.dumps(old))
+    assert math.isnan(read_job(Path(), "0").metrics["val_loss"])
+
+
+def test_results_stay_if_the_evaluation_or_a_picture_fails(monkeypatch, capsys):
+    def fail(*_) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(summary, "plot_losses", fail)
+    run_train_here(*TEXT, "output_dir=picture")
+    assert "no loss.png: OSError: no space left" in capsys.readouterr().out
+    monkeypatch.setattr(GPT, "test_step", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run_train_here(*TEXT, "output_dir=test", "data.test_fraction=0.1")
+    result = strict_json(Path("test/result.json"))
+    assert (result["status"], result["tokens"]) == ("failed", 128)
+    assert result["metrics"]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("in_the_same_folder", [True, False])
+def test_a_resumed_run_continues_metrics_csv(in_the_same_folder, caplog):
+    options = (*TEXT, "model.warmup_steps=1", "+model.min_learning_rate_ratio=1")
+    run_train_here(*options, "output_dir=whole", "max_tokens=512")
+    run_train_here(*options, "output_dir=run", "max_tokens=320")
+    first = column(Path("run"), "train_loss")
+    with open("run/metrics.csv", "a") as file:
+        file.write("0.1,0.2,0.3")  # a killed run left half of a line
+    folder = "run" if in_the_same_folder else "next"
+    with caplog.at_level(logging.INFO):
+        resume = ("ckpt_path=run/checkpoints/last.ckpt", f"output_dir={folder}", "max_tokens=512")
+        run_train_here(*options, *resume)
+    assert "resumed from step 10, 320 tokens (" in caplog.text
+    losses = column(Path(folder), "train_loss")
+    assert len(first) == 10
+    assert losses == {
+        step: loss
+        for step, loss in column(Path("whole"), "train_loss").items()
+        if in_the_same_folder or step >= 10
+    }
+    assert len([row for row in read_metrics(Path(folder)) if row["train_loss"]]) == len(losses)
+    assert Path(folder, "loss.png").exists()
+    recorded = OmegaConf.load(f"{folder}/config.yaml")
+    path = None if in_the_same_folder else str(Path("run/checkpoints/last.ckpt").absolute())
+    assert recorded.ckpt_path == recorded.logger.csv.ckpt_path == path
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_a_new_run_in_a_folder_starts_a_new_metrics_csv():
+    run_train_here(*TEXT, "output_dir=run", "max_tokens=320")
+    run_train_here(*TEXT, "output_dir=run", "max_tokens=128", "data.val_fraction=0")
+    assert list(column(Path("run"), "train_loss")) == [0, 1, 2, 3]
+    assert "val_loss" not in read_metrics(Path("run"))[0]
+
+
+def test_rows_from_the_first_new_step_on_are_removed():
+    path = Path("metrics.csv")
+    assert keep_rows_before(2, path) == []
+    path.write_text("a,step\n1,0\n2,1\n3,2\n4,x\n5,1")
+    assert keep_rows_before(2, path) == ["a", "step"]
+    assert path.read_text().split() == ["a,step", "1,0", "2,1"]
+
+
+def test_a_recorded_config_runs_again_without_touching_the_old_folder():
+    run_train_here(*TEXT, "output_dir=old", "seed=3")
+    before = {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()}
+    for overrides in ([], ["callbacks=null", "logger=null"]):
+        with initialize_config_dir(str(Path("old").absolute()), version_base="1.3"):
+            full = compose("config", overrides=overrides, return_hydra_config=True)
+            cfg = compose("config", overrides=overrides)
+        assert full.hydra.run.dir.startswith("outputs/20")
+        assert full.hydra.output_subdir is None
+        assert "sweep" in full.hydra.callbacks
+        cfg.output_dir = "new"  # what Hydra would choose
+        train.main.__wrapped__(cfg)
+        assert {path: path.read_bytes() for path in before} == before
+    assert set(Path("old").rglob("*")) >= set(before)
+    assert len([path for path in Path("old").rglob("*") if path.is_file()]) == len(before)
+    old, new = (strict_json(Path(name, "result.json"))["metrics"] for name in ("old", "new"))
+    assert old["val_loss"] == new["val_loss"]
+    assert new.keys() >= {"val_loss", "train_loss"}
+
+
+def test_a_seed_that_is_null_is_drawn_and_recorded(monkeypatch):
+    seeds = []
+    for name in ("one", "two"):
+        run_train_here(*TEXT, f"output_dir={name}", "seed=null")
+        recorded = OmegaConf.load(f"{name}/config.yaml")
+        result = strict_json(Path(name, "result.json"))
+        assert recorded.seed == recorded.data.seed == result["global_seed"] == result["seed"]
+        seeds.append(recorded.seed)
+    assert seeds[0] != seeds[1]
+    monkeypatch.setenv(RUN, "2026-11-26/09-00-00")  # ranks that torchrun started
+    assert draw_seed() == draw_seed()
+    monkeypatch.delenv(RUN)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that Lightning started
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    assert draw_seed() == 77
+
+
+def test_relative_paths_mean_the_folder_in_which_the_command_was_typed(monkeypatch, tmp_path):
+    cfg = compose_config(return_hydra_config=True)
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.runtime.cwd = os.getcwd()
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+    typed = Path.cwd()
+    monkeypatch.chdir(tmp_path)  # hydra.job.chdir=true
+    with folder_of_the_command():
+        assert Path.cwd() == typed
+    assert Path.cwd() == tmp_path
