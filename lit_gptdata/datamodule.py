@@ -147,7 +147,6 @@ class GPTDataModule(L.LightningDataModule):
         )  # fmt: skip
         stream = check_flag("stream", stream)
         local = LocalBuild(corpus, self.tokenizer, self.data_dir, self._reading, stream, options)
-        store_url = None if store_url is None else os.fspath(store_url)
         self._source = choose_source(local, store_url, cache_gb)
         self._resume = Resume(key=type(self).__qualname__)
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
@@ -155,7 +154,7 @@ class GPTDataModule(L.LightningDataModule):
         save_hyperparameters(self, arguments | asdict(self._reading) | {
             "corpus": local.name, "tokenizer": self.tokenizer.name,
             "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
-            "store_url": store_url, "build_workers": options.workers, "stream": stream,
+            "store_url": store_url and os.fspath(store_url), "build_workers": options.workers, "stream": stream,
             "max_document_bytes": options.max_document_bytes,
             "cache_gb": None if cache_gb is None else float(cache_gb),
         })  # fmt: skip

@@ -298,7 +298,8 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
     """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
-    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning leaves it unset for a duration
+    epochs = trainer.check_val_every_n_epoch
     if isinstance(interval, float):
         interval = max(1, int(segment.limit * interval))
     if not isinstance(interval, int):  # a time interval

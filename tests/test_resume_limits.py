@@ -110,7 +110,10 @@ def test_a_text_that_changed_in_place_is_refused(run, tmp_path):
     train(copy, save=SAVE | {"dirpath": copy}, max_steps=10)
     path = write_text(copy)
     path.write_text(path.read_text() + " more")
-    with pytest.raises(ValueError, match=r"store was '\w+', now '\w+'"):
+    with (
+        pytest.warns(UserWarning, match="val changed since the last run"),
+        pytest.raises(ValueError, match=r"store was '\w+', now '\w+'"),
+    ):
         train(copy, save=SAVE, ckpt_path=copy / "step=10.ckpt", max_epochs=2)
 
 
@@ -255,7 +258,7 @@ def test_a_checkpoint_of_the_earlier_version_resumes_at_its_window(run, tmp_path
     checkpoint = torch.load(tmp_path / "old.ckpt", weights_only=True)
     state = checkpoint["GPTDataModule"]
     assert state.keys() == {*STATE_OF_0_1, "rng"}
-    assert state["data"].keys() == STATE_OF_0_1["data"].keys()
+    assert state["data"].keys() == {*STATE_OF_0_1["data"], "val"}
     checkpoint["GPTDataModule"] = STATE_OF_0_1 | {"rng": state["rng"]}
     checkpoint["datamodule_hyper_parameters"]["contiguous"] = True
     torch.save(checkpoint, tmp_path / "old.ckpt")
@@ -378,6 +381,7 @@ class Wrapper(L.LightningDataModule):
         return self.data.train_dataloader()
 
 
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")  # the run needs none
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_trainer_that_has_only_the_loader_resumes_at_its_state(tmp_path, wrapped):
     def fit(ckpt_path: Path | None = None) -> list[list[int]]:

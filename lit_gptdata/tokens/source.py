@@ -144,13 +144,13 @@ class PublishedStore:
 
 
 def choose_source(
-    local: LocalBuild, store_url: str | None, cache_gb: float | None
+    local: LocalBuild, store_url: str | os.PathLike[str] | None, cache_gb: float | None
 ) -> LocalBuild | PublishedStore:
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
     limit = cache_bytes(cache_gb)
     if store_url is None:
         return local
-    return PublishedStore(store_url, local.tokenizer, local.data_dir, limit)
+    return PublishedStore(os.fspath(store_url), local.tokenizer, local.data_dir, limit)
 
 
 def local_folder(data_dir: str | os.PathLike[str]) -> Path:
