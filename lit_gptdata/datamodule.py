@@ -154,8 +154,8 @@ class GPTDataModule(L.LightningDataModule):
         save_hyperparameters(self, arguments | asdict(self._reading) | {
             "corpus": local.name, "tokenizer": self.tokenizer.name,
             "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
-            "store_url": store_url and os.fspath(store_url), "build_workers": options.workers, "stream": stream,
-            "max_document_bytes": options.max_document_bytes,
+            "store_url": store_url and os.fspath(store_url), "stream": stream,
+            "build_workers": options.workers, "max_document_bytes": options.max_document_bytes,
             "cache_gb": None if cache_gb is None else float(cache_gb),
         })  # fmt: skip
 

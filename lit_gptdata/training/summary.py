@@ -65,6 +65,7 @@ def summarize(
         "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
         "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",
         "windows": f"{window_counts}, {data.max_length} tokens each",
+        **({"val covers": data._split.val_sources} if data._split.val_sources else {}),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "tokens/s": _number(metrics.get("tokens_per_second"), ",.0f"),
     }
