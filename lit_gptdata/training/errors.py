@@ -5,7 +5,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 from hydra._internal import utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
@@ -25,15 +24,17 @@ def short_errors() -> Iterator[None]:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
-    with patch.object(hydra_utils, "run_and_report", lambda run: run()):  # it prints tracebacks
-        try:
-            yield
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
-            raise SystemExit(130) from None
-        except Exception as error:
-            print(f"error: {describe(error)}", file=sys.stderr)
-            raise SystemExit(1) from None
+    hydras_own, hydra_utils.run_and_report = hydra_utils.run_and_report, lambda run: run()
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        hydra_utils.run_and_report = hydras_own  # which prints tracebacks
 
 
 @contextmanager
