@@ -24,7 +24,7 @@ def short_errors() -> Iterator[None]:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
-    hydras_own, hydra_utils.run_and_report = hydra_utils.run_and_report, lambda run: run()
+    hydras_own, hydra_utils.run_and_report = hydra_utils.run_and_report, lambda func: func()
     try:
         yield
     except KeyboardInterrupt:
