@@ -27,7 +27,12 @@ def check_string(name: str, value: Any) -> str:
     """Return `value` as a str; raise TypeError unless it is one."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
-    return str(value)
+    return str(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """A string of numpy or an Enum as a plain str; other values as they are."""
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def check_number(name: str, value: Any, high: float, *, include_high: bool = False) -> float:

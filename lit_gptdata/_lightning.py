@@ -18,8 +18,16 @@ IGNORED_WARNINGS = (
 )
 
 
+PLAIN_ATTRIBUTES = [
+    *("max_length", "stride", "val_fraction", "test_fraction"),
+    *("batch_size", "shuffle", "drop_last", "num_workers", "seed"),
+]
+"""Options that GPTDataModule keeps as attributes of the same name, in plain values."""
+
+
 def save_hyperparameters(module: L.LightningDataModule, arguments: dict[str, Any]) -> None:
     """Save `arguments` only, in plain values, which a checkpoint can hold for weights_only=True."""
+    arguments |= {name: getattr(module, name) for name in PLAIN_ATTRIBUTES}
     # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
     # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
     *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_flag, check_integer, check_string
+from lit_gptdata._checks import check_flag, check_integer, check_string, plain
 from lit_gptdata._fsspec import redacted
 from lit_gptdata._lightning import (
     IGNORED_WARNINGS,
@@ -48,11 +47,6 @@ from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
 
 if TYPE_CHECKING:
     import tiktoken
-
-PLAIN_ATTRIBUTES = [
-    *("max_length", "stride", "val_fraction", "test_fraction"),
-    *("batch_size", "shuffle", "drop_last", "num_workers", "seed"),
-]
 
 
 class GPTDataModule(L.LightningDataModule):
@@ -125,8 +119,9 @@ class GPTDataModule(L.LightningDataModule):
         store_url: str | None = None,
         cache_gb: float | None = 32.0,
     ) -> None:
-        arguments = {**locals()}
-        del arguments["self"], arguments["__class__"]  # super() makes the second one local
+        arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         super().__init__()
         max_length, stride = check_lengths(max_length, stride)
         self.max_length, self.stride = max_length, stride
@@ -135,14 +130,14 @@ class GPTDataModule(L.LightningDataModule):
         self.val_fraction, self.test_fraction = check_fractions(val_fraction, test_fraction)
         self.seed = None if seed is None else check_integer("seed", seed)
         self.shuffle, self.drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
-        self.tokenizer = Tokenizer(tokenizer, special_tokens)
+        self.tokenizer = Tokenizer(tokenizer, plain(special_tokens))
         self.data_dir = local_folder(data_dir)
         self._reading = Reading(
-            encoding_errors=encoding_errors, text_column=check_string("text_column", text_column),
+            encoding_errors=plain(encoding_errors), text_column=check_string("text_column", text_column),
             strip_gutenberg=check_flag("strip_gutenberg", strip_gutenberg),
         )  # fmt: skip
         options = BuildOptions(
-            engine=engine, build=build, ray_address=ray_address,
+            engine=plain(engine), build=plain(build), ray_address=plain(ray_address),
             workers=build_workers, max_document_bytes=max_document_bytes,
         )  # fmt: skip
         stream = check_flag("stream", stream)
@@ -150,13 +145,12 @@ class GPTDataModule(L.LightningDataModule):
         self._source = choose_source(local, store_url, cache_gb)
         self._resume = Resume(key=type(self).__qualname__)
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
-        arguments |= {name: getattr(self, name) for name in PLAIN_ATTRIBUTES}
-        save_hyperparameters(self, arguments | asdict(self._reading) | {
-            "corpus": local.name, "tokenizer": self.tokenizer.name,
+        arguments |= asdict(self._reading) | {**asdict(options), "build_workers": options.workers}
+        del arguments["workers"]
+        save_hyperparameters(self, arguments | {
+            "corpus": local.name, "tokenizer": self.tokenizer.name, "stream": local.stream,
             "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
-            "store_url": store_url and os.fspath(store_url), "stream": stream,
-            "build_workers": options.workers, "max_document_bytes": options.max_document_bytes,
-            "cache_gb": None if cache_gb is None else float(cache_gb),
+            "store_url": store_url and os.fspath(store_url), "cache_gb": cache_gb and float(cache_gb),
         })  # fmt: skip
 
     @property
@@ -193,19 +187,24 @@ class GPTDataModule(L.LightningDataModule):
         """
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        if self._store is None:
-            store = self._source.find()
-            split = split_tokens(store, self.val_fraction, self.test_fraction)
-            name = f"the train split of {redacted(repr(self._source.name))}"
-            check_enough(split.train[1] - split.train[0], self.max_length, name)
-            self._store, self._split = store, split
-            if split.val_sources:
-                rank_zero_warn(f"val covers only the end of the corpus: {split.val_sources}")
-            if self.shuffle and (slow := shuffle_warning(store)):
-                rank_zero_warn(slow)
+        # before each fit again, because the text may have changed
+        if self._store is None or (stage == "fit" and isinstance(self._source, LocalBuild)):
+            self._open(self._source.find())
         if self.trainer is not None and stage == "fit":
             self._tuned = finds_batch_size(self.trainer)
             self._resume.attach(self.trainer, self.train_steps)
+
+    def _open(self, store: TokenStore) -> None:
+        if self._store is not None and self._store.fingerprint == store.fingerprint:
+            return
+        split = split_tokens(store, self.val_fraction, self.test_fraction)
+        name = f"the train split of {redacted(repr(self._source.name))}"
+        check_enough(split.train[1] - split.train[0], self.max_length, name)
+        self._store, self._split = store, split
+        if split.val_sources:
+            rank_zero_warn(f"val covers only the end of the corpus: {split.val_sources}")
+        if self.shuffle and (slow := shuffle_warning(store)):
+            rank_zero_warn(slow)
 
     @property
     def vocab_size(self) -> int:
@@ -228,17 +227,17 @@ class GPTDataModule(L.LightningDataModule):
         """UTF-8 bytes of the first targets of "val" or "test", as `windows.split.scored_bytes`."""
         return scored_bytes(self.store, getattr(self._split, split)[0], n_targets, ordinary, special)
 
-    @functools.cached_property
+    @property
     def train_windows(self) -> Windows:
         """Windows of `max_length` tokens every `stride` tokens."""
         return self._windows("train", self.stride)
 
-    @functools.cached_property
+    @property
     def val_windows(self) -> Windows:
         """Non-overlapping windows that score every token once; the last one is padded."""
         return self._windows("val", self.max_length, pad=True)
 
-    @functools.cached_property
+    @property
     def test_windows(self) -> Windows:
         """Like `val_windows`, over the end of the corpus."""
         return self._windows("test", self.max_length, pad=True)
@@ -265,7 +264,7 @@ class GPTDataModule(L.LightningDataModule):
         if self.trainer is None:
             self._resume.follow_alone(sampler, self._identity)
         else:
-            self._resume.follow(sampler)
+            self._resume.follow(sampler, self.trainer, self.train_steps)
         return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
@@ -286,14 +285,15 @@ class GPTDataModule(L.LightningDataModule):
         """The seed for a train loader; None: text order, also under `Trainer(overfit_batches=…)`."""
         if not self.shuffle or (self.trainer is not None and overfits(self.trainer)):
             return None
-        return self._drawn_seed if self.seed is None and self.trainer is None else self._order_seed
+        if self.seed is None and self.trainer is not None:  # all ranks load their data now
+            self.seed = self._drawn_seed.share()
+        return self._drawn_seed if self.seed is None else self.seed
 
     @property
     def _order_seed(self) -> int | None:
         """The seed of the order, drawn if the user gave none; None: text order."""
-        if self.shuffle and self.seed is None:
-            self.seed = self._drawn_seed.get(f"{len(self.train_windows)}")
-        return self.seed if self.shuffle else None
+        seed = self._drawn_seed.value if self.seed is None else self.seed
+        return seed if self.shuffle else None
 
     @property
     def _ranks(self) -> Ranks:
@@ -364,6 +364,8 @@ class GPTDataModule(L.LightningDataModule):
         ValueError for a step, epoch or rank that does not exist, and RuntimeError before `setup()`.
         """
         segments = self._resume.segments(self.train_steps, self._identity, world_size)
+        if self.shuffle and self.seed is None and not self._drawn_seed.is_shared:
+            raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
         rank = self._ranks.rank if rank is None else rank
         return windows_of_batch(segments, step, epoch, rank=rank, seed=self._order_seed)
 

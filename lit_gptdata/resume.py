@@ -59,11 +59,27 @@ class Resume(L.Callback):
         )
         self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
 
-    def follow(self, sampler: WindowSampler) -> None:
-        """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
+    def follow(self, sampler: WindowSampler, trainer: L.Trainer, steps: Steps) -> None:
+        """Set a sampler to the position of the run, now and each time a checkpoint is loaded later.
+
+        Another batch size since the last loader starts a new segment.
+        """
         self._sampler = sampler
-        if self._current is not None:
-            sampler.start_at(self._current.start)
+        if self._current is None:
+            return
+        if self._current.steps != steps:
+            batches, start = self._position(trainer)
+            limit = steps.limited(trainer.limit_train_batches)
+            self._continue_from(
+                replace(self._current, batch=batches, start=start, steps=steps, limit=limit)
+            )
+        sampler.start_at(self._current.start)
+
+    def _continue_from(self, segment: RunSegment) -> None:
+        """Make `segment` the current one; segments that start at the same batch or later are dropped."""
+        self._segments = [before for before in self._segments if before.batch < segment.batch]
+        self._segments.append(segment)
+        self._current = segment
 
     def follow_alone(self, sampler: WindowSampler, identity: dict[str, Any]) -> None:
         """The same without a Trainer: start where a loaded state was saved."""
@@ -217,8 +233,7 @@ class Resume(L.Callback):
         last = self._segments[-1]
         same = (last.steps, last.limit, last.text_order) == (steps, limit, text_order)
         if not same or last.position(current.batch) != start:
-            before = [segment for segment in self._segments if segment.batch < self._current.batch]
-            self._segments = [*before, self._current]
+            self._continue_from(current)
         self._rng_to_restore = state["rng"]
         if self._sampler is not None:
             self._sampler.start_at(start)

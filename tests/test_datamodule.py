@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from enum import Enum
 from pathlib import Path
 
 import lightning as L
@@ -310,6 +311,86 @@ def test_overfit_batches_trains_on_the_batches_that_batch_at_tells(story, tmp_pa
     assert all(torch.equal(data.batch_at(step)[0], x) for step, x in enumerate(whole.inputs))
     loaded = opened(GPTDataModule.load_from_checkpoint(tmp_path / "half.ckpt"))
     assert torch.equal(loaded.batch_at(5)[0], whole.inputs[5])
+
+
+def test_a_folder_around_the_data_dir_does_not_contain_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "downloads").mkdir(parents=True)
+    (tmp_path / "data" / "downloads" / "book-1.txt").write_text("not asked for")
+    (tmp_path / "data" / "mine.txt").write_text(TEXT)
+    for corpus in ("data/", ".", "**/*.txt"):
+        for _ in range(2):
+            data = opened(GPTDataModule(corpus, max_length=8, stride=8))
+        assert [Path(s.path).name for s in data.store.manifest.sources] == ["mine.txt"]
+    named = opened(GPTDataModule("data/downloads", max_length=2, stride=2, val_fraction=0))
+    assert named.store.n_bytes == len("not asked for")
+
+
+def test_a_text_that_changed_is_read_by_the_next_fit(story, tmp_path):
+    data = GPTDataModule(story, max_length=8, stride=8, val_fraction=0.0, data_dir=tmp_path / "data")
+    fits = []
+    for text in (TEXT, "Another text. " * 300):
+        story.write_text(text)
+        make_trainer(max_steps=1).fit(tiny_gpt(data), datamodule=data)
+        fits.append((data.store.n_bytes, len(data.train_windows)))
+    assert [n_bytes for n_bytes, _ in fits] == [len(TEXT), 14 * 300]
+    assert fits[0][1] != fits[1][1]
+
+
+def test_options_that_change_after_setup_change_the_windows(story, tmp_path):
+    data = ready(story, tmp_path)
+    data.max_length = 4
+    assert next(iter(data.train_dataloader()))[0].shape == (4, 4)
+    assert data.state_dict()["data"]["max_length"] == 4
+
+
+def test_a_batch_size_that_changes_between_epochs_is_a_new_run_segment(story, tmp_path):
+    class Grows(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.datamodule.batch_size += 2
+
+    class Seen(L.Callback):
+        def __init__(self) -> None:
+            self.inputs: list[torch.Tensor] = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            self.inputs.append(batch[0])
+
+    data, seen = GPTDataModule(story, max_length=8, stride=64, data_dir=tmp_path / "data"), Seen()
+    trainer = make_trainer(
+        max_epochs=3, limit_val_batches=0, callbacks=[seen, Grows()], reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(tiny_gpt(data), datamodule=data)
+    assert {len(inputs) for inputs in seen.inputs} == {4, 6, 8}
+    assert all(torch.equal(data.batch_at(step)[0], x) for step, x in enumerate(seen.inputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_gb": "32"}, "cache_gb must be a positive number"),
+        ({"store_url": 5}, "store_url must be a URL or a folder of a published store, got 5"),
+        ({"store_url": ""}, "store_url must be a URL or a folder of a published store"),
+        ({"data_dir": ""}, "data_dir must be a folder on this machine, got ''"),
+        ({"data_dir": Path("s3://bucket/x")}, "data_dir must be a folder on this machine"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_when_constructed(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        GPTDataModule(**options)
+
+
+def test_strings_of_numpy_and_enums_become_plain(tmp_path):
+    class Key(str, Enum):
+        TEXT = "text"
+
+    data = GPTDataModule(
+        text_column=Key.TEXT, engine=np.str_("tiktoken"), encoding_errors=np.str_("strict"),
+        build=np.str_("processes"), special_tokens=np.str_("allow"), cache_gb=float("inf"),
+    )  # fmt: skip
+    torch.save(dict(data.hparams), tmp_path / "hparams.pt")
+    hparams = torch.load(tmp_path / "hparams.pt", weights_only=True)
+    assert (hparams["text_column"], hparams["engine"]) == ("text", "tiktoken")
 
 
 def test_a_trainer_of_pytorch_lightning_is_named():

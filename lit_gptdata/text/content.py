@@ -15,7 +15,8 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
 SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
-HTML_HEAD = re.compile(rb"[\s\xef\xbb\xbf]*<(!doctype\s+html|html)\b", re.IGNORECASE)
+_BEFORE_HTML = rb"(?:[\s\xef\xbb\xbf]|<!--.{,999}?-->|<\?xml[^>]{,99}\?>)*"
+HTML_HEAD = re.compile(_BEFORE_HTML + rb"<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 _ZIP = rb"PK\x03\x04.{26}"  # and the name of the first member
@@ -48,7 +49,7 @@ _KINDS = (
     (rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", "lz4 data", "lz4 -d {path} {new}.txt"),
     (rb"\s*%PDF-\d", "a PDF document", "pdftotext {path} {new}.txt"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.doc, .xls, .ppt)", _OFFICE),
-    (rb"\{\\rtf", "an RTF document", _OFFICE),
+    (rb"\{\\rtf\d", "an RTF document", _OFFICE),
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "iconv -f utf-32 -t utf-8 {path} > {new}{suffix}"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f utf-16 -t utf-8 {path} > {new}{suffix}"),
     (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
@@ -155,7 +156,9 @@ def _is_utf8(data: bytes) -> bool:
 def encoding_advice(data: bytes) -> str:
     """What to do about invalid UTF-8: a sentence."""
     if not has_controls(data):
-        return "Convert it (iconv -f latin1 -t utf-8 …), or set encoding_errors=replace"
+        return (
+            "Convert it (iconv -f latin1 -t utf-8 …; or cp1252, gbk, …), or set encoding_errors=replace"
+        )
     if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
         return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
     return "It is binary data, not text: leave it out. The command `file` tells what it is"
@@ -174,7 +177,8 @@ def check_plain(head: bytes, path: TextFile, text_column: str, compression: str)
     elif start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
         what, command = "a notebook", "jupyter nbconvert --to script {path}"
     elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
-        what, command = "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
+        what = "JSON Lines, not one text (name it .log to read it as text)"
+        command = "mv {packed} {stem}.jsonl{compression}"
     elif start[:1] == b"[" and re.match(rb"\[\s*\{", start) and key in start:
         what, command = "a JSON array", _JQ % ".[]"
     elif suffix in (".csv", ".tsv") and key[1:-1] in re.split(rb'[,;\t|"\r]', start.partition(b"\n")[0]):

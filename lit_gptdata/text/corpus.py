@@ -36,12 +36,14 @@ def open_corpus(
     stream: bool = False,
     reading: Reading | None = None,
     folder: Path | None = None,
+    not_searched: frozenset[str] = frozenset(),
 ) -> Corpus:
     """Open `"sample"`, a name, a URL, a path, a folder, a glob or a list of these as a Corpus.
 
     Files at http(s) URLs are downloaded to the folder `downloads`; with `download=False` they must be
     there. With `stream` they are read from the URL, as files at s3://, gs://, hf://, … always are.
-    Relative paths start in `folder`, by default the current folder.
+    Relative paths start in `folder`, by default the current folder. Folders in `not_searched`, real
+    paths, are left out of a search.
     Raises TypeError for other objects, ValueError for an invalid URL or unknown scheme,
     FileNotFoundError, DownloadError, RemoteError (an OSError), ImportError for a missing extra.
     """
@@ -61,7 +63,7 @@ def open_corpus(
             )
     downloaded = () if stream else ("http://", "https://")
     names = [_resolve(entry, downloads, download, downloaded) for entry in entries]
-    return FilesCorpus(names, reading, folder)
+    return FilesCorpus(names, reading, folder, not_searched)
 
 
 def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:

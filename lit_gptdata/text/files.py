@@ -67,7 +67,9 @@ class FilesCorpus:
     `paths` is a path, a folder (searched with its subfolders), a glob (`**` is allowed) or a list of
     these, on this machine or at URLs that fsspec knows. Matches are sorted by path; a list keeps its own
     order. A search leaves out hidden names and follows links. Relative paths start in `folder`, by
-    default the current folder. Text is read like `open(path, encoding="utf-8")`.
+    default the current folder.
+    Folders `not_searched` (real paths) can only be named. Text is read like
+    `open(path, encoding="utf-8")`.
 
     Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for an empty file or
     a file that is named twice, RemoteError (an OSError) for a URL that cannot be read.
@@ -75,7 +77,7 @@ class FilesCorpus:
 
     def __init__(
         self, paths: PathLike | Sequence[PathLike], reading: Reading | None = None,
-        folder: Path | None = None,
+        folder: Path | None = None, not_searched: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.reading = reading or Reading()
         names = [os.fspath(name) for name in flatten(paths)]
@@ -92,7 +94,7 @@ class FilesCorpus:
         named: dict[str, int] = {}  # real path or URL of a file → index of the name that means it
         for index, name in enumerate(names):
             urls = {file.url: file for file in remote.get(name, ())}
-            found: Mapping[str, TextFile] = urls or expand_path(name, folder)
+            found: Mapping[str, TextFile] = urls or expand_path(name, folder, not_searched)
             for key in (key for key in found if key in named):
                 first, second = (redacted(repr(names[i])) for i in (named[key], index))
                 raise ValueError(
@@ -159,7 +161,7 @@ class FilesCorpus:
         """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all."""
         hashes = hash_files(self.files, on_bytes)
         return [
-            SourceEntry(path=_printable(f), size=size_of(f), format=format_of(f).name, sha256=sha256)
+            SourceEntry(path=printable(f), size=size_of(f), format=format_of(f).name, sha256=sha256)
             for f, sha256 in zip(self.files, hashes, strict=True)
         ]
 
@@ -167,7 +169,7 @@ class FilesCorpus:
     def names(self) -> list[str]:
         """A unique name for every file, without a look at it: its absolute path or its URL."""
         return [
-            f.label if isinstance(f, RemoteFile) else _printable(os.path.abspath(f)) for f in self.files
+            f.label if isinstance(f, RemoteFile) else printable(os.path.abspath(f)) for f in self.files
         ]
 
     def file_stats(self) -> list[list[str | int]]:
@@ -207,7 +209,7 @@ class FilesCorpus:
         return True
 
     def __repr__(self) -> str:
-        names = [_printable(file) for file in self.files]
+        names = [printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
 
@@ -259,8 +261,10 @@ def _after_newline(buffer: bytes, start: int) -> int:
     return buffer.find(b"\n", start - 1) + 1 or -1
 
 
-def _printable(file: TextFile | str) -> str:
+def printable(file: TextFile | str) -> str:
     """The path as text for JSON: file names on disk may be any bytes, and URLs may hold secrets."""
     if isinstance(file, RemoteFile):
         return str(file)
-    return os.fsencode(file).decode(errors="backslashreplace")
+    return os.fsencode(str.__str__(file) if isinstance(file, str) else file).decode(
+        errors="backslashreplace"
+    )

@@ -30,15 +30,18 @@ MAX_NAME, MAX_PATH = 255, 4095  # bytes, of Linux
 MAX_COMPARED = 10_000  # names in a folder that are compared with a misspelled one
 
 
-def expand_path(name: str | os.PathLike[str], folder: Path) -> dict[str, Path]:
+def expand_path(
+    name: str | os.PathLike[str], folder: Path, not_searched: frozenset[str] = frozenset()
+) -> dict[str, Path]:
     """The files that a path, folder or glob on this machine names, sorted by path: real path → path.
 
-    A relative name starts in `folder`. Raises FileNotFoundError that names the folder it searched,
-    PermissionError for a folder that cannot be searched, ValueError for a pipe or a device.
+    A relative name starts in `folder`. A search leaves out the folders `not_searched`, real paths.
+    Raises FileNotFoundError that names the folder it searched, PermissionError for a folder that cannot
+    be searched, ValueError for a pipe or a device.
     """
     path = folder / (local_path(name) or name)
     if stat.S_ISDIR(mode := _mode(path)):
-        if found := _search(path, ["**", "*"], is_text):
+        if found := _search(path, ["**", "*"], not_searched, is_text):
             return found
         raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), _names_below(path))}")
     if mode or os.path.islink(path):
@@ -55,7 +58,7 @@ def expand_path(name: str | os.PathLike[str], folder: Path) -> dict[str, Path]:
     root = Path(*parts[:n_fixed])
     content = "which does not exist"
     if root.is_dir():
-        if found := _search(root, list(parts[n_fixed:])):
+        if found := _search(root, list(parts[n_fixed:]), not_searched):
             return found
         names = sorted(entry.name for entry in root.iterdir())
         more = ", …" if len(names) > 5 else ""
@@ -132,7 +135,10 @@ def _no_text(name: str, files: Iterable[str]) -> str:
 
 
 def _search(
-    root: Path, patterns: list[str], wanted: Callable[[str], bool] = lambda _: True
+    root: Path,
+    patterns: list[str],
+    not_searched: frozenset[str],
+    wanted: Callable[[str], bool] = lambda _: True,
 ) -> dict[str, Path]:
     """The wanted files below `root` that match `patterns`, one per level: real path → path.
 
@@ -145,7 +151,8 @@ def _search(
     links: list[tuple[str, str, list[str]]] = []
     while folders:
         folder, real_folder, patterns = folders.pop()
-        if (real_folder, len(patterns)) not in searched:
+        left_out = real_folder in not_searched and folder != str(root)
+        if (real_folder, len(patterns)) not in searched and not left_out:
             searched.add((real_folder, len(patterns)))
             for entry, rests in _matches(folder, patterns):
                 path, real, mode = entry.path, f"{real_folder}/{entry.name}", 0

@@ -6,15 +6,18 @@ PublishedStore  URL   ──fetch on demand─────▶  <data_dir>/cache
 Both have the same methods. `prepare()` runs once per machine, then `find()` runs in every process.
 """
 
+import math
+import numbers
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_gptdata._fsspec import is_url, local_path, redacted
+from lit_gptdata._fsspec import local_path, redacted
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.corpus import CorpusLike, open_corpus
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.text.files import flatten
+from lit_gptdata.text.files import flatten, printable
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
@@ -48,7 +51,7 @@ class LocalBuild:
             return repr(self.corpus)
         entries = list(flatten(self.corpus))
         names = [
-            str(os.fspath(entry)) if isinstance(entry, (str, os.PathLike)) else repr(entry)
+            printable(os.fspath(entry)) if isinstance(entry, (str, os.PathLike)) else repr(entry)
             for entry in entries
         ]
         return names[0] if len(entries) == 1 and entries[0] is self.corpus else names
@@ -81,9 +84,10 @@ class LocalBuild:
         return self.data_dir / "tokens"
 
     def _open(self, download: bool) -> Corpus:
+        own = (os.path.realpath(self.data_dir / name) for name in ("tokens", "downloads", "cache"))
         return open_corpus(
             self.corpus, downloads=self.data_dir / "downloads", download=download, stream=self.stream,
-            reading=self.reading, folder=self.folder,
+            reading=self.reading, folder=self.folder, not_searched=frozenset(own),
         )  # fmt: skip
 
 
@@ -150,12 +154,14 @@ def choose_source(
     limit = cache_bytes(cache_gb)
     if store_url is None:
         return local
+    if not isinstance(store_url, (str, os.PathLike)) or not str(store_url):
+        raise TypeError(f"store_url must be a URL or a folder of a published store, got {store_url!r}")
     return PublishedStore(os.fspath(store_url), local.tokenizer, local.data_dir, limit)
 
 
 def local_folder(data_dir: str | os.PathLike[str]) -> Path:
     """The absolute path of `data_dir`; later changes of the current folder do not move it."""
-    if not isinstance(data_dir, (str, os.PathLike)) or is_url(data_dir):
+    if not isinstance(data_dir, (str, os.PathLike)) or re.match(r"$|\w\w+:/|~[^/]|.*\0", str(data_dir)):
         raise ValueError(
             f"data_dir must be a folder on this machine, got {data_dir!r}. For a published store at a "
             "URL set store_url, and for texts at a URL set corpus"
@@ -165,9 +171,9 @@ def local_folder(data_dir: str | os.PathLike[str]) -> Path:
 
 def cache_bytes(cache_gb: float | None) -> int | None:
     """Convert the option `cache_gb` to bytes. Raises ValueError unless it is positive or None."""
-    if cache_gb is None:
+    if cache_gb is None or cache_gb == math.inf:
         return None
-    if isinstance(cache_gb, bool) or not cache_gb > 0:
+    if isinstance(cache_gb, bool) or not isinstance(cache_gb, numbers.Real) or not 0 < cache_gb < 1e12:
         allowed = "a positive number of 10^9 bytes, such as 32.0, or None for no limit"
         raise ValueError(f"cache_gb must be {allowed}, got {cache_gb!r}")
     return int(cache_gb * 1e9)

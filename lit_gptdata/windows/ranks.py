@@ -57,34 +57,33 @@ def check_launched() -> None:
 
 
 def accelerate_shards() -> bool:
-    """Whether Hugging Face accelerate divides the batches of a foreign loader among the ranks."""
-    state = sys.modules.get("accelerate.state")
-    return state is not None and bool(state.is_initialized())
+    """Whether accelerate reads now, which divides the batches of a foreign loader among the ranks."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "accelerate.data_loader":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 class DrawnSeed:
-    """A seed that nobody chose: drawn at random on rank 0 and used by every rank.
-
-    Ranks that use the same `name` get the same seed, from the store of the process group. Unlike a
-    collective call, that cannot hang if only one rank looks at a batch.
-    """
+    """A seed that nobody chose: drawn at random on rank 0, and shared when the first epoch starts."""
 
     def __init__(self, value: int | None = None) -> None:
         self.value = secrets.randbits(32) if value is None else value
-        self._world_size = 1
+        self._world_size = 1  # of the ranks that share `value`
 
     def set(self, value: int) -> None:
         """Use `value`, which every rank loaded from a checkpoint."""
         self.value, self._world_size = value, sys.maxsize
 
-    def get(self, name: str) -> int:
-        """The seed; with several ranks, rank 0's."""
-        rank, world_size = current_ranks()
-        if world_size > self._world_size:
-            store = dist.distributed_c10d._get_default_store()
-            key = f"lit_gptdata/{name}"
-            if rank == 0:
-                store.compare_set(key, "", str(self.value))
-            self.value = int(store.get(key))  # waits for rank 0
-            self._world_size = world_size
+    @property
+    def is_shared(self) -> bool:
+        """Whether all ranks of this process group have the same value."""
+        return current_ranks().world_size <= self._world_size
+
+    def share(self) -> int:
+        """The seed of rank 0. With several ranks, all of them must call this."""
+        if not self.is_shared:
+            values = [self.value]
+            dist.broadcast_object_list(values)
+            self.value, self._world_size = values[0], current_ranks().world_size
         return self.value

@@ -99,8 +99,9 @@ class WindowSampler(DistributedSampler[Any]):
             check_launched()
         rank, world_size = ranks or self.ranks
         steps = replace(self._steps, world_size=world_size)
-        start = Position(self.epoch, self._index)
-        self._current = EpochSlice(steps=steps, rank=rank, start=start, seed=self._seed())
+        start, seed = Position(self.epoch, self._index), self.order_seed
+        seed = seed.share() if isinstance(seed, DrawnSeed) else seed
+        self._current = EpochSlice(steps=steps, rank=rank, start=start, seed=seed)
         self._n_batches = 0
         self.epoch += 1
         return self._current
@@ -109,11 +110,6 @@ class WindowSampler(DistributedSampler[Any]):
     def _index(self) -> int:
         """Where the epoch that `iter()` would start begins."""
         return self.start.index if self.epoch == self.start.epoch else 0
-
-    def _seed(self) -> int | None:
-        if isinstance(self.order_seed, DrawnSeed):
-            return self.order_seed.get(f"{self._steps.n}")
-        return self.order_seed
 
     def consumed(self, epoch: EpochSlice, n_batches: int) -> None:
         """Note that the consumer has `n_batches` batches of the epoch that started last."""
@@ -163,8 +159,9 @@ class WindowSampler(DistributedSampler[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and index of the next window, and the seed of the order, in plain values."""
-        position = self.position()
-        return {"epoch": position.epoch, "index": position.index, "seed": self._seed()}
+        position, seed = self.position(), self.order_seed
+        seed = seed.value if isinstance(seed, DrawnSeed) else seed
+        return {"epoch": position.epoch, "index": position.index, "seed": seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position. Raises ValueError if the state has another seed."""

@@ -221,6 +221,7 @@ def test_a_fit_logs_its_metrics(tmp_path):
     assert [row["step"] for row in rows if row["val_loss"]] == ["2", "5"]
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")  # torch warns while it traces
 def test_a_compiled_model_trains_to_the_same_weights():
     torch.compiler.reset()

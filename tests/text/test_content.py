@@ -180,7 +180,7 @@ INSIDE = {
         "holds UTF-16: run gunzip -k c.jsonl.gz && iconv -f utf-16 -t utf-8 c.jsonl > c-text.jsonl",
     ),
     "d.gz": (b"%PDF-1.4 ", "holds a PDF document: run gunzip -k d.gz && pdftotext d d-text.txt"),
-    "e.txt.gz": (ROWS, "holds JSON Lines, not one text: run mv e.txt.gz e.jsonl.gz"),
+    "e.txt.gz": (ROWS, "holds JSON Lines, not one text…: run mv e.txt.gz e.jsonl.gz"),
     "f.json.gz": (
         b'[\n{"text": "a"}]',
         "holds a JSON array…: run gunzip -k f.json.gz && jq -c '.[]' f.json",
@@ -272,8 +272,8 @@ def test_json_lines_have_many_suffixes(name, suffix):
 
 
 REFUSED = {
-    "a.txt": (ROWS, "is JSON Lines, not one text: run mv a.txt a.jsonl and give the result"),
-    "b": (b"\xef\xbb\xbf\n" + ROWS, "is JSON Lines, not one text: run mv b b.jsonl"),
+    "a.txt": (ROWS, "is JSON Lines, not one text…: run mv a.txt a.jsonl and give the result"),
+    "b": (b"\xef\xbb\xbf\n" + ROWS, "is JSON Lines, not one text…: run mv b b.jsonl"),
     "c.dump": (b'{"id": 1}\n{"id": 2}\n', "is JSON Lines"),
     "d.log": (ROWS, "is JSON Lines"),
     "e.txt": (b'{"text": "' + b"x" * 99_000 + b'"}\n', "is JSON Lines"),

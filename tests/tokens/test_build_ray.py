@@ -197,6 +197,7 @@ def test_an_error_in_a_task_is_the_same_error(tmp_path, connected):
     wait_for(lambda: not encoding_workers(os.getpid()), seconds=5)
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_loses_and_duplicates_nothing(tmp_path, connected):
     corpus, root = slow(tmp_path / "corpus", megabytes=4), tmp_path / "tokens"
     inodes: dict[str, int] = {}
@@ -250,6 +251,7 @@ def test_after_a_killed_driver_the_finished_units_are_kept(tmp_path, cluster):
     assert not litter(root)
 
 
+@pytest.mark.heavy
 def test_ctrl_c_cancels_the_tasks(tmp_path, cluster):
     slow(tmp_path / "corpus", megabytes=60)
     root = tmp_path / "tokens"

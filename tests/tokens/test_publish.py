@@ -148,6 +148,7 @@ def recorded(s3: S3Server) -> list[str]:
     return sorted(name[:5] for name in list(s3.puts) if re.fullmatch(r"\d+\.json", name))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("by", ["processes", "ray"])
 def test_after_a_killed_driver_the_finished_units_are_kept(s3, request, tmp_path, by):
     corpus = slow(tmp_path / "corpus")
@@ -176,6 +177,7 @@ def test_after_a_killed_driver_the_finished_units_are_kept(s3, request, tmp_path
     assert {name.partition("/")[0] for name in files_at(folder)} == {url.rpartition("/")[2]}
 
 
+@pytest.mark.heavy
 def test_a_killed_ray_worker_loses_and_duplicates_nothing(s3, cluster, tmp_path):
     corpus = slow(tmp_path / "corpus")
     gate, killed = threading.Event(), []

@@ -126,8 +126,13 @@ def main(folder: Path, rank: int, port: str) -> None:
     }
     seed = DrawnSeed()
     seed.set(7)  # from a checkpoint
-    result["loaded seed"] = seed.get("any name")
+    result["loaded seed"] = seed.share()
+    loaders = [create_dataloader(text, batch_size=4, **options) for _ in range(2)]
+    result["two loaders"] = {"epochs": [batches_of(loader) for loader in loaders]}
     accelerator = Accelerator(cpu=True)  # last, because it stays active
+    ours = make()
+    unprepared = DataLoader(ours.dataset, batch_sampler=ours.batch_sampler)
+    result["not prepared by accelerate"] = {"epochs": [batches_of(unprepared)]}
     result["accelerate"] = epochs_and_resume(make, accelerator.prepare)
     (folder / f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()

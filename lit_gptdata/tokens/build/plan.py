@@ -149,7 +149,7 @@ class BuildPlan:
 
     def manifest(self, sources: list[SourceEntry], shards: Shards, vocab: bytes) -> Manifest:
         """The manifest of the store; raises ValueError if the store would be empty."""
-        if not any(shard.n_tokens for shard in shards):
+        if not total(shards, "n_bytes"):
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         return Manifest(
             fingerprint=self.fingerprint(sources),
