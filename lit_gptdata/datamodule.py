@@ -119,9 +119,8 @@ class GPTDataModule(L.LightningDataModule):
         store_url: str | None = None,
         cache_gb: float | None = 32.0,
     ) -> None:
-        arguments = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        arguments = {**locals()}
+        del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
         max_length, stride = check_lengths(max_length, stride)
         self.max_length, self.stride = max_length, stride
@@ -187,9 +186,8 @@ class GPTDataModule(L.LightningDataModule):
         """
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        # before each fit again, because the text may have changed
         if self._store is None or (stage == "fit" and isinstance(self._source, LocalBuild)):
-            self._open(self._source.find())
+            self._open(self._source.find())  # again before each fit: the text may have changed
         if self.trainer is not None and stage == "fit":
             self._tuned = finds_batch_size(self.trainer)
             self._resume.attach(self.trainer, self.train_steps)

@@ -156,9 +156,7 @@ def _is_utf8(data: bytes) -> bool:
 def encoding_advice(data: bytes) -> str:
     """What to do about invalid UTF-8: a sentence."""
     if not has_controls(data):
-        return (
-            "Convert it (iconv -f latin1 -t utf-8 …; or cp1252, gbk, …), or set encoding_errors=replace"
-        )
+        return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
     if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
         return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
     return "It is binary data, not text: leave it out. The command `file` tells what it is"
