@@ -24,6 +24,7 @@ from lit_gptdata.training.folder import folder_of_the_command, make_folder, reco
 from lit_gptdata.training.ranks import check_launcher, share_run_name
 from lit_gptdata.training.summary import evaluate, save_summary
 from lit_gptdata.training.sweep import record_result, report_at_end
+from lit_gptdata.windows.loader import check_not_empty
 
 DEFAULT_THREADS = torch.get_num_threads()
 register_resolvers()
@@ -51,6 +52,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         data, model, trainer = build(cfg, budget)
     check_launcher(trainer)
 
+    if trainer.world_size == 1:
+        data.prepare_data()
+        data.setup()
+        check_not_empty(data.train_steps)  # before the validation, which may take long
     if cfg.ckpt_path is None:
         evaluate(trainer, model, data, "val")  # the loss of the untrained model
     try:

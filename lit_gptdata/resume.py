@@ -43,6 +43,7 @@ class Resume(L.Callback):
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
         self._other_ranks_save = True
+        self._resumed = False  # True from `load` until the first batch
 
     def attach(self, trainer: L.Trainer, steps: Steps) -> None:
         """Join the Trainer's callbacks, for a run that starts at the beginning until `load`."""
@@ -202,6 +203,12 @@ class Resume(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        loop: Any = trainer.fit_loop.epoch_loop
+        if self._resumed and pl_module.automatic_optimization:
+            loop._batches_that_stepped = (
+                trainer.global_step
+            )  # loggers' step; Lightning may add one to it
+        self._resumed = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rng_before_step = torch_states(trainer.strategy.root_device)
 
@@ -234,7 +241,7 @@ class Resume(L.Callback):
         same = (last.steps, last.limit, last.text_order) == (steps, limit, text_order)
         if not same or last.position(current.batch) != start:
             self._continue_from(current)
-        self._rng_to_restore = state["rng"]
+        self._rng_to_restore, self._resumed = state["rng"], True
         if self._sampler is not None:
             self._sampler.start_at(start)
 
@@ -313,6 +320,8 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
     """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
+    if not trainer.limit_val_batches:
+        return False
     interval = getattr(trainer, "val_check_interval", None)  # Lightning leaves it unset for a duration
     epochs = trainer.check_val_every_n_epoch
     if isinstance(interval, float):

@@ -367,6 +367,34 @@ def test_a_custom_model_with_manual_optimization_resumes(run, tmp_path):
     assert torch.equal(fit(tmp_path / "step=30.ckpt"), weights)
 
 
+class Steps(L.pytorch.loggers.CSVLogger):
+    """Records the steps at which train_loss is logged."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.steps += [step] if "train_loss" in metrics else []
+
+
+@pytest.mark.parametrize(
+    ("options", "max_steps"),
+    [({"limit_val_batches": 0, "val_check_interval": 5}, 10), ({"val_check_interval": 25}, 25)],
+)
+def test_loggers_get_the_steps_of_a_run_that_never_stops(tmp_path, options, max_steps):
+    def steps(ckpt_path: Path | None = None, **limits) -> list[int]:
+        logger = Steps(tmp_path)
+        save = {"dirpath": tmp_path, "filename": "last", "every_n_train_steps": max_steps}
+        logs = {"logger": logger, "log_every_n_steps": 1, "check_val_every_n_epoch": None}
+        train(tmp_path, save=save, ckpt_path=ckpt_path, **logs, **options, **limits)
+        return logger.steps
+
+    assert steps(max_steps=max_steps) == list(range(max_steps))
+    resumed = steps(tmp_path / "last.ckpt", max_steps=max_steps + 3)
+    assert resumed == list(range(max_steps, max_steps + 3))
+
+
 # Loaders without our data module ------------------------------------------------------------------
 
 

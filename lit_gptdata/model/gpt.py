@@ -209,7 +209,7 @@ class GPT(L.LightningModule):
             return
         loss = nats / n_targets
         # math.exp raises OverflowError above 709.
-        metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 709 else math.inf}
+        metrics = {"loss": loss, "perplexity": math.inf if loss >= 709 else math.exp(loss)}
         # A data module may offer `scored_bytes`, to count special tokens that stand for text.
         if scored_bytes := getattr(getattr(self.trainer, "datamodule", None), "scored_bytes", None):
             n_bytes = scored_bytes(split, int(n_targets), int(n_bytes), int(n_special))

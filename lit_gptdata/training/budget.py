@@ -51,6 +51,12 @@ class TokenBudget(L.Callback):
                 f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
                 " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
             )
+        for name in ("accumulate_grad_batches", "val_check_interval"):
+            if getattr(trainer, name, None) == 0:
+                raise ValueError(f"trainer.{name} must be at least 1, got 0")
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        if not progress.total.processed:  # the tokens are those of another Trainer
+            self.tokens = self._tokens_of_steps = 0
         if not data.train_steps.remaining():
             data.train_dataloader()  # raises the error, before the model's schedule misses an end
         tokens_per_batch = data.train_steps.width * data.max_length  # over all ranks

@@ -1,7 +1,9 @@
 """The folder of a job and its config.yaml, and the folder in which the user typed the command."""
 
+import logging
 import os
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +15,13 @@ from hydra.utils import to_absolute_path
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from lit_gptdata._checks import check_integer
 from lit_gptdata._io import write_whole
 from lit_gptdata.configs import conf_dir
 from lit_gptdata.training.ranks import RUN, in_sweep
+
+log = logging.getLogger(__name__)
+_FOLDERS: set[str] = set()  # of the jobs that this process ran
 
 
 def make_folder(cfg: DictConfig) -> Path:
@@ -25,14 +31,31 @@ def make_folder(cfg: DictConfig) -> Path:
             f"output_dir must be null in a sweep, got {cfg.output_dir}: all jobs would write to the same"
             " folder. Set hydra.sweep.dir, which gets one folder per job"
         )
-    output_dir = cfg.output_dir or HydraConfig.get().runtime.output_dir
-    cfg.output_dir = to_absolute_path(os.path.expanduser(str(output_dir)))
+    output_dir = str(cfg.output_dir or HydraConfig.get().runtime.output_dir)
+    if found := re.search(r"\w\w+:/.*", output_dir):
+        raise ValueError(
+            f"a run's folder must be on this machine, got {found[0]}: set output_dir to a local folder"
+        )
+    if output_dir in _FOLDERS and in_sweep():
+        raise ValueError(
+            f"two jobs of the sweep have the folder {output_dir}: let hydra.sweep.subdir contain"
+            " ${hydra.job.num}"
+        )
+    _FOLDERS.add(output_dir)
+    cfg.output_dir = to_absolute_path(os.path.expanduser(output_dir))
     if cfg.ckpt_path is not None:  # "last" and URLs stay
         path = to_absolute_path(os.path.expanduser(str(cfg.ckpt_path)))
         cfg.ckpt_path = path if os.path.exists(path) else cfg.ckpt_path
+    for name, least in (("seed", 0), ("threads", 1)):
+        if cfg[name] is not None:
+            check_integer(name, cfg[name], least)
     if cfg.seed is None:
         cfg.seed = draw_seed()
+    if cfg.ckpt_path is None and OmegaConf.select(cfg, "data.seed", default=0) is None:
+        cfg.data.seed = draw_seed()  # recorded in config.yaml; a resumed run takes its checkpoint's
     folder = Path(cfg.output_dir)
+    if cfg.ckpt_path is None and (folder / "checkpoints" / "last.ckpt").exists():
+        log.warning("%s has a run already, which is replaced; ckpt_path=last would continue it", folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
