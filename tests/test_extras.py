@@ -23,7 +23,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Packages that an extra installs indirectly, and one that is a reference in tests.
-BY_OTHERS = {"joblib", "submitit", "transformers"}
+BY_OTHERS = {"accelerate", "joblib", "submitit", "transformers"}
 # Threads slow down such small tensors.
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -161,7 +161,7 @@ def test_a_missing_extra_names_its_pip_command(outcomes, extra):
 NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
     "test_build_ray", "test_gpt2_weights", "test_hub", "test_lightning_cli", "test_publish",
-    "test_remote_file", "test_remote_store",
+    "test_rank_loaders", "test_remote_file", "test_remote_store",
 }  # fmt: skip
 
 

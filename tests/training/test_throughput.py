@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_gptdata.training.throughput import Throughput
+from lit_gptdata.windows.dataset import Windows
 from tests.runs import BATCH_SIZE, LENGTH, make_data, make_model, make_trainer, opened
 from tests.training.run_train import read_metrics
 
@@ -47,14 +48,14 @@ def test_the_time_of_validation_does_not_count(tmp_path, monkeypatch, accumulate
 
     model.training_step = advance(3, training_step)
     model.validation_step = advance(1000, validation_step)
-    gather = data.train_windows.ids
+    gather = Windows.ids
 
-    def slow(indices, size):
-        for ids in gather(indices, size):
+    def slow(windows, indices, size):
+        for ids in gather(windows, indices, size):
             advance(1, lambda: None)()
             yield ids
 
-    monkeypatch.setattr(data.train_windows, "ids", slow)
+    monkeypatch.setattr(Windows, "ids", slow)
     logged = fit(tmp_path, model, data, accumulate_grad_batches=accumulate)
     rates = {float(row["tokens_per_second"]) for row in logged if row["tokens_per_second"]}
     waits = {float(row["data_wait"]) for row in logged if row["data_wait"]}
