@@ -27,7 +27,7 @@ def check_string(name: str, value: Any) -> str:
     """Return `value` as a str; raise TypeError unless it is one."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
-    return str(plain(value))
+    return str.__str__(value)
 
 
 def plain(value: Any) -> Any:

@@ -205,9 +205,8 @@ class Resume(L.Callback):
     ) -> None:
         loop: Any = trainer.fit_loop.epoch_loop
         if self._resumed and pl_module.automatic_optimization:
-            loop._batches_that_stepped = (
-                trainer.global_step
-            )  # loggers' step; Lightning may add one to it
+            # Loggers get this as their step. Lightning may have added one to it.
+            loop._batches_that_stepped = trainer.global_step
         self._resumed = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rng_before_step = torch_states(trainer.strategy.root_device)

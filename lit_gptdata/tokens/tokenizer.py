@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lit_gptdata._checks import plain
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _checked(encoding: Any) -> tuple[str, tiktoken.Encoding | None]:
 
     names = tiktoken.list_encoding_names()
     if isinstance(encoding, str):
-        name = str.__str__(encoding)  # plain, because a checkpoint holds it
+        name = plain(encoding)  # a checkpoint holds it
         if name not in names:
             raise ValueError(_unknown_name(name, names))
         return name, None

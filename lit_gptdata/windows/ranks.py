@@ -28,9 +28,13 @@ class Ranks(NamedTuple):
     world_size: int
 
 
+def _in_a_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def current_ranks() -> Ranks:
     """Rank and world size of the process group of torch.distributed, else (0, 1)."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_a_group():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks(0, 1)
 
@@ -40,7 +44,7 @@ def check_launched() -> None:
 
     Each of these processes would take rank 0, and all would train on the same windows.
     """
-    if dist.is_available() and dist.is_initialized():
+    if _in_a_group():
         return
     for rank_name, *size_names in LAUNCHERS:
         size_name = next((name for name in size_names if name in os.environ), None)
