@@ -7,7 +7,7 @@ import json
 from typing import NamedTuple
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lit_gptdata.text.files import FilesCorpus
@@ -97,9 +97,8 @@ def test_every_byte_has_its_token_and_every_token_its_byte(
     tmp_path_factory, texts, policy, engine, sizes, as_files
 ):
     tokenizer, folder = TOKENIZERS[policy], tmp_path_factory.mktemp("s")
+    assume("".join(texts))  # a store without text is refused
     tokens = oracle(texts, tokenizer)
-    if not tokens:
-        return
     corpus = ListCorpus(texts)
     if as_files:
         for i, text in enumerate(texts):
