@@ -40,9 +40,9 @@ CREDENTIALS = {"s3": AWS, "s3a": AWS, "gs": GOOGLE, "gcs": GOOGLE, "hf": HF}
 
 _CREDENTIAL_ERROR = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
 _PERMANENT = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PERMANENT_ERRNO = (
-    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG,
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG,
+    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS, *_FULL_DISK,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -208,7 +208,9 @@ def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteEr
     client_error = status is not None and status >= 400 and not is_transient(status)
     refused = isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO
     if isinstance(error, _PERMANENT) or client_error or refused:
-        return RemoteError(f"{redact(url)} cannot be {done}: {cause}")
+        is_full = getattr(error, "errno", None) in _FULL_DISK
+        advice = ". Free some space there, and run again" if is_full else ""
+        return RemoteError(f"{redact(url)} cannot be {done}: {cause}{advice}")
     return None
 
 

@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from typing import Literal
 
+from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
@@ -25,6 +26,7 @@ _OFFICE = "soffice --headless --convert-to txt:Text {path}"
 _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
 _JQ = "jq -c '%s' {path} > {new}.jsonl"
+_NO_COMMAS = "sed -E 's/,[[:space:]]*$//' {path} > {new}.jsonl"
 _CSV = (
     "python -c \"import pandas, sys; pandas.read_csv(sys.argv[1], sep=None, engine='python')"
     ".to_json(sys.argv[2], orient='records', lines=True)\" {packed} {stem}.jsonl"
@@ -83,7 +85,8 @@ def rows_format(head: bytes) -> Literal["", ".jsonl", ".parquet"]:
 
 def check_compressed(head: bytes, path: TextFile, compression: str) -> None:
     """Raise ValueError if the first bytes of a file are not compressed as its name says."""
-    if len(head) >= 4 and compression_of(head) != compression:
+    is_cut_short = {".gz": b"\x1f\x8b", ".zst": b"(\xb5/\xfd"}[compression].startswith(head)
+    if compression_of(head) != compression and not is_cut_short:
         check_text(head, path)
         raise refusal(path, f"not compressed, in spite of its suffix {compression}", "mv {path} {bare}")
 
@@ -153,13 +156,27 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def encoding_advice(data: bytes) -> str:
-    """What to do about invalid UTF-8: a sentence."""
-    if not has_controls(data):
-        return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
-    if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
-        return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
-    return "It is binary data, not text: leave it out. The command `file` tells what it is"
+def encoding_advice(data: bytes, position: int, offset: int) -> str:
+    """What to do about UTF-8 that is invalid at `data[position]`: a sentence.
+
+    `offset`: of `data` in the file, in bytes.
+    """
+    starts = range(max(0, position - 4), position + 1)  # gzip's first byte is a valid character
+    found = next(((at, match) for at in starts if (match := _KIND.match(data, at))), None)
+    if found and offset + found[0]:
+        what = _KINDS[(found[1].lastindex or 1) - 1][1]
+        return f"From offset {offset + found[0]} on it holds {what}: take that part out of the text"
+    if has_controls(data):
+        if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
+            return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
+        if offset + position < SAMPLE_BYTES:
+            return "It is binary data, not text: leave it out. The command `file` tells what it is"
+    if has_controls(data[position : position + SAMPLE_BYTES]):
+        return f"Binary data starts near offset {offset + position}: take that part out of the text"
+    n_invalid = (decoded := data.decode(errors="replace")).count("\ufffd")
+    if sum(not char.isascii() for char in decoded) > 2 * n_invalid:  # iconv would garble the rest
+        return "Most of the text is UTF-8: repair this place, or set encoding_errors=replace"
+    return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
 
 
 def check_plain(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
@@ -177,8 +194,10 @@ def check_plain(head: bytes, path: TextFile, text_column: str, compression: str)
     elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
         what = "JSON Lines, not one text (name it .log to read it as text)"
         command = "mv {packed} {stem}.jsonl{compression}"
-    elif start[:1] == b"[" and re.match(rb"\[\s*\{", start) and key in start:
-        what, command = "a JSON array", _JQ % ".[]"
+    elif re.match(rb'\[\s*[{"]', start) and (
+        key in start if suffix not in ("", ".txt") else _is_json(start, len(head) < CHUNK_BYTES)
+    ):
+        what, command = "a JSON array", _array_command(start, text_column)
     elif suffix in (".csv", ".tsv") and key[1:-1] in re.split(rb'[,;\t|"\r]', start.partition(b"\n")[0]):
         what, command = f"a table with the column {text_column!r}", _CSV
     if what:
@@ -189,11 +208,30 @@ def _start(head: bytes) -> bytes:
     return head.removeprefix(codecs.BOM_UTF8).lstrip()
 
 
+def _is_json(start: bytes, is_whole: bool) -> bool:
+    """Whether a text is one JSON value, or, unless it `is_whole`, may be the first bytes of one."""
+    text = start.decode(errors="replace")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        # the decoder stops in the last value, which may be a string of any length
+        return not is_whole and (error.msg.startswith("Unterminated") or error.pos > len(text) - 9)
+    except RecursionError:
+        return False
+    return True
+
+
+def _array_command(start: bytes, text_column: str) -> str:
+    """The command that makes JSON Lines of an array of objects or strings."""
+    texts = f".[] | {{{{{json.dumps(text_column)}: .}}}}"  # braces doubled for str.format
+    return _JQ % (texts if re.match(rb'\[\s*"', start) else ".[]")
+
+
 def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
     """Whether the first line is a JSON object with the key of the text, or another object follows it."""
     first, newline, rest = start.partition(b"\n")
     try:
-        row = json.loads(first)
+        row = json.loads(first.rstrip().removesuffix(b","))  # `line_refusal` refuses the comma
     except (ValueError, RecursionError):
         key = re.escape(json.dumps(text_column).encode())  # the line may be longer than the head
         return not newline and re.search(key + rb'\s*:\s*"', first[:SAMPLE_BYTES]) is not None
@@ -207,14 +245,20 @@ def check_rows(head: bytes, path: TextFile, text_column: str, compression: str) 
     if HTML_HEAD.match(head):
         what, command = "an HTML page", _HTML
     elif start[:1] == b"[":
-        texts = f".[] | {{{{{json.dumps(text_column)}: .}}}}"  # braces doubled for str.format
-        command = _JQ % (texts if re.match(rb'\[\s*"', start) else ".[]")
-        what = "a JSON array, not one object per line"
-    elif newline and first.rstrip()[-1:] in (b"{", b"[", b","):
+        what, command = "a JSON array, not one object per line", _array_command(start, text_column)
+    elif newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
         what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
         command = _JQ % "."
     if what:
         raise refusal(path, what, command, compression)
+
+
+def line_refusal(line: bytes, offset: int, path: TextFile, compression: str) -> ValueError | None:
+    """The error for a line of JSON Lines that ends with a comma, else None."""
+    if not re.search(rb"\}\s*,\s*$", line):
+        return None
+    what = f"JSON Lines, but the line at byte {offset} ends with a comma after its object"
+    return refusal(path, what, _NO_COMMAS, compression)
 
 
 def refusal(path: TextFile, what: str, command: str, compression: str = "") -> ValueError:

@@ -4,7 +4,9 @@ FilesCorpus("books/*.txt")         ->  one document per file, in the order of th
 FilesCorpus("s3://bucket/books/")  ->  the same from a URL, without a local copy
 """
 
+import fnmatch
 import functools
+import glob
 import hashlib
 import itertools
 import os
@@ -15,7 +17,7 @@ from typing import Any
 from lit_gptdata._fsspec import local_path, redacted
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Document, SourceEntry
-from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
+from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents, suffixes
 from lit_gptdata.text.listing import expand_path, expand_url
 from lit_gptdata.text.remote_file import (
     RemoteFile,
@@ -90,6 +92,7 @@ class FilesCorpus:
         remote = self._list_urls()
         folder = folder or working_folder()
         self.files: list[TextFile] = []
+        self._folders: dict[str, list[TextFile]] = {}  # name of a folder or glob → its files
         named: dict[str, int] = {}  # real path or URL of a file → index of the name that means it
         for index, name in enumerate(names):
             urls = {file.url: file for file in remote.get(name, ())}
@@ -102,6 +105,8 @@ class FilesCorpus:
                 )
             named |= dict.fromkeys(found, index)
             self.files += found.values()
+            if len(found) > 1:
+                self._folders[name] = list(found.values())
         for file in self.files:
             if size_of(file) == 0:
                 raise ValueError(f"{file} is empty (0 bytes): remove it from the corpus, or fill it")
@@ -112,7 +117,24 @@ class FilesCorpus:
 
     def __iter__(self) -> Iterator[Document]:
         for number, file in enumerate(self.files):
-            yield from read_documents(FileSlice(path=file, number=number), self.reading)
+            try:
+                yield from read_documents(FileSlice(path=file, number=number), self.reading)
+            except ValueError as error:
+                raise self.with_glob(error) from error.__cause__
+
+    def with_glob(self, error: ValueError) -> ValueError:
+        """The error about a file of rows that a search found, with globs that leave the file out."""
+        message = str(error)
+        for folder, files in self._folders.items():
+            odd = max((f for f in files if message.startswith(f"{f}")), key=str, default=None)
+            if odd is None or format_of(odd).suffix == ".txt" or glob.has_magic(folder):
+                continue
+            others = [file.name for file in files if file != odd]
+            if patterns := _patterns_without(odd.name, others):
+                globs = [redacted(f"{folder.rstrip('/')}/**/{pattern}") for pattern in patterns]
+                instead = f"{globs if globs[1:] else globs[0]!r} instead of {redacted(folder)!r}"
+                return type(error)(f"{message}. To leave the file out, give {instead}")
+        return error
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
         """The corpus as work units of about `unit_bytes`: small files, or one slice of a large file.
@@ -211,6 +233,19 @@ class FilesCorpus:
         names = [printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
+
+
+def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
+    """Globs that match the names of all `others` but not `odd`; [] if there are no simple ones."""
+    groups: dict[str, list[str]] = {}
+    for name in others:
+        groups.setdefault(name[len(name) - len("".join(suffixes(name))) :], []).append(name)
+    prefixes = dict.fromkeys(groups, "")
+    for suffix, names in groups.items():
+        if odd.endswith(suffix):
+            prefixes[suffix] = os.path.commonprefix(names)  # noqa: RUF071 by characters
+    patterns = [f"{prefix.removesuffix(suffix)}*{suffix}" for suffix, prefix in prefixes.items()]
+    return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
 
 
 def _inode(file: Path) -> list[int | str]:

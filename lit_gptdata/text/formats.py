@@ -28,6 +28,7 @@ from lit_gptdata.text.content import (
     check_rows,
     check_text,
     encoding_advice,
+    line_refusal,
 )
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
@@ -223,7 +224,7 @@ def _valid(
     except UnicodeDecodeError as error:
         raise UnicodeError(
             f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}). {encoding_advice(data)}"
+            f"{offset + error.start} ({error.reason}). {encoding_advice(data, error.start, offset)}"
         ) from None
     return (data[:used] if errors == "strict" else text.encode()), used
 
@@ -269,7 +270,7 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         try:
             row = json.loads(text.decode())  # given bytes, json would guess UTF-16
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise line_refusal(line, offset, file.path, format_of(file.path).compression) or ValueError(
                 f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
             ) from None
         if not isinstance(row, dict) or reading.text_column not in row:
@@ -327,7 +328,8 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise
         if not (head := _head(path)).startswith(b"PAR1"):
             check_text(head, path)
-        raise ValueError(f"{path} is not a parquet file, or cut short: {error}") from None
+        problem = f"is not a parquet file, or cut short: {error}"
+        raise ValueError(f"{path} {problem}. Fetch it again, or remove it") from None
     with table:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:

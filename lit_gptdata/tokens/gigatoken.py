@@ -180,11 +180,15 @@ class _Gigatoken:
         import gigatoken
 
         # a file without a name, so that a kill leaves nothing behind
-        with tempfile.TemporaryFile() as file:
-            file.write(self._ranks)
-            file.seek(0)
-            path = f"/dev/fd/{file.fileno()}"
-            self._instance = gigatoken.Tokenizer.from_tiktoken(path, "gpt2", self._special_ids)
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(self._ranks)
+                file.seek(0)
+                path = f"/dev/fd/{file.fileno()}"
+                self._instance = gigatoken.Tokenizer.from_tiktoken(path, "gpt2", self._special_ids)
+        except OSError as error:
+            problem = f"{error.strerror}: gigatoken needs 1 MB. Free some space, or set TMPDIR"
+            raise OSError(error.errno, problem, tempfile.gettempdir()) from error
         self._memory_at_start = _anonymous_memory()
         self._encoded_bytes = 0
         self._next_check = CHECK_EVERY

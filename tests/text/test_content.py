@@ -386,3 +386,91 @@ def test_a_text_in_another_encoding_keeps_its_advice():
         Path("a.txt").write_text(text, encoding=encoding)
         assert "iconv -f latin1" in problem_of(Path("a.txt"))
         assert texts(Path("a.txt"), encoding_errors="replace")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("array", "filter"),
+    [
+        (["one", "two"], '.[] | {"text": .}'),
+        (["word " * 40_000, "b"], '.[] | {"text": .}'),
+        ([{"id": 1}, {"id": 2}], ".[]"),
+        ([{"id": "word \u00e9" * 40_000}, {"id": 2}], ".[]"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array_is_not_one_text(array, filter, indent, suffix):
+    path = pack(Path("a.txt" + suffix), json.dumps(array, indent=indent).encode())
+    assert f"jq -c '{filter}' a.txt > a-text.jsonl" in problem_of(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["Come in," he said.] And he did.\n',
+        '["a", "b"] is a list.\n',
+        '["a", "b"',
+        '[{"a": 1}]\n[{"a": 2}]\n',
+        '["\\x"]',
+        "[1] A note.\n",
+        '["Come in,"\n' + LINE * 2000,
+    ],
+)
+def test_a_text_may_start_like_a_json_array(text):
+    Path("a.txt").write_text(text)
+    assert texts(Path("a.txt")) == [text]
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        (gzip.compress(LINE.encode()), "From offset 20100 on it holds gzip data: take that part out"),
+        (
+            b"\x28\xb5\x2f\xfd\x24\x05" + LINE.encode(),
+            "From offset 20100 on it holds zstd data: take that part out",
+        ),
+        (lzma.compress(LINE.encode()), "From offset 20100 on it holds xz data: take that part out"),
+        (bytes(range(128, 256)) + bytes(range(32)) * 9, "Binary data starts near offset 20100: take"),
+        ("Caf\u00e9".encode("latin1"), "Convert it (iconv -f latin1"),
+    ],
+)
+def test_a_part_of_a_text_that_is_not_text_is_named(part, what):
+    text = LINE.encode() * 300
+    for name, data in (("a.txt", text[:20_100] + part + text), ("b.txt.gz", text[:20_100] + part)):
+        assert what in problem_of(pack(Path(name), data))
+
+
+def test_mostly_valid_utf8_is_not_advised_to_be_converted():
+    Path("a.txt").write_bytes(RUSSIAN.encode() * 9 + b"caf\xe9\n" + RUSSIAN.encode())
+    assert "Most of the text is UTF-8: repair this place" in problem_of(Path("a.txt"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a b.json"])
+@pytest.mark.parametrize(
+    "data", [b'{"text": "one"},\n{"text": "two"},\n', b'{"text": "one"}\r\n{"text": "two"} , \r\n']
+)
+def test_advice_for_json_lines_with_commas_works(name, data):
+    path = pack(Path(name), data)
+    offset = data.index(b"{", 0 if b"}," in data else 1)
+    problem = problem_of(path)
+    assert f"JSON Lines, but the line at byte {offset} ends with a comma after its object" in problem
+    command = re.search("run (.*) and give", problem)[1]
+    subprocess.run(command, shell=True, check=True)
+    assert texts(Path("a b-text.jsonl" if " " in name else "a-text.jsonl")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("data", [b"a", b"ab", b"ab\n"])
+def test_a_text_of_a_few_bytes_is_not_called_a_broken_archive(suffix, data):
+    if suffix == ".zst":
+        zstd()
+    Path("a.txt" + suffix).write_bytes(data)
+    problem = problem_of(Path("a.txt" + suffix))
+    assert f"is not compressed, in spite of its suffix {suffix}: run mv a.txt{suffix} a.txt" in problem
+
+
+@pytest.mark.parametrize("name", ["a.gz", "a.zst", "a.jsonl.gz", "a.parquet"])
+def test_a_file_of_0_bytes_is_refused_before_it_is_opened(name):
+    Path(name).touch()
+    with pytest.raises(ValueError, match=rf"{name} is empty \(0 bytes\): remove it from the corpus"):
+        FilesCorpus(name)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
 import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as module
 from lit_gptdata.tokens.build.local import find_store
 from lit_gptdata.tokens.build.output import FolderOutput
+from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.remote.cache import Cache
+from lit_gptdata.tokens.remote.publish import publish, publish_text
+from lit_gptdata.tokens.remote.store import prepare_store_at
 from lit_gptdata.tokens.shards import FileShardWriter
 from lit_gptdata.tokens.store import TokenStore
 from tests.tokens.builds import (
@@ -33,6 +36,7 @@ from tests.tokens.builds import (
     assert_holds,
     build,
     children,
+    file_size_limit,
     kill,
     litter,
     mixed,
@@ -241,17 +245,6 @@ def test_abandoned_builds_are_removed_but_running_builds_are_not(tmp_path):
     assert sorted(path.name for path in building.iterdir()) == ["gone", "live", "young"]
 
 
-@contextlib.contextmanager
-def file_size_limit(n_bytes: int) -> Iterator[None]:
-    """Limit the size of files; Python ignores SIGXFSZ, so a write beyond it fails with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 REMEDY = r"the tokens cannot be written. Free some space, or set data_dir to .*, and run again: finished"
 
 
@@ -294,6 +287,21 @@ def test_a_disk_may_be_full_at_any_sync(tmp_path, monkeypatch, at):
     assert not stores(root)
     monkeypatch.setattr(os, "fsync", fsync)
     assert_builds(path, root)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_target_without_space_is_reported_and_gets_its_space_back(tmp_path, scheme):
+    corpus = FilesCorpus(write_txt(tmp_path / "a.txt", words(99_000)))
+    store, url = build(corpus.files[0], tmp_path / "tokens"), f"{scheme}{tmp_path}/shelf"
+    options = BuildOptions(engine="tiktoken")
+    message = "cannot be written: .*File too large.*Free some space there, and run again"
+    for upload in (partial(publish, store), partial(publish_text, corpus, GPT2, options=options)):
+        with file_size_limit(20_000), pytest.raises(RemoteError, match=message):
+            upload(url=url)
+        left = [path.name for path in (tmp_path / "shelf" / store.fingerprint).iterdir()]
+        assert not [name for name in left if name.endswith((".part", ".json"))]
+    assert publish(store, url).endswith(store.fingerprint)
+    assert prepare_store_at(url + "/" + store.fingerprint, Cache(tmp_path, None)).n_tokens
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path):

@@ -76,6 +76,9 @@ class DocumentCorpus:
     def holds(self, *_: Contents | Sequence[SourceEntry]) -> bool:
         return True  # its fingerprint is in `file_stats`
 
+    def with_glob(self, error: ValueError) -> ValueError:
+        return error
+
     def sources(self, *_: Callable[[int], object] | HashFiles) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import filesystem, is_url, redact, retry
+from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -92,7 +92,13 @@ class Objects:
             if rename:
                 fs.mv(path, f"{root}/{name}")
 
-        self._retry(name, put, "written")
+        try:
+            self._retry(name, put, "written")
+        except RemoteError:
+            if rename:  # after a full disk, give the space back
+                with contextlib.suppress(Exception):
+                    fs.rm_file(path)
+            raise
 
     def remove_all(self) -> None:
         """Remove every file below the URL."""
