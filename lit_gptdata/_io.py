@@ -1,14 +1,11 @@
-"""Write files atomically (temporary name, fsync, rename) and hash them."""
+"""Write files atomically: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +94,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_file(path: str | Path, on_bytes: Callable[[int], object] = lambda _: None) -> str:
-    """SHA-256 (hex) of a file's bytes, in constant memory; `on_bytes` gets the length of each read."""
-    with open(path, "rb", buffering=0) as file:
-        return sha256_stream(file, on_bytes)
-
-
-def sha256_stream(file: io.RawIOBase, on_bytes: Callable[[int], object] = lambda _: None) -> str:
-    """SHA-256 (hex) of the rest of an open file, like `sha256_file`."""
-    digest = hashlib.sha256()
-    view = memoryview(buffer := bytearray(1 << 22))  # one buffer, because new memory costs page faults
-    while n_bytes := file.readinto(buffer):
-        digest.update(view[:n_bytes])
-        on_bytes(n_bytes)
-    return digest.hexdigest()

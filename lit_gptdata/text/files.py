@@ -240,11 +240,10 @@ def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in others:
         groups.setdefault(name[len(name) - len("".join(suffixes(name))) :], []).append(name)
-    prefixes = dict.fromkeys(groups, "")
+    patterns = []
     for suffix, names in groups.items():
-        if odd.endswith(suffix):
-            prefixes[suffix] = os.path.commonprefix(names)  # noqa: RUF071 by characters
-    patterns = [f"{prefix.removesuffix(suffix)}*{suffix}" for suffix, prefix in prefixes.items()]
+        prefix = os.path.commonprefix(names) if odd.endswith(suffix) else ""  # noqa: RUF071
+        patterns.append(f"{prefix.removesuffix(suffix)}*{suffix}")
     return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
 
 

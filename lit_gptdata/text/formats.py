@@ -120,20 +120,16 @@ def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
     column, OSError for a broken archive, ImportError for a missing extra.
     """
+    format = format_of(file.path)
     try:
-        yield from _documents(file, reading)
+        for document in format.read(file, reading):
+            if reading.strip_gutenberg:  # each row of a .jsonl or .parquet can be a book
+                text = b"".join(document.chunks).decode()
+                book = strip_gutenberg(text, document.source, required=format.suffix == ".txt")
+                document = replace(document, chunks=[book.encode()])
+            yield document
     except (ValueError, OSError) as error:
         raise _naming_download(error, file.path) from error.__cause__
-
-
-def _documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
-    format = format_of(file.path)
-    for document in format.read(file, reading):
-        if reading.strip_gutenberg:  # each row of a .jsonl or .parquet can be a book
-            text = b"".join(document.chunks).decode()
-            book = strip_gutenberg(text, document.source, required=format.suffix == ".txt")
-            document = replace(document, chunks=[book.encode()])
-        yield document
 
 
 def _naming_download(error: Exception, path: TextFile) -> Exception:
@@ -168,21 +164,16 @@ def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
                     to_check = False
                 remaining -= len(chunk)
                 yield chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _broken(path, error) from error
     except Exception as error:
-        if type(error).__name__ != "ZstdError":
+        is_broken = isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile))
+        if not is_broken and type(error).__name__ != "ZstdError":
             raise
-        raise _broken(path, error) from error
-
-
-def _broken(path: TextFile, error: Exception) -> Exception:
-    """The error for a file that cannot be decompressed; raises ValueError if it is not compressed."""
-    check_compressed(_head(path), path, format_of(path).compression)
-    if "ictionary" in str(error):
-        return ValueError(f"{path} was compressed with a dictionary: unpack it (zstd -d -D DICTIONARY)")
-    advice = "fetch it again, or run gzip -t or zstd -t"
-    return OSError(f"{path} is broken or cut short ({error}): {advice}")
+        check_compressed(_head(path), path, format.compression)
+        if "ictionary" in str(error):
+            advice = "unpack it (zstd -d -D DICTIONARY)"
+            raise ValueError(f"{path} was compressed with a dictionary: {advice}") from error
+        advice = "fetch it again, or run gzip -t or zstd -t"
+        raise OSError(f"{path} is broken or cut short ({error}): {advice}") from error
 
 
 def _head(path: TextFile) -> bytes:

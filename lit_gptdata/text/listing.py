@@ -9,6 +9,7 @@ is listed again or raises an error, because a corpus must not lose text unnotice
 import difflib
 import errno
 import fnmatch
+import functools
 import glob
 import itertools
 import os
@@ -233,9 +234,7 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             return _glob(fs, path, url)
         if _is_file(info):
             return {path: info}
-    files = _find(fs, path)
-    prefix = path.rstrip("/") + "/"
-    files = {f: files[f] for f in files if all(map(_is_visible, f.removeprefix(prefix).split("/")))}
+    files = _matching(fs, path, ["**", "*"])
     found = {name: info for name, info in files.items() if is_text(basename(name))}
     if not found:
         raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), map(basename, files))}")
@@ -245,57 +244,48 @@ def _list(fs: Any, path: str, url: str) -> Infos:
 def _glob(fs: Any, pattern: str, url: str) -> Infos:
     names = pattern.split("/")
     n_fixed = next(i for i, name in enumerate(names) if glob.has_magic(name))
-    folder, patterns = "/".join(names[:n_fixed]), names[n_fixed:]
-    if "**" in patterns:
-        files = _find(fs, folder)
-        found = {path: files[path] for path in files if _match(path.split("/")[n_fixed:], patterns)}
-    else:
-        found = dict(_match_levels(fs, folder, patterns))
+    found = _matching(fs, "/".join(names[:n_fixed]), names[n_fixed:])
     if not found:
         raise RemoteNotFoundError(f"no file matches {redact(url)}: check the pattern and the address")
     return found
 
 
-def _find(fs: Any, folder: str) -> Infos:
-    """Every file in a folder and its subfolders, with as few requests as the file system allows."""
+def _matching(fs: Any, folder: str, patterns: list[str]) -> Infos:
+    """The files below a folder that match `patterns`, one per level, with few requests."""
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
     name, base = ("_find", AsyncFileSystem) if fs.async_impl else ("find", AbstractFileSystem)
-    if getattr(type(fs), name) is getattr(base, name):  # fsspec's default, which skips broken folders
-        return dict(_walk(fs, folder))
-    infos = fs.find(folder, detail=True)
-    return {path: info for path, info in infos.items() if _is_file(info)}
+    # fsspec's default skips broken folders
+    if "**" not in patterns or getattr(type(fs), name) is getattr(base, name):
+        return dict(_walk(fs, folder, [patterns]))
+    infos, prefix = fs.find(folder, detail=True), folder.rstrip("/")
+    return {
+        path: info
+        for path, info in infos.items()
+        if _is_file(info) and _match(path.removeprefix(prefix).lstrip("/").split("/"), patterns)
+    }
 
 
-def _walk(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files below a folder that match one of the `choices` of patterns."""
     for info in fs.ls(folder, detail=True):
         path = info["name"].rstrip("/")
+        rests = _all_rests(basename(path), choices)
         if _is_file(info):
-            yield path, info
-        elif path != folder.rstrip("/"):
-            yield from _walk(fs, path)
-
-
-def _match_levels(fs: Any, folder: str, patterns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files below `folder` whose path matches `patterns`, one pattern per level."""
-    for info in fs.ls(folder, detail=True):
-        path = info["name"].rstrip("/")
-        if _match_name(basename(path), patterns[0]):
-            if len(patterns) > 1 and not _is_file(info):
-                yield from _match_levels(fs, path, patterns[1:])
-            elif len(patterns) == 1 and _is_file(info):
+            if [] in rests:
                 yield path, info
+        elif path != folder.rstrip("/") and any(rests):
+            yield from _walk(fs, path, rests)
 
 
 def _match(names: list[str], patterns: list[str]) -> bool:
     """Whether the names of a path match one pattern each; `**` matches any number of folders."""
-    if not patterns or not names:
-        return not patterns and not names
-    if patterns[0] != "**":
-        return _match_name(names[0], patterns[0]) and _match(names[1:], patterns[1:])
-    counts = itertools.takewhile(lambda n: n == 0 or _match_name(names[n - 1], "*"), range(len(names)))
-    return any(_match(names[n:], patterns[1:] or ["*"]) for n in counts)
+    return [] in functools.reduce(lambda choices, name: _all_rests(name, choices), names, [patterns])
+
+
+def _all_rests(name: str, choices: list[list[str]]) -> list[list[str]]:
+    return [rest for patterns in choices if patterns for rest in _rests(name, patterns)]
 
 
 def _match_name(name: str, pattern: str) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gptdata._fsspec import RemoteError, RemoteNotFoundError, filesystem, redact, retry
-from lit_gptdata._io import sha256_stream
 
 FIRST_BYTES = 1 << 18  # of the first request after a seek; each one that continues it is twice as long
 MOST_BYTES = 1 << 23  # of the largest request; an open file holds one such block and prefetches another
@@ -200,8 +199,13 @@ def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawI
 
 def sha256_of(file: TextFile, on_bytes: Callable[[int], object] = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory; `on_bytes` gets the length of each read."""
+    digest = hashlib.sha256()
+    view = memoryview(buffer := bytearray(1 << 22))  # one buffer, because new memory costs page faults
     with open_raw(file) as raw:
-        return sha256_stream(raw, on_bytes)
+        while n_bytes := raw.readinto(buffer):
+            digest.update(view[:n_bytes])
+            on_bytes(n_bytes)
+    return digest.hexdigest()
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T], n_threads: int = THREADS) -> list[R]:

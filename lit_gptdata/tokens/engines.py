@@ -5,55 +5,16 @@
 tiktoken is the reference. The ids never depend on the engine.
 """
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens.chunks import LONG_RUN, cut_rule, safe_chunks
-from lit_gptdata.tokens.gigatoken import load_gigatoken
+from lit_gptdata.tokens.gigatoken import GigatokenEngine, load_gigatoken
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Ids, Tokenizer
 
 EngineName = Literal["auto", "tiktoken", "gigatoken"]
-
-
-class Engine(Protocol):
-    """Encodes one chunk of text at a time."""
-
-    @property
-    def name(self) -> str:
-        """The package that does the work: "tiktoken" or "gigatoken"."""
-
-    def encode(self, chunk: bytes) -> Ids:
-        """The ids of a whole text or of one of its `safe_chunks`, in the tokenizer's dtype.
-
-        `chunk` must be valid UTF-8; gigatoken does not detect invalid bytes. Raises ValueError for a
-        special string if the tokenizer's policy is "error".
-        """
-
-
-def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
-    """The engine for a tokenizer; "auto" means gigatoken if it can be used, otherwise tiktoken.
-
-    Raises ValueError for an unknown engine, and what `load_gigatoken` raises for "gigatoken".
-    """
-    check_engine(engine)
-    reference = TiktokenEngine(tokenizer)
-    if engine == "tiktoken":
-        return reference
-    return load_gigatoken(tokenizer, reference.encode, required=engine == "gigatoken") or reference
-
-
-def check_engine(engine: str) -> None:
-    if engine not in get_args(EngineName):
-        raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'tiktoken' or 'gigatoken'")
-
-
-def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
-    """Encode a text in memory with tiktoken; returns ids in the tokenizer's dtype."""
-    engine = TiktokenEngine(tokenizer)
-    ids = [engine.encode(chunk) for chunk in safe_chunks([utf8(text)], tokenizer.cut_rule)]
-    return np.concatenate(ids) if ids else np.empty(0, tokenizer.dtype)
 
 
 class TiktokenEngine:
@@ -67,6 +28,11 @@ class TiktokenEngine:
         self._allowed = set(tokenizer.allowed_special)
 
     def encode(self, chunk: bytes) -> Ids:
+        """The ids of a whole text or of one of its `safe_chunks`, in the tokenizer's dtype.
+
+        `chunk` must be valid UTF-8; gigatoken does not detect invalid bytes. Raises ValueError for a
+        special string if the tokenizer's policy is "error".
+        """
         text = chunk.decode()
         self._tokenizer.check_special(text)
         if self._rule and _has_long_run(text):
@@ -97,6 +63,34 @@ class TiktokenEngine:
                 end = run.end()
             ids.append(self._encode(segment[end:]))
         return np.concatenate(ids)
+
+
+Engine = TiktokenEngine | GigatokenEngine
+"""`name`: "tiktoken" or "gigatoken". `encode(chunk)`: see `TiktokenEngine`."""
+
+
+def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
+    """The engine for a tokenizer; "auto" means gigatoken if it can be used, otherwise tiktoken.
+
+    Raises ValueError for an unknown engine, and what `load_gigatoken` raises for "gigatoken".
+    """
+    check_engine(engine)
+    reference = TiktokenEngine(tokenizer)
+    if engine == "tiktoken":
+        return reference
+    return load_gigatoken(tokenizer, reference.encode, required=engine == "gigatoken") or reference
+
+
+def check_engine(engine: str) -> None:
+    if engine not in get_args(EngineName):
+        raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'tiktoken' or 'gigatoken'")
+
+
+def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
+    """Encode a text in memory with tiktoken; returns ids in the tokenizer's dtype."""
+    engine = TiktokenEngine(tokenizer)
+    ids = [engine.encode(chunk) for chunk in safe_chunks([utf8(text)], tokenizer.cut_rule)]
+    return np.concatenate(ids) if ids else np.empty(0, tokenizer.dtype)
 
 
 def _has_long_run(text: str) -> bool:

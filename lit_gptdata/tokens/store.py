@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_gptdata._io import sha256_file
+from lit_gptdata.text.remote_file import sha256_of
 from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry, total
 from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
@@ -94,7 +94,7 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256; raises ValueError that names the damaged files."""
-        bad = [f.name for f in self.files if sha256_file(self.path / f.name) != f.sha256]
+        bad = [f.name for f in self.files if sha256_of(self.path / f.name) != f.sha256]
         if bad:
             raise ValueError(
                 f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "

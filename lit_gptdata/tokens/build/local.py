@@ -100,10 +100,8 @@ def _look_up(
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
         path, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError):  # damaged; `prepare_store` writes it again
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None  # absent or damaged: `prepare_store` writes it again
     # compare the stats last, because a remote corpus has to list its files for them
     if not path.is_dir() or stats != corpus.file_stats():
         return None

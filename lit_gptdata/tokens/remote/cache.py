@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lit_gptdata._io import AtomicFile, sha256_file
+from lit_gptdata._io import AtomicFile
+from lit_gptdata.text.remote_file import sha256_of
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
@@ -83,7 +84,7 @@ class Cache:
     def drop_if_damaged(self, file: FileEntry) -> bool:
         """Delete a file if its SHA-256 is wrong, and return whether it was; reads the whole file."""
         with contextlib.suppress(FileNotFoundError):  # evicted by another process
-            if self.has(file) and sha256_file(self.path(file)) != file.sha256:
+            if self.has(file) and sha256_of(self.path(file)) != file.sha256:
                 self.path(file).unlink()
                 return True
         return False

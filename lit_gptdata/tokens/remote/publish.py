@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from lit_gptdata._fsspec import is_url
-from lit_gptdata._io import sha256_file, working_folder
+from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Corpus
-from lit_gptdata.text.remote_file import map_in_threads, size_of
+from lit_gptdata.text.remote_file import map_in_threads, sha256_of, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
 from lit_gptdata.tokens.build.output import Shards, read_records, record, record_name
@@ -168,7 +168,7 @@ def _check_sizes(files: Iterable[FileEntry], target: Objects) -> None:
 
 def _send(folder: Path, file: FileEntry, target: Objects) -> int:
     path = folder / file.name
-    if (sha256 := sha256_file(path)) != file.sha256:
+    if (sha256 := sha256_of(path)) != file.sha256:
         raise ValueError(
             f"{path} has sha256 {sha256}, its manifest says {file.sha256}: the store is damaged and not "
             f"published. Delete the folder {folder} and run again to rebuild it"
