@@ -4,6 +4,7 @@ fs, path = filesystem("s3://bucket/book.txt")  # imports fsspec
 info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -68,10 +69,7 @@ def is_url(name: object) -> bool:
 
 
 def local_path(name: str | os.PathLike[str]) -> str | None:
-    """The path that a path or a file:// URL names, with `~` expanded; None for other URLs.
-
-    Raises ValueError for a file:// URL of another machine.
-    """
+    """The path that a path or file:// URL names, with `~` expanded; None for other URLs."""
     name = os.fspath(name)
     if not name.lower().startswith("file://"):
         return None if is_url(name) else os.path.expanduser(name)
@@ -82,10 +80,7 @@ def local_path(name: str | os.PathLike[str]) -> str | None:
 
 
 def redact(text: str) -> str:
-    """`text` without the user:password and the query string of its URLs.
-
-    A `?` in a glob stays if the scheme is not http(s): "s3://bucket/part-?.txt".
-    """
+    """`text` without user:password and query of its URLs; the `?` of a glob stays: s3://a/b-?.txt."""
     text = re.sub(r"(?<=://)[^/?#\s]*@", "***@", text)
     pattern = r"(\b(?!https?:)[a-z][\w+.-]*://[^\s?'\")]*)?(\?[^\s'\")]+)"
     return re.sub(pattern, lambda m: m[0] if m[1] and "=" not in m[2] else f"{m[1] or ''}?…", text)
@@ -97,10 +92,7 @@ def redacted(corpus: object) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it; fsspec's packages look for credentials.
-
-    Raises ValueError for an unknown scheme, ImportError with the pip command for a missing package.
-    """
+    """The fsspec file system of a URL and the path in it; raises ValueError or ImportError."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -135,26 +127,20 @@ class Retries:
 
     def give_up(self, problem: str, retry_after: str = "0") -> str:
         """Count a failed attempt and wait; returns "", or the problem if it was the last attempt."""
+        import urllib3
+
         self.failures += 1
         problem = redact(f"{problem} (attempt {self.failures} of {ATTEMPTS})")
         unreachable = not self.answered and time.monotonic() - self._start > UNREACHABLE_S
         if self.failures >= ATTEMPTS or unreachable:
             return problem
         wait_s = BACKOFF_S * 2 ** (self.failures - 1) * random.uniform(0.5, 1)
-        wait_s = max(wait_s, _retry_after_s(retry_after))
+        with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+            asked_s = urllib3.Retry().parse_retry_after(retry_after)  # of a number or a date
+            wait_s = max(wait_s, min(asked_s, RETRY_AFTER_CAP_S))
         _log.warning("%s: %s, next in %.1f s", redact(self._url), problem, wait_s)
         time.sleep(wait_s)
         return ""
-
-
-def _retry_after_s(header: str) -> float:  # the header is a number of seconds or a date
-    import urllib3
-
-    try:
-        seconds = urllib3.Retry().parse_retry_after(header)
-    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
-        return 0.0
-    return min(seconds, RETRY_AFTER_CAP_S)
 
 
 def is_transient(status: int) -> bool:

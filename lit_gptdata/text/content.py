@@ -92,16 +92,13 @@ def check_compressed(head: bytes, path: TextFile, compression: str) -> None:
 
 
 def check_text(head: bytes, path: TextFile, compression: str = "", errors: str = "strict") -> None:
-    """Raise ValueError if a file with these first bytes, after decompression, is known not to be UTF-8.
-
-    Binary data of an unknown kind is invalid UTF-8 sooner or later, so it is looked for only if `errors`
-    is not "strict".
-    """
+    """Raise ValueError if these first bytes of a file, after decompression, are not text in UTF-8."""
     what = command = ""
     if match := _KIND.match(head):
         _, what, command = _KINDS[(match.lastindex or 1) - 1]
     elif b"\0" in head:
         what, command = _data_with_nuls(head)
+    # reading with "strict" finds that other binary data is not UTF-8
     if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
         what = "binary data"
     if what:
@@ -157,21 +154,17 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def encoding_advice(data: bytes, position: int, offset: int) -> str:
-    """What to do about UTF-8 that is invalid at `data[position]`: a sentence.
-
-    `offset`: of `data` in the file, in bytes.
-    """
+    """A sentence of advice for invalid UTF-8 at `data[position]`. `offset`: of `data` in the file."""
     starts = range(max(0, position - 4), position + 1)  # gzip's first byte is a valid character
     found = next(((at, match) for at in starts if (match := _KIND.match(data, at))), None)
     if found and offset + found[0]:
         what = _KINDS[(found[1].lastindex or 1) - 1][1]
         return f"From offset {offset + found[0]} on it holds {what}: take that part out of the text"
-    if has_controls(data):
+    if has_controls(data[position : position + SAMPLE_BYTES]):
         if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
             return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
         if offset + position < SAMPLE_BYTES:
             return "It is binary data, not text: leave it out. The command `file` tells what it is"
-    if has_controls(data[position : position + SAMPLE_BYTES]):
         return f"Binary data starts near offset {offset + position}: take that part out of the text"
     n_invalid = (decoded := data.decode(errors="replace")).count("\ufffd")
     if sum(not char.isascii() for char in decoded) > 2 * n_invalid:  # iconv would garble the rest

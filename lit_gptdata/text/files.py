@@ -20,6 +20,7 @@ from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents, suffixes
 from lit_gptdata.text.listing import expand_path, expand_url
 from lit_gptdata.text.remote_file import (
+    OnBytes,
     RemoteFile,
     TextFile,
     map_in_threads,
@@ -38,7 +39,7 @@ SAMPLES, SAMPLE_BYTES = 8, 1 << 14  # blocks of a sample, and their length
 PathLike = str | os.PathLike[str]
 Contents = list[list[int | str]]
 # (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
-HashFiles = Callable[[Sequence[TextFile], Callable[[int], object]], list[str]]
+HashFiles = Callable[[Sequence[TextFile], OnBytes], list[str]]
 # (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
 FindCut = Callable[[bytes, int], int]
 
@@ -54,9 +55,7 @@ def flatten(names: Any) -> Iterator[Any]:
         yield names
 
 
-def hash_files(
-    files: Sequence[TextFile], on_bytes: Callable[[int], object], n_threads: int | None = None
-) -> list[str]:
+def hash_files(files: Sequence[TextFile], on_bytes: OnBytes, n_threads: int | None = None) -> list[str]:
     """Hash files in threads, by default half as many as cores: a build runs at the same time."""
     n_threads = n_threads or (os.cpu_count() or 1) // 2  # hashing is ten times as fast as tokenizing
     least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in files) else 1
@@ -137,10 +136,7 @@ class FilesCorpus:
         return error
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
-        """The corpus as work units of about `unit_bytes`: small files, or one slice of a large file.
-
-        The units depend on the files alone. With `find_cut=None` a document is never cut.
-        """
+        """Work units of about `unit_bytes`: small files, or, with a `find_cut`, slices of large ones."""
         units: list[list[FileSlice]] = [[]]
         free_bytes = unit_bytes
         for number, file in enumerate(self.files):
@@ -177,7 +173,7 @@ class FilesCorpus:
         return hashlib.sha256(repr((self.reading, hashes)).encode()).hexdigest()
 
     def sources(
-        self, on_bytes: Callable[[int], object] = lambda _: None, hash_files: HashFiles = hash_files
+        self, on_bytes: OnBytes = lambda _: None, hash_files: HashFiles = hash_files
     ) -> list[SourceEntry]:
         """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all."""
         hashes = hash_files(self.files, on_bytes)
@@ -194,40 +190,29 @@ class FilesCorpus:
         ]
 
     def file_stats(self) -> list[list[str | int]]:
-        """Name, size in bytes and version of every file now; equal stats mean unchanged contents.
-
-        The version is the mtime in ns, or the version that a URL's server reports. This lists each URL
-        once, and later reads expect the files of this listing.
-        """
+        """Name, size and version (mtime in ns, or a URL's) of every file now; lists each URL again."""
         listed = {file.url: file for files in self._list_urls().values() for file in files}
         for file in self.files:
             if isinstance(file, RemoteFile) and file.url not in listed:
                 raise removed_error(file)
+        # later reads expect the files of this listing
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
     def contents(self, known: Contents | None = None) -> Contents:
-        """For each file its ctime (ns), its inode and a sample of a large one; [] for a URL.
-
-        It does not read files whose ctime and inode are `known`.
-        """
+        """ctime (ns), inode and sample of each file, [] for a URL; reads no file that is as `known`."""
         return [
             [] if isinstance(file, RemoteFile) else same if same[:2] == _inode(file) else _sampled(file)
             for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
         ]
 
     def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
-        """Whether the files are still `sources`; reads only files with another ctime or inode.
-
-        Files of more than SAMPLED_BYTES are compared by samples, which miss a small change inside.
-        """
+        """Whether the files are still `sources`: reads or samples those with another ctime or inode."""
         now = self.contents(contents)
-        for file, source, old, new in zip(self.files, sources, contents, now, strict=True):
-            if new != old and new[2:] != old[2:]:
-                return False
-            if new != old and not new[2] and sha256_of(file) != source.sha256:
-                return False
-        return True
+        return all(
+            new == old or (new[2:] == old[2:] and (new[2] or sha256_of(file) == source.sha256))
+            for file, source, old, new in zip(self.files, sources, contents, now, strict=True)
+        )
 
     def __repr__(self) -> str:
         names = [printable(file) for file in self.files]

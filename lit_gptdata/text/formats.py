@@ -75,9 +75,7 @@ class Format:
     suffix: str
     """The end of the file name, such as ".txt"; .gz or .zst may follow."""
     cut: Literal["inside_text", "after_newline", "never"]
-    """Where a large file may be cut into slices; "inside_text" continues a document in the next one."""
-    plain: bool
-    """True if the file's size is about the size of its text."""
+    """Where a large file may be cut: "inside_text" continues a document, "never" means compressed."""
     read: Callable[[FileSlice, Reading], Iterator[Document]]
     """The documents of a slice in order, each read before the next one."""
     check: Callable[[bytes, TextFile, str, str], None] | None = None
@@ -100,7 +98,7 @@ def format_of(file: TextFile) -> Format:
 @functools.cache
 def _format(suffix: str, compression: Any) -> Format:
     format = next(format for format in FORMATS if (suffix or ".txt") in (format.suffix, *format.aliases))
-    return replace(format, cut="never", plain=False, compression=compression) if compression else format
+    return replace(format, cut="never", compression=compression) if compression else format
 
 
 def is_text(name: str) -> bool:
@@ -117,8 +115,7 @@ def suffixes(name: str) -> tuple[str, Any]:
 def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """The documents of a slice in order, each to be read before the next one.
 
-    Raises UnicodeError (with the byte offset), ValueError for invalid JSON or parquet or a missing
-    column, OSError for a broken archive, ImportError for a missing extra.
+    Raises UnicodeError, ValueError for other content, OSError for a broken archive, ImportError.
     """
     format = format_of(file.path)
     try:
@@ -144,18 +141,12 @@ def _naming_download(error: Exception, path: TextFile) -> Exception:
 
 
 def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
-    """The uncompressed bytes of a slice, up to CHUNK_BYTES at a time.
-
-    Raises ValueError if the first bytes of the file show that its name promises another format.
-    """
+    """The uncompressed bytes of a slice, up to CHUNK_BYTES at a time. Checks the first of a file."""
     path, format = file.path, format_of(file.path)
     remaining = sys.maxsize if file.stop is None else file.stop - file.start
     to_check = file.start == 0
     try:
-        with (
-            open_raw(path, file.start, file.stop) as raw,
-            _decompressed(raw, path, format.compression) as stream,
-        ):
+        with open_raw(path, file.start, file.stop) as raw, _decompressed(raw, path) as stream:
             while chunk := stream.read(min(CHUNK_BYTES, remaining)):
                 if to_check:
                     check_text(chunk, path, format.compression, reading.encoding_errors)
@@ -181,9 +172,8 @@ def _head(path: TextFile) -> bytes:
         return raw.read(CHUNK_BYTES)
 
 
-def _decompressed(
-    raw: io.RawIOBase, path: TextFile, compression: str
-) -> contextlib.AbstractContextManager[Any]:
+def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
+    compression = format_of(path).compression
     if compression == ".gz":
         return gzip.open(raw, "rb")
     if compression == "":
@@ -228,7 +218,7 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
-    offset, rest, pending_cr = file.start, b"", b""
+    offset, rest = file.start, b""
     try:
         for chunk in itertools.chain(raw, [b""]):
             data = rest + chunk
@@ -238,10 +228,9 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
                 if file.start:  # another slice has not checked what the file is yet
                     check_text(_head(file.path), file.path)
                 raise
+            if chunk and valid.endswith(b"\r"):  # maybe followed by \n
+                valid, used = valid[:-1], used - 1
             offset, rest = offset + used, data[used:]
-            valid = pending_cr + valid
-            pending_cr = b"\r" if chunk and valid.endswith(b"\r") else b""  # maybe followed by \n
-            valid = valid[: len(valid) - len(pending_cr)]
             if b"\r" in valid:
                 valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             if valid:
@@ -327,9 +316,8 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise ValueError(f"{path} has columns {sorted(types)}, not {column!r}: set data.text_column")
         kind = types[column]
         is_dictionary = arrow.types.is_dictionary(kind)
-        if not re.fullmatch(
-            "(large_)?(string|binary)(_view)?", str(kind.value_type if is_dictionary else kind)
-        ):
+        stored = kind.value_type if is_dictionary else kind
+        if not re.fullmatch("(large_)?(string|binary)(_view)?", str(stored)):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
         for number, row in enumerate(_rows(table, column, path, arrow)):
             value = row.value if is_dictionary and row.is_valid else row
@@ -355,12 +343,12 @@ def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
 
 
 FORMATS = (
-    Format(suffix=".txt", cut="inside_text", plain=True, read=_read_txt, check=check_plain),
+    Format(suffix=".txt", cut="inside_text", read=_read_txt, check=check_plain),
     Format(
-        suffix=".jsonl", cut="after_newline", plain=True, read=_read_jsonl, check=check_rows,
+        suffix=".jsonl", cut="after_newline", read=_read_jsonl, check=check_rows,
         aliases=(".json", ".ndjson", ".jsonlines"),
     ),
-    Format(suffix=".parquet", cut="never", plain=False, read=_read_parquet),
+    Format(suffix=".parquet", cut="never", read=_read_parquet),
 )  # fmt: skip
 
 _NAMES = [name for format in FORMATS for name in (format.suffix, *format.aliases)]

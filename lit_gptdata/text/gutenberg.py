@@ -13,11 +13,7 @@ _MARKER = re.compile(
 
 
 def strip_gutenberg(text: str, source: object, required: bool = True) -> str:
-    """The books between Gutenberg's marker lines, without blank lines around each of them.
-
-    A text without markers stays as it is unless they are `required`. Raises ValueError for a text that
-    lacks one of its markers.
-    """
+    """The books between Gutenberg's marker lines. Without any: the text, or ValueError if `required`."""
     markers = list(_MARKER.finditer(text))
     if not markers and not required:
         return text

@@ -53,7 +53,8 @@ def expand_path(
             "Write the text to a file, or give it to WindowDataset or create_dataloader"
         )
     parts = path.parts
-    n_fixed = next((n for n in range(1, len(parts)) if _is_pattern(parts[: n + 1])), None)
+    absent = (n for n in range(1, len(parts)) if not os.path.lexists(Path(*parts[: n + 1])))
+    n_fixed = next((n for n in absent if glob.has_magic(parts[n])), None)
     if n_fixed is None:
         raise _not_found(str(name), path)
     root = Path(*parts[:n_fixed])
@@ -97,11 +98,6 @@ def _is_prose(name: str) -> bool:
     return "\n" in name or "\0" in name or longest > MAX_NAME or len(name) > MAX_PATH or len(words) > 9
 
 
-def _is_pattern(parts: tuple[str, ...]) -> bool:
-    """Whether the last part of a path is a pattern, and not an existing name with brackets."""
-    return glob.has_magic(parts[-1]) and not os.path.lexists(os.path.join(*parts))
-
-
 def _not_found(name: str, path: Path) -> FileNotFoundError:
     advice = "Give a path, a glob, a URL or 'sample'"
     if re.match(r"[a-z]\w+:/[^/]", name):
@@ -141,10 +137,7 @@ def _search(
     not_searched: frozenset[str],
     wanted: Callable[[str], bool] = lambda _: True,
 ) -> dict[str, Path]:
-    """The wanted files below `root` that match `patterns`, one per level: real path → path.
-
-    Links are followed, but no folder and no file is read twice.
-    """
+    """The wanted files below `root` that match `patterns`, one per level: real path → path."""
     found: dict[str, str] = {}  # path → real path
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
@@ -207,10 +200,7 @@ def _warn(message: str) -> None:
 
 
 def expand_url(url: str) -> list[RemoteFile]:
-    """The files that a URL of a file, a folder or a glob names now, sorted by path.
-
-    Raises RemoteError that names the URL, ValueError or ImportError for its scheme.
-    """
+    """The files that a URL of a file, folder or glob names now, sorted by path; raises RemoteError."""
     fs, path = filesystem(url)
     found = retry(url, lambda _: _list(fs, path, url), first_contact=True)
     # what precedes the common end of both: "sftp://host" and "" for "sftp://host/a/*.txt" and "/a/*.txt"

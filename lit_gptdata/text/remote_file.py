@@ -27,6 +27,7 @@ VERSION_KEYS = (
     "Last-Modified", "modificationTime", "modify", "created",
 )  # fmt: skip
 
+OnBytes = Callable[[int], object]  # called with the length of each read
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -75,16 +76,19 @@ class RemoteFile:
         return self.url if str(self) == self.url else f"{self}#{key}"
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop); only the first of them if the connection breaks on long ranges.
-
-        Raises RemoteError.
-        """
+        """The bytes [start, stop), or only the first ones if long ranges break; raises RemoteError."""
 
         def attempt(failures: int) -> bytes:
             fs, path = filesystem(self.url)
             # some connections always break after a number of bytes: ask for fewer after each failure
             end = min(stop, start + max(FIRST_BYTES, (stop - start) >> failures))
-            data: bytes = self._range(fs, path, start, end)
+            if self.url.startswith(("http://", "https://")):
+                # cat_file would read the whole file into memory if a server ignores the range
+                with fs.open(path, size=self.size, cache_type="none") as raw:
+                    raw.seek(start)
+                    data: bytes = raw.read(end - start)
+            else:
+                data = fs.cat_file(path, start=start, end=end)
             if len(data) != end - start:
                 raise OSError(f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}")
             return data
@@ -97,14 +101,6 @@ class RemoteFile:
             if not self._is_unchanged():
                 raise RemoteError(f"{self} changed while it was read: run again") from None
             raise
-
-    def _range(self, fs: Any, path: str, start: int, end: int) -> Any:
-        if not self.url.startswith(("http://", "https://")):
-            return fs.cat_file(path, start=start, end=end)
-        # cat_file would read the whole file into memory if a server ignores the range
-        with fs.open(path, size=self.size, cache_type="none") as raw:
-            raw.seek(start)
-            return raw.read(end - start)
 
     def _is_unchanged(self) -> bool:
         fs, path = filesystem(self.url)
@@ -197,7 +193,7 @@ def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawI
     return raw
 
 
-def sha256_of(file: TextFile, on_bytes: Callable[[int], object] = lambda _: None) -> str:
+def sha256_of(file: TextFile, on_bytes: OnBytes = lambda _: None) -> str:
     """SHA-256 (hex) of a file's bytes, in constant memory; `on_bytes` gets the length of each read."""
     digest = hashlib.sha256()
     view = memoryview(buffer := bytearray(1 << 22))  # one buffer, because new memory costs page faults

@@ -127,10 +127,7 @@ _RULES = {R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O20
 
 
 def cut_rule(split_pattern: str, special_tokens: Iterable[str] = ()) -> CutRule | None:
-    """The safe cuts for a split pattern; None if there are none, so a text must stay whole.
-
-    There are none for a pattern that is not one of OpenAI's, or if a cut could divide a special string.
-    """
+    """The safe cuts for OpenAI's split patterns; None for others, or if they divide a special string."""
     rule = _RULES.get(split_pattern)
     if rule and any(rule.first_cut(special.encode(), 1) >= 0 for special in special_tokens):
         return None

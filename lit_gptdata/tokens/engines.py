@@ -46,10 +46,7 @@ class TiktokenEngine:
         return ids.astype(self._tokenizer.dtype)
 
     def _encode_long_runs(self, text: str) -> Ids:
-        """The ids of a text with long whitespace runs, which overflow the stack of tiktoken's regex.
-
-        Each such run is one match of the split pattern (`CutRule.whole_run`), so it skips the pattern.
-        """
+        """The ids of a text with whitespace runs that overflow tiktoken's stack; each is one match."""
         assert self._rule
         ids: list[Ids] = []
         segments = text.split(END_OF_TEXT) if self._allowed else [text]
@@ -70,10 +67,7 @@ Engine = TiktokenEngine | GigatokenEngine
 
 
 def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
-    """The engine for a tokenizer; "auto" means gigatoken if it can be used, otherwise tiktoken.
-
-    Raises ValueError for an unknown engine, and what `load_gigatoken` raises for "gigatoken".
-    """
+    """The engine of a tokenizer; "auto": gigatoken if possible. Raises what `load_gigatoken` raises."""
     check_engine(engine)
     reference = TiktokenEngine(tokenizer)
     if engine == "tiktoken":

@@ -63,8 +63,7 @@ def load_gigatoken(
 ) -> GigatokenEngine | None:
     """The gigatoken engine, or None if it cannot be used; `reference` encodes with tiktoken.
 
-    With `required`, raises an error instead: ImportError if the package is missing, ValueError if this
-    encoding or these versions are not tested.
+    With `required` it raises ImportError, or ValueError for an untested encoding or version.
     """
     try:
         import gigatoken  # noqa: F401
@@ -75,8 +74,8 @@ def load_gigatoken(
             "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', or use "
             "engine='auto', which does not need it"
         ) from error
-    ranks = _gpt2_ranks(tokenizer)
-    if ranks is None:
+    ranks = _rank_file(tokenizer) if tokenizer.split_pattern in (R50K_PATTERN, GPT2_PATTERN) else b""
+    if hashlib.sha256(ranks).hexdigest() != GPT2_RANKS_SHA256:
         if not required:
             return None
         raise ValueError(
@@ -95,14 +94,6 @@ def load_gigatoken(
         warnings.warn(f"falling back to tiktoken, which is slower: {message}", stacklevel=3)
         return None
     return GigatokenEngine(tokenizer, ranks, reference)
-
-
-def _gpt2_ranks(tokenizer: Tokenizer) -> bytes | None:
-    """The rank file of an encoding with the split pattern and the ranks of gpt2; None for others."""
-    if tokenizer.split_pattern not in (R50K_PATTERN, GPT2_PATTERN):
-        return None
-    ranks = _rank_file(tokenizer)
-    return ranks if hashlib.sha256(ranks).hexdigest() == GPT2_RANKS_SHA256 else None
 
 
 def _rank_file(tokenizer: Tokenizer) -> bytes:

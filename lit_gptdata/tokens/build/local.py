@@ -36,7 +36,7 @@ from lit_gptdata.tokens.build.plan import (
 )
 from lit_gptdata.tokens.build.processes import Processes
 from lit_gptdata.tokens.shards import writing
-from lit_gptdata.tokens.store import TokenStore, vocab_table
+from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ABANDONED_DAYS = 7  # a build removes killed builds of other corpora that nobody continued for so long
@@ -93,10 +93,7 @@ def make_runner(options: BuildOptions) -> Runner:
 def _look_up(
     root: Path, key: str, corpus: PlanCorpus, check_contents: bool = False
 ) -> TokenStore | None:
-    """The store that the lookup record of `key` names, if the files have not changed since.
-
-    `check_contents`: also read files whose ctime or inode changed, and record the new ones.
-    """
+    """The recorded store of unchanged files; `check_contents` reads files with a new ctime or inode."""
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
         path, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
@@ -168,10 +165,8 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
         shards = encode_corpus(plan, FolderOutput(folder), runner)
         sources = hashed_sources()
-    vocab = vocab_table(plan.tokenizer).tobytes()
     try:
-        manifest = plan.manifest(sources, shards, vocab)
-        plan.check_unchanged(sources)
+        manifest, vocab = plan.manifest(sources, shards)
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,10 +11,11 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
 from lit_gptdata.text.formats import FileSlice, format_of
-from lit_gptdata.text.remote_file import TextFile, size_of
+from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
+from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
@@ -26,10 +27,7 @@ SHARD_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How to build a store; the tokens do not depend on these options.
-
-    Raises ValueError or TypeError for a value out of range.
-    """
+    """How to build a store; the tokens do not depend on it. Raises ValueError or TypeError."""
 
     engine: EngineName = "auto"
     """"auto" | "tiktoken" | "gigatoken"."""
@@ -79,7 +77,7 @@ class DocumentCorpus:
     def with_glob(self, error: ValueError) -> ValueError:
         return error
 
-    def sources(self, *_: Callable[[int], object] | HashFiles) -> list[SourceEntry]:
+    def sources(self, *_: OnBytes | HashFiles) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
     def __iter__(self) -> Iterator[Document]:
@@ -124,18 +122,13 @@ class BuildPlan:
 
     @property
     def name(self) -> str:
-        """Names the folder of the build, so a later build of the same plan keeps the finished units.
-
-        It depends on `max_document_bytes`, because finished units are not checked again.
-        """
+        """Names the folder of the build; the next build of the same plan continues in it."""
+        # with `max_document_bytes`, because finished units are not checked again
         details = [FORMAT, self.file_stats, self.shard_bytes, self.options.max_document_bytes]
         return f"{self.key}-{_hash(details)}"
 
     def work_units(self) -> dict[int, list[FileSlice]]:
-        """The work units by number, or no units if the documents can only be read in one pass.
-
-        Raises ValueError for a file that is longer than `max_document_bytes` allows.
-        """
+        """The work units by number, none for one pass; raises ValueError for a too long document."""
         limit = self.options.max_document_bytes
         if limit is not None:  # checked here, because a worker sees only a slice of a large file
             for file in self.corpus.files:
@@ -150,11 +143,16 @@ class BuildPlan:
         contents = [[source.format, source.sha256] for source in sources]
         return _hash([FORMAT, self.tokenizer.fingerprint, _reading(self.corpus), contents])
 
-    def manifest(self, sources: list[SourceEntry], shards: Shards, vocab: bytes) -> Manifest:
-        """The manifest of the store; raises ValueError if the store would be empty."""
+    def manifest(self, sources: list[SourceEntry], shards: Shards) -> tuple[Manifest, bytes]:
+        """The manifest of the store, and its vocab.bin.
+
+        Raises ValueError if the store would be empty, RuntimeError if a file has changed.
+        """
         if not total(shards, "n_bytes"):
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
-        return Manifest(
+        self.check_unchanged(sources)
+        vocab = vocab_table(self.tokenizer).tobytes()
+        manifest = Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(
                 name=self.tokenizer.name,
@@ -171,6 +169,7 @@ class BuildPlan:
             vocab=FileEntry.describe("vocab.bin", vocab),
             shards=shards,
         )
+        return manifest, vocab
 
     def check_unchanged(self, sources: Sequence[SourceEntry]) -> None:
         """Raise RuntimeError if a file has changed since the plan was made, or since it was hashed."""

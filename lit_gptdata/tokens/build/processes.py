@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 
 from lit_gptdata.text.files import hash_files
 from lit_gptdata.text.formats import FileSlice
-from lit_gptdata.text.remote_file import TextFile
+from lit_gptdata.text.remote_file import OnBytes, TextFile
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 
@@ -36,7 +36,7 @@ class Processes:
     def session(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()  # the processes start and end with each call of `encode`
 
-    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+    def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
         """The SHA-256 (hex) of each file, by `workers` threads of this process."""
         return hash_files(files, on_bytes, self.workers or os.cpu_count())
 

@@ -15,13 +15,12 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_gptdata.text.formats import FileSlice
-from lit_gptdata.text.remote_file import TextFile, sha256_of, size_of
+from lit_gptdata.text.remote_file import OnBytes, TextFile, sha256_of, size_of
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.shards import writing
@@ -53,9 +52,14 @@ class RayTasks:
     workers: int | None = None
     address: str | None = None
 
-    def session(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
         """Connects to a cluster. If the session started the cluster, its end stops the cluster."""
-        return _connected(self.address)
+        with contextlib.ExitStack() as stack:
+            if not ray.is_initialized():
+                stack.callback(ray.shutdown)
+                _connect(self.address)
+            yield
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
         finished: dict[int, Shards] = {}
@@ -70,7 +74,7 @@ class RayTasks:
                     on_progress(*bytes_and_tokens(shards))
         return finished
 
-    def hash(self, files: Sequence[TextFile], on_bytes: Callable[[int], object]) -> list[str]:
+    def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
         """Hash files in tasks, several small files in each; returns the SHA-256 (hex) of each file."""
         groups = _groups([_absolute(file) for file in files])
         hashes: dict[int, list[str]] = {}
@@ -151,15 +155,6 @@ def _result(task: Any, workers: int | None) -> Any:
 
 
 # The connection ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if not ray.is_initialized():
-            stack.callback(ray.shutdown)
-            _connect(address)
-        yield
 
 
 def _connect(address: str | None) -> None:

@@ -58,10 +58,7 @@ class Cache:
         return {}
 
     def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> tuple[np.ndarray, int] | None:
-        """Memory-map a file, with its inode; None if the cache does not have it.
-
-        An eviction keeps the map readable.
-        """
+        """Memory-map a file, with its inode; None if it is not cached. The map survives eviction."""
         with contextlib.suppress(FileNotFoundError), open(self.path(file), "rb") as opened:
             status = os.fstat(opened.fileno())
             if status.st_size == file.size:
@@ -101,8 +98,7 @@ class Cache:
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
 
-        Raises ValueError for a wrong SHA-256 or a file larger than the bound, RemoteError or
-        FileNotFoundError if it cannot be read, OSError for a full disk.
+        Raises ValueError for a wrong SHA-256 or too large a file, OSError for the URL or a full disk.
         """
         if self.has(file):
             return

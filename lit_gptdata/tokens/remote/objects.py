@@ -29,8 +29,7 @@ Result = TypeVar("Result")
 class Objects:
     """The files below a URL of any scheme that fsspec knows, or below a path. Picklable.
 
-    A forked process opens its own connections. Raises ValueError for a URL with a password or a query,
-    ImportError with the pip command for a missing package.
+    Raises ValueError for a URL with a password or a query, ImportError for a missing package.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -45,10 +44,7 @@ class Objects:
         return redact(self.url)
 
     def open(self) -> tuple[AbstractFileSystem, str]:
-        """The file system and the path in it; call this once before several threads read.
-
-        fsspec imports a package on first use, and a second thread may then find it only partly imported.
-        """
+        """The file system and the path in it. Open before threads read: fsspec's imports may race."""
         if self._opened is None or self._opened[0] != os.getpid():  # its threads do not survive a fork
             fs, root = filesystem(self.url)
             self._opened = (os.getpid(), fs, root.rstrip("/"))

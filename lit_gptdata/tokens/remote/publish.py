@@ -18,6 +18,7 @@ import numpy as np
 from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.files import PathLike
 from lit_gptdata.text.remote_file import map_in_threads, sha256_of, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
@@ -27,17 +28,16 @@ from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.remote.store import RemoteStore, read_manifest
 from lit_gptdata.tokens.shards import ShardWriter
-from lit_gptdata.tokens.store import TokenStore, vocab_table
+from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 UPLOADS = 8  # at the same time
 
 
-def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
+def publish(store: TokenStore, url: PathLike) -> str:
     """Upload a store to `url`/<fingerprint> and return that URL; files already there are not sent again.
 
-    Raises ValueError for a damaged store or if another store is published there, RemoteError if the URL
-    cannot be written.
+    Raises ValueError for a damaged store or if another store is published there, RemoteError.
     """
     if isinstance(store, RemoteStore):
         raise ValueError(f"{store.location} is published already: give a store of this machine")
@@ -57,10 +57,7 @@ def publish(store: TokenStore, url: str | os.PathLike[str]) -> str:
 
 
 def publish_text(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    url: str | os.PathLike[str],
-    options: BuildOptions = DEFAULT_OPTIONS,
+    corpus: Corpus, tokenizer: Tokenizer, url: PathLike, options: BuildOptions = DEFAULT_OPTIONS
 ) -> str:
     """Build a store at `url`/<fingerprint>, unless it exists, and return that URL.
 
@@ -80,10 +77,8 @@ def publish_text(
         records = Objects(f"{target.url}/.parts-{plan.name}")
         if "manifest.json" not in target.sizes():
             shards = encode_corpus(plan, UrlOutput(target, records), runner)
-            vocab = vocab_table(tokenizer).tobytes()
             try:
-                manifest = plan.manifest(sources, shards, vocab)
-                plan.check_unchanged(sources)
+                manifest, vocab = plan.manifest(sources, shards)
             except Exception:
                 records.remove_all()  # a later run cannot use the shards
                 raise
@@ -139,7 +134,7 @@ class UrlShardWriter(ShardWriter):
         self._store.write(f"{self._name}.bin", self._ids.getvalue())
 
 
-def _target(url: str | os.PathLike[str], fingerprint: str) -> Objects:
+def _target(url: PathLike, fingerprint: str) -> Objects:
     url = os.fspath(url)
     if not is_url(url):  # an absolute path means the same in every process
         url = str(working_folder() / os.path.expanduser(url))

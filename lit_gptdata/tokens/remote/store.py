@@ -34,13 +34,11 @@ TOUCH_S = 5.0  # between two touches of a shard in use, which keep it from being
 
 
 def prepare_store_at(url: str, cache: Cache) -> TokenStore:
-    """Fetch the manifest and the vocabulary of a published store, and open the store.
+    """Open a published store after fetching its manifest and vocabulary; open a local folder in place.
 
-    A folder on this machine is opened in place. Raises FileNotFoundError if the URL has no store,
-    ValueError for an invalid manifest, RemoteError if the store cannot be read.
+    Raises FileNotFoundError if the URL has no store, ValueError for an invalid manifest, RemoteError.
     """
-    folder = _local_folder(url)
-    if folder is None:
+    if (path := local_path(url)) is None:
         source = Objects(url)
         manifest = source.read("manifest.json")
         read_manifest(manifest, source)
@@ -50,6 +48,7 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
         remote = RemoteStore(source, cache)
         cache.fetch(remote.manifest.vocab, source)
         return remote
+    folder = Path(path)
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
             f"store_url={url}: {folder.resolve()} is not a published store, it has no manifest.json. "
@@ -60,16 +59,10 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
 
 def open_store(url: str, cache: Cache) -> TokenStore | None:
     """Open a published store; None if `prepare_store_at` was not called for it on this machine."""
-    if _local_folder(url) is not None:
+    if local_path(url) is not None:
         return prepare_store_at(url, cache)
     manifest = _manifest_folder(url, cache) / "manifest.json"
     return RemoteStore(Objects(url), cache) if manifest.is_file() else None
-
-
-def _local_folder(url: str) -> Path | None:
-    """The folder that a path or a file:// URL names; None for other URLs."""
-    path = local_path(url)
-    return None if path is None else Path(path)
 
 
 def _manifest_folder(url: str, cache: Cache) -> Path:
@@ -116,10 +109,7 @@ class RemoteStore(TokenStore):
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
     def verify(self) -> None:
-        """Compare the SHA-256 of every file, in the cache if it is there, otherwise at the URL.
-
-        Deletes damaged files from the cache. Raises ValueError that names files damaged at the URL.
-        """
+        """Compare every SHA-256, in the cache or at the URL. Deletes damaged files from the cache."""
         bad = []
         for file in self.files:
             if self.cache.drop_if_damaged(file):
@@ -147,11 +137,7 @@ class RemoteTokens(Tokens):
     """
 
     def __init__(
-        self,
-        shards: list[tuple[FileEntry, int]],
-        dtype: np.dtype[np.unsignedinteger],
-        cache: Cache,
-        source: Objects,
+        self, shards: list[tuple[FileEntry, int]], dtype: np.dtype[Any], cache: Cache, source: Objects
     ) -> None:
         super().__init__([np.empty(0, dtype)])
         self._shards, self._cache, self._source = shards, cache, source
@@ -238,26 +224,22 @@ class RemoteTokens(Tokens):
         return bool(new)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
-        """Yield `batches` unchanged, and fetch the shards of later batches in the order of need.
-
-        The shards that are fetched early are at most FETCHES, and at most a quarter of the cache.
-        """
+        """Yield `batches`, and fetch later shards early: at most FETCHES, and a quarter of the cache."""
         n_planned = 0
         queue: dict[int, int] = {}  # shard → the first batch that needs it
         started: dict[int, int] = {}  # the same for shards whose fetch has started
         for number, batch in enumerate(batches):
             queue = {shard: first for shard, first in queue.items() if first > number}
             started = {shard: first for shard, first in started.items() if first > number}
-            while True:
-                while not queue and n_planned <= number + AHEAD_BATCHES:
+            while queue or n_planned <= number + AHEAD_BATCHES:
+                if not queue:
                     if (starts := next(plan, None)) is None:
                         break
                     if n_planned > number:
                         missing = self._missing(starts, length)
                         queue = {shard: n_planned for shard in missing if shard not in started}
                     n_planned += 1
-                if not queue:
-                    break
+                    continue
                 next_shard = next(iter(queue))
                 files = [self._shards[shard][0] for shard in (*started, next_shard)]
                 if not self._fetcher.fit_together(files):
