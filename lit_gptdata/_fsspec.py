@@ -153,8 +153,7 @@ def retry(
 ) -> T:
     """The result of `attempt(number of failures so far)`, which is called until it succeeds.
 
-    `done` completes the message "URL cannot be …". Raises RemoteError that names `url`: at once for an
-    error that another attempt cannot fix, otherwise after ATTEMPTS failures.
+    `done` completes "URL cannot be …". Raises RemoteError, at once if no other attempt can succeed.
     """
     retries = Retries(url, first_contact=first_contact)
     while True:

@@ -15,8 +15,7 @@ CHUNK_BYTES = 1 << 16  # per read: these stay in a core's cache while they are p
 def working_folder() -> Path:
     """The folder in which a user's relative paths start.
 
-    It is the current folder, or the folder where a Hydra app was started: with hydra.job.chdir=true,
-    Hydra enters the job's folder before it calls the app.
+    It is the current one, or where a Hydra app started: with hydra.job.chdir=true, Hydra leaves it.
     """
     current = Path.cwd()
     module = sys.modules.get("hydra.core.hydra_config")
@@ -30,12 +29,12 @@ def working_folder() -> Path:
 class AtomicFile:
     """A file that other processes see complete or not at all: write bytes to it, then `commit`.
 
-    Its temporary name is unique, so a process that outlives its parent cannot disturb the next one.
     As a context manager it commits on success and discards after an error. Raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # unique, so a process that outlives its parent cannot disturb the next one
         self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 commit or discard closes it
 

@@ -67,9 +67,8 @@ class FilesCorpus:
 
     `paths` is a path, a folder (searched with its subfolders), a glob (`**` is allowed) or a list of
     these, on this machine or at URLs that fsspec knows. Matches are sorted by path; a list keeps its own
-    order. A search leaves out hidden names and follows links. Relative paths start in `folder`, by
-    default the current folder. A search leaves out the folders `not_searched` (real paths). Text is read
-    like `open(path, encoding="utf-8")`.
+    order. A search follows links, and leaves out hidden names and the folders `not_searched` (real
+    paths). Relative paths start in `folder`. Text is read like `open(path, encoding="utf-8")`.
 
     Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for an empty file or
     a file that is named twice, RemoteError (an OSError) for a URL that cannot be read.

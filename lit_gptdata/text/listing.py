@@ -37,8 +37,7 @@ def expand_path(
     """The files that a path, folder or glob on this machine names, sorted by path: real path → path.
 
     A relative name starts in `folder`. A search leaves out the folders `not_searched`, real paths.
-    Raises FileNotFoundError that names the folder it searched, PermissionError for a folder that cannot
-    be searched, ValueError for a pipe or a device.
+    Raises FileNotFoundError, PermissionError for a folder, ValueError for a pipe or a device.
     """
     path = folder / (local_path(name) or name)
     if stat.S_ISDIR(mode := _mode(path)):

@@ -90,8 +90,7 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
 def _has_long_run(text: str) -> bool:
     """True if the text has a run of `LONG_RUN` whitespace characters, False if it has none of half that.
 
-    A run of `LONG_RUN` characters covers at least one block of half its length that starts at a multiple
-    of that length. So most blocks need only a look at their first character.
+    Such a run covers a whole block of half its length, so most blocks need a look at one character.
     """
     block = LONG_RUN // 2
     starts = range(0, len(text) - block + 1, block)

@@ -131,8 +131,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that determines the ids: the encoding and the policy.
 
-        An encoding given by name is identified by its name, so no vocabulary has to be loaded. That is
-        safe: tiktoken gives each vocabulary its own name and checks the files by hash.
+        An encoding given by name counts by its name, without loading it: tiktoken checks its files.
         """
         identity = f"tiktoken:{self.name}"
         if self._encoding is not None:

@@ -36,7 +36,7 @@ from lit_gptdata.tokens.build.plan import (
 )
 from lit_gptdata.tokens.build.processes import Processes
 from lit_gptdata.tokens.shards import writing
-from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ABANDONED_DAYS = 7  # a build removes killed builds of other corpora that nobody continued for so long
@@ -55,8 +55,7 @@ def prepare_store(
 ) -> TokenStore:
     """Find or build the store of a corpus. Of several processes, one builds and the others wait.
 
-    Raises ValueError for text that cannot be read, OSError for a folder that cannot be written,
-    ConnectionError for a Ray cluster that cannot be reached. After an error nothing is published.
+    Raises ValueError for a text, OSError for a folder, ConnectionError; then nothing is published.
     """
     plan_corpus = as_plan_corpus(corpus)
     key = lookup_key(plan_corpus, tokenizer)
@@ -165,8 +164,9 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
         shards = encode_corpus(plan, FolderOutput(folder), runner)
         sources = hashed_sources()
+    vocab = vocab_table(plan.tokenizer).tobytes()
     try:
-        manifest, vocab = plan.manifest(sources, shards)
+        manifest = plan.manifest(sources, shards, vocab)
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise

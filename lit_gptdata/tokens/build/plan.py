@@ -15,7 +15,6 @@ from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
-from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
@@ -143,16 +142,12 @@ class BuildPlan:
         contents = [[source.format, source.sha256] for source in sources]
         return _hash([FORMAT, self.tokenizer.fingerprint, _reading(self.corpus), contents])
 
-    def manifest(self, sources: list[SourceEntry], shards: Shards) -> tuple[Manifest, bytes]:
-        """The manifest of the store, and its vocab.bin.
-
-        Raises ValueError if the store would be empty, RuntimeError if a file has changed.
-        """
+    def manifest(self, sources: list[SourceEntry], shards: Shards, vocab: bytes) -> Manifest:
+        """The manifest of the store; raises ValueError if empty, RuntimeError if a file has changed."""
         if not total(shards, "n_bytes"):
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         self.check_unchanged(sources)
-        vocab = vocab_table(self.tokenizer).tobytes()
-        manifest = Manifest(
+        return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(
                 name=self.tokenizer.name,
@@ -169,7 +164,6 @@ class BuildPlan:
             vocab=FileEntry.describe("vocab.bin", vocab),
             shards=shards,
         )
-        return manifest, vocab
 
     def check_unchanged(self, sources: Sequence[SourceEntry]) -> None:
         """Raise RuntimeError if a file has changed since the plan was made, or since it was hashed."""

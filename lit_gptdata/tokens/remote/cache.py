@@ -31,10 +31,9 @@ log = logging.getLogger(__name__)
 class Cache:
     """Files of published stores on this machine; the least recently used ones are evicted. Picklable.
 
-    `bound`: the maximum size in bytes of all files in the folder together, including files that are
-    being fetched; None: no bound. A process that has an evicted file memory-mapped can still read it,
-    and its disk space becomes free when the last map is dropped. So the disk usage can exceed the bound
-    by the evicted files that are still mapped; `RemoteTokens` limits their size.
+    `bound`: the maximum bytes of all files in the folder, including files that are being fetched; None:
+    no bound. A memory-mapped file takes disk space after its eviction, until the last map is dropped.
+    So the disk usage can exceed the bound by these files; `RemoteTokens` limits their size.
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:

@@ -28,7 +28,7 @@ from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.remote.store import RemoteStore, read_manifest
 from lit_gptdata.tokens.shards import ShardWriter
-from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 UPLOADS = 8  # at the same time
@@ -77,8 +77,9 @@ def publish_text(
         records = Objects(f"{target.url}/.parts-{plan.name}")
         if "manifest.json" not in target.sizes():
             shards = encode_corpus(plan, UrlOutput(target, records), runner)
+            vocab = vocab_table(tokenizer).tobytes()
             try:
-                manifest, vocab = plan.manifest(sources, shards)
+                manifest = plan.manifest(sources, shards, vocab)
             except Exception:
                 records.remove_all()  # a later run cannot use the shards
                 raise
