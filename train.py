@@ -14,11 +14,14 @@ import hydra
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata import GPTDataModule, TokenBudget
 from lit_gptdata.configs import register_resolvers, without_null_groups
+from lit_gptdata.training.checkpoints import check_last, readable_checkpoint
 from lit_gptdata.training.errors import short_errors, short_job_errors
 from lit_gptdata.training.folder import folder_of_the_command, make_folder, record_config
 from lit_gptdata.training.ranks import check_launcher, share_run_name
@@ -51,6 +54,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     with folder_of_the_command():
         data, model, trainer = build(cfg, budget)
     check_launcher(trainer)
+    if cfg.ckpt_path == "last":
+        check_last(trainer)
 
     if trainer.world_size == 1:
         data.prepare_data()
@@ -59,7 +64,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is None:
         evaluate(trainer, model, data, "val")  # the loss of the untrained model
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        with readable_checkpoint(cfg.ckpt_path):
+            trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     except SIGTERMException as error:  # Lightning would exit with 0, as if training had finished
         raise SystemExit(128 + signal.SIGTERM) from error
 
@@ -87,16 +93,28 @@ def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.Lightn
             " stem.max_length out, or make it at least as large"
         )
     model = instantiate(cfg.model, stem=stem)
-    callbacks = [budget, *build_all(cfg.get("callbacks"))]
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg.get("logger")))
+    for name in ("callbacks", "logger"):
+        if name in cfg.trainer:
+            raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
+    callbacks = [budget, *build_all(cfg, "callbacks", L.Callback)]
+    unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+    for option, kind in unwanted.items():
+        if cfg.trainer.get(option) is False:
+            callbacks = [each for each in callbacks if not isinstance(each, kind)]
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg, "logger", Logger))
     return data, model, trainer
 
 
-def build_all(nodes: Any) -> list[Any]:
+def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
     """Build the objects of a mapping or a list of nodes, without those that are null."""
+    nodes = cfg.get(group)
     objects = instantiate(nodes) if OmegaConf.is_config(nodes) else []
-    objects = objects.values() if isinstance(objects, DictConfig) else objects
-    return [each for each in objects if each is not None]
+    named = objects.items() if isinstance(objects, DictConfig) else enumerate(objects)
+    found = {f"{group}.{name}": each for name, each in named if each is not None}
+    for name, each in found.items():
+        if not isinstance(each, kind):
+            raise TypeError(f"{name} must be null, or a {kind.__name__} with a _target_, got {each!r}")
+    return list(found.values())
 
 
 def hide_lightning_tips() -> None:

@@ -41,7 +41,11 @@ class AtomicFile:
     def write(self, data: bytes | memoryview) -> None:
         remaining = memoryview(data).cast("B")
         while remaining:  # an unbuffered write may stop early, for example on a full disk
-            remaining = remaining[self._file.write(remaining) :]
+            try:
+                remaining = remaining[self._file.write(remaining) :]
+            except OSError as error:
+                error.filename = str(self.path)  # for the message
+                raise
 
     def sync(self) -> None:
         """Wait until all bytes are on disk, so that `commit` is fast."""
@@ -69,7 +73,7 @@ class AtomicFile:
             self.discard()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically; raises OSError."""
     with AtomicFile(path) as file:
         file.write(content)

@@ -49,11 +49,22 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def one_line(text: str) -> str:
+    """Join the lines of a message, and leave out all but the first three."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:3]) + (f" … and {len(lines) - 3} more lines" if len(lines) > 3 else "")
+
+
 def message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
-    """Return the message of an error that the user can fix, or None for a bug of ours.
+    """Return the message of an error that the user can fix, in one line, or None for a bug of ours.
 
     `command` is what the user typed, in words. A wrong option gets a close match or the line to type.
     """
+    message = _message_for_user(error, command)
+    return None if message is None else one_line(message)
+
+
+def _message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -89,6 +100,8 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     if word:
         example = f"data.corpus={word}" if "/" in word else f"{word}=…"
         return f"{word!r} is not an option: options have the form key=value, such as {example}"
+    if found := re.match(r"Could not append to config. An item is already at '(.*)'\.", text):
+        return f"the option {found[1]} exists already: write {found[1]}=… without +"
     if found := re.match("Could not override '(.*)'", text):
         near = _similar_keys(found[1])
         hint = (

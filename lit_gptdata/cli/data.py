@@ -1,6 +1,7 @@
 """The commands that make, describe, check and publish a corpus's tokens."""
 
 import argparse
+import re
 
 from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
 
@@ -44,10 +45,13 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def publish_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the parent folder, such as s3://bucket/tokens")
+    parser.add_argument("url", metavar="URL", nargs="?", help="the parent, such as s3://bucket/tokens")
     add_overrides(parser)
 
 
 def publish(args: argparse.Namespace) -> None:
     """Put the tokens at URL/<fingerprint>, and print that URL."""
+    if args.url is None or re.match(r"[\w.@+~]+=", args.url):
+        words = ["lit-gptdata publish s3://bucket/tokens", *filter(None, [args.url]), *args.overrides]
+        raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
     print(build_data(args.overrides).publish(args.url))

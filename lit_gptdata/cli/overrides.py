@@ -39,5 +39,5 @@ def open_data(overrides: Sequence[str]) -> GPTDataModule:
         if "prepare_data()" not in str(error):
             raise
         command = shlex.join(["lit-gptdata", "prepare", *overrides])
-        raise RuntimeError(f"{error}\nOn the command line: {command}") from error
+        raise RuntimeError(f"{error}. On the command line: {command}") from error
     return data

@@ -225,6 +225,16 @@ class GPT(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError that names what differs if the checkpoint's architecture is another one."""
+        saved, own = _architecture(checkpoint.get("hyper_parameters", {})), _architecture(self.hparams)
+        names = [name for name in own if name in saved and saved[name] != own[name]]
+        if differ := "; ".join(f"{name} was {saved[name]!r}, now {own[name]!r}" for name in names):
+            raise ValueError(
+                f"the checkpoint's model differs from this run's: {differ}. Set the checkpoint's values;"
+                " stem.vocab_size follows data.tokenizer, and stem.max_length follows data.max_length"
+            )
+
     def on_train_start(self) -> None:
         # `estimated_stepping_batches` below makes Lightning load the data before it restores a
         # checkpoint. It then forgets the positions that loaders without a GPTDataModule have saved.
@@ -283,3 +293,13 @@ class GPT(L.LightningModule):
                 next_token = sample_token(logits, temperature, top_k, generator)  # (B, 1)
                 ids = torch.cat((ids, next_token), dim=1)
         return ids
+
+
+def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that determine what the weights mean, by their names in a config."""
+    stem = hparams.get("stem")
+    stem = stem if isinstance(stem, Mapping) else {}
+    names = ["vocab_size", "embedding_dim", "position"]
+    names += ["max_length"] if stem.get("position") == "learned" else []  # otherwise it has no weights
+    found = {f"model.{name}": hparams[name] for name in ("n_layers", "n_heads") if name in hparams}
+    return found | {f"stem.{name}": stem[name] for name in names if name in stem}

@@ -38,6 +38,8 @@ def count_warmup_steps(warmup_steps: int | float, total_steps: float) -> int:
     """Return the number of warm-up steps, where `warmup_steps` may be a fraction of `total_steps`."""
     if isinstance(warmup_steps, int):
         return warmup_steps
+    if total_steps == 0:  # Trainer(max_steps=0) trains nothing
+        return 0
     if not 1 <= total_steps < math.inf:
         raise ValueError(
             f"warmup_steps={warmup_steps} is a fraction of all steps, but the Trainer has no limit on"

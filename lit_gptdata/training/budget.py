@@ -72,7 +72,8 @@ class TokenBudget(L.Callback):
     def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, done: int = 0) -> None:
         """End the run `tokens` tokens after its first `done` optimizer steps, or batches if manual."""
         batches = data.train_steps.limited(trainer.limit_train_batches)
-        if not batches:  # Lightning itself reports that there is nothing to train on
+        if not batches:  # limit_train_batches=0: the run ends without training
+            trainer.fit_loop.epoch_loop.max_steps = 0
             return
         windows = max(0, tokens) // data.max_length
         n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)

@@ -1,15 +1,51 @@
-"""The checkpoints that train.py keeps: the best one by a metric, and the last one."""
+"""The checkpoints that train.py keeps, the best one by a metric and the last one, and resumes from."""
 
+import io
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_gptdata._io import write_whole
 
-class BestCheckpoint(ModelCheckpoint):
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a local checkpoint next to its final name, and renames it when it is complete.
+
+    Lightning writes to the folder for temporary files. If that is on another disk, Lightning copies the
+    file over the previous checkpoint, and a kill or a full disk leaves a broken one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, *args)
+        torch.save(checkpoint, buffer := io.BytesIO())
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed run
+            leftover.unlink(missing_ok=True)
+        write_whole(path, buffer.getbuffer())
+
+
+class _Checkpoint(ModelCheckpoint):
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+
+
+class BestCheckpoint(_Checkpoint):
     """Keeps the weights with the lowest `monitor`. If the model never logs it, the run only warns."""
 
     _warned = False
@@ -33,7 +69,7 @@ class BestCheckpoint(ModelCheckpoint):
             )
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_Checkpoint):
     """Keeps one checkpoint to resume from, in `dirpath`/last.ckpt.
 
     It saves after each validation, at the end of the fit, and on an error, Ctrl-C or SIGTERM. Without
@@ -101,3 +137,32 @@ class LastCheckpoint(ModelCheckpoint):
 def _batches_done(trainer: L.Trainer) -> int:
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return int(total.processed)
+
+
+def check_last(trainer: L.Trainer) -> None:
+    """Raise FileNotFoundError if no checkpoint is there for ckpt_path=last; Lightning only warns."""
+    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    if not any(callback._find_last_checkpoints(trainer) for callback in callbacks):
+        folders = " or ".join({str(each.dirpath or trainer.default_root_dir) for each in callbacks})
+        raise FileNotFoundError(
+            f"ckpt_path=last, but there is no last*.ckpt in {folders}: set output_dir to the folder of the"
+            " run to resume, or leave ckpt_path out to start a new run"
+        )
+
+
+@contextmanager
+def readable_checkpoint(path: str | None) -> Iterator[None]:
+    """Raise ValueError if the block cannot read the checkpoint or its optimizer state."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if path is None or not functions & {"resume_start", "restore_optimizers_and_schedulers"}:
+            raise
+        reason = str(error.args[-1] if error.args else "").partition("\n")[0]
+        raise ValueError(
+            f"{path} is not a Lightning checkpoint that a run can resume from"
+            f" ({type(error).__name__}: {reason}): set ckpt_path to the last.ckpt of a run, or leave it out"
+        ) from error

@@ -10,8 +10,9 @@ from hydra._internal import utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
-from lit_gptdata.configs import message_for_user, root_cause
+from lit_gptdata.configs import message_for_user, one_line, root_cause
 from lit_gptdata.training.ranks import in_sweep
 
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
@@ -28,13 +29,30 @@ def short_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise _stopped() from None
+    except SystemExit as error:  # after Ctrl-C, Lightning exits with 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise _stopped() from None
+        raise
     except Exception as error:
+        close_progress_bars()
         print(f"error: {describe(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         hydra_utils.run_and_report = hydras_own  # which prints tracebacks
+
+
+def _stopped() -> SystemExit:
+    close_progress_bars()
+    print("stopped", file=sys.stderr)
+    return SystemExit(130)
+
+
+def close_progress_bars() -> None:
+    """End the line of each progress bar on the screen, so that a message starts on a new line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -58,4 +76,6 @@ def describe(error: BaseException) -> str:
     )
     if message is not None and (from_option or package in _PACKAGES):
         return message
-    return f"{type(cause).__name__}: {cause} (HYDRA_FULL_ERROR=1 shows where it was raised)"
+    return (
+        f"{type(cause).__name__}: {one_line(str(cause))} (HYDRA_FULL_ERROR=1 shows where it was raised)"
+    )

@@ -27,10 +27,7 @@ _FOLDERS: set[str] = set()  # of the jobs that this process ran
 def make_folder(cfg: DictConfig) -> Path:
     """Make the folder of this job, and complete output_dir, ckpt_path and seed in the config."""
     if cfg.output_dir is not None and in_sweep():
-        raise ValueError(
-            f"output_dir must be null in a sweep, got {cfg.output_dir}: all jobs would write to the same"
-            " folder. Set hydra.sweep.dir, which gets one folder per job"
-        )
+        raise ValueError(in_one_folder(cfg.output_dir))
     output_dir = str(cfg.output_dir or HydraConfig.get().runtime.output_dir)
     if found := re.search(r"\w\w+:/.*", output_dir):
         raise ValueError(
@@ -43,9 +40,11 @@ def make_folder(cfg: DictConfig) -> Path:
         )
     _FOLDERS.add(output_dir)
     cfg.output_dir = to_absolute_path(os.path.expanduser(output_dir))
-    if cfg.ckpt_path is not None:  # "last" and URLs stay
-        path = to_absolute_path(os.path.expanduser(str(cfg.ckpt_path)))
-        cfg.ckpt_path = path if os.path.exists(path) else cfg.ckpt_path
+    given = str(cfg.ckpt_path)
+    if cfg.ckpt_path is not None and given not in ("last", "best", "hpc") and ":" not in given:
+        cfg.ckpt_path = to_absolute_path(os.path.expanduser(given))
+        if not os.path.exists(cfg.ckpt_path):
+            raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist: see outputs/ for runs")
     for name, least in (("seed", 0), ("threads", 1)):
         if cfg[name] is not None:
             check_integer(name, cfg[name], least)
@@ -60,6 +59,14 @@ def make_folder(cfg: DictConfig) -> Path:
     return folder
 
 
+def in_one_folder(output_dir: str) -> str:
+    """The error message of a sweep with an output_dir."""
+    return (
+        f"output_dir must be null in a sweep, got {output_dir}: all jobs would write to the same"
+        " folder. Set hydra.sweep.dir, which gets one folder per job"
+    )
+
+
 @rank_zero_only
 def record_config(cfg: DictConfig, folder: Path) -> None:
     """Write config.yaml, for `train.py --config-path=FOLDER --config-name=config`.
@@ -67,7 +74,8 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
     It does not contain the job's own folder, so a run of it gets another one.
     """
     cfg = cfg.copy()
-    own = Path(cfg.ckpt_path or "/").is_relative_to(folder)  # resumed here: the folder has the whole run
+    # Resumed here: the folder has the whole run.
+    own = cfg.ckpt_path == "last" or Path(cfg.ckpt_path or "/").is_relative_to(folder)
     recorded = {"output_dir": None, "ckpt_path": None if own else cfg.ckpt_path}
     for key in recorded:
         cfg[key] = f"<{key} of the job>"

@@ -1,6 +1,7 @@
 """The results of a finished run: final metrics, a table of results, a generated text and a plot."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_gptdata._fsspec import redacted
+from lit_gptdata._io import write_whole
 from lit_gptdata.datamodule import GPTDataModule
 
 PROMPT_TOKENS = 8
@@ -49,8 +51,8 @@ def save_summary(
             plot_losses(folder / "metrics.csv", folder / "loss.png")
     except Exception as error:
         summary += f"\nno loss.png: {type(error).__name__}: {error}"
-    (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8", errors="backslashreplace")
     print(f"\n{summary}")
+    write_whole(folder / "summary.txt", f"{summary}\n".encode(errors="backslashreplace"))
 
 
 def summarize(
@@ -118,7 +120,8 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(png, dpi=120)
+    figure.savefig(buffer := io.BytesIO(), dpi=120)
+    write_whole(png, buffer.getbuffer())
 
 
 def _number(value: Any, format_spec: str) -> str:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
+from lit_gptdata.training.folder import in_one_folder
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -85,6 +86,8 @@ class SweepFolder(Callback):
     folder: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if (output_dir := config.get("output_dir")) is not None:  # before Hydra announces the jobs
+            raise SystemExit(f"error: {in_one_folder(output_dir)}")  # Hydra only logs an Exception
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
 
 
