@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata import GPTDataModule, TokenBudget
-from lit_gptdata.configs import register_resolvers, without_null_groups
+from lit_gptdata.configs import no_groups, register_resolvers, without_null_groups
 from lit_gptdata.training.checkpoints import check_last, readable_checkpoint
 from lit_gptdata.training.errors import short_errors, short_job_errors
 from lit_gptdata.training.folder import folder_of_the_command, make_folder, record_config
@@ -85,6 +85,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
     """Build the objects of a config."""
+    for group in ("data", "stem", "model", "trainer"):
+        if isinstance(cfg[group], str):
+            raise ValueError(no_groups(f"{group}={cfg[group]}"))
     data = instantiate(cfg.data)
     stem = instantiate(cfg.stem, vocab_size=data.vocab_size)
     if stem.max_length < data.max_length:

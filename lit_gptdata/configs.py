@@ -103,12 +103,21 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     if found := re.match(r"Could not append to config. An item is already at '(.*)'\.", text):
         return f"the option {found[1]} exists already: write {found[1]}=… without +"
     if found := re.match("Could not override '(.*)'", text):
-        near = _similar_keys(found[1])
+        near, node = _similar_keys(found[1]), found[1].partition(".")[0]
+        for other in command if found[1] in near else ():
+            if other.startswith(f"{node}="):
+                return no_groups(other)
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "`train.py --cfg job` lists all options."
         )
         return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
     return text
+
+
+def no_groups(word: str) -> str:
+    """The message about data=files with a config.yaml of a run, where it would replace all of `data`."""
+    node = word.partition("=")[0]
+    return f"this config has no choices for {node}: leave {word} out, and set options such as {node}.…=…"
 
 
 def _with_quotes(word: str, reason: str, command: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ class WholeFileIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         if "://" in str(path):
-            return super().save_checkpoint(checkpoint, path, *args)
+            return super().save_checkpoint(checkpoint, path, storage_options)
         torch.save(checkpoint, buffer := io.BytesIO())
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +145,8 @@ def check_last(trainer: L.Trainer) -> None:
     if not any(callback._find_last_checkpoints(trainer) for callback in callbacks):
         folders = " or ".join({str(each.dirpath or trainer.default_root_dir) for each in callbacks})
         raise FileNotFoundError(
-            f"ckpt_path=last, but there is no last*.ckpt in {folders}: set output_dir to the folder of the"
-            " run to resume, or leave ckpt_path out to start a new run"
+            f"ckpt_path=last, but there is no last*.ckpt in {folders}: set output_dir to the folder of"
+            " the run to resume, or leave ckpt_path out to start a new run"
         )
 
 
@@ -164,5 +164,5 @@ def readable_checkpoint(path: str | None) -> Iterator[None]:
         reason = str(error.args[-1] if error.args else "").partition("\n")[0]
         raise ValueError(
             f"{path} is not a Lightning checkpoint that a run can resume from"
-            f" ({type(error).__name__}: {reason}): set ckpt_path to the last.ckpt of a run, or leave it out"
+            f" ({type(error).__name__}: {reason}): set ckpt_path to the last.ckpt of a run, or to null"
         ) from error

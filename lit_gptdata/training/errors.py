@@ -31,7 +31,7 @@ def short_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise _stopped() from None
     except SystemExit as error:  # after Ctrl-C, Lightning exits with 1
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
             raise _stopped() from None
         raise
     except Exception as error:
@@ -76,6 +76,5 @@ def describe(error: BaseException) -> str:
     )
     if message is not None and (from_option or package in _PACKAGES):
         return message
-    return (
-        f"{type(cause).__name__}: {one_line(str(cause))} (HYDRA_FULL_ERROR=1 shows where it was raised)"
-    )
+    text = f"{type(cause).__name__}: {one_line(str(cause))}"
+    return f"{text} (HYDRA_FULL_ERROR=1 shows where it was raised)"
