@@ -56,15 +56,10 @@ def one_line(text: str) -> str:
 
 
 def message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
-    """Return the message of an error that the user can fix, in one line, or None for a bug of ours.
+    """Return the message of an error that the user can fix, or None for a bug of ours.
 
     `command` is what the user typed, in words. A wrong option gets a close match or the line to type.
     """
-    message = _message_for_user(error, command)
-    return None if message is None else one_line(message)
-
-
-def _message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 

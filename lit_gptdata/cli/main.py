@@ -55,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
-        from lit_gptdata.configs import message_for_user
+        from lit_gptdata.configs import message_for_user, one_line
 
         if (message := message_for_user(error, ["lit-gptdata", *words])) is None:
             raise
-        print(f"lit-gptdata {words[0]}: {message}", file=sys.stderr)
+        print(f"lit-gptdata {words[0]}: {one_line(message)}", file=sys.stderr)
         return 1
     return 0
 

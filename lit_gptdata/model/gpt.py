@@ -297,9 +297,9 @@ class GPT(L.LightningModule):
 
 def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters that determine what the weights mean, by their names in a config."""
-    stem = hparams.get("stem")
-    stem = stem if isinstance(stem, Mapping) else {}
-    names = ["vocab_size", "embedding_dim", "position"]
-    names += ["max_length"] if stem.get("position") == "learned" else []  # otherwise it has no weights
     found = {f"model.{name}": hparams[name] for name in ("n_layers", "n_heads") if name in hparams}
-    return found | {f"stem.{name}": stem[name] for name in names if name in stem}
+    if isinstance(stem := hparams.get("stem"), Mapping):
+        found |= {f"stem.{name}": value for name, value in stem.items() if name != "dropout"}
+        if stem.get("position") != "learned":
+            found.pop("stem.max_length", None)  # such a stem has no weights for positions
+    return found

@@ -33,7 +33,7 @@ class WholeFileIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer := io.BytesIO())
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed run
+        for leftover in path.parent.glob(".*.ckpt.*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
         write_whole(path, buffer.getbuffer())
 

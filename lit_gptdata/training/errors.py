@@ -28,24 +28,24 @@ def short_errors() -> Iterator[None]:
     hydras_own, hydra_utils.run_and_report = hydra_utils.run_and_report, lambda func: func()
     try:
         yield
-    except KeyboardInterrupt:
-        raise _stopped() from None
-    except SystemExit as error:  # after Ctrl-C, Lightning exits with 1
-        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):
-            raise _stopped() from None
-        raise
-    except Exception as error:
+    except BaseException as error:
+        stopped = _is_ctrl_c(error)
+        if not (stopped or isinstance(error, Exception)):
+            raise
         close_progress_bars()
-        print(f"error: {describe(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        print("stopped" if stopped else f"error: {describe(error)}", file=sys.stderr)
+        raise SystemExit(130 if stopped else 1) from None
     finally:
         hydra_utils.run_and_report = hydras_own  # which prints tracebacks
 
 
-def _stopped() -> SystemExit:
-    close_progress_bars()
-    print("stopped", file=sys.stderr)
-    return SystemExit(130)
+def _is_ctrl_c(error: BaseException) -> bool:
+    if isinstance(error, SystemExit) and error.code == 1:  # Lightning exits so after Ctrl-C
+        error = error.__context__ or error
+    # gigatoken turns it into a PanicException
+    return isinstance(error, KeyboardInterrupt) or (
+        type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error)
+    )
 
 
 def close_progress_bars() -> None:
@@ -75,6 +75,6 @@ def describe(error: BaseException) -> str:
         cause, (HydraException, OmegaConfBaseException, OSError)
     )
     if message is not None and (from_option or package in _PACKAGES):
-        return message
+        return one_line(message)
     text = f"{type(cause).__name__}: {one_line(str(cause))}"
     return f"{text} (HYDRA_FULL_ERROR=1 shows where it was raised)"

@@ -26,8 +26,6 @@ _FOLDERS: set[str] = set()  # of the jobs that this process ran
 
 def make_folder(cfg: DictConfig) -> Path:
     """Make the folder of this job, and complete output_dir, ckpt_path and seed in the config."""
-    if cfg.output_dir is not None and in_sweep():
-        raise ValueError(in_one_folder(cfg.output_dir))
     output_dir = str(cfg.output_dir or HydraConfig.get().runtime.output_dir)
     if found := re.search(r"\w\w+:/.*", output_dir):
         raise ValueError(
@@ -57,14 +55,6 @@ def make_folder(cfg: DictConfig) -> Path:
         log.warning("%s has a run already, which is replaced; ckpt_path=last would continue it", folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def in_one_folder(output_dir: str) -> str:
-    """The error message of a sweep with an output_dir."""
-    return (
-        f"output_dir must be null in a sweep, got {output_dir}: all jobs would write to the same"
-        " folder. Set hydra.sweep.dir, which gets one folder per job"
-    )
 
 
 @rank_zero_only

@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
 from lit_gptdata.configs import root_cause
-from lit_gptdata.training.folder import in_one_folder
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -86,8 +85,12 @@ class SweepFolder(Callback):
     folder: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if (output_dir := config.get("output_dir")) is not None:  # before Hydra announces the jobs
-            raise SystemExit(f"error: {in_one_folder(output_dir)}")  # Hydra only logs an Exception
+        given = [word for word in config.hydra.overrides.task if word.startswith("output_dir=")]
+        if given or config.get("output_dir") is not None:
+            raise SystemExit(  # Hydra would only log an Exception
+                f"error: output_dir must be null in a sweep, got {config.output_dir or given}: all jobs"
+                " would write to the same folder. Set hydra.sweep.dir, which gets one folder per job"
+            )
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
 
 

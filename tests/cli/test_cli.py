@@ -264,6 +264,7 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
         (["data=files", "data.corpus=none/*.txt"], "none/*.txt"),
         (["data.stride=0"], "stride"),
         (["data.max_length=a"], "max_length"),
+        (["+data.drop_last=false"], "data.drop_last exists already: write data.drop_last=… without +"),
     ],
 )
 def test_a_wrong_override_prints_a_short_message(overrides, message, capsys):
@@ -271,7 +272,13 @@ def test_a_wrong_override_prints_a_short_message(overrides, message, capsys):
     assert message in printed
     assert printed.startswith("lit-gptdata prepare: ")
     assert "Traceback" not in printed
-    assert len(printed.splitlines()) < 15
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["data=files", "data.corpus=books/"]])
+def test_publish_without_a_url_shows_an_example(words, capsys):
+    printed = run(capsys, "publish", *words, expect=1)
+    assert printed.strip().endswith(" ".join(["lit-gptdata publish s3://bucket/tokens", *words]))
 
 
 NAMES = ["café.txt", "a=b.txt", "[draft] x.txt", "x~$.txt", "a, b.txt", "x (1).txt", "it's.txt"]

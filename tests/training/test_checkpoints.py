@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 from pathlib import Path
 
@@ -114,6 +115,26 @@ def test_an_error_while_a_checkpoint_loads_does_not_replace_it(tmp_path):
     with pytest.raises(ValueError, match="parameter group"):
         fit(tmp_path, tokens(9), ckpt_path=path)
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_a_kill_leaves_no_copy(tmp_path, monkeypatch):
+    fit(tmp_path, tokens(5))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+    leftover = path.with_name(".last.ckpt.123.tmp")  # of a killed run
+    leftover.touch()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            fit(tmp_path, tokens(9), ckpt_path=path)
+    assert path.read_bytes() == before
+    fit(tmp_path, tokens(9), ckpt_path=path)
+    assert path.read_bytes() != before
+    assert [*path.parent.iterdir()] == [path]
 
 
 def test_a_model_that_logs_other_names_trains_without_a_best_checkpoint(tmp_path):

@@ -19,6 +19,7 @@ import train
 from lit_gptdata import GPT
 from lit_gptdata.report.jobs import read_job
 from lit_gptdata.training import summary
+from lit_gptdata.training.errors import describe
 from lit_gptdata.training.folder import draw_seed, folder_of_the_command
 from lit_gptdata.training.metrics_csv import keep_rows_before
 from lit_gptdata.training.ranks import RUN
@@ -81,6 +82,54 @@ def test_a_run_ends_with_its_summary_and_its_final_state(overrides, line, capsys
     if "callbacks=none" not in overrides:
         last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
         assert last["global_step"] == result["steps"] == result["tokens"] / 32
+
+
+@pytest.mark.parametrize(
+    "option", ["trainer.max_steps=0", "+trainer.limit_train_batches=0", "trainer.max_epochs=0"]
+)
+def test_a_run_without_steps_ends_with_the_summary_of_the_untrained_model(option, capsys):
+    run_train_here(*TEXT, option, "output_dir=run")
+    assert "val loss" in capsys.readouterr().out
+    assert not Path("run/checkpoints").exists()
+
+
+WRONG = {
+    "ckpt_path=last": r"no last\*.ckpt in .*/bad/checkpoints: set output_dir",
+    "ckpt_path=nope.ckpt": "nope.ckpt does not exist",
+    "ckpt_path=story.txt": "story.txt is not a Lightning checkpoint",
+    "ckpt_path=run": "run is not a Lightning checkpoint .*Is a directory",
+    "ckpt_path=tensors.ckpt": "tensors.ckpt is not a Lightning checkpoint",
+    "ckpt_path=weights.ckpt": "weights.ckpt is not a Lightning checkpoint .*only the model",
+    "ckpt_path=run/checkpoints/last.ckpt data.max_length=32": "stem.max_length was 16, now 32",
+    "ckpt_path=run/checkpoints/last.ckpt model.n_heads=1": "model.n_heads was 2, now 1",
+    "+callbacks.x=1": "callbacks.x must be null, or a Callback with a _target_, got 1",
+    "+trainer.logger=false": "trainer.logger has no effect here: set logger",
+}
+
+
+def test_a_wrong_checkpoint_or_callback_is_named():
+    run_train_here(*TEXT, "trainer.max_steps=1", "output_dir=run")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    del checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    torch.save(checkpoint, "weights.ckpt")
+    torch.save({"a": torch.zeros(1)}, "tensors.ckpt")
+    for overrides, message in WRONG.items():
+        with pytest.raises((ValueError, TypeError, OSError), match=message) as caught:
+            run_train_here(*TEXT, *overrides.split(), "output_dir=bad")
+        assert len(describe(caught.value).splitlines()) == 1
+
+
+def test_callbacks_for_what_the_trainer_turns_off_are_left_out():
+    off = ("+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false")
+    run_train_here(*TEXT, *off, "trainer.max_steps=1", "output_dir=run")
+    assert not Path("run/checkpoints").exists()
+
+
+def test_a_group_in_place_of_an_option_is_named():
+    cfg = compose_config(*TEXT, "output_dir=run")
+    cfg.data = "files"  # data=files with the config.yaml of a run
+    with pytest.raises(ValueError, match="no choices for data: leave data=files out"):
+        train.main.__wrapped__(cfg)
 
 
 def test_a_diverged_job_is_nan_in_result_json_and_in_the_report():
