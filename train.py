@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import warnings
@@ -20,8 +21,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata import GPTDataModule, TokenBudget
-from lit_gptdata.configs import no_groups, register_resolvers, without_null_groups
-from lit_gptdata.training.checkpoints import check_last, readable_checkpoint
+from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata.configs import register_resolvers, without_null_groups
 from lit_gptdata.training.errors import short_errors, short_job_errors
 from lit_gptdata.training.folder import folder_of_the_command, make_folder, record_config
 from lit_gptdata.training.ranks import check_launcher, share_run_name
@@ -29,6 +30,13 @@ from lit_gptdata.training.summary import evaluate, save_summary
 from lit_gptdata.training.sweep import record_result, report_at_end
 from lit_gptdata.windows.loader import check_not_empty
 
+# Option of the Trainer → its least value. Lightning checks neither type nor sign of most of them.
+TRAINER_INTEGERS = {
+    **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), -1),  # -1: no limit
+    **dict.fromkeys(("min_steps", "min_epochs", "log_every_n_steps"), 0),
+    **dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"), 1),
+}
+TRAINER_NUMBERS = ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches")
 DEFAULT_THREADS = torch.get_num_threads()
 register_resolvers()
 
@@ -38,6 +46,7 @@ def main(cfg: DictConfig) -> float:
     """Run one job in its folder; return the final loss, which a sweeper minimizes."""
     hide_lightning_tips()
     with short_job_errors():
+        check_options(cfg)
         folder = make_folder(cfg)
         with record_result(folder) as result:
             record_config(cfg, folder)
@@ -54,8 +63,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     with folder_of_the_command():
         data, model, trainer = build(cfg, budget)
     check_launcher(trainer)
-    if cfg.ckpt_path == "last":
-        check_last(trainer)
 
     if trainer.world_size == 1:
         data.prepare_data()
@@ -64,8 +71,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.ckpt_path is None:
         evaluate(trainer, model, data, "val")  # the loss of the untrained model
     try:
-        with readable_checkpoint(cfg.ckpt_path):
-            trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     except SIGTERMException as error:  # Lightning would exit with 0, as if training had finished
         raise SystemExit(128 + signal.SIGTERM) from error
 
@@ -85,9 +91,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
     """Build the objects of a config."""
-    for group in ("data", "stem", "model", "trainer"):
-        if isinstance(cfg[group], str):
-            raise ValueError(no_groups(f"{group}={cfg[group]}"))
     data = instantiate(cfg.data)
     stem = instantiate(cfg.stem, vocab_size=data.vocab_size)
     if stem.max_length < data.max_length:
@@ -96,9 +99,6 @@ def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.Lightn
             " stem.max_length out, or make it at least as large"
         )
     model = instantiate(cfg.model, stem=stem)
-    for name in ("callbacks", "logger"):
-        if name in cfg.trainer:
-            raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
     callbacks = [budget, *build_all(cfg, "callbacks", L.Callback)]
     unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
     for option, kind in unwanted.items():
@@ -112,12 +112,34 @@ def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
     """Build the objects of a mapping or a list of nodes, without those that are null."""
     nodes = cfg.get(group)
     objects = instantiate(nodes) if OmegaConf.is_config(nodes) else []
-    named = objects.items() if isinstance(objects, DictConfig) else enumerate(objects)
-    found = {f"{group}.{name}": each for name, each in named if each is not None}
-    for name, each in found.items():
-        if not isinstance(each, kind):
-            raise TypeError(f"{name} must be null, or a {kind.__name__} with a _target_, got {each!r}")
-    return list(found.values())
+    objects = objects.values() if isinstance(objects, DictConfig) else objects
+    for each in objects:
+        if not isinstance(each, kind | None):
+            raise TypeError(f"{group} must be null, or {kind.__name__}s with a _target_, got {each!r}")
+    return [each for each in objects if each is not None]
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raise ValueError or TypeError for options that Hydra or the Trainer would accept and misuse."""
+    for group in ("data", "stem", "model", "trainer"):
+        if not isinstance(cfg[group], DictConfig):
+            raise TypeError(
+                f"{group} must have options, got {group}={cfg[group]}: this config has no choices for"
+                f" {group}, so leave {group}=… out and set options such as {group}.…=…"
+            )
+    for name in ("callbacks", "logger"):
+        if name in cfg.trainer:
+            raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
+    for name, least in TRAINER_INTEGERS.items():
+        if cfg.trainer.get(name) is not None:
+            check_integer(f"trainer.{name}", cfg.trainer[name], least)
+    for name in TRAINER_NUMBERS:
+        if cfg.trainer.get(name) is not None:
+            check_number(f"trainer.{name}", cfg.trainer[name], math.inf)
+    most = {"seed": 2**32 - 1, "threads": 64 * (os.cpu_count() or 1)}  # torch crashes with more threads
+    for name, least in (("seed", 0), ("threads", 1)):
+        if cfg[name] is not None and check_integer(name, cfg[name], least) > most[name]:
+            raise ValueError(f"{name} must be an integer in [{least}, {most[name]}], got {cfg[name]}")
 
 
 def hide_lightning_tips() -> None:

@@ -34,10 +34,13 @@ def register_resolvers() -> None:
 
 
 def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Make `callbacks=null` work: for a group Hydra wants the name of a file, callbacks=none."""
-    groups = {"callbacks=null": ["callbacks=none"], "logger=null": ["logger=none"]}
-    groups |= {"experiment=null": [], "debug=null": []}  # the default
-    return [other for word in overrides for other in groups.get(word, [word])]
+    """Make `callbacks=null` work: for a group Hydra wants the name of a file, callbacks=none.
+
+    data=null becomes data=none, which Hydra refuses with the choices.
+    """
+    defaults = ("experiment=null", "debug=null")
+    groups = r"(callbacks|logger|data|stem|model|trainer)=null"
+    return [re.sub(f"^{groups}$", r"\1=none", word) for word in overrides if word not in defaults]
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -95,24 +98,15 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     if word:
         example = f"data.corpus={word}" if "/" in word else f"{word}=…"
         return f"{word!r} is not an option: options have the form key=value, such as {example}"
-    if found := re.match(r"Could not append to config. An item is already at '(.*)'\.", text):
-        return f"the option {found[1]} exists already: write {found[1]}=… without +"
     if found := re.match("Could not override '(.*)'", text):
         near, node = _similar_keys(found[1]), found[1].partition(".")[0]
-        for other in command if found[1] in near else ():
-            if other.startswith(f"{node}="):
-                return no_groups(other)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "`train.py --cfg job` lists all options."
-        )
+        hint = "`train.py --cfg job` lists all options."
+        if found[1] in near:  # data=files, with a config in which it replaces all of `data`
+            hint = f"leave {node}=… out, because this config has no choices for {node}"
+        elif near:
+            hint = f"did you mean {' or '.join(near)}?"
         return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
     return text
-
-
-def no_groups(word: str) -> str:
-    """The message about data=files with a config.yaml of a run, where it would replace all of `data`."""
-    node = word.partition("=")[0]
-    return f"this config has no choices for {node}: leave {word} out, and set options such as {node}.…=…"
 
 
 def _with_quotes(word: str, reason: str, command: Sequence[str]) -> str:

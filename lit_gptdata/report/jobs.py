@@ -250,7 +250,9 @@ def _why_no_jobs(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder: give a sweep's folder, such as multirun/2026-11-22/10-00-00"
     if (folder / "result.json").exists() or (folder / "config.yaml").exists():
-        sweep = folder.resolve().parent
-        return f"{folder} is the folder of a single job: give its sweep's folder, {sweep}"
+        parent = folder.resolve().parent
+        if (parent / "multirun.yaml").exists():  # of Hydra
+            return f"{folder} is the folder of a single job: give its sweep's folder, {parent}"
+        return f"{folder} is a single run: see its summary.txt, or give a folder that contains several runs"
     files = "result.json or config.yaml"
     return f"{folder} contains no jobs ({files}): give a folder under multirun/ that `train.py -m` made"

@@ -180,6 +180,7 @@ class _Gigatoken:
         except OSError as error:
             problem = f"{error.strerror}: gigatoken needs 1 MB. Free some space, or set TMPDIR"
             raise OSError(error.errno, problem, tempfile.gettempdir()) from error
+        self._instance.encode(b"a")  # loads numpy's C API; Ctrl-C in the middle of that is a panic
         self._memory_at_start = _anonymous_memory()
         self._encoded_bytes = 0
         self._next_check = CHECK_EVERY

@@ -1,15 +1,14 @@
 """The checkpoints that train.py keeps, the best one by a metric and the last one, and resumes from."""
 
 import io
+import os
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import to_absolute_path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,11 +30,11 @@ class WholeFileIO(TorchCheckpointIO):
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         torch.save(checkpoint, buffer := io.BytesIO())
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(".*.ckpt.*.tmp"):  # of a killed run
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.ckpt.*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
-        write_whole(path, buffer.getbuffer())
+        write_whole(Path(path), buffer.getbuffer())
 
 
 class _Checkpoint(ModelCheckpoint):
@@ -139,30 +138,31 @@ def _batches_done(trainer: L.Trainer) -> int:
     return int(total.processed)
 
 
-def check_last(trainer: L.Trainer) -> None:
-    """Raise FileNotFoundError if no checkpoint is there for ckpt_path=last; Lightning only warns."""
-    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-    if not any(callback._find_last_checkpoints(trainer) for callback in callbacks):
-        folders = " or ".join({str(each.dirpath or trainer.default_root_dir) for each in callbacks})
-        raise FileNotFoundError(
-            f"ckpt_path=last, but there is no last*.ckpt in {folders}: set output_dir to the folder of"
-            " the run to resume, or leave ckpt_path out to start a new run"
-        )
+def find_checkpoint(given: str, last: Path) -> str:
+    """Return the path that ckpt_path=`given` names, where `last` is the path of "last".
 
-
-@contextmanager
-def readable_checkpoint(path: str | None) -> Iterator[None]:
-    """Raise ValueError if the block cannot read the checkpoint or its optimizer state."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:
-        functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-        if path is None or not functions & {"resume_start", "restore_optimizers_and_schedulers"}:
-            raise
-        reason = str(error.args[-1] if error.args else "").partition("\n")[0]
-        raise ValueError(
-            f"{path} is not a Lightning checkpoint that a run can resume from"
-            f" ({type(error).__name__}: {reason}): set ckpt_path to the last.ckpt of a run, or to null"
-        ) from error
+    Raises OSError or ValueError if a run cannot resume from it. "best", "hpc" and URLs are not checked.
+    """
+    if given in ("best", "hpc") or "://" in given:
+        return given
+    path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))
+    advice = "leave ckpt_path out to start a new run, or " + (
+        "set output_dir to the folder of the run to resume"
+        if given == "last"
+        else "set it to the last.ckpt of a run, such as outputs/…/checkpoints/last.ckpt"
+    )
+    if not path.exists():
+        raise FileNotFoundError(f"ckpt_path={given}, but {path} does not exist: {advice}")
+    for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if inside.exists():
+            raise IsADirectoryError(f"ckpt_path={given} is a folder: set ckpt_path={inside}")
+    if not (path / "meta.pt").exists():  # which is in a distributed checkpoint, a folder
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            if missing := {"state_dict", "optimizer_states", "loops"} - content.keys():
+                raise KeyError(f"without {', '.join(sorted(missing))}")
+        except Exception as error:
+            reason = str(error.args[-1] if error.args else "").partition("\n")[0]
+            problem = f"{path} is not a Lightning checkpoint that a run can resume from"
+            raise ValueError(f"{problem} ({type(error).__name__}: {reason}): {advice}") from error
+    return str(path)

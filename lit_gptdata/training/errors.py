@@ -29,30 +29,21 @@ def short_errors() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        stopped = _is_ctrl_c(error)
-        if not (stopped or isinstance(error, Exception)):
+        exits_like_lightning = isinstance(error, SystemExit) and error.code == 1  # after Ctrl-C
+        cause = error.__context__ if exits_like_lightning else error
+        if isinstance(cause, KeyboardInterrupt):
+            status, message = 130, "stopped"
+        elif isinstance(error, Exception):
+            status, message = 1, f"error: {describe(error)}"
+        else:
             raise
-        close_progress_bars()
-        print("stopped" if stopped else f"error: {describe(error)}", file=sys.stderr)
-        raise SystemExit(130 if stopped else 1) from None
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # so that the message starts on a new line
+        sys.stdout.flush()
+        print(message, file=sys.stderr)
+        raise SystemExit(status) from None
     finally:
         hydra_utils.run_and_report = hydras_own  # which prints tracebacks
-
-
-def _is_ctrl_c(error: BaseException) -> bool:
-    if isinstance(error, SystemExit) and error.code == 1:  # Lightning exits so after Ctrl-C
-        error = error.__context__ or error
-    # gigatoken turns it into a PanicException
-    return isinstance(error, KeyboardInterrupt) or (
-        type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error)
-    )
-
-
-def close_progress_bars() -> None:
-    """End the line of each progress bar on the screen, so that a message starts on a new line."""
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
-    sys.stdout.flush()
 
 
 @contextmanager

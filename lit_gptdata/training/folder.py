@@ -15,9 +15,9 @@ from hydra.utils import to_absolute_path
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from lit_gptdata._checks import check_integer
 from lit_gptdata._io import write_whole
 from lit_gptdata.configs import conf_dir
+from lit_gptdata.training.checkpoints import find_checkpoint
 from lit_gptdata.training.ranks import RUN, in_sweep
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,9 @@ def make_folder(cfg: DictConfig) -> Path:
         )
     _FOLDERS.add(output_dir)
     cfg.output_dir = to_absolute_path(os.path.expanduser(output_dir))
-    given = str(cfg.ckpt_path)
-    if cfg.ckpt_path is not None and given not in ("last", "best", "hpc") and ":" not in given:
-        cfg.ckpt_path = to_absolute_path(os.path.expanduser(given))
-        if not os.path.exists(cfg.ckpt_path):
-            raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist: see outputs/ for runs")
-    for name, least in (("seed", 0), ("threads", 1)):
-        if cfg[name] is not None:
-            check_integer(name, cfg[name], least)
+    if cfg.ckpt_path is not None:
+        saves = OmegaConf.select(cfg, "callbacks.last.dirpath") or f"{cfg.output_dir}/checkpoints"
+        cfg.ckpt_path = find_checkpoint(str(cfg.ckpt_path), Path(saves) / "last.ckpt")
     if cfg.seed is None:
         cfg.seed = draw_seed()
     if cfg.ckpt_path is None and OmegaConf.select(cfg, "data.seed", default=0) is None:
@@ -64,8 +59,7 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
     It does not contain the job's own folder, so a run of it gets another one.
     """
     cfg = cfg.copy()
-    # Resumed here: the folder has the whole run.
-    own = cfg.ckpt_path == "last" or Path(cfg.ckpt_path or "/").is_relative_to(folder)
+    own = Path(cfg.ckpt_path or "/").is_relative_to(folder)  # resumed here: the folder has the whole run
     recorded = {"output_dir": None, "ckpt_path": None if own else cfg.ckpt_path}
     for key in recorded:
         cfg[key] = f"<{key} of the job>"

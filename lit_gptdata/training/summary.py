@@ -80,7 +80,7 @@ def summarize(
         rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats per token"
     losses = {name: metrics[name] for name in ("train_loss", "val_loss", "test_loss") if name in metrics}
     if bad := ", ".join(f"{name} is {x:g}" for name, x in losses.items() if not math.isfinite(x)):
-        rows["warning"] = f"{bad}: lower model.learning_rate, or set trainer.gradient_clip_val=1.0"
+        rows["warning"] = f"{bad}: lower model.learning_rate or raise model.warmup_steps"
     try:
         prompt, continuation = generate_sample(data, model)
         rows["sample"] = f"{prompt!r} → {continuation!r}"

@@ -264,7 +264,8 @@ def test_verify_finds_a_flipped_bit(tmp_path, capsys):
         (["data=files", "data.corpus=none/*.txt"], "none/*.txt"),
         (["data.stride=0"], "stride"),
         (["data.max_length=a"], "max_length"),
-        (["+data.drop_last=false"], "data.drop_last exists already: write data.drop_last=… without +"),
+        (["data=null"], "data=none does not exist: choose one of files, frankenstein, "),
+        (["+data.drop_last=false"], "Either remove + prefix: 'data.drop_last=false'"),
     ],
 )
 def test_a_wrong_override_prints_a_short_message(overrides, message, capsys):

@@ -451,7 +451,11 @@ def test_the_command_prints_a_table(grid, capsys, monkeypatch):
 
 def test_the_command_refuses_a_folder_that_is_not_a_sweep(grid, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "run" / "result.json").write_text("{}")
+    (grid / "multirun.yaml").touch()  # by Hydra
     for folder, message in (
+        (tmp_path / "outputs" / "run", "is a single run: see its summary.txt"),
         (tmp_path / "none", "is not a folder"),
         (tmp_path / "empty", "contains no jobs"),
         (grid / "0", f"is the folder of a single job: give its sweep's folder, {grid}"),

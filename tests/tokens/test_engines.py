@@ -349,3 +349,21 @@ def test_a_full_disk_for_gigatoken_is_named(monkeypatch):
     ):
         load_engine(Tokenizer("gpt2"), "gigatoken")
     assert caught.value.filename == tempfile.gettempdir()
+
+
+def test_ctrl_c_in_the_first_chunk_is_a_keyboard_interrupt():
+    pytest.importorskip("gigatoken")
+    code = """
+import os, signal, threading
+from lit_gptdata.tokens.engines import load_engine
+from lit_gptdata.tokens.tokenizer import Tokenizer
+engine = load_engine(Tokenizer("gpt2"), "gigatoken")
+threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        engine.encode(b"a dreary night " * 100_000)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")

@@ -68,7 +68,7 @@ class Broken(GPT):
         (f"model._target_={__name__}.Broken", "sample +none: no memory for a sample"),
         (
             "model.learning_rate=1e9 trainer.gradient_clip_val=null max_tokens=640",
-            "val_loss is nan: lower",
+            "val_loss is nan: lower model.learning_rate or raise model.warmup_steps",
         ),
     ],
 )
@@ -94,20 +94,29 @@ def test_a_run_without_steps_ends_with_the_summary_of_the_untrained_model(option
 
 
 WRONG = {
-    "ckpt_path=last": r"no last\*.ckpt in .*/bad/checkpoints: set output_dir",
+    "ckpt_path=last": "bad/checkpoints/last.ckpt does not exist: .* set output_dir to the folder",
     "ckpt_path=nope.ckpt": "nope.ckpt does not exist",
     "ckpt_path=story.txt": "story.txt is not a Lightning checkpoint",
-    "ckpt_path=run": "run is not a Lightning checkpoint .*Is a directory",
-    "ckpt_path=tensors.ckpt": "tensors.ckpt is not a Lightning checkpoint",
-    "ckpt_path=weights.ckpt": "weights.ckpt is not a Lightning checkpoint .*only the model",
+    "ckpt_path=run": "run is a folder: set ckpt_path=.*/run/checkpoints/last.ckpt",
+    "ckpt_path=run/checkpoints": "set ckpt_path=.*/run/checkpoints/last.ckpt",
+    "ckpt_path=.": "is not a Lightning checkpoint .*Is a directory.* the last.ckpt of a run",
+    "ckpt_path=tensors.ckpt": "tensors.ckpt is not a Lightning checkpoint .*without loops, optimizer_st",
+    "ckpt_path=weights.ckpt": "weights.ckpt is not a Lightning checkpoint .*without optimizer_states",
     "ckpt_path=run/checkpoints/last.ckpt data.max_length=32": "stem.max_length was 16, now 32",
     "ckpt_path=run/checkpoints/last.ckpt model.n_heads=1": "model.n_heads was 2, now 1",
-    "+callbacks.x=1": "callbacks.x must be null, or a Callback with a _target_, got 1",
+    "+callbacks.x=1": "callbacks must be null, or Callbacks with a _target_, got 1",
     "+trainer.logger=false": "trainer.logger has no effect here: set logger",
+    "trainer.gradient_clip_val=-1": r"trainer.gradient_clip_val must be .* in \[0, inf\), got -1",
+    "trainer.accumulate_grad_batches=-2": "trainer.accumulate_grad_batches must be .* ≥ 1, got -2",
+    "trainer.max_steps=abc": "trainer.max_steps must be an integer ≥ -1, got 'abc'",
+    "trainer.max_steps=2.5": "trainer.max_steps must be an integer ≥ -1, got 2.5",
+    "+trainer.limit_train_batches=abc": "trainer.limit_train_batches must be a number",
+    "seed=4294967296": r"seed must be an integer in \[0, 4294967295\], got 4294967296",
+    "threads=1000000": r"threads must be an integer in \[1, .*\], got 1000000",
 }
 
 
-def test_a_wrong_checkpoint_or_callback_is_named():
+def test_a_wrong_checkpoint_callback_or_number_is_named():
     run_train_here(*TEXT, "trainer.max_steps=1", "output_dir=run")
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     del checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
@@ -125,10 +134,12 @@ def test_callbacks_for_what_the_trainer_turns_off_are_left_out():
     assert not Path("run/checkpoints").exists()
 
 
-def test_a_group_in_place_of_an_option_is_named():
+@pytest.mark.parametrize("value", ["files", None])  # data=files with the config.yaml of a run
+@pytest.mark.parametrize("group", ["data", "stem", "model", "trainer"])
+def test_a_group_in_place_of_an_option_is_named(group, value):
     cfg = compose_config(*TEXT, "output_dir=run")
-    cfg.data = "files"  # data=files with the config.yaml of a run
-    with pytest.raises(ValueError, match="no choices for data: leave data=files out"):
+    cfg[group] = value
+    with pytest.raises(TypeError, match=f"no choices for {group}, so leave {group}=… out"):
         train.main.__wrapped__(cfg)
 
 
