@@ -253,6 +253,6 @@ def _why_no_jobs(folder: Path) -> str:
         parent = folder.resolve().parent
         if (parent / "multirun.yaml").exists():  # of Hydra
             return f"{folder} is the folder of a single job: give its sweep's folder, {parent}"
-        return f"{folder} is a single run: see its summary.txt, or give a folder that contains several runs"
+        return f"{folder} is a single run: see its summary.txt, or give a folder that contains runs"
     files = "result.json or config.yaml"
     return f"{folder} contains no jobs ({files}): give a folder under multirun/ that `train.py -m` made"

@@ -38,7 +38,6 @@ class TokenBudget(L.Callback):
         self._tokens_of_steps = 0  # without batches whose gradients wait for an optimizer step
         self._tokens_per_step = 0
         self._sets_limit = False  # whether the end of the run comes from `max_tokens`
-        self._max_batches: int | None = None  # end of a run with manual optimization
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
@@ -70,7 +69,7 @@ class TokenBudget(L.Callback):
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
     def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, done: int = 0) -> None:
-        """End the run `tokens` tokens after its first `done` optimizer steps, or batches if manual."""
+        """End the run `tokens` tokens after its first `done` optimizer steps."""
         batches = data.train_steps.limited(trainer.limit_train_batches)
         if not batches:  # limit_train_batches=0: the run ends without training
             trainer.fit_loop.epoch_loop.max_steps = 0
@@ -85,8 +84,6 @@ class TokenBudget(L.Callback):
             )
         if trainer.lightning_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = done + n_steps
-        else:  # it never accumulates, so a step of `count_steps` is a batch
-            self._max_batches = done + n_steps
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -99,10 +96,7 @@ class TokenBudget(L.Callback):
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
             data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
-            done = checkpoint["global_step"]
-            if not pl_module.automatic_optimization:
-                done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-            self._limit(trainer, data, self.max_tokens - state["tokens"], done)
+            self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
@@ -124,9 +118,11 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)
 
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
-        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        if self._max_batches is not None and total.processed >= self._max_batches:
-            trainer.should_stop = True
+        if self.max_tokens is None or not self._sets_limit:
+            return
+        # It never accumulates, so a step is a batch here.
+        if not trainer.lightning_module.automatic_optimization:
+            trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pl_module.log("tokens", float(self.tokens))

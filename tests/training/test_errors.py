@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from lit_gptdata.training.errors import short_errors
 
+
 def exit_like_lightning():
     try:
         raise KeyboardInterrupt
