@@ -146,11 +146,10 @@ def find_checkpoint(given: str, last: Path) -> str:
     if given in ("best", "hpc") or "://" in given:
         return given
     path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))
-    advice = "leave ckpt_path out to start a new run, or " + (
-        "set output_dir to the folder of the run to resume"
-        if given == "last"
-        else "set it to the last.ckpt of a run, such as outputs/…/checkpoints/last.ckpt"
-    )
+    resume = "ckpt_path to the last.ckpt of a run, such as outputs/…/checkpoints/last.ckpt"
+    if given == "last":
+        resume = "output_dir to the folder of the run to resume"
+    advice = f"leave ckpt_path out to start a new run, or set {resume}"
     if not path.exists():
         raise FileNotFoundError(f"ckpt_path={given}, but {path} does not exist: {advice}")
     for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):

@@ -99,7 +99,7 @@ def test_a_mistake_ends_with_a_message_and_status_1(tmp_path):
     for overrides, message in (
         (["data=files", "data.corpus=books/*.txt"], "books/*.txt': looked in "),
         (["data=files"], "Missing mandatory value: data.corpus"),
-        (["data.stride=0"], "stride=0"),
+        (["data.stride=0"], "stride must be an integer"),
     ):
         assert message in run_train(*FAST, *overrides, cwd=tmp_path, expect=1)
 
