@@ -10,6 +10,7 @@ import glob
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ class FilesCorpus:
     def contents(self, known: Contents | None = None) -> Contents:
         """ctime (ns), inode and sample of each file, [] for a URL; reads no file that is as `known`."""
         return [
-            [] if isinstance(file, RemoteFile) else same if same[:2] == _inode(file) else _sampled(file)
+            _content(file, same)
             for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
         ]
 
@@ -229,6 +230,12 @@ def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
         prefix = os.path.commonprefix(names) if odd.endswith(suffix) else ""  # noqa: RUF071
         patterns.append(f"{prefix.removesuffix(suffix)}*{suffix}")
     return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
+
+
+def _content(file: TextFile, known: list[int | str]) -> list[int | str]:
+    if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
+        return [] if file.is_versioned else [time.time_ns(), 0, ""]
+    return known if known[:2] == _inode(file) else _sampled(file)
 
 
 def _inode(file: Path) -> list[int | str]:

@@ -288,17 +288,14 @@ REFUSED = {
         b'["a", "b"]',
         """is a JSON array…: run jq -c '.[] | {"text": .}' h.json > h-text.jsonl""",
     ),
-    "i.json": (b'{\n "data": []\n}\n', "is JSON on several lines…: run jq -c '.' i.json > i-text.jsonl"),
+    "i.json": (b'{\n "data": []\n}\n', "is JSON on several lines…: run jq -c . i.json > i-text.jsonl"),
     "j.ipynb": (
         json.dumps(NOTEBOOK, indent=1).encode(),
         "is a notebook: run jupyter nbconvert --to script",
     ),
     "k.txt": (json.dumps(NOTEBOOK).encode(), "is a notebook"),
-    "l.csv": (
-        b'id,"text"\n1,one\n',
-        """is a table with the column 'text': run python -c "import pandas""",
-    ),
-    "m.tsv.gz": (b"text\tid\r\none\t1\r\n", "holds a table with the column 'text'"),
+    "l.csv": (b"id,value\n1,2\n", 'is a table, not one text…: run python -c "import csv'),
+    "m.tsv.gz": (b"text\tid\r\none\t1\r\n", "holds a table, not one text"),
     "n.txt": (b"\n<!DOCTYPE html>\n<p>Sign in", "is an HTML page (name it .html…: run pandoc -f html"),
     "o.jsonl": (b"<html><p>Sign in", "is an HTML page: run pandoc -f html -t plain"),
 }
@@ -353,7 +350,6 @@ TEXTS = {
     "events.log": '{"level": "info", "msg": "one"}\n{"level": "info", "msg": "two"}\n',
     "list.md": "[text](one.md)\n[{text}](two.md)\n",
     "table.md": "| id | text |\n|---|---|\n| 1 | one |\n",
-    "numbers.csv": "id,value\n1,2\n",
     "page.html": "<!DOCTYPE html>\n<p>text",
     "page.xml": '<?xml version="1.0"?>\n<text/>',
     "about.txt": "PK is a name. %PDF is a sign. BZh, Rar! and GIF are, too. <html> is a tag.",

@@ -149,7 +149,7 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
     ("line", "message"),
     [
         (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], not 'text': set data.text"),
-        (b'["a"]', " is not a JSON object, not 'text': set data.text_column"),
+        (b'["a"]', " is not a JSON object, not 'text': a line must be one object with that key"),
         (b'"a"', " is not a JSON object"),
         (b'{"text": 5}', ": 'text' holds int, not text: set data.text_column"),
         (b'{"text": ["a"]}', ": 'text' holds list, not text"),
