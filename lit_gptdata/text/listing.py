@@ -151,7 +151,7 @@ def _warn_of_texts(folder: str, left_out: Iterable[str]) -> None:
     names = (name for name in left_out if not name.lower().startswith("readme"))
     found = Counter(match[0] for name in names if (match := _MAYBE_TEXT.search(name)))
     if found:
-        counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in found.most_common(5))
+        counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in found.most_common(9))
         pattern = f"{folder.rstrip('/')}/**/*{found.most_common(1)[0][0]}"
         _log_once(
             f"{folder} has other files, which are not read: {counts}. To read them, add {pattern!r}"
