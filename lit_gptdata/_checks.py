@@ -4,6 +4,7 @@ NumPy's numbers pass these checks, but a checkpoint that holds them does not loa
 """
 
 import operator
+import os
 from numbers import Real
 from typing import Any
 
@@ -26,12 +27,21 @@ def check_integer(name: str, value: Any, least: int | None = None, meaning: str 
 def check_string(name: str, value: Any) -> str:
     """Return `value` as a str; raise TypeError unless it is one."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {value!r} ({type(value).__name__})")
+        problem = f"{name} must be a string, got {value!r} ({type(value).__name__})"
+        raise TypeError(f"{problem}{hydra_quotes(name, value)}")
     return str.__str__(value)
 
 
+def hydra_quotes(name: str, value: Any) -> str:
+    """How to type a name that YAML reads as a number, or "" for another value."""
+    if _is_boolean(value) or not isinstance(value, Real):
+        return ""
+    return f". For a name that is a number, quote it for Hydra: 'data.{name}=\"{value}\"'"
+
+
 def plain(value: Any) -> Any:
-    """A string of numpy or an Enum as a plain str; other values as they are."""
+    """A path, or a string of numpy or an Enum, as a plain str; other values as they are."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     return str.__str__(value) if isinstance(value, str) else value
 
 

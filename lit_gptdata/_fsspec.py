@@ -68,6 +68,12 @@ def is_url(name: object) -> bool:
     return bool(re.match(r"[a-zA-Z][\w+.:-]*://[^\n]*$", str(name)))
 
 
+def canonical(url: str) -> str:
+    """One spelling of a URL: s3a://b/x and s3:///b/x -> s3://b/x."""
+    scheme, _, rest = url.partition("://")
+    return f"{({'s3a': 's3', 'gcs': 'gs'}).get(scheme, scheme)}://{rest.lstrip('/')}"
+
+
 def local_path(name: str | os.PathLike[str]) -> str | None:
     """The path that a path or file:// URL names, with `~` expanded; None for other URLs."""
     name = os.fspath(name)

@@ -148,8 +148,8 @@ class GPTDataModule(L.LightningDataModule):
         del arguments["workers"]
         save_hyperparameters(self, arguments | {
             "corpus": local.name, "tokenizer": self.tokenizer.name, "stream": local.stream,
-            "special_tokens": self.tokenizer.special_tokens, "data_dir": os.fspath(data_dir),
-            "store_url": store_url and os.fspath(store_url), "cache_gb": cache_gb and float(cache_gb),
+            "special_tokens": self.tokenizer.special_tokens, "data_dir": plain(data_dir),
+            "store_url": plain(store_url), "cache_gb": cache_gb and float(cache_gb),
         })  # fmt: skip
 
     @property

@@ -14,6 +14,7 @@ from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
+from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.build import local as build
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from tests.conftest import ListCorpus
@@ -380,10 +381,33 @@ def test_values_that_cannot_work_are_refused_when_constructed(options, message):
         GPTDataModule(**options)
 
 
+@pytest.mark.parametrize("corpus", [None, 5, "", [], b"a.txt", {"a.txt"}, {"a": "a.txt"}, ["a", None]])
+def test_a_corpus_of_another_type_is_refused_by_the_constructor(corpus):
+    with pytest.raises((TypeError, ValueError), match=r"corpus.*(expected the name|is an empty)"):
+        GPTDataModule(corpus)
+    GPTDataModule(corpus, store_url="store")  # which needs no corpus
+
+
+@pytest.mark.parametrize("name", ["corpus", "data_dir", "text_column"])
+def test_a_number_as_a_name_gets_the_quotes_to_type(name):
+    with pytest.raises((TypeError, ValueError), match=f"""quote it for Hydra: 'data.{name}="2024"'"""):
+        GPTDataModule(**{name: 2024})
+
+
 def test_strings_of_numpy_and_enums_become_plain(tmp_path):
     class Key(str, Enum):
         TEXT = "text"
+        FOLDER = "folder"
 
+    Path("text").write_text("hello world")
+    for kind in (np.str_, lambda name: Key(name)):
+        data = GPTDataModule(kind("text"), data_dir=kind("folder"), ray_address=kind("text"))
+        assert data.data_dir == Path("folder").absolute()
+        assert {type(data.hparams[name]) for name in ("corpus", "data_dir", "ray_address")} == {str}
+        assert (data.hparams.corpus, data.hparams.data_dir) == ("text", "folder")
+        store_url = GPTDataModule(store_url=kind("folder")).hparams.store_url
+        assert (type(store_url), store_url) == (str, "folder")
+        assert [file.name for file in open_corpus([kind("text")]).files] == ["text"]
     data = GPTDataModule(
         text_column=Key.TEXT, engine=np.str_("tiktoken"), encoding_errors=np.str_("strict"),
         build=np.str_("processes"), special_tokens=np.str_("allow"), cache_gb=float("inf"),

@@ -16,8 +16,11 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
 SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
-_BEFORE_HTML = rb"(?:[\s\xef\xbb\xbf]|<!--.{,999}?-->|<\?xml[^>]{,99}\?>)*"
-HTML_HEAD = re.compile(_BEFORE_HTML + rb"<(!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL)
+_BEFORE_HTML = rb"(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
+HTML_HEAD = re.compile(
+    _BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE | re.DOTALL
+)
+TABLES = (".csv", ".tsv", ".tab", ".psv")
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 _ZIP = rb"PK\x03\x04.{26}"  # and the name of the first member
@@ -25,11 +28,13 @@ _PANDOC = "pandoc -t plain -o {new}.txt {path}"
 _OFFICE = "soffice --headless --convert-to txt:Text {path}"
 _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
-_JQ = "jq -c '%s' {path} > {new}.jsonl"
+_JQ = "jq -c %s {path} > {new}.jsonl"
 _NO_COMMAS = "sed -E 's/,[[:space:]]*$//' {path} > {new}.jsonl"
-_CSV = (
-    "python -c \"import pandas, sys; pandas.read_csv(sys.argv[1], sep=None, engine='python')"
-    ".to_json(sys.argv[2], orient='records', lines=True)\" {packed} {stem}.jsonl"
+_CSV = (  # with csv, because pandas turns texts such as NA into nulls
+    'python -c "import csv, json, sys; csv.field_size_limit(1 << 30); '
+    "f = open(sys.argv[1], encoding='utf-8-sig', newline=''); [next(f) for _ in range(%d)]; "
+    "open(sys.argv[2], 'w').writelines(json.dumps(row) + '\\n' for row in csv.DictReader(f, %s))\" "
+    "{path} {stem}.jsonl"
 )
 _UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
 # (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
@@ -59,6 +64,8 @@ _KINDS = (
     (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "an image", ""),
     (rb"SQLite format 3\0", "an SQLite database", ""),
     (rb"\x7fELF", "a program", ""),
+    (rb"!<arch>\n", "an ar archive", "mkdir {new} && ar -x --output {new} {path}"),
+    (rb"07070[127][0-9A-Fa-f]{104}", "a cpio archive", "mkdir {new} && cpio -idD {new} < {path}"),
     (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", ""),
     (rb"\x93NUMPY|\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
     (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", ""),
@@ -66,6 +73,11 @@ _KINDS = (
 )  # fmt: skip
 _KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
 _COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
+_ISO_2022 = (
+    (rb"\x1b\$[@B]", "iso-2022-jp"),
+    (rb"\x1b\$\)C", "iso-2022-kr"),
+    (rb"\x1b\$\)A", "iso-2022-cn"),
+)
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1a\x1b\x1c\x1d\x1e\x1f"})  # rare in any text
 
 
@@ -98,11 +110,25 @@ def check_text(head: bytes, path: TextFile, compression: str = "", errors: str =
         _, what, command = _KINDS[(match.lastindex or 1) - 1]
     elif b"\0" in head:
         what, command = _data_with_nuls(head)
+    elif encoding := _encoding_in_ascii(head):
+        what, command = encoding.upper(), _ICONV % encoding
     # reading with "strict" finds that other binary data is not UTF-8
     if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
         what = "binary data"
     if what:
         raise refusal(path, what, command, compression)
+
+
+def _encoding_in_ascii(head: bytes) -> str:
+    """The encoding of an East Asian text that consists of ASCII bytes only, or ""."""
+    if b"\x1b$" in head:
+        return next((name for pattern, name in _ISO_2022 if re.search(pattern, head)), "")
+    runs = re.findall(rb"~\{((?:[!-w][!-~])+)~\}", head) if b"~{" in head else []
+    try:  # GB 2312 assigns a part of the codes
+        b"".join(b"~{%b~}" % run for run in runs).decode("hz")
+    except UnicodeDecodeError:
+        return ""
+    return "hz" if sum(map(len, runs)) > 15 else ""
 
 
 def _data_with_nuls(head: bytes) -> tuple[str, str]:
@@ -175,7 +201,7 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
 def check_plain(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
     """Raise ValueError if a file that is read as one text is a page, a notebook or a table of texts."""
     suffix = os.path.splitext(path.name.lower().removesuffix(compression))[1]
-    if _start(head[:99])[:1] not in b"{[<" and suffix not in (".csv", ".tsv"):  # nearly every text
+    if _start(head[:99])[:1] not in b"{[<":  # nearly every text
         return
     start = _start(head)
     key = json.dumps(text_column).encode()
@@ -185,16 +211,32 @@ def check_plain(head: bytes, path: TextFile, text_column: str, compression: str)
     elif start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
         what, command = "a notebook", "jupyter nbconvert --to script {path}"
     elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
-        what = "JSON Lines, not one text (name it .log to read it as text)"
+        has_key = _is_json_lines(start, text_column, ".log")
+        what = f"JSON Lines, not one text{'' if has_key else ' (name it .log to read it as text)'}"
         command = "mv {packed} {stem}.jsonl{compression}"
     elif re.match(rb'\[\s*[{"]', start) and (
         key in start if suffix not in ("", ".txt") else _is_json(start, len(head) < CHUNK_BYTES)
     ):
         what, command = "a JSON array", _array_command(start, text_column)
-    elif suffix in (".csv", ".tsv") and key[1:-1] in re.split(rb'[,;\t|"\r]', start.partition(b"\n")[0]):
-        what, command = f"a table with the column {text_column!r}", _CSV
     if what:
         raise refusal(path, what, command, compression)
+
+
+def refuse_table(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
+    """Raise ValueError with the command that makes JSON Lines of a table, whatever its columns are."""
+    lines = head.removeprefix(codecs.BOM_UTF8).splitlines()
+    before = re.compile(rb"\s*(#[^,;\t|]*|sep=.)?\s*", re.IGNORECASE)
+    n_before = next((i for i, line in enumerate(lines) if not before.fullmatch(line)), 0)
+    header = lines[n_before] if lines else b""
+    usual = b"\t" if path.name.lower().removesuffix(compression).endswith((".tsv", ".tab")) else b","
+    delimiter = max(b",;\t|", key=lambda byte: (header.count(byte), byte == usual[0]))
+    options = f"delimiter={chr(delimiter)!r}"
+    if header.count(bytes([delimiter, 0x20])) == header.count(delimiter) > 0:
+        options += ", skipinitialspace=True"
+    if header.startswith(b"'"):
+        options += ", quotechar=chr(39)"
+    what = "a table, not one text (name it .txt to read it as one)"
+    raise refusal(path, what, _CSV % (n_before, options), compression)
 
 
 def _start(head: bytes) -> bytes:
@@ -216,8 +258,12 @@ def _is_json(start: bytes, is_whole: bool) -> bool:
 
 def _array_command(start: bytes, text_column: str) -> str:
     """The command that makes JSON Lines of an array of objects or strings."""
-    texts = f".[] | {{{{{json.dumps(text_column)}: .}}}}"  # braces doubled for str.format
-    return _JQ % (texts if re.match(rb'\[\s*"', start) else ".[]")
+    is_of_strings = re.match(rb'\[\s*"', start)
+    return _jq(f".[] | {{{json.dumps(text_column)}: .}}" if is_of_strings else ".[]")
+
+
+def _jq(program: str) -> str:
+    return _JQ % shlex.quote(program).replace("{", "{{").replace("}", "}}")  # for str.format
 
 
 def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
@@ -241,7 +287,7 @@ def check_rows(head: bytes, path: TextFile, text_column: str, compression: str) 
         what, command = "a JSON array, not one object per line", _array_command(start, text_column)
     elif newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
         what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
-        command = _JQ % "."
+        command = _jq(".")
     if what:
         raise refusal(path, what, command, compression)
 

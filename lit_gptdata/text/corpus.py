@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lit_gptdata._checks import hydra_quotes
 from lit_gptdata._fsspec import is_url, redact
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.download import fetch, find_download
-from lit_gptdata.text.files import FilesCorpus, PathLike, flatten
+from lit_gptdata.text.files import FilesCorpus, PathLike, check_names, flatten
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.text.sample import SampleCorpus
 
@@ -49,9 +50,20 @@ def open_corpus(
     """
     if isinstance(corpus, Corpus):
         return corpus
-    entries = list(flatten(corpus))
+    entries = corpus_names(corpus)
     if entries == ["sample"]:
         return SampleCorpus()
+    downloaded = () if stream else ("http://", "https://")
+    names = [_resolve(entry, downloads, download, downloaded) for entry in entries]
+    return FilesCorpus(names, reading, folder, not_searched)
+
+
+def corpus_names(corpus: CorpusLike) -> list[PathLike]:
+    """The names in `corpus`, not checked on disk; raises TypeError or ValueError for other objects."""
+    entries = list(flatten(corpus))
+    check_names(entries)
+    if entries == ["sample"]:
+        return entries
     for entry in entries:
         if entry == "sample" and isinstance(entry, str):
             raise ValueError("corpus='sample' cannot be part of a list. A file of that name is ./sample")
@@ -60,10 +72,9 @@ def open_corpus(
             raise TypeError(
                 f"corpus={given}: expected the name of a text, got {kind}. Give 'sample', one of "
                 f"{sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
+                + hydra_quotes("corpus", entry)
             )
-    downloaded = () if stream else ("http://", "https://")
-    names = [_resolve(entry, downloads, download, downloaded) for entry in entries]
-    return FilesCorpus(names, reading, folder, not_searched)
+    return entries
 
 
 def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:

@@ -8,14 +8,16 @@ book.txt.part.json  the version of these bytes; without it they are not resumed
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -186,7 +188,8 @@ def _name(file: _Download, response: requests.Response) -> str:
     """The name that tells the format: of Content-Disposition, after redirects, or of the target."""
     header = Message()
     header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
-    names = (header.get_filename() or "", urlsplit(response.url).path)
+    is_table = response.headers.get("Content-Type", "").startswith("text/csv")
+    names = (header.get_filename() or "", urlsplit(response.url).path, is_table * "table.csv")
     return next((name for name in names if any(suffixes(name))), file.target.name)
 
 
@@ -195,6 +198,23 @@ def _coding(file: _Download, response: requests.Response) -> str:
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     kept = {".gz": ("gzip", "x-gzip"), ".zst": ("zstd",)}.get(suffixes(_name(file, response))[1], ())
     return "" if coding in ("identity", *kept) else coding
+
+
+def _decoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
+    """Undo gzip, of any number of members, or deflate; raises zlib.error unless the data are complete.
+
+    urllib3 would accept data that are cut short.
+    """
+    decoder: Any = None
+    for chunk in chunks:
+        while chunk := chunk.lstrip(b"\0") if decoder is None or decoder.eof else chunk:
+            if decoder is None or decoder.eof:
+                raw = chunk[0] & 15 != 8  # some servers send deflate without a header
+                decoder = zlib.decompressobj(31 if "gzip" in coding else -15 if raw else 15)
+            yield decoder.decompress(chunk)
+            chunk = decoder.unused_data
+    if decoder is not None and not decoder.eof:
+        raise zlib.error(f"the {coding} data have no end")
 
 
 def _is_gzip_twice(data: bytes) -> bool:
@@ -245,7 +265,6 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
     raw, coding = response.raw, _coding(file, response)
     labeled = not coding and "gzip" in response.headers.get("Content-Encoding", "").lower()
-    unpack = None
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
         size = wire_bytes
@@ -265,11 +284,14 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             out.truncate()
             cause = ""
             try:
-                for chunk in raw.stream(CHUNK_BYTES, decode_content=bool(coding)):
-                    if labeled and out.tell() == 0 and _is_gzip_twice(chunk):
-                        file.note.unlink(missing_ok=True)
-                        coding, unpack = "gzip", zlib.decompressobj(31)
-                    bar.update(out.write(unpack.decompress(chunk) if unpack else chunk))
+                chunks = raw.stream(CHUNK_BYTES, decode_content=False)
+                first = next(chunks, b"")
+                if labeled and not kept and _is_gzip_twice(first):
+                    file.note.unlink(missing_ok=True)
+                    coding = "gzip"
+                chunks = itertools.chain([first], chunks)
+                for chunk in _decoded(chunks, coding) if coding else chunks:
+                    bar.update(out.write(chunk))
             except (urllib3.exceptions.HTTPError, zlib.error) as error:
                 cause = f" ({_cause(error)})"
             # urllib3 1.26 does not report a body that is too short
@@ -286,10 +308,24 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
                 raise file.error(problem, "Check the address in a browser")
             if HTML_HEAD.match(head):
                 _reject_html(file, f"it starts with {head.lstrip()[:40]!r}")
+            if len(head) < HEAD_BYTES and _is_error(head):
+                body = re.sub(rb"<\?.*?>", b"", head).strip()
+                problem = f"the server sent an error: {body[:200]!r}"
+                raise file.error(problem, "Check the address in a browser")
         return _stored_path(file, _name(file, response), head)
     except OSError:  # also a DownloadError; on a full disk this frees space
         file.discard()
         raise
+
+
+def _is_error(body: bytes) -> bool:
+    """Whether a whole body, sent with HTTP 200, is an error of an object store or an API."""
+    if re.match(rb"\s*(<\?xml[^>]*\?>\s*)?<Error\b", body):
+        return True
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(body)
+        return isinstance(answer, dict) and "text" not in answer and "error" in answer
+    return False
 
 
 def _stored_path(file: _Download, name: str, head: bytes) -> Path:

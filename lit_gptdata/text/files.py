@@ -10,11 +10,13 @@ import glob
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_gptdata._fsspec import local_path, redacted
+from lit_gptdata._checks import plain
+from lit_gptdata._fsspec import canonical, local_path, redacted
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents, suffixes
@@ -52,7 +54,17 @@ def flatten(names: Any) -> Iterator[Any]:
         for entry in names:
             yield from flatten(entry)
     else:
-        yield names
+        yield names if isinstance(names, os.PathLike) else plain(names)
+
+
+def check_names(names: Sequence[PathLike]) -> None:
+    """Raise ValueError for a corpus without a name."""
+    if not names:
+        raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
+    if "" in names:  # Path("") would be the current folder
+        raise ValueError(
+            "the corpus is an empty string: name a file, a folder ('.' is the current one) or a glob"
+        )
 
 
 def hash_files(files: Sequence[TextFile], on_bytes: OnBytes, n_threads: int | None = None) -> list[str]:
@@ -79,13 +91,8 @@ class FilesCorpus:
         folder: Path | None = None, not_searched: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.reading = reading or Reading()
-        names = [os.fspath(name) for name in flatten(paths)]
-        if not names:
-            raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
-        if "" in names:  # Path("") would be the current folder
-            raise ValueError(
-                "the corpus is an empty string: name a file, a folder ('.' is the current one) or a glob"
-            )
+        names = [plain(name) for name in flatten(paths)]
+        check_names(names)
         self._urls = [name for name in names if local_path(name) is None]
         remote = self._list_urls()
         folder = folder or working_folder()
@@ -93,7 +100,7 @@ class FilesCorpus:
         self._folders: dict[str, list[TextFile]] = {}  # name of a folder or glob → its files
         named: dict[str, int] = {}  # real path or URL of a file → index of the name that means it
         for index, name in enumerate(names):
-            urls = {file.url: file for file in remote.get(name, ())}
+            urls = {canonical(file.url): file for file in remote.get(name, ())}
             found: Mapping[str, TextFile] = urls or expand_path(name, folder, not_searched)
             for key in (key for key in found if key in named):
                 first, second = (redacted(repr(names[i])) for i in (named[key], index))
@@ -201,7 +208,7 @@ class FilesCorpus:
     def contents(self, known: Contents | None = None) -> Contents:
         """ctime (ns), inode and sample of each file, [] for a URL; reads no file that is as `known`."""
         return [
-            [] if isinstance(file, RemoteFile) else same if same[:2] == _inode(file) else _sampled(file)
+            _content(file, same)
             for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
         ]
 
@@ -229,6 +236,12 @@ def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
         prefix = os.path.commonprefix(names) if odd.endswith(suffix) else ""  # noqa: RUF071
         patterns.append(f"{prefix.removesuffix(suffix)}*{suffix}")
     return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
+
+
+def _content(file: TextFile, known: list[int | str]) -> list[int | str]:
+    if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
+        return [] if file.is_versioned else [time.time_ns(), 0, ""]
+    return known if known[:2] == _inode(file) else _sampled(file)
 
 
 def _inode(file: Path) -> list[int | str]:

@@ -23,21 +23,25 @@ from typing import Any, Literal, get_args
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.content import (
+    TABLES,
     check_compressed,
     check_plain,
     check_rows,
     check_text,
     encoding_advice,
     line_refusal,
+    refuse_table,
 )
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
-from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
+from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw, size_of
 
 EncodingErrors = Literal["strict", "replace"]
 
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
+BAD_ROW = "Repair it, or set encoding_errors=replace"
+INDEX_BYTES = 1 << 20  # of a parquet file, between its data and its footer
 BATCH_BYTES = 16 << 20  # of parquet rows per read, estimated from the file's metadata
 
 
@@ -103,7 +107,7 @@ def _format(suffix: str, compression: Any) -> Format:
 
 def is_text(name: str) -> bool:
     """Whether a search through a folder includes the file: its name has the suffix of a format."""
-    return suffixes(name)[0] != ""
+    return suffixes(name)[0] not in ("", *TABLES)
 
 
 def suffixes(name: str) -> tuple[str, Any]:
@@ -195,8 +199,9 @@ def needs(module: str, extra: str, path: TextFile) -> Any:
 
 
 def _valid(
-    data: bytes, errors: EncodingErrors, source: object, offset: int = 0, final: bool = True
-) -> tuple[bytes, int]:
+    data: bytes, errors: EncodingErrors, source: object, offset: int = 0, final: bool = True,
+    advice: str = "",
+) -> tuple[bytes, int]:  # fmt: skip
     """(valid UTF-8, bytes of `data` used). A character cut off at the end is invalid only if `final`."""
     if data.isascii():
         return data, len(data)
@@ -205,7 +210,8 @@ def _valid(
     except UnicodeDecodeError as error:
         raise UnicodeError(
             f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}). {encoding_advice(data, error.start, offset)}"
+            f"{offset + error.start} ({error.reason}). "
+            + (advice or encoding_advice(data, error.start, offset))
         ) from None
     return (data[:used] if errors == "strict" else text.encode()), used
 
@@ -241,6 +247,7 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """One document per line: the text at `text_column`. Blank lines and null texts are skipped."""
+    column = reading.text_column
     for offset, line in _lines(file, reading):
         line = line.removeprefix(codecs.BOM_UTF8)  # Windows tools write it at the start of a file
         if not line.strip():
@@ -253,10 +260,13 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise line_refusal(line, offset, file.path, format_of(file.path).compression) or ValueError(
                 f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
             ) from None
-        if not isinstance(row, dict) or reading.text_column not in row:
-            found = f"has the keys {sorted(row)}" if isinstance(row, dict) else "is not a JSON object"
-            raise ValueError(f"{source} {found}, not {reading.text_column!r}: set data.text_column")
-        if (value := row[reading.text_column]) is not None:
+        if not isinstance(row, dict) or column not in row:
+            found, advice = "is not a JSON object", "a line must be one object with that key"
+            if isinstance(row, dict):
+                found = f"has the keys {sorted(row)}"
+                advice = "set data.text_column to one of them; keys inside of objects are not supported"
+            raise ValueError(f"{source} {found}, not {column!r}: {advice}")
+        if (value := row[column]) is not None:
             chunks = [_json_text(value, source, reading)]
             yield Document(source=source, chunks=chunks, number=file.number)
 
@@ -314,6 +324,11 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
             raise ValueError(f"{path} has columns {sorted(types)}, not {column!r}: set data.text_column")
+        if table.schema_arrow.names.count(column) > 1:
+            raise ValueError(
+                f"{path} has several columns {column!r}: rename them, or set data.text_column"
+            )
+        _check_single(table.metadata, path)
         kind = types[column]
         is_dictionary = arrow.types.is_dictionary(kind)
         stored = kind.value_type if is_dictionary else kind
@@ -324,8 +339,25 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             if value.is_valid:
                 name = f"{path}: row {number}"
                 # arrow does not check that strings are valid UTF-8
-                text, _ = _valid(value.as_buffer().to_pybytes(), reading.encoding_errors, name)
+                data, advice = (
+                    value.as_buffer().to_pybytes(),
+                    "Repair it, or set encoding_errors=replace",
+                )
+                text, _ = _valid(data, reading.encoding_errors, name, advice=advice)
                 yield Document(source=name, chunks=[text], number=file.number)
+
+
+def _check_single(metadata: Any, path: TextFile) -> None:
+    """Raise ValueError for several Parquet files in one, of which only the last footer is read."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    data_bytes = sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
+    # in a single file these are indexes, otherwise also the files before the last one
+    other_bytes = size_of(path) - len(b"PAR1") - data_bytes - metadata.serialized_size - 8
+    if other_bytes > 0:
+        with open_raw(path, max(0, other_bytes - INDEX_BYTES), other_bytes + 4) as raw:
+            if b"PAR1PAR1" in raw.read(INDEX_BYTES + 4):
+                advice = "give the original files, or join them with pyarrow"
+                raise ValueError(f"{path} holds several Parquet files one after another: {advice}")
 
 
 def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
@@ -349,10 +381,11 @@ FORMATS = (
         aliases=(".json", ".ndjson", ".jsonlines"),
     ),
     Format(suffix=".parquet", cut="never", read=_read_parquet),
+    Format(suffix=TABLES[0], cut="never", read=_read_txt, check=refuse_table, aliases=TABLES[1:]),
 )  # fmt: skip
 
 _NAMES = [name for format in FORMATS for name in (format.suffix, *format.aliases)]
 ALL_SUFFIXES = [name + packed for name in ("", *_NAMES) for packed in ("", ".gz", ".zst")]
 _SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})?(\.gz|\.zst)?$")
 # The names that a search through a folder includes, for messages.
-SEARCHED = f"{', '.join('*' + name for name in _NAMES)} and these as .gz or .zst"
+SEARCHED = f"{', '.join('*' + name for name in _NAMES if is_text(name))} and these as .gz or .zst"

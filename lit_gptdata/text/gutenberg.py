@@ -4,10 +4,10 @@ import itertools
 import re
 
 # The lines before and after every book's text, such as "*** START OF THE PROJECT GUTENBERG EBOOK … ***".
-# A long title continues in the next lines, up to the closing asterisks but not over an empty line.
+# A long title continues in the next lines, up to asterisks that end a line, not over an empty line.
 _MARKER = re.compile(
     r"^\ufeff?[ \t]*\*{3}[ \t]*(START|END) OF (?:THE|THIS) PROJECT GUTENBERG\b"
-    r"(?:(?:[^\n]|\n(?![ \t\r]*\n)){0,1000}?\*{3})?.*$",
+    r"(?:.*\*{3}|(?:[^\n]|\n(?![ \t\r]*(?:\n|\*{3}[ \t]*[^\s*]))){0,400}?\*{3}(?=[ \t\r]*$))?.*$",
     re.MULTILINE | re.IGNORECASE,
 )
 

@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import glob
 import itertools
+import logging
 import os
 import re
 import stat
@@ -26,8 +27,18 @@ from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, local_path, red
 from lit_gptdata.text.formats import SEARCHED, is_text
 from lit_gptdata.text.remote_file import RemoteFile
 
+log = logging.getLogger(__name__)
+
 Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
 MAX_NAME, MAX_PATH = 255, 4095  # bytes, of Linux
+RUN_FILES = frozenset(
+    ("config.yaml", "hparams.yaml", "result.json", "summary.txt", "train.log", "metrics.csv", "loss.png")
+)
+_MAYBE_TEXT = re.compile(  # the end of a name that may be a text's
+    r"(\.(txt|jsonl|parquet))?\.(text|md|markdown|rst|org|tex|csv|tsv|tab|psv|parq|arrow|jl|ldjson|pdf|epub"
+    r"|docx?|odt|rtf|zip|tar|tgz|7z|rar|xz|bz2|lz4|br|Z)$|\.(txt|jsonl|parquet)\.(?!bak|tmp|part|lock)[^.]+$",
+    re.IGNORECASE,
+)
 MAX_COMPARED = 10_000  # names in a folder that are compared with a misspelled one
 
 
@@ -41,7 +52,9 @@ def expand_path(
     """
     path = folder / (local_path(name) or name)
     if stat.S_ISDIR(mode := _mode(path)):
-        if found := _search(path, ["**", "*"], not_searched, is_text):
+        left_out: list[str] = []
+        if found := _search(path, ["**", "*"], not_searched, is_text, left_out):
+            _warn_of_texts(str(name), left_out)
             return found
         raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), _names_below(path))}")
     if mode or os.path.islink(path):
@@ -59,7 +72,10 @@ def expand_path(
     root = Path(*parts[:n_fixed])
     content = "which does not exist"
     if root.is_dir():
-        if found := _search(root, list(parts[n_fixed:]), not_searched):
+        names_folders = os.fspath(name).endswith("/")  # as in a shell, d/*/ means the folders in d
+        wanted: Callable[[str], bool] = is_text if names_folders else lambda _: True
+        patterns = [*parts[n_fixed:], *(["**", "*"] if names_folders else [])]
+        if found := _search(root, patterns, not_searched, wanted):
             return found
         names = sorted(entry.name for entry in root.iterdir())
         more = ", …" if len(names) > 5 else ""
@@ -130,13 +146,35 @@ def _no_text(name: str, files: Iterable[str]) -> str:
     return f"{text}. It holds {counts}. To read them, give a glob such as {pattern!r}"
 
 
+def _warn_of_texts(folder: str, left_out: Iterable[str]) -> None:
+    """Warn of files that a search through a folder left out but that may be texts, by their names."""
+    names = (name for name in left_out if not name.lower().startswith("readme"))
+    found = Counter(match[0] for name in names if (match := _MAYBE_TEXT.search(name)))
+    if found:
+        counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in found.most_common(9))
+        pattern = f"{folder.rstrip('/')}/**/*{found.most_common(1)[0][0]}"
+        _log_once(
+            f"{folder} has other files, which are not read: {counts}. To read them, add {pattern!r}"
+        )
+
+
+def _is_of_a_run(names: Iterable[str]) -> bool:
+    """Whether a folder with these names is one that train.py or a sweep made."""
+    held = {"multirun.yaml", *RUN_FILES}.intersection(names)
+    return "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
+
+
 def _search(
     root: Path,
     patterns: list[str],
     not_searched: frozenset[str],
     wanted: Callable[[str], bool] = lambda _: True,
+    unwanted: list[str] | None = None,
 ) -> dict[str, Path]:
-    """The wanted files below `root` that match `patterns`, one per level: real path → path."""
+    """The wanted files below `root` that match `patterns`, one per level: real path → path.
+
+    Folders of runs are left out. If `root` is one, only the files are left out that train.py wrote.
+    """
     found: dict[str, str] = {}  # path → real path
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
@@ -147,7 +185,13 @@ def _search(
         left_out = real_folder in not_searched and folder != str(root)
         if (real_folder, len(patterns)) not in searched and not left_out:
             searched.add((real_folder, len(patterns)))
-            for entry, rests in _matches(folder, patterns):
+            entries = _entries(folder)
+            of_a_run = _is_of_a_run(entry.name for entry in entries)
+            for entry in entries:
+                if not (rests := _rests(entry.name, patterns)):
+                    continue
+                if of_a_run and (folder != str(root) or entry.name in RUN_FILES):
+                    continue
                 path, real, mode = entry.path, f"{real_folder}/{entry.name}", 0
                 if entry.is_symlink():
                     real, mode = os.path.realpath(path), _mode(path)
@@ -156,12 +200,16 @@ def _search(
                 elif stat.S_ISDIR(mode) or entry.is_dir(follow_symlinks=False):
                     below = links if entry.is_symlink() else folders
                     below += [(path, real, rest) for rest in rests if rest]
+                    if rests == [[]]:
+                        _log_once(f"{path} is a folder, which is not searched: add {path + '/'!r}")
                 elif [] in rests and wanted(entry.name):
                     if not entry.is_file(follow_symlinks=False):
                         _checked(Path(path), mode if entry.is_symlink() else entry.stat().st_mode)
                     found[path] = real
                 elif entry.is_symlink() and not mode:
                     _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
+                elif unwanted is not None and _is_visible(entry.name):
+                    unwanted.append(entry.name)
         if not folders:  # links come last, so that files have their own paths if these are searched, too
             folders, links = sorted(links, reverse=True), []
     files: dict[str, Path] = {}
@@ -172,12 +220,10 @@ def _search(
     return files
 
 
-def _matches(folder: str, patterns: list[str]) -> Iterator[tuple[os.DirEntry[str], list[list[str]]]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if rests := _rests(entry.name, patterns):
-                    yield entry, rests
+            return list(entries)
     except PermissionError as error:
         problem = f"{error.strerror}: make it readable, or name the files to read"
         raise PermissionError(error.errno, problem, error.filename) from None
@@ -196,6 +242,11 @@ def _is_visible(name: str) -> bool:
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    log.warning(message)
 
 
 def expand_url(url: str) -> list[RemoteFile]:
@@ -223,10 +274,15 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             return _glob(fs, path, url)
         if _is_file(info):
             return {path: info}
-    files = _matching(fs, path, ["**", "*"])
+    if glob.has_magic(path) and not fs.exists(path):  # the folders that match
+        files = _glob(fs, f"{path.rstrip('/')}/**/*", url)
+    else:
+        files = _matching(fs, path, ["**", "*"])
     found = {name: info for name, info in files.items() if is_text(basename(name))}
     if not found:
         raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), map(basename, files))}")
+    names = {basename(name) for name in files.keys() - found.keys()}
+    _warn_of_texts(redact(url), filter(_is_visible, names))
     return found
 
 
@@ -266,6 +322,8 @@ def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str,
                 yield path, info
         elif path != folder.rstrip("/") and any(rests):
             yield from _walk(fs, path, rests)
+        elif rests and path != folder.rstrip("/"):
+            _log_once(f"{redact(path)} is a folder, which is not searched: ** searches subfolders")
 
 
 def _match(names: list[str], patterns: list[str]) -> bool:

@@ -42,6 +42,8 @@ class RemoteFile:
     """Bytes."""
     version: str
     """Changes with the contents: an ETag, a generation, a time."""
+    is_versioned: bool = True
+    """False: the server tells no version, so `version` is a hash of size and type."""
 
     @classmethod
     def from_info(cls, url: str, info: dict[str, Any]) -> RemoteFile:
@@ -49,15 +51,17 @@ class RemoteFile:
         size = info.get("size")
         if size is None or info.get("partial") is False:
             raise RemoteError(
-                f"{redact(url)}: its server reports no size or no ranges. Download the file"
+                f"{redact(url)}: its server reports no size or no ranges. Name each file, without "
+                "stream=true, so that it is downloaded"
             )
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
             version = version.timestamp()
-        if version is None:  # hashed, because the other metadata may hold a secret
+        is_versioned = version is not None
+        if not is_versioned:  # hashed, because the other metadata may hold a secret
             metadata = sorted((key, info[key]) for key in info if key not in ("name", "url"))
             version = hashlib.sha256(repr(metadata).encode()).hexdigest()[:16]
-        return cls(url=url, size=size, version=str(version))
+        return cls(url=url, size=size, version=str(version), is_versioned=is_versioned)
 
     def __str__(self) -> str:
         return redact(self.url)

@@ -88,7 +88,10 @@ def changed_val(root: Path, key: Any, val: list[Covered]) -> str | None:
         write_json(record, now)
     if not isinstance(last, dict) or last.keys() != now.keys() or last["sha256"] == now["sha256"]:
         return None
-    was = f"it was {last['covers']}, now it is" if last["covers"] != now["covers"] else "new contents of"
+    whole = all((part.begin, part.end) == (0, 1) for part in val)
+    was = "new contents of" if whole else "other contents or borders of"
+    if last["covers"] != now["covers"]:
+        was = f"it was {last['covers']}, now it is"
     return f"val changed since the last run: {was} {now['covers']}; val losses of the two do not compare"
 
 

@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lit_gptdata._checks import hydra_quotes, plain
 from lit_gptdata._fsspec import local_path, redacted
 from lit_gptdata._io import working_folder
-from lit_gptdata.text.corpus import CorpusLike, open_corpus
+from lit_gptdata.text.corpus import CorpusLike, corpus_names, open_corpus
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.files import flatten, printable
 from lit_gptdata.text.formats import Reading
@@ -54,7 +55,8 @@ class LocalBuild:
             printable(os.fspath(entry)) if isinstance(entry, (str, os.PathLike)) else repr(entry)
             for entry in entries
         ]
-        return names[0] if len(entries) == 1 and entries[0] is self.corpus else names
+        is_single = isinstance(self.corpus, str) or (len(entries) == 1 and entries[0] is self.corpus)
+        return names[0] if is_single else names
 
     def prepare(self) -> TokenStore:
         """Download and tokenize the corpus, unless its store exists already."""
@@ -153,20 +155,24 @@ def choose_source(
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
     limit = cache_bytes(cache_gb)
     if store_url is None:
+        if not hasattr(type(local.corpus), "fingerprint"):
+            corpus_names(local.corpus)  # checks them
         return local
-    if not isinstance(store_url, (str, os.PathLike)) or not str(store_url):
+    if not isinstance(store_url, (str, os.PathLike)) or not plain(store_url):
         raise TypeError(f"store_url must be a URL or a folder of a published store, got {store_url!r}")
-    return PublishedStore(os.fspath(store_url), local.tokenizer, local.data_dir, limit)
+    return PublishedStore(plain(store_url), local.tokenizer, local.data_dir, limit)
 
 
 def local_folder(data_dir: str | os.PathLike[str]) -> Path:
     """The absolute path of `data_dir`; later changes of the current folder do not move it."""
-    if not isinstance(data_dir, (str, os.PathLike)) or re.match(r"$|\w\w+:/|~[^/]|.*\0", str(data_dir)):
+    if not isinstance(data_dir, (str, os.PathLike)) or re.match(
+        r"$|\w\w+:/|~[^/]|.*\0", plain(data_dir)
+    ):
         raise ValueError(
             f"data_dir must be a folder on this machine, got {data_dir!r}. For a published store at a "
-            "URL set store_url, and for texts at a URL set corpus"
+            f"URL set store_url, and for texts at a URL set corpus{hydra_quotes('data_dir', data_dir)}"
         )
-    return working_folder() / Path(data_dir).expanduser()
+    return working_folder() / Path(plain(data_dir)).expanduser()
 
 
 def cache_bytes(cache_gb: float | None) -> int | None:

@@ -136,8 +136,8 @@ class WindowDataset(Windows):
 def check_enough(n_tokens: int, max_length: int, name: str) -> None:
     """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no full window."""
     if n_tokens < max_length + 1:
+        shorter = f", or set max_length <= {n_tokens - 1}" if n_tokens > 1 else ""
         raise ValueError(
             f"{name} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "
-            f"{max_length + 1:,}, targets included. Give more text, or set max_length <= "
-            f"{max(1, n_tokens - 1)}"
+            f"{max_length + 1:,}, targets included. Give more text{shorter}"
         )

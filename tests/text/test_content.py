@@ -11,9 +11,11 @@ import lzma
 import pickle
 import random
 import re
+import shlex
 import sqlite3
 import struct
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -129,6 +131,11 @@ BINARY = {
         bytes(2 * [7, 0, 40, 0, 1, 0, 64, 0, 13, 0] * 99),
         "is binary data, perhaps token ids",
     ),
+    "ar": (b"!<arch>\na.txt/  0\n", "is an ar archive: run mkdir a-text && ar -x --output a-text a.txt"),
+    "cpio": (b"070701" + b"0" * 104 + b"a.txt\0", "is a cpio archive: run mkdir a-text && cpio -idD"),
+    "iso-2022-jp": (JAPANESE.encode("iso-2022-jp"), "is ISO-2022-JP: run iconv -f iso-2022-jp -t utf-8"),
+    "iso-2022-kr": ("안녕하세요".encode("iso-2022-kr"), "is ISO-2022-KR: run iconv -f iso-2022-kr"),
+    "hz": (f"第一章{'春天来了' * 9}\nEnd".encode("hz"), "is HZ: run iconv -f hz"),
     "zeros": (bytes(4000), "is text with many NUL bytes"),
     "NULs": (b"word\0\0\0\0" * 99, r"is text with many NUL bytes: run tr -d '\0' < a.txt > a-text.txt"),
 }
@@ -288,17 +295,15 @@ REFUSED = {
         b'["a", "b"]',
         """is a JSON array…: run jq -c '.[] | {"text": .}' h.json > h-text.jsonl""",
     ),
-    "i.json": (b'{\n "data": []\n}\n', "is JSON on several lines…: run jq -c '.' i.json > i-text.jsonl"),
+    "i.json": (b'{\n "data": []\n}\n', "is JSON on several lines…: run jq -c . i.json > i-text.jsonl"),
     "j.ipynb": (
         json.dumps(NOTEBOOK, indent=1).encode(),
         "is a notebook: run jupyter nbconvert --to script",
     ),
     "k.txt": (json.dumps(NOTEBOOK).encode(), "is a notebook"),
-    "l.csv": (
-        b'id,"text"\n1,one\n',
-        """is a table with the column 'text': run python -c "import pandas""",
-    ),
-    "m.tsv.gz": (b"text\tid\r\none\t1\r\n", "holds a table with the column 'text'"),
+    "l.csv": (b"id,value\n1,2\n", 'is a table, not one text…: run python -c "import csv'),
+    "m.tsv.gz": (b"text\tid\r\none\t1\r\n", "holds a table, not one text"),
+    "p.txt": (b"<!--" + b"x" * 9000 + b"-->\n<body><h1>Error", "is an HTML page"),
     "n.txt": (b"\n<!DOCTYPE html>\n<p>Sign in", "is an HTML page (name it .html…: run pandoc -f html"),
     "o.jsonl": (b"<html><p>Sign in", "is an HTML page: run pandoc -f html -t plain"),
 }
@@ -309,6 +314,40 @@ def test_json_tables_and_pages_are_not_taken_for_a_text(name):
     data, message = REFUSED[name]
     found = problem_of(pack(Path(name), data))
     assert matches(found, f"{name} {message}"), found
+
+
+TABLES = {
+    "a.csv": 'id,"text"\n1,NA\n2,"two, ""2""\n lines"\n3,\n',
+    "b.csv": 'sep=;\nid;text\n1;NA\n2;"two, ""2""\n lines"\n3;\n',
+    "c.tsv": 'text\tid\nNA\t1\n"two, ""2""\n lines"\t2\n\t3\n',
+    "d.csv": '\ufeff# a comment\nid, text\n1, NA\n2, "two, ""2""\n lines"\n3, \n',
+    "e.PSV": 'id|text\n1|NA\n2|"two, ""2""\n lines"\n3|\n',
+    "f.tab.gz": 'text\nNA\n"two, ""2""\n lines"\n""\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_command_for_a_table_keeps_every_text(name, tmp_path):
+    path = pack(tmp_path / name, TABLES[name].encode())
+    command = re.search(r"run (.*) and give the result", problem_of(path), re.DOTALL)[1]
+    subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True)
+    assert texts(tmp_path / f"{name[0]}.jsonl") == ["NA", 'two, "2"\n lines', ""]
+
+
+def test_a_command_for_an_array_quotes_the_column():
+    Path("a.json").write_text('["one"]')
+    for column in ('"{x}"', "it's", "100%"):
+        command = re.search("run (.*) and give", problem_of(Path("a.json"), text_column=column))[1]
+        assert shlex.split(command)[2] == f".[] | {{{json.dumps(column)}: .}}"
+
+
+def test_a_file_of_strings_or_of_other_keys_gets_advice_that_helps():
+    Path("a.jsonl").write_text('{"meta": {"text": "x"}}\n')
+    assert "keys inside of objects are not supported" in problem_of(
+        Path("a.jsonl"), text_column="meta.text"
+    )
+    Path("a.log").write_bytes(ROWS)
+    assert "name it .log" not in problem_of(Path("a.log"))
 
 
 def test_the_commands_quote_names_and_do_what_they_promise(tmp_path):
@@ -351,9 +390,9 @@ TEXTS = {
     "package.txt": '{\n  "name": "text",\n  "text": 1\n}\n',
     "settings.conf": '{"theme": "dark", "nested": {"text": 1}}',
     "events.log": '{"level": "info", "msg": "one"}\n{"level": "info", "msg": "two"}\n',
+    "marks.txt": "~{a~} and ~{bc~} and costs in $: \x1b[0m",
     "list.md": "[text](one.md)\n[{text}](two.md)\n",
     "table.md": "| id | text |\n|---|---|\n| 1 | one |\n",
-    "numbers.csv": "id,value\n1,2\n",
     "page.html": "<!DOCTYPE html>\n<p>text",
     "page.xml": '<?xml version="1.0"?>\n<text/>',
     "about.txt": "PK is a name. %PDF is a sign. BZh, Rar! and GIF are, too. <html> is a tag.",

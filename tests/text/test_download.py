@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -562,6 +563,10 @@ def moved(location):
         (b"\xef\xbb\xbf \r\n\t<!doctype  HTML>", {"content_type": None},
          HTML.format(r"it starts with b'\xef\xbb\xbf \r\n\t<!doctype  HTML>'")),
         (b"\n" * 1000 + b"<HTML lang=en>", {}, HTML.format("it starts with b'<HTML lang=en>'")),
+        (b"<body>404", {}, HTML.format("it starts with b'<body>404'")),
+        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', {},
+         "the server sent an error: b'<Error><Code>AccessDenied</Code></Error>'. Check the"),
+        (b'{"error": "quota"}', {}, """the server sent an error: b'{"error": "quota"}'. Check the"""),
     ],
 )  # fmt: skip
 def test_a_response_without_text_is_refused_at_once(path, body, options, problem):
@@ -723,6 +728,48 @@ def test_a_download_gets_the_suffix_of_the_format_that_came(tmp_path, address, o
         assert opened(url, tmp_path, download=False) == (path, texts)
         assert len(server.requests) == n_requests
         assert files_next_to(path) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.tab.gz"])
+def test_a_table_is_refused_by_the_name_that_the_server_gives(tmp_path, name):
+    body = b"id,text\n1,one\n"
+    header = {"Content-Disposition": f"attachment; filename={name}"}
+    body = gzip.compress(body) if name.endswith(".gz") else body
+    for options in ({"headers": header}, moved(f"/{name}") | {"statuses": [302]}):
+        with FileServer(body, **options) as server:
+            url, folder = server.address("/17"), tmp_path / f"{len(options)}"
+            for _ in range(2):  # also the stored file
+                with pytest.raises(ValueError, match=rf"/17-.*{name[1:]} (is|holds) a table, not one"):
+                    opened(url, folder)
+            assert len(server.requests) < 3
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_compressed_body_that_ends_early_is_fetched_again(path, coding, length):
+    packed = gzip.compress(BODY) if coding == "gzip" else zlib.compress(BODY)
+    with FileServer(packed[:-30], headers={"Content-Encoding": coding}, length=length) as server:
+
+        def heal(server):
+            server.body = packed[:-30] if len(server.requests) < 3 else packed
+
+        server.before = heal
+        fetch(server.url, path)
+        assert path.read_bytes() == BODY
+        assert ranges(server) == [None] * 3
+
+
+def test_every_member_of_a_compressed_body_is_kept(tmp_path):
+    raw = zlib.compressobj(wbits=-15)
+    bodies = {
+        "a.txt.gz": gzip.compress(PACKED[:50]) + gzip.compress(PACKED[50:]) + bytes(9),
+        "b.txt": gzip.compress(b"some text\n" * 50) + gzip.compress(b"some text\n" * 49),
+        "c.txt": raw.compress(b"some text\n" * 99) + raw.flush(),
+    }
+    for name, body in bodies.items():
+        coding = "deflate" if name == "c.txt" else "gzip"
+        with FileServer(body, headers={"Content-Encoding": coding}) as server:
+            assert opened(server.address(f"/{name}"), tmp_path)[1] == ["some text\n" * 99]
 
 
 def test_a_download_of_an_earlier_version_stays_valid(tmp_path):

@@ -200,6 +200,12 @@ def test_markers_of_gutenberg_have_many_forms(marker, newline):
     assert strip_gutenberg(book, "x.txt") == text.replace("\n", newline) + "\n"
 
 
+def test_a_marker_without_asterisks_at_its_end_takes_no_text():
+    start = "*** START OF THIS PROJECT GUTENBERG EBOOK X"
+    book = f"license\n{start}\nText *** of\n*** a note ***\nmore\n{MARKER.format('END')}\n"
+    assert strip_gutenberg(book, "x.txt") == "Text *** of\n*** a note ***\nmore\n"
+
+
 def test_every_book_of_a_file_is_stripped():
     start, end = MARKER.format("START"), MARKER.format("END")
     book = f"license\n{start}\n\n{{}}\n\n{end}\nlicense\n"

@@ -57,6 +57,33 @@ def write_parquet(path: Path, columns: dict[str, object], **options) -> Path:
     return path
 
 
+def test_a_parquet_file_that_would_lose_rows_is_refused(tmp_path):
+    for index in (False, True):
+        one = write_parquet(tmp_path / "a.parquet", {"text": ["one"] * 9}, write_page_index=index)
+        assert texts(one) == ["one"] * 9
+        for n in (1, 5000):  # the second part is longer, or shorter
+            two = write_parquet(tmp_path / "b.parquet", {"text": [str(i) for i in range(n)]})
+            for parts in ((one, two), (two, one)):
+                both = tmp_path / "c.parquet"
+                both.write_bytes(b"".join(part.read_bytes() for part in parts))
+                with pytest.raises(ValueError, match=r"c.parquet holds several Parquet files one after"):
+                    texts(both)
+
+
+def test_a_parquet_file_with_two_columns_of_the_name_is_refused(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has several columns 'text': rename"):
+        texts(tmp_path / "a.parquet")
+
+
+def test_an_invalid_row_of_a_parquet_file_gets_no_advice_for_text_files(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"text": [b"caf\xe9"]})
+    with pytest.raises(UnicodeError, match=r"row 0 is not valid UTF-8.*\. Repair it, or set"):
+        texts(path)
+
+
 def lines(*values: object) -> bytes:
     return b"".join(json.dumps({"text": value}).encode() + b"\n" for value in values)
 
@@ -149,7 +176,7 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
     ("line", "message"),
     [
         (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], not 'text': set data.text"),
-        (b'["a"]', " is not a JSON object, not 'text': set data.text_column"),
+        (b'["a"]', " is not a JSON object, not 'text': a line must be one object with that key"),
         (b'"a"', " is not a JSON object"),
         (b'{"text": 5}', ": 'text' holds int, not text: set data.text_column"),
         (b'{"text": ["a"]}', ": 'text' holds list, not text"),

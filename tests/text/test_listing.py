@@ -137,6 +137,50 @@ def test_a_file_that_is_named_twice_is_refused(names):
         FilesCorpus(names)
 
 
+def test_a_file_that_is_named_in_two_spellings_is_refused():
+    fsspec.filesystem("memory").pipe_file("/twice/a.txt", b"text")
+    with pytest.raises(ValueError, match="is in the corpus twice"):
+        FilesCorpus(["memory://twice/a.txt", "memory:///twice/a.txt"])
+
+
+def test_a_search_leaves_out_what_runs_wrote():
+    run = ["config.yaml", "result.json", "summary.txt", "train.log", "checkpoints/notes.txt"]
+    write("c/a.txt", "c/book/config.yaml", "c/book/b.txt")
+    write(*(f"c/outputs/1/{name}" for name in run), "c/lightning_logs/version_0/hparams.yaml")
+    write("c/lightning_logs/version_0/config.yaml", "c/lightning_logs/version_0/x.txt")
+    write("c/multirun/1/multirun.yaml", "c/multirun/1/sweep.txt", *(f"c/multirun/1/0/{n}" for n in run))
+    for name in ("c", "c/**/*.txt"):
+        assert found(name) == ["c/a.txt", "c/book/b.txt"]
+    assert found("c/outputs/1/summary.txt") == ["c/outputs/1/summary.txt"]
+    write("c/config.yaml", "c/result.json", "c/summary.txt")  # a run with output_dir=c
+    assert found("c") == found("c/**/*.txt") == ["c/a.txt", "c/book/b.txt"]
+
+
+def test_a_search_names_the_texts_that_it_leaves_out(caplog):
+    write("c/a.txt", "c/README.md", "c/b.md", "c/sub/c.md", "c/d.csv", "c/e.txt.xz", "c/f.txt.utf-8")
+    write("c/.hidden.md", "c/photo.jpg", "c/code.py", "c/g.txt.bak")
+    assert found("c") == found("c/") == ["c/a.txt"]
+    message = "c has other files that are not read: 2 *.md, 1 *.csv, 1 *.txt.utf-8, 1 *.txt.xz. To read"
+    (record,) = [record for record in caplog.messages if record.startswith("c has")]
+    assert sorted(re.findall(r"\d \*\S+\w", record)) == sorted(re.findall(r"\d \*\S+\w", message))
+    assert "add 'c/**/*.md'" in record
+
+
+def test_a_glob_that_matches_folders_says_that_it_does_not_search_them(caplog):
+    write("g/a.txt", "g/sub/b.txt", "g/sub/more/c.txt")
+    assert found("g/*") == ["g/a.txt"]
+    assert "/g/sub is a folder, which is not searched: add '" in caplog.text
+    assert found("g/*/") == found("g/s*/") == ["g/sub/b.txt", "g/sub/more/c.txt"]
+    memory = fsspec.filesystem("memory")
+    for name in ("a.txt", "sub/b.txt"):
+        memory.pipe_file(f"/folders/{name}", b"text")
+    caplog.clear()
+    assert [file.name for file in expand_url("memory://folders/*")] == ["a.txt"]
+    assert "/folders/sub is a folder, which is not searched" in caplog.text
+    assert [file.name for file in expand_url("memory://folders/*/")] == ["b.txt"]
+    memory.rm("/folders", recursive=True)
+
+
 # Names ---------------------------------------------------------------------------------------------
 
 

@@ -495,6 +495,18 @@ def test_without_a_version_a_file_is_identified_by_its_size(tmp_path):
     assert not [text for text in kept if "SECRET" in text]
 
 
+def test_a_file_without_a_version_is_read_again_before_its_tokens_are_reused(tmp_path):
+    pytest.importorskip("aiohttp")
+    with FileServer(b"The first text of a book.", etag=None) as server:
+        corpus = open_corpus(server.url, stream=True)
+        store = prepare_store(corpus, GPT2, tmp_path)
+        assert prepare_store(corpus, GPT2, tmp_path).fingerprint == store.fingerprint
+        server.body = b"Other text of equal size."
+        changed = prepare_store(open_corpus(server.url, stream=True), GPT2, tmp_path)
+        assert changed.fingerprint != store.fingerprint
+        assert GPT2.encoding.decode(changed.tokens[: changed.n_tokens].tolist()) == server.body.decode()
+
+
 def test_a_server_without_ranges_is_refused():
     pytest.importorskip("aiohttp")
     with FileServer(prose(2 << 20).encode(), ranges=False) as server:

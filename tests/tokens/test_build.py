@@ -121,6 +121,9 @@ def test_a_document_that_is_too_long_is_refused_even_if_it_is_cut_into_units(tmp
         with pytest.raises(ValueError, match=message):
             build(path, tmp_path / "t", workers=workers, max_document_bytes=limit)
     build(path, tmp_path / "t", workers=workers, max_document_bytes=90_000)
+    message = rf"{path}: document 1: the document is longer than max_document_bytes=80,000: leave it out"
+    with pytest.raises(ValueError, match=message):  # also if the store exists
+        build(path, tmp_path / "t", workers=workers, max_document_bytes=80_000)
 
 
 def test_a_lower_limit_does_not_reuse_the_units_of_an_earlier_build(tmp_path):

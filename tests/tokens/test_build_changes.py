@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,19 @@ def test_a_worker_of_a_pool_builds(tmp_path):
 def n_tokens_of(path: Path, root: Path) -> int:
     plan.SHARD_BYTES = SHARD_BYTES
     return build(path, root, workers=4, engine="tiktoken").n_tokens
+
+
+def test_builds_in_threads_keep_the_main_module():
+    main, steps = sys.modules["__main__"], threading.Barrier(2)
+
+    def submit():
+        steps.wait()
+        with processes._empty_main_module():
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=submit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is main

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import sync_folder, write_json, write_whole
@@ -32,6 +33,7 @@ from lit_gptdata.tokens.build.plan import (
     BuildPlan,
     PlanCorpus,
     as_plan_corpus,
+    document_too_long,
     lookup_key,
 )
 from lit_gptdata.tokens.build.processes import Processes
@@ -63,7 +65,7 @@ def prepare_store(
     if store is not None:
         for folder in _builds(root, key):  # left by a kill after publishing
             _remove_build(root, folder)
-        return store
+        return _with_limit(store, options.max_document_bytes)
     runner = make_runner(options)
     with writing(root):
         for name in (".requests", ".building", ".locks"):
@@ -77,6 +79,19 @@ def prepare_store(
             contents = plan_corpus.contents()
             plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
             store = _publish_store(plan, root, runner)
+    return _with_limit(store, options.max_document_bytes)
+
+
+def _with_limit(store: TokenStore, limit: int | None) -> TokenStore:
+    """The store, which an earlier run may have built; raises ValueError for a longer document."""
+    if limit is not None:
+        rows = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
+        rows = rows[rows["document"] == 1]
+        lengths = np.diff(rows["byte"], append=store.n_bytes)
+        if lengths.max() > limit:
+            sources, row = store.manifest.sources, int(lengths.argmax())
+            source = sources[min(int(rows["source"][row]), len(sources) - 1)].path
+            raise ValueError(document_too_long(f"{source}: document {row + 1}", limit))
     return store
 
 

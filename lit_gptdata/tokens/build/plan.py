@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from lit_gptdata._checks import check_integer
+from lit_gptdata._checks import check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
 from lit_gptdata.text.formats import FileSlice, format_of
@@ -40,6 +40,7 @@ class BuildOptions:
     """UTF-8 bytes; a longer document is refused. None: no limit."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ray_address", plain(self.ray_address))
         check_engine(self.engine)
         if self.build not in get_args(BuildName):
             choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"

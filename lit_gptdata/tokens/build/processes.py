@@ -24,6 +24,7 @@ from lit_gptdata.tokens.build.output import Shards
 
 log = logging.getLogger(__name__)
 
+_main_module = threading.Lock()  # held while another module stands in for it
 _encoder: Encoder | None = None  # of this worker process, with its engine
 
 
@@ -80,12 +81,13 @@ def _may_start_processes() -> bool:
 @contextlib.contextmanager
 def _empty_main_module() -> Iterator[None]:
     """Keep spawned processes from importing the user's script: it could load torch or run twice."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _main_module:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager
