@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
 import torch
-from hydra.utils import instantiate
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate, to_absolute_path
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -23,20 +25,21 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gptdata import GPTDataModule, TokenBudget
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata.configs import register_resolvers, without_null_groups
-from lit_gptdata.training.errors import short_errors, short_job_errors
-from lit_gptdata.training.folder import folder_of_the_command, make_folder, record_config
-from lit_gptdata.training.ranks import check_launcher, share_run_name
+from lit_gptdata.training.errors import short_errors
+from lit_gptdata.training.folder import make_folder, record_config
+from lit_gptdata.training.ranks import check_launcher, in_sweep, share_run_name
 from lit_gptdata.training.summary import evaluate, save_summary
 from lit_gptdata.training.sweep import record_result, report_at_end
+from lit_gptdata.training.val_sets import ValSets
 from lit_gptdata.windows.loader import check_not_empty
 
-# Option of the Trainer → its least value. Lightning checks neither type nor sign of most of them.
-TRAINER_INTEGERS = {
-    **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), -1),  # -1: no limit
-    **dict.fromkeys(("min_steps", "min_epochs", "log_every_n_steps"), 0),
-    **dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"), 1),
+# Least value → integers with it; None → numbers ≥ 0. Lightning checks neither type nor sign of most.
+TRAINER_OPTIONS = {
+    -1: ("max_steps", "max_epochs", "num_sanity_val_steps"),  # -1: no limit
+    0: ("min_steps", "min_epochs", "log_every_n_steps"),
+    1: ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
+    None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
 }
-TRAINER_NUMBERS = ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches")
 DEFAULT_THREADS = torch.get_num_threads()
 register_resolvers()
 
@@ -44,8 +47,11 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run one job in its folder; return the final loss, which a sweeper minimizes."""
-    hide_lightning_tips()
-    with short_job_errors():
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
+    # The folder of the run already contains files from Hydra, and a resumed run has its own folder.
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*|The dirpath has changed.*")
+    # Hydra would print the error of a single job; a sweep needs it as an exception.
+    with short_errors() if HydraConfig.initialized() and not in_sweep() else nullcontext():
         check_options(cfg)
         folder = make_folder(cfg)
         with record_result(folder) as result:
@@ -60,8 +66,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     torch.set_num_threads(cfg.threads or DEFAULT_THREADS)
     result["global_seed"] = L.seed_everything(cfg.seed, workers=True, verbose=False)
     budget = TokenBudget(cfg.max_tokens, cfg.val_every_tokens)
-    with folder_of_the_command():
-        data, model, trainer = build(cfg, budget)
+    job_folder = os.getcwd()
+    os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
+    data, model, trainer = build(cfg, budget)
+    os.chdir(job_folder)
     check_launcher(trainer)
 
     if trainer.world_size == 1:
@@ -83,6 +91,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["steps"] = trainer.global_step or None
     result["seed"] = getattr(data, "seed", None)
     result["parameters"] = sum(p.numel() for p in model.parameters())
+    result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
     result["metrics"] = metrics
     metrics |= evaluate(trainer, model, data, "val", "test")
     metrics.pop("tokens", None)
@@ -99,7 +108,7 @@ def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.Lightn
             " stem.max_length out, or make it at least as large"
         )
     model = instantiate(cfg.model, stem=stem)
-    callbacks = [budget, *build_all(cfg, "callbacks", L.Callback)]
+    callbacks = [budget, ValSets(), *build_all(cfg, "callbacks", L.Callback)]
     unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
     for option, kind in unwanted.items():
         if cfg.trainer.get(option) is False:
@@ -130,23 +139,17 @@ def check_options(cfg: DictConfig) -> None:
     for name in ("callbacks", "logger"):
         if name in cfg.trainer:
             raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
-    for name, least in TRAINER_INTEGERS.items():
-        if cfg.trainer.get(name) is not None:
-            check_integer(f"trainer.{name}", cfg.trainer[name], least)
-    for name in TRAINER_NUMBERS:
-        if cfg.trainer.get(name) is not None:
-            check_number(f"trainer.{name}", cfg.trainer[name], math.inf)
-    most = {"seed": 2**32 - 1, "threads": 64 * (os.cpu_count() or 1)}  # torch crashes with more threads
-    for name, least in (("seed", 0), ("threads", 1)):
-        if cfg[name] is not None and check_integer(name, cfg[name], least) > most[name]:
-            raise ValueError(f"{name} must be an integer in [{least}, {most[name]}], got {cfg[name]}")
-
-
-def hide_lightning_tips() -> None:
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")
-    # The folder of the run already contains files from Hydra.
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", "The dirpath has changed.*")  # a resumed run has its own folder
+    for low, names in TRAINER_OPTIONS.items():
+        for name in names:
+            value = cfg.trainer.get(name)
+            if value is not None and low is not None:
+                check_integer(f"trainer.{name}", value, low)
+            elif value is not None:
+                check_number(f"trainer.{name}", value, math.inf)
+    max_threads = 64 * (os.cpu_count() or 1)  # torch crashes with more
+    for name, least, most in (("seed", 0, 2**32 - 1), ("threads", 1, max_threads)):
+        if cfg[name] is not None and check_integer(name, cfg[name], least) > most:
+            raise ValueError(f"{name} must be an integer in [{least}, {most}], got {cfg[name]}")
 
 
 if __name__ == "__main__":

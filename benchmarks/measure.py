@@ -34,7 +34,7 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 Round = dict[str, dict[str, float]]
 """The results of one round: candidate → quantity → value."""
 
-PIECE = 8_000_000
+CHUNK = 16_384  # ids of 64 KiB of text, which a store indexes as one chunk
 PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets", "gigatoken", "ray")
 
 
@@ -63,10 +63,11 @@ class RandomTokens:
 
     def _write_shard(self, number: int, output: ShardOutput) -> ShardEntry:
         writer = output.shard_writer(f"{number:05}-000", np.dtype("<u2"))
-        writer.start_chunk(source=0, starts_document=number == 0)
         ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
-        for begin in range(*ends, PIECE):
-            writer.append(random_ids(min(PIECE, ends[1] - begin), seed=begin), n_bytes=0)
+        for begin in range(*ends, CHUNK):
+            writer.start_chunk(source=0, starts_document=begin == 0)
+            ids = random_ids(min(CHUNK, ends[1] - begin), seed=begin)
+            writer.append(ids, n_bytes=4 * len(ids))
         return writer.finish()
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_gptdata.datamodule import GPTDataModule
     from lit_gptdata.model.gpt import GPT
     from lit_gptdata.model.stem import EmbeddingStem
+    from lit_gptdata.tokens.options import Source
     from lit_gptdata.tokens.store import TokenStore
     from lit_gptdata.tokens.tokenizer import Tokenizer
     from lit_gptdata.training.budget import TokenBudget
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "GPTCLI": "lit_gptdata.training.lightning_cli",
     "EmbeddingStem": "lit_gptdata.model.stem",
     "GPTDataModule": "lit_gptdata.datamodule",
+    "Source": "lit_gptdata.tokens.options",
     "Throughput": "lit_gptdata.training.throughput",
     "TokenBudget": "lit_gptdata.training.budget",
     "TokenStore": "lit_gptdata.tokens.store",
@@ -39,8 +41,8 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "Throughput", "TokenBudget", "TokenStore",
-    "Tokenizer", "WindowDataset", "create_dataloader",
+    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "Source", "Throughput", "TokenBudget",
+    "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
 ]  # fmt: skip
 
 

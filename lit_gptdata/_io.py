@@ -1,4 +1,4 @@
-"""Write files atomically: temporary name, fsync, rename."""
+"""Write files atomically: temporary name, fsync, rename. Align tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: the first and the last column start at the left, the others end at the right."""
+    first, *middle, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:-1], middle), row[-1]]) for row in rows
+    ]

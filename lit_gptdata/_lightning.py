@@ -2,12 +2,19 @@
 
 import inspect
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
+from lit_gptdata._checks import check_flag, check_integer
 from lit_gptdata.windows.ranks import Ranks
+from lit_gptdata.windows.split import check_fractions
+from lit_gptdata.windows.steps import RunSegment
 
 # Lightning's warnings that no user of this module can act on.
 IGNORED_WARNINGS = (
@@ -18,16 +25,23 @@ IGNORED_WARNINGS = (
 )
 
 
-PLAIN_ATTRIBUTES = [
-    *("max_length", "stride", "val_fraction", "test_fraction"),
-    *("batch_size", "shuffle", "drop_last", "num_workers", "seed"),
-]
-"""Options that GPTDataModule keeps as attributes of the same name, in plain values."""
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "max_length": lambda value: check_integer("max_length", value, 1, "a window's length in tokens"),
+    "stride": lambda value: check_integer("stride", value, 1, "the tokens between two windows"),
+    "batch_size": lambda value: check_integer("batch_size", value, 1, "the windows in a batch"),
+    "num_workers": lambda value: check_integer("num_workers", value, 0, "the loader's processes"),
+    "shuffle": lambda value: check_flag("shuffle", value),
+    "drop_last": lambda value: check_flag("drop_last", value),
+    "seed": lambda value: value if value is None else check_integer("seed", value),
+    "val_fraction": lambda value: check_fractions(value, 0.0)[0],
+    "test_fraction": lambda value: check_fractions(0.0, value)[1],
+}
+"""Options that are attributes of GPTDataModule, which users may set later: name → check, plain value."""
 
 
 def save_hyperparameters(module: L.LightningDataModule, arguments: dict[str, Any]) -> None:
     """Save `arguments` only, in plain values, which a checkpoint can hold for weights_only=True."""
-    arguments |= {name: getattr(module, name) for name in PLAIN_ATTRIBUTES}
+    arguments |= {name: getattr(module, name) for name in OPTIONS}
     # Starting at `frame`, Lightning walks up the callers and compares the arguments of each __init__
     # with this dict. That fails for a numpy array of a subclass. The outermost frame has no caller.
     *_, (outermost, _) = traceback.walk_stack(inspect.currentframe())
@@ -45,10 +59,19 @@ def overfits(trainer: L.Trainer) -> bool:
     return bool(trainer.overfit_batches)  # type: ignore[attr-defined]  # the Trainer adds it later
 
 
-def finds_batch_size(trainer: L.Trainer) -> bool:
-    """Whether the Trainer tries batch sizes. It ends without an error where no full batch is left."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
+def has_trained(trainer: L.Trainer) -> bool:
+    """Whether the Trainer has trained on a batch, here or in the run that it resumes."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return bool(progress.total.processed)
+
+
+def tells_sets_apart(trainer: L.Trainer) -> bool:
+    """Whether the step of the model that now runs takes `dataloader_idx`."""
+    name = {"test": "test_step", "predict": "predict_step"}.get(
+        trainer.state.fn or "", "validation_step"
+    )
+    step = getattr(trainer.lightning_module, name)
+    return is_param_in_hook_signature(step, "dataloader_idx", explicit=True)
 
 
 def check_trainer(trainer: L.Trainer | None) -> None:
@@ -59,3 +82,74 @@ def check_trainer(trainer: L.Trainer | None) -> None:
             "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
             "L.LightningModule"
         )
+
+
+def sends_compact(trainer: L.Trainer) -> bool:
+    """Whether this fit can split batches on its device without the model's own hooks seeing them."""
+    model = trainer.lightning_module
+    if trainer.state.fn != "fit" or trainer.state.status != TrainerStatus.RUNNING:
+        return False
+    if trainer.strategy.root_device.type != "cuda":
+        return False
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    takes_iterator = is_param_in_hook_signature(model.training_step, "dataloader_iter", explicit=True)
+    return not takes_iterator and not any(is_overridden(hook, model) for hook in hooks)
+
+
+def split_on_device(batch: Any, dataloader_idx: int) -> Any:
+    """Split windows (B, L + 1) into (inputs, targets), int64. Validation batches are split already."""
+    if not isinstance(batch, Tensor):
+        return batch
+    return batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
+
+
+def rewrite_loops(
+    trainer: L.Trainer, pl_module: L.LightningModule, loops: dict[str, Any], current: RunSegment
+) -> None:
+    """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs."""
+    saved = loops["epoch_loop.batch_progress"]["total"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    epoch, done = current.start.epoch, current.steps.done(current.start.index)
+    inside = int(done > 0)
+    validated = current.batch < saved["processed"] or (
+        saved["completed"] == saved["processed"]
+        and validation["total"]["ready"] == validation["total"]["completed"]
+    )
+    validate = inside and not validated and _validation_is_due(trainer, current, done)
+
+    epochs = _tracker(ready=epoch + inside, processed=epoch, completed=epoch)
+    loops["epoch_progress"] = {"total": epochs, "current": epochs}
+    batches = current.batch
+    loops["epoch_loop.batch_progress"] = {
+        "total": _tracker(ready=batches, processed=batches, completed=batches - inside),
+        "current": _tracker(ready=done, processed=done, completed=done - inside),
+        "is_last_batch": False,
+    }
+    # A validation that has started without finishing a batch makes Lightning run all of it first.
+    validation["total"] = _tracker(ready=int(validate), processed=0, completed=0)
+    validation["current"] = _tracker(ready=0, processed=0, completed=0)
+    if pl_module.automatic_optimization:
+        optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        stepped = optimizer["step"]["total"]["completed"]
+        if inside and done % trainer.accumulate_grad_batches == 0:
+            stepped -= 1  # Lightning adds it again
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - int(validate)
+
+
+def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
+    """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
+    if not trainer.limit_val_batches:
+        return False
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning leaves it unset for a duration
+    epochs = trainer.check_val_every_n_epoch
+    if isinstance(interval, float):
+        interval = max(1, int(segment.limit * interval))
+    if not isinstance(interval, int):  # a time interval
+        return False
+    if epochs is None:
+        return segment.batch % interval == 0
+    return (segment.start.epoch + 1) % epochs == 0 and done % interval == 0
+
+
+def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:
+    return {"ready": ready, "started": ready, "processed": processed, "completed": completed}

@@ -1,6 +1,7 @@
 """The shipped Hydra configs: their folder, the arithmetic in them, and messages about wrong options."""
 
 import difflib
+import json
 import operator
 import re
 import shlex
@@ -77,7 +78,7 @@ def message_for_user(error: BaseException, command: Sequence[str]) -> str | None
         if error.options:
             return f"{group}={name} does not exist: choose one of {', '.join(error.options)}"
     if isinstance(error, HydraException):
-        return _about_override(getattr(error, "override", ""), text, command)
+        return _about_override(getattr(error, "override", None) or "", text, command)
     if isinstance(error, OmegaConfBaseException):
         key, (first, *_) = str(error.full_key or ""), text.splitlines()
         return first if key in first else f"{key}: {first}"
@@ -88,13 +89,13 @@ def message_for_user(error: BaseException, command: Sequence[str]) -> str | None
 
 def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     """Explain Hydra's error `text` about a word of the command line."""
+    meaning = "characters with a meaning in Hydra"
     if found := re.match("Ambiguous value for argument '(.*)'\n", text):
-        reason = (
-            "has a comma. A list has brackets, [a,b], and a sweep needs -m. For one text with a comma"
-        )
-        return _with_quotes(found[1], reason, command)
-    if word and "=" in word:
-        return _with_quotes(word, "has characters with a meaning in Hydra. For a plain text", command)
+        word, meaning = found[1], "a comma: a list has brackets, [a,b], and a sweep needs -m"
+    if "=" in word:
+        corrected = shlex.join(quote_value(other) if other == word else other for other in command)
+        advice = f"For a plain text, quote it for Hydra and for the shell: {corrected}"
+        return f"{word} has {meaning}. {advice}"
     if word:
         example = f"data.corpus={word}" if "/" in word else f"{word}=…"
         return f"{word!r} is not an option: options have the form key=value, such as {example}"
@@ -107,11 +108,6 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
             hint = f"did you mean {' or '.join(near)}?"
         return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
     return text
-
-
-def _with_quotes(word: str, reason: str, command: Sequence[str]) -> str:
-    corrected = [quote_value(other) if other == word else other for other in command]
-    return f"{word} {reason}, quote it for Hydra and for the shell: {shlex.join(corrected)}"
 
 
 def quote_value(override: str) -> str:
@@ -127,6 +123,11 @@ def quote_value(override: str) -> str:
     if value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(quoted(item.strip()) for item in value[1:-1].split(','))}]"
     return f"{key}={quoted(value)}"
+
+
+def as_override(value: object) -> str:
+    """Plain values in Hydra's grammar, in which keys have no quotes: {"web": "a b"} → {web: "a b"}."""
+    return re.sub(r'"([A-Za-z_][\w-]*)": ', r"\1: ", json.dumps(value, ensure_ascii=False))
 
 
 def _similar_keys(wrong: str) -> list[str]:

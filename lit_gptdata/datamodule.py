@@ -4,49 +4,50 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_flag, check_integer, check_string, plain
-from lit_gptdata._fsspec import redacted
+from lit_gptdata._checks import plain
 from lit_gptdata._lightning import (
     IGNORED_WARNINGS,
+    OPTIONS,
     check_trainer,
-    finds_batch_size,
+    has_trained,
     overfits,
     ranks_of,
     save_hyperparameters,
+    sends_compact,
+    split_on_device,
+    tells_sets_apart,
 )
-from lit_gptdata.compact import sends_compact, split_on_device
-from lit_gptdata.resume import WINDOW_OPTIONS, Resume
+from lit_gptdata.resume import OnChange, Resume
 from lit_gptdata.text.corpus import CorpusLike
-from lit_gptdata.text.formats import EncodingErrors, Reading
-from lit_gptdata.tokens.build.plan import BuildName, BuildOptions
+from lit_gptdata.text.formats import EncodingErrors
+from lit_gptdata.tokens.build.plan import BuildName
 from lit_gptdata.tokens.engines import EngineName
-from lit_gptdata.tokens.source import LocalBuild, choose_source, local_folder, shuffle_warning
+from lit_gptdata.tokens.options import Source
+from lit_gptdata.tokens.source import local_folder
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
-from lit_gptdata.windows.dataset import Batch, Windows, check_enough
+from lit_gptdata.windows.dataset import Batch, Windows
 from lit_gptdata.windows.loader import WindowLoader, window_loader
+from lit_gptdata.windows.mixture import Mixture, stage_begins
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
-from lit_gptdata.windows.spans import check_lengths
-from lit_gptdata.windows.split import (
-    Split,
-    changed_val_warning,
-    check_fractions,
-    scored_bytes,
-    split_tokens,
-)
-from lit_gptdata.windows.steps import Steps, Tail, windows_of_batch
+from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
+from lit_gptdata.windows.split import Split, scored_bytes
+from lit_gptdata.windows.steps import Steps, Tail
 
 if TYPE_CHECKING:
     import tiktoken
+
+EvalLoaders = DataLoader[Batch] | list[DataLoader[Batch]]
 
 
 class GPTDataModule(L.LightningDataModule):
@@ -57,8 +58,9 @@ class GPTDataModule(L.LightningDataModule):
 
     Args:
         Which text:
-        corpus: "sample" | "frankenstein" | "tinyshakespeare" | URL | path | folder | glob | a list of
-            these | a `Corpus`
+        corpus: "sample" | "stdlib" | "frankenstein" | "tinyshakespeare" | URL | path | folder | glob | a
+            list of these | a `Corpus` | a mixture, {name: one of these, or a `Source`}
+        val_corpus: {name: source} of further val sets, whose texts must not be in `corpus`
         strip_gutenberg: leave out Project Gutenberg's license
         text_column: key or column of jsonl and parquet files that holds the text
         encoding_errors: invalid UTF-8: "strict" (an error) | "replace" (U+FFFD)
@@ -77,6 +79,10 @@ class GPTDataModule(L.LightningDataModule):
         shuffle: train windows in a seeded order, a new one each epoch
         seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
+        stages: weights of a mixture that change: [{"tokens": n, "weights": {name: weight}}, …]. `tokens`
+            is the length in input tokens of all ranks, rounded up to whole steps; the last one has none
+        on_change: a resumed run with other data: "refuse" | "continue", which starts the new data at its
+            beginning, and keeps the optimizer, the schedule and the step
         num_workers: processes that load batches; 0 loads inline, which is over 20 times cheaper
         Where and how it is built:
         data_dir: folder for downloads/, tokens/ and cache/; `~` is the home folder
@@ -89,12 +95,12 @@ class GPTDataModule(L.LightningDataModule):
         cache_gb: maximum size of data_dir/cache in 10^9 bytes; None: no limit
     """
 
-    _store: TokenStore | None = None  # opened by `setup`
-    _split: Split = Split(train=(0, 0), val=(0, 0), test=(0, 0))
+    _stage_begins: list[int] | None = None  # where stages start, fixed when a run starts
+    _first_epoch = 0  # in which this data starts in the run
 
     def __init__(
         self,
-        corpus: CorpusLike = "sample",
+        corpus: dict[str, Source | str | list[str]] | CorpusLike = "sample",
         tokenizer: str | tiktoken.Encoding = "gpt2",
         max_length: int = 256,
         stride: int = 128,
@@ -118,132 +124,122 @@ class GPTDataModule(L.LightningDataModule):
         stream: bool = False,
         store_url: str | None = None,
         cache_gb: float | None = 32.0,
+        val_corpus: dict[str, Source | str | list[str]] | None = None,
+        stages: list[dict[str, Any]] | None = None,
+        on_change: OnChange = "refuse",
     ) -> None:
         arguments = {**locals()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
-        max_length, stride = check_lengths(max_length, stride)
-        self.max_length, self.stride = max_length, stride
-        self.batch_size = check_integer("batch_size", batch_size, 1, "the number of windows in a batch")
-        self.num_workers = check_integer("num_workers", num_workers, 0, "the number of loader processes")
-        self.val_fraction, self.test_fraction = check_fractions(val_fraction, test_fraction)
-        self.seed = None if seed is None else check_integer("seed", seed)
-        self.shuffle, self.drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
+        self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
+        self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
+        self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.tokenizer = Tokenizer(tokenizer, plain(special_tokens))
         self.data_dir = local_folder(data_dir)
-        self._reading = Reading(
-            encoding_errors=plain(encoding_errors), text_column=check_string("text_column", text_column),
-            strip_gutenberg=check_flag("strip_gutenberg", strip_gutenberg),
-        )  # fmt: skip
-        options = BuildOptions(
-            engine=plain(engine), build=plain(build), ray_address=plain(ray_address),
-            workers=build_workers, max_document_bytes=max_document_bytes,
-        )  # fmt: skip
-        stream = check_flag("stream", stream)
-        local = LocalBuild(corpus, self.tokenizer, self.data_dir, self._reading, stream, options)
-        self._source = choose_source(local, store_url, cache_gb)
-        self._resume = Resume(key=type(self).__qualname__)
+        self._data = Sources(arguments, self)
+        self._resume = Resume(type(self).__qualname__, plain(on_change))
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
-        arguments |= asdict(self._reading) | {**asdict(options), "build_workers": options.workers}
-        del arguments["workers"]
-        save_hyperparameters(self, arguments | {
-            "corpus": local.name, "tokenizer": self.tokenizer.name, "stream": local.stream,
-            "special_tokens": self.tokenizer.special_tokens, "data_dir": plain(data_dir),
-            "store_url": plain(store_url), "cache_gb": cache_gb and float(cache_gb),
+        save_hyperparameters(self, arguments | self._data.hparams | {
+            "on_change": self._resume.on_change, "data_dir": plain(data_dir),
+            "store_url": plain(store_url),
         })  # fmt: skip
 
-    @property
-    def trainer(self) -> L.Trainer | None:
-        """The Trainer that uses this data module; set by Lightning."""
-        return self._trainer
-
-    @trainer.setter
-    def trainer(self, trainer: L.Trainer | None) -> None:
-        check_trainer(trainer)
-        self._trainer = trainer
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainer":  # set by Lightning
+            check_trainer(value)
+        super().__setattr__(name, OPTIONS[name](value) if name in OPTIONS else value)
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
-        store = self._source.prepare()
-        if isinstance(self._source, LocalBuild):
-            key = [self._source.name, self.tokenizer.fingerprint]
-            fractions = self.val_fraction, self.test_fraction
-            if changed := changed_val_warning(store, *fractions, root=self._source.root, key=key):
-                rank_zero_warn(changed)
+        for message in self._data.prepare():
+            rank_zero_warn(message)
 
-    def publish(self, url: str | os.PathLike[str]) -> str:
+    def publish(self, url: str | os.PathLike[str]) -> str | dict[str, str]:
         """Put the tokens at `url`/<fingerprint>, a `store_url` for any machine, and return that URL.
 
-        Workers upload tokens that are not in `data_dir` directly, without using local disk. Raises
-        ValueError for a published or damaged store, RemoteError, and the errors of `prepare_data`.
+        For named sources it returns {name: URL}. Workers upload tokens that are not in `data_dir`
+        directly, without using local disk. Raises ValueError for a published or damaged store,
+        RemoteError, and the errors of `prepare_data`.
         """
-        return self._source.publish(url)
+        urls = self._data.publish(url)
+        return urls if self._data.is_named else urls["corpus"]
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the store and cut it into train, val and test.
+        """Open each store and cut it into train, val and test.
 
         Raises RuntimeError before `prepare_data()`, ValueError for a split that is too short.
         """
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        if self._store is None or (stage == "fit" and isinstance(self._source, LocalBuild)):
-            self._open(self._source.find())  # again before each fit: the text may have changed
+        for message in self._data.open(again=stage == "fit", shuffle=self.shuffle):
+            rank_zero_warn(message)
         if self.trainer is not None and stage == "fit":
-            self._tuned = finds_batch_size(self.trainer)
+            callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]  # set late
+            self._tuned = any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
+            if not has_trained(self.trainer):
+                self._stage_begins, self._first_epoch = None, 0
             self._resume.attach(self.trainer, self.train_steps)
-
-    def _open(self, store: TokenStore) -> None:
-        if self._store is not None and self._store.fingerprint == store.fingerprint:
-            return
-        split = split_tokens(store, self.val_fraction, self.test_fraction)
-        name = f"the train split of {redacted(repr(self._source.name))}"
-        check_enough(split.train[1] - split.train[0], self.max_length, name)
-        self._store, self._split = store, split
-        if split.val_sources:
-            rank_zero_warn(f"val covers only the end of the corpus: {split.val_sources}")
-        if self.shuffle and (slow := shuffle_warning(store)):
-            rank_zero_warn(slow)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, known before anything is downloaded."""
-        return self.tokenizer.vocab_size if self._store is None else self._store.vocab_size
+        return self._data.first.store.vocab_size if self._data.is_open else self.tokenizer.vocab_size
+
+    @property
+    def sources(self) -> dict[str, NamedSource]:
+        """The sources of `corpus` by name, each with `.store` and `.train_windows`, `.val_windows`."""
+        return self._data.sources
 
     @property
     def store(self) -> TokenStore:
-        """The token store; raises RuntimeError before `setup()`."""
-        if self._store is None:
-            raise RuntimeError("the token store is not open yet: call prepare_data() and setup() first")
-        return self._store
+        """The token store of the only source; raises RuntimeError before `setup()` or for several."""
+        if len(self.sources) > 1:
+            names = ", ".join(self.sources)
+            raise RuntimeError(f"each source has its own store: use data.sources[name].store ({names})")
+        return self._data.first.store
+
+    @property
+    def _split(self) -> Split:
+        return self._data.first.split
 
     @property
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each id, int64 (vocab_size,); 0 for special tokens."""
-        return self.store.vocab["n_bytes"].astype(np.int64)
+        return self._data.first.store.vocab["n_bytes"].astype(np.int64)
 
-    def scored_bytes(self, split: str, n_targets: int, ordinary: int, special: int) -> int:
-        """UTF-8 bytes of the first targets of "val" or "test", as `windows.split.scored_bytes`."""
-        return scored_bytes(self.store, getattr(self._split, split)[0], n_targets, ordinary, special)
+    def eval_sets(self, split: str) -> list[EvalSet]:
+        """The sets of "val" or "test" with windows: those of `corpus`, then those of `val_corpus`."""
+        return self._data.eval_sets(split)
+
+    def scored_bytes(self, split: str, n: int, ordinary: int, special: int, source: str = "") -> int:
+        """UTF-8 bytes of the first `n` targets of a source's set, as `windows.split.scored_bytes`."""
+        named = self._data.named(source)
+        return scored_bytes(named.store, getattr(named.split, split)[0], n, ordinary, special)
 
     @property
     def train_windows(self) -> Windows:
-        """Windows of `max_length` tokens every `stride` tokens."""
-        return self._windows("train", self.stride)
+        """Windows of `max_length` tokens every `stride` tokens; of named sources, a `Mixture`."""
+        seed = self._drawn_seed if self.seed is None else self.seed
+        windows = self._data.train_windows(seed if self.shuffle else None)
+        if isinstance(windows, Mixture):
+            windows.move(self._stage_begins or self._new_stage_begins, self._first_epoch)
+        return windows
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; the last one is padded."""
-        return self._windows("val", self.max_length, pad=True)
+        """Non-overlapping windows that score every token once; the last one of a set is padded."""
+        return self._data.eval_windows("val")
 
     @property
     def test_windows(self) -> Windows:
         """Like `val_windows`, over the end of the corpus."""
-        return self._windows("test", self.max_length, pad=True)
+        return self._data.eval_windows("test")
 
-    def _windows(self, split: str, stride: int, pad: bool = False) -> Windows:
-        tokens, length = self.store.tokens, self.max_length
-        begin, end = getattr(self._split, split)
-        return Windows(tokens, begin=begin, end=end, max_length=length, stride=stride, pad=pad)
+    @property
+    def _new_stage_begins(self) -> list[int]:
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        steps = self.train_steps
+        return stage_begins(self._data.stage_tokens, steps, steps.limited(limit), self.max_length)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`.
@@ -254,9 +250,13 @@ class GPTDataModule(L.LightningDataModule):
         if compact := self.trainer is not None and sends_compact(self.trainer):
             # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
+        if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
+            self._stage_begins = self._new_stage_begins
+        seed, repeats = self._loader_seed(), self.trainer is not None and overfits(self.trainer)
         loader = self._loader(
-            self.train_windows, self.train_steps, seed=self._loader_seed(), may_be_empty=self._tuned,
+            self.train_windows, self.train_steps, seed=seed, may_be_empty=self._tuned,
             keeps_state=self.trainer is None, batch_format="compact" if compact else "tuple",
+            order=EpochPermutation if repeats else None,
         )  # fmt: skip
         sampler = cast(WindowSampler, loader.sampler)
         if self.trainer is None:
@@ -265,18 +265,19 @@ class GPTDataModule(L.LightningDataModule):
             self._resume.follow(sampler, self.trainer, self.train_steps)
         return loader
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+    def val_dataloader(self) -> EvalLoaders:
         """Batches of val windows in text order; [] without a val split.
 
-        Every rank has the same number of batches, so the last ones may contain windows of padding. Their
+        Several sets have a loader each if the model's step takes `dataloader_idx`, else one for all. All
+        ranks have the same number of batches, so the last ones may contain windows of padding. Their
         targets are all -100: a sum over targets skips them, and a mean over such a window is NaN.
         """
-        return self._eval_loader(self.val_windows)
+        return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        return self._eval_loader(self.test_windows)
+    def test_dataloader(self) -> EvalLoaders:
+        return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch] | list[Batch]:
+    def predict_dataloader(self) -> EvalLoaders:
         return self.val_dataloader()
 
     def _loader_seed(self) -> int | DrawnSeed | None:
@@ -288,28 +289,28 @@ class GPTDataModule(L.LightningDataModule):
         return self._drawn_seed if self.seed is None else self.seed
 
     @property
-    def _order_seed(self) -> int | None:
-        """The seed of the order, drawn if the user gave none; None: text order."""
-        seed = self._drawn_seed.value if self.seed is None else self.seed
-        return seed if self.shuffle else None
-
-    @property
     def _ranks(self) -> Ranks:
         return current_ranks() if self.trainer is None else ranks_of(self.trainer)
 
     @property
     def train_steps(self) -> Steps:
         """How an epoch's train windows are divided into steps, and each step among the ranks."""
-        return self._steps(self.train_windows, "drop" if self.drop_last else "share")
+        return self._steps(self._data.n_train, "drop" if self.drop_last else "share")
 
-    def _steps(self, windows: Windows, tail: Tail) -> Steps:
+    def _steps(self, n: int, tail: Tail) -> Steps:
         world_size = self._ranks.world_size
-        return Steps(n=len(windows), batch_size=self.batch_size, world_size=world_size, tail=tail)
+        return Steps(n=n, batch_size=self.batch_size, world_size=world_size, tail=tail)
 
-    def _eval_loader(self, windows: Windows) -> DataLoader[Batch] | list[Batch]:
-        if not len(windows):
-            return []
-        return self._loader(windows, self._steps(windows, "pad"), seed=None)
+    def _eval_loader(self, split: str) -> EvalLoaders:
+        sets = [found.windows for found in self.eval_sets(split)]
+        if not sets and self.trainer is not None and self.trainer.state.fn != "fit":
+            rank_zero_warn(
+                f"there is no {split} split to run on: set data.{split}_fraction, such as 0.1"
+            )
+        if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
+            sets = [self._data.eval_windows(split)]
+        loaders = [self._loader(w, self._steps(len(w), "pad"), seed=None) for w in sets]
+        return loaders[0] if len(loaders) == 1 else list(loaders)
 
     def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:
         rank = None if self.trainer is None else self._ranks.rank
@@ -318,10 +319,9 @@ class GPTDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which windows, the position, and the random states of all ranks.
 
-        Without a Trainer there are no random states, and the train loader's last batch counts as
-        unfinished. The loader's own `state_dict()` counts that batch as done.
+        Without a Trainer there are no random states, and the train loader's last batch is unfinished.
         """
-        if self._store is None:
+        if not self._data.is_open:
             return self._resume.loaded_state or {}
         if self.trainer is None:
             return self._resume.save_alone(self.train_steps, self._identity)
@@ -334,20 +334,24 @@ class GPTDataModule(L.LightningDataModule):
         """
         if self._draws_seed and "data" in state_dict:
             self.seed = state_dict["data"]["seed"]
-        if self.trainer is None:
-            if state_dict:
-                identity = None if self._store is None else self._identity
-                self._resume.load_alone(state_dict, identity)
-        elif self.trainer.state.fn == "fit":
-            self._resume.load(self.trainer, state_dict, self._identity, self.train_steps)
+        mixture = state_dict.get("data", {}).get("mixture")
+        if mixture and len(mixture["stages"]) == len(self._data.stages or [{}]):  # else other data
+            self._stage_begins = [begin for begin, _ in mixture["stages"]]
+            self._first_epoch = mixture["first_epoch"]
+        if self.trainer is None and state_dict:  # `_identity` also moves the stages of the windows
+            self._resume.load_alone(state_dict, self._identity if self._data.is_open else None)
+        elif self.trainer is not None and self.trainer.state.fn == "fit":
+            new = self._resume.load(self.trainer, state_dict, self._identity, self.train_steps)
+            if new is not None:
+                self._first_epoch, self._stage_begins = new, self._new_stage_begins
 
     def batch_at(
         self, step: int, *, epoch: int | None = None, rank: int | None = None,
         world_size: int | None = None,
     ) -> Batch:  # fmt: skip
         """The batch of a training step: inputs, targets, int64 (B, max_length); see `windows_at`."""
-        windows = self.windows_at(step, epoch=epoch, rank=rank, world_size=world_size)
-        return self.train_windows.batch(windows)
+        windows, indices = self._find_batch(step, epoch, rank, world_size)
+        return windows.batch(indices)
 
     def windows_at(
         self, step: int, *, epoch: int | None = None, rank: int | None = None,
@@ -361,40 +365,33 @@ class GPTDataModule(L.LightningDataModule):
         `setup()` the run is the checkpoint's, with every change of batch size and ranks so far. Raises
         ValueError for a step, epoch or rank that does not exist, and RuntimeError before `setup()`.
         """
-        segments = self._resume.segments(self.train_steps, self._identity, world_size)
+        return self._find_batch(step, epoch, rank, world_size)[1]
+
+    def _find_batch(
+        self, step: int, epoch: int | None, rank: int | None, world_size: int | None
+    ) -> tuple[Windows, np.ndarray]:
+        """The train windows of a step, which may be those of earlier data, and the batch's indices."""
         if self.shuffle and self.seed is None and not self._drawn_seed.is_shared:
             raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
         rank = self._ranks.rank if rank is None else rank
-        return windows_of_batch(segments, step, epoch, rank=rank, seed=self._order_seed)
+        return self._resume.find_batch(
+            step, epoch, rank=rank, world_size=world_size, steps=self.train_steps,
+            windows=self.train_windows, identity=self._identity, open_store=self._data.open_store,
+        )  # fmt: skip
 
     @property
     def _identity(self) -> dict[str, Any]:
         """What determines the windows and their order, in plain values."""
-        return {
-            "store": self.store.fingerprint,
-            "tokenizer": self.tokenizer.name,
-            "special_tokens": self.tokenizer.special_tokens,
-            **asdict(self._reading),
-            **{name: getattr(self, name) for name in WINDOW_OPTIONS},
-            "seed": self.seed if self._order_seed is None else self._order_seed,
-            "corpus": self._source.name,
-            "val": self._split.val_sources,
-            "train_tokens": [self.train_windows.begin, self.train_windows.end],
-        }
+        options = {name: getattr(self, name) for name in ("max_length", "stride", "shuffle")}
+        options |= {name: self.hparams[name] for name in ("tokenizer", "special_tokens")}
+        draws = self.shuffle and self.seed is None
+        options["seed"] = self._drawn_seed.value if draws else self.seed
+        if not self._data.is_named:
+            return options | self._data.first.identity | {"val": self._split.val_sources}
+        return options | self._data.identity(cast(Mixture, self.train_windows))
 
     def __repr__(self) -> str:
-        lines = ["GPTDataModule", f"  corpus   {redacted(repr(self._source.name))}"]
-        if self._store is None:
-            return "\n".join([*lines, f"  tokens   {self.tokenizer!r}, not prepared yet"])
-        store = self._store
-        lines.append(
-            f"  tokens   {store.n_tokens:,} by {self.tokenizer!r} from {store.n_documents:,} documents, "
-            f"{store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}"
-        )
-        lines += [f"  {name:<8} {getattr(self, f'{name}_windows')}" for name in ("train", "val", "test")]
-        if self._split.val_sources:
-            lines.insert(-1, f"           of {self._split.val_sources}")
-        lines.append(f"  batches  {self.batch_size} windows, seed {self.seed}")
-        return "\n".join(lines)
+        batches = f"{self.batch_size} windows, seed {self.seed}"
+        return "\n".join(["GPTDataModule", *self._data.describe(), f"  batches  {batches}"])
 
     __str__ = __repr__

@@ -7,6 +7,7 @@ editable install a pkg:// path finds nothing and reports no error.
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -27,6 +28,7 @@ def store_configs(conf: Path) -> None:
     Only the app knows where its nodes are. So `model` becomes lit_gptdata/model/micro, and the rest
     becomes lit_gptdata/sizes/micro, for apps whose nodes are named `stem` and `data`.
     """
+    store = partial(ConfigStore.instance().store, provider="lit_gptdata")
     for group in GROUPS:
         for path in sorted((conf / group).glob("*.yaml")):
             stored_type = ConfigStore.instance().get_type(f"lit_gptdata/{group}/{path.name}")
@@ -40,15 +42,9 @@ def store_configs(conf: Path) -> None:
             # /model/nano@model → /lit_gptdata/model/nano@_here_; a name without a slash is in this group
             defaults = [re.sub("^/", "/lit_gptdata/", default) for default in defaults]
             node.defaults = [re.sub(f"@{group}$", "@_here_", default) for default in defaults]
-            _store(group, path.stem, node)
+            store(group=f"lit_gptdata/{group}", name=path.stem, node=node)
             if is_global:
-                _store("sizes", path.stem, config, package="_global_")
-
-
-def _store(group: str, name: str, node: object, package: str | None = None) -> None:
-    ConfigStore.instance().store(
-        group=f"lit_gptdata/{group}", name=name, node=node, package=package, provider="lit_gptdata"
-    )
+                store(group="lit_gptdata/sizes", name=path.stem, node=config, package="_global_")
 
 
 class LitGptdataConfigs(SearchPathPlugin):

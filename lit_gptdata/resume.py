@@ -7,24 +7,26 @@ The Trainer's counters depend on the hook that saved: in `on_train_batch_end` on
 exception one is ahead. Loading rewrites them to their values right after a batch, or between epochs.
 """
 
-import random
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import asdict, replace
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_gptdata._lightning import overfits
+from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
+from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
+from lit_gptdata.windows.dataset import Windows
+from lit_gptdata.windows.identity import OpenStore, check_same, differences, windows_of
 from lit_gptdata.windows.sampler import WindowSampler
-from lit_gptdata.windows.steps import Position, RunSegment, Steps
+from lit_gptdata.windows.steps import Position, RunSegment, Steps, windows_of_batch
 
-WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
-"""The options that determine the windows of a store and their order; a resumed run keeps them."""
+OnChange = Literal["refuse", "continue"]
+"""What happens if the data of a resumed run is not the data of its checkpoint."""
 
 
 class Resume(L.Callback):
@@ -34,8 +36,11 @@ class Resume(L.Callback):
     checkpoint. `identity` below is a dict of plain values that determine the windows and their order.
     """
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, key: str, on_change: OnChange) -> None:
+        if on_change not in get_args(OnChange):
+            raise ValueError(f"on_change must be one of {get_args(OnChange)}, got {on_change!r}")
+        self.key, self.on_change = key, on_change
+        self._earlier: list[dict[str, Any]] = []  # identity and segments of data that was continued from
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
         self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
@@ -43,7 +48,7 @@ class Resume(L.Callback):
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
         self._other_ranks_save = True
-        self._resumed = False  # True from `load` until the first batch
+        self.resumed = False  # True from `load` until the first batch
 
     def attach(self, trainer: L.Trainer, steps: Steps) -> None:
         """Join the Trainer's callbacks, for a run that starts at the beginning until `load`."""
@@ -51,14 +56,14 @@ class Resume(L.Callback):
         # It comes first, because other callbacks may draw random numbers.
         callbacks[:] = [self, *(other for other in callbacks if not isinstance(other, Resume))]
         fit: Any = trainer.fit_loop
-        self._current = RunSegment(
-            batch=fit.epoch_loop.batch_progress.total.processed,
-            start=Position(fit.epoch_progress.current.processed, 0),
-            steps=steps,
-            limit=steps.limited(trainer.limit_train_batches),
-            text_order=overfits(trainer),
-        )
-        self._segments, self._rng_to_restore, self._other_ranks_save = [self._current], None, True
+        start = Position(fit.epoch_progress.current.processed, 0)
+        batch = fit.epoch_loop.batch_progress.total.processed
+        self._current = _segment(trainer, steps, batch, start)
+        self._rng_to_restore, self._other_ranks_save, self.resumed = None, True, False
+        if has_trained(trainer) and self._segments:  # a second fit of the same Trainer
+            self._continue_from(self._current)
+        else:
+            self._segments, self._earlier = [self._current], []
 
     def follow(self, sampler: WindowSampler, trainer: L.Trainer, steps: Steps) -> None:
         """Set a sampler to the position of the run, now and each time a checkpoint is loaded later.
@@ -69,11 +74,12 @@ class Resume(L.Callback):
         if self._current is None:
             return
         if self._current.steps != steps:
-            batches, start = self._position(trainer)
-            limit = steps.limited(trainer.limit_train_batches)
-            self._continue_from(
-                replace(self._current, batch=batches, start=start, steps=steps, limit=limit)
-            )
+            if self.resumed:
+                raise ValueError(
+                    "batch_size changed after the checkpoint was loaded, so Lightning's counters do not "
+                    "fit: change it before Trainer.fit(), and leave out BatchSizeFinder"
+                )
+            self._continue_from(_segment(trainer, steps, *self._position(trainer)))
         sampler.start_at(self._current.start)
 
     def _continue_from(self, segment: RunSegment) -> None:
@@ -84,9 +90,11 @@ class Resume(L.Callback):
 
     def follow_alone(self, sampler: WindowSampler, identity: dict[str, Any]) -> None:
         """The same without a Trainer: start where a loaded state was saved."""
-        self._sampler = sampler
+        before, self._sampler = self._sampler, sampler
         if (state := self.loaded_state) and not sampler.restored:  # by the state of the loader itself
             check_same(state["data"], identity)
+            if before not in (None, sampler):  # a later loader continues where this one is
+                state = {**state, **before.state_dict()}
             sampler.load_state_dict({**state, "seed": identity["seed"]})
 
     def segments(
@@ -100,9 +108,36 @@ class Resume(L.Callback):
         if self.loaded_state is not None and not self._segments:
             check_same(self.loaded_state["data"], identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
+            self._earlier = self.loaded_state.get("earlier", [])
         if world_size in (None, segments[-1].steps.world_size):
             return segments
         return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
+
+    def find_batch(
+        self, step: int, epoch: int | None, *, rank: int, world_size: int | None, steps: Steps,
+        windows: Windows, identity: dict[str, Any], open_store: OpenStore,
+    ) -> tuple[Windows, np.ndarray]:  # fmt: skip
+        """The windows that a batch of the run is from, and its indices; see `GPTDataModule.windows_at`.
+
+        `windows`, `steps` and `identity` are the present ones. `open_store` opens those of earlier data.
+        """
+        history = self.history(steps, identity, world_size)
+        key, number = ("batch", step) if epoch is None else ("epoch", epoch)
+        data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
+        if data is not history[-1]:
+            windows = windows_of(data["data"], open_store)
+        segments = [RunSegment.from_dict(leg, len(windows)) for leg in data["legs"]]
+        seed = data["data"]["seed"] if data["data"]["shuffle"] else None
+        return windows, windows_of_batch(
+            segments, step, epoch, rank=rank, seed=seed, order=windows.order
+        )
+
+    def history(
+        self, steps: Steps, identity: dict[str, Any], world_size: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Identity and segments of all data of the run, in plain values, the present data last."""
+        legs = [segment.as_dict() for segment in self.segments(steps, identity, world_size)]
+        return [*self._earlier, {"data": identity, "legs": legs}]
 
     def save(self, trainer: L.Trainer, identity: dict[str, Any]) -> dict[str, Any]:
         """Position, history and the random states of every rank, as plain values and tensors."""
@@ -118,14 +153,7 @@ class Resume(L.Callback):
             states = {name: gather(state.to(device)).cpu() for name, state in states.items()}
         else:
             states = {name: state[None] for name, state in states.items()}
-        return {
-            "data": identity,
-            "batches": batches,
-            "epoch": position.epoch,
-            "index": position.index,
-            "legs": [segment.as_dict() for segment in self._segments],  # the key is an on-disk format
-            "rng": states,
-        }
+        return self._state(identity, self._segments, batches, position, states)
 
     def save_alone(self, steps: Steps, identity: dict[str, Any]) -> dict[str, Any]:
         """The same without a Trainer, and without random states: the position of the followed loader.
@@ -134,20 +162,27 @@ class Resume(L.Callback):
         """
         if self._sampler is None:
             return self.loaded_state or {}
-        segments, position = self.segments(steps, identity, None), self._sampler.finished()
+        segments, position = self.segments(steps, identity, None), self._sampler.position(unfinished=1)
         if self.loaded_state and segments[-1].steps != steps:
             start = Position(self.loaded_state["epoch"], self.loaded_state["index"])
             current = RunSegment(
                 batch=self.loaded_state["batches"], start=start, steps=steps, limit=steps.remaining()
             )
             segments = [*segments, current]
+        return self._state(identity, segments, segments[-1].batches_before(position), position)
+
+    def _state(
+        self, identity: dict[str, Any], segments: list[RunSegment], batches: int, position: Position,
+        rng: dict[str, Tensor] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What a checkpoint keeps. These keys are an on-disk format."""
         return {
             "data": identity,
-            "batches": segments[-1].batches_before(position),
-            "epoch": position.epoch,
-            "index": position.index,
+            "batches": batches,
+            **asdict(position),
             "legs": [segment.as_dict() for segment in segments],
-            "rng": None,
+            "rng": rng,
+            **({"earlier": self._earlier} if self._earlier else {}),
         }
 
     def load_alone(self, state: dict[str, Any], identity: dict[str, Any] | None) -> None:
@@ -204,10 +239,10 @@ class Resume(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         loop: Any = trainer.fit_loop.epoch_loop
-        if self._resumed and pl_module.automatic_optimization:
+        if self.resumed and pl_module.automatic_optimization:
             # Loggers get this as their step. Lightning may have added one to it.
             loop._batches_that_stepped = trainer.global_step
-        self._resumed = False
+        self.resumed = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rng_before_step = torch_states(trainer.strategy.root_device)
 
@@ -224,25 +259,33 @@ class Resume(L.Callback):
 
     def load(
         self, trainer: L.Trainer, state: dict[str, Any], identity: dict[str, Any], steps: Steps
-    ) -> None:
-        """Continue from a state. Another batch size or number of ranks starts a new segment."""
+    ) -> int | None:
+        """Continue from a state; returns the epoch in which new data starts, or None for the same data.
+
+        Another batch size or number of ranks starts a new segment.
+        """
         self.check_complete(state)
-        check_same(state["data"], identity)
+        changes = differences(state["data"], identity)
+        if self.on_change == "refuse":
+            check_same(state["data"], identity)
         start = Position(state["epoch"], state["index"])
-        limit, text_order = steps.limited(trainer.limit_train_batches), overfits(trainer)
-        if steps.done(start.index) >= limit:
+        limit = steps.limited(trainer.limit_train_batches)
+        if start.index and (changes or steps.done(start.index) >= limit):
             start = Position(start.epoch + 1, 0)
-        self._current = current = RunSegment(
-            batch=state["batches"], start=start, steps=steps, limit=limit, text_order=text_order
-        )
-        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in state["legs"]]
-        last = self._segments[-1]
-        same = (last.steps, last.limit, last.text_order) == (steps, limit, text_order)
-        if not same or last.position(current.batch) != start:
+        legs, self._earlier = state["legs"], state.get("earlier", [])
+        if changes:
+            rank_zero_info(f"continue with new data at batch {state['batches']:,}: {'; '.join(changes)}")
+            self._earlier, legs = [*self._earlier, {"data": state["data"], "legs": legs}], []
+        self._current = current = _segment(trainer, steps, state["batches"], start)
+        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]
+        last = self._segments[-1] if legs else current
+        same = replace(last, batch=current.batch, start=start) == current
+        if not legs or not same or last.position(current.batch) != start:
             self._continue_from(current)
-        self._rng_to_restore, self._resumed = state["rng"], True
+        self._rng_to_restore, self.resumed = state["rng"], True
         if self._sampler is not None:
             self._sampler.start_at(start)
+        return current.start.epoch if changes else None
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -250,15 +293,14 @@ class Resume(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:  # type: ignore[attr-defined]
             return
         loops = checkpoint["loops"]["fit_loop"]
-        if self.key in checkpoint:
+        if self.resumed and self._current is not None:
+            rewrite_loops(trainer, pl_module, loops, self._current)
+        elif self.key in checkpoint:
             self.check_complete(checkpoint[self.key])
-            batches = checkpoint[self.key]["batches"]
-            if self._current is None or self._current.batch != batches:
-                raise ValueError(
-                    f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), "
-                    "so the run cannot continue at its position in the data. Add the call"
-                )
-            self._rewrite(trainer, pl_module, loops)
+            raise ValueError(
+                f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), "
+                "so the run cannot continue at its position in the data. Add the call"
+            )
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
                 f"the checkpoint trained on {batches} batches but has no state of {self.key} (only of "
@@ -266,38 +308,18 @@ class Resume(L.Callback):
                 f"ckpt_path, with the weights of {type(pl_module).__name__}.load_from_checkpoint(path)"
             )
 
-    def _rewrite(self, trainer: L.Trainer, pl_module: L.LightningModule, loops: dict[str, Any]) -> None:
-        """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs."""
-        assert self._current is not None
-        current, saved = self._current, loops["epoch_loop.batch_progress"]["total"]
-        validation = loops["epoch_loop.val_loop.batch_progress"]
-        epoch, done = current.start.epoch, current.steps.done(current.start.index)
-        inside = int(done > 0)
-        validated = current.batch < saved["processed"] or (
-            saved["completed"] == saved["processed"]
-            and validation["total"]["ready"] == validation["total"]["completed"]
-        )
-        validate = inside and not validated and _validation_is_due(trainer, current, done)
-
-        epochs = _tracker(ready=epoch + inside, processed=epoch, completed=epoch)
-        loops["epoch_progress"] = {"total": epochs, "current": epochs}
-        batches = current.batch
-        loops["epoch_loop.batch_progress"] = {
-            "total": _tracker(ready=batches, processed=batches, completed=batches - inside),
-            "current": _tracker(ready=done, processed=done, completed=done - inside),
-            "is_last_batch": False,
-        }
-        # A validation that has started without finishing a batch makes Lightning run all of it first.
-        validation["total"] = _tracker(ready=int(validate), processed=0, completed=0)
-        validation["current"] = _tracker(ready=0, processed=0, completed=0)
-        if pl_module.automatic_optimization:
-            optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-            stepped = optimizer["step"]["total"]["completed"]
-            if inside and done % trainer.accumulate_grad_batches == 0:
-                stepped -= 1  # Lightning adds it again
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - int(validate)
+    def _feeds(self, trainer: L.Trainer) -> bool:
+        """Whether the batches come from the followed loader, as far as a wrapper does not hide it."""
+        loader: Any = trainer.fit_loop._combined_loader
+        samplers = [each.sampler for each in loader.flattened if hasattr(each, "sampler")]
+        return self._sampler is not None and (not samplers or self._sampler in samplers)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.resumed and not self._feeds(trainer):
+            raise ValueError(
+                f"{self.key}.train_dataloader() does not return the loader of GPTDataModule, so the run "
+                "cannot continue at its position in the data. Return super().train_dataloader()"
+            )
         rng, rank = self._rng_to_restore, trainer.global_rank
         if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return
@@ -305,73 +327,7 @@ class Resume(L.Callback):
         self._rng_to_restore = None
 
 
-def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError unless two identities give the same windows; names each difference."""
-    names = [name for name in saved if saved[name] != now.get(name)]
-    if saved["store"] == now["store"]:  # a corpus may move, if its tokens stay the same
-        names = [name for name in names if name in (*WINDOW_OPTIONS, "train_tokens")]
-    if differ := "; ".join(f"{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names):
-        raise ValueError(
-            f"the checkpoint's windows differ from this run's: {differ}. Set the checkpoint's values, "
-            "or load only its weights; batch_size and the number of devices may change"
-        )
-
-
-def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
-    """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
-    if not trainer.limit_val_batches:
-        return False
-    interval = getattr(trainer, "val_check_interval", None)  # Lightning leaves it unset for a duration
-    epochs = trainer.check_val_every_n_epoch
-    if isinstance(interval, float):
-        interval = max(1, int(segment.limit * interval))
-    if not isinstance(interval, int):  # a time interval
-        return False
-    if epochs is None:
-        return segment.batch % interval == 0
-    return (segment.start.epoch + 1) % epochs == 0 and done % interval == 0
-
-
-def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:
-    return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
-
-
-def torch_states(device: torch.device) -> dict[str, Tensor]:
-    """States of torch's global generators, uint8: "torch" for the CPU, "device" for another device."""
-    states = {"torch": torch.get_rng_state()}
-    if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """`torch_states`, and the states of Python's and numpy's global generators, in fixed shapes.
-
-    "python" and "numpy" are int64 (627,): 624 words, the index of the next word, and the spare normal
-    deviate (whether there is one, and its bits).
-    """
-    _, words, spare = random.getstate()
-    _, keys, index, has_spare, numpy_spare = cast(tuple[Any, ...], np.random.get_state())
-    return torch_states(device) | {
-        "python": torch.tensor([*words, *_bits(spare)]),
-        "numpy": torch.tensor([*keys.tolist(), index, *_bits(numpy_spare if has_spare else None)]),
-    }
-
-
-def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set the global generators to the states that `rng_states` gave."""
-    torch.set_rng_state(states["torch"].clone())  # torch ignores the offset of a view
-    *words, has_spare, bits = states["python"].tolist()
-    random.setstate((3, tuple(words), _float(bits) if has_spare else None))
-    *keys, index, has_spare, bits = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, np.uint32), index, has_spare, _float(bits)))
-    if "device" in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states["device"].clone())
-
-
-def _bits(spare: float | None) -> tuple[int, int]:
-    return int(spare is not None), int(np.float64(spare or 0.0).view(np.int64))
-
-
-def _float(bits: int) -> float:
-    return float(np.int64(bits).view(np.float64))
+def _segment(trainer: L.Trainer, steps: Steps, batch: int, start: Position) -> RunSegment:
+    """The part of a run that starts with batch number `batch`, under the Trainer's limits."""
+    limit = steps.limited(trainer.limit_train_batches)
+    return RunSegment(batch=batch, start=start, steps=steps, limit=limit, text_order=overfits(trainer))

@@ -49,6 +49,24 @@ def write_text(folder: Path) -> Path:
     return path
 
 
+SOURCES = {"web": (0, 480), "code": (480, 760), "books": (760, 912)}  # words of each source
+
+
+def write_sources(folder: Path) -> dict[str, str]:
+    """Write a text for each source, in which window i starts with word 8 * i of all words."""
+    for name, (begin, end) in SOURCES.items():
+        (folder / f"{name}.txt").write_text("".join(words()[begin:end]), encoding="utf-8")
+    return {name: str(folder / f"{name}.txt") for name in SOURCES}
+
+
+def write_val_sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the texts of three sources without common words, which differ in length, and return them."""
+    parts = {"a": (0, 230), "b": (230, 400), "c": (400, 900)}
+    for name, (begin, end) in parts.items():
+        (folder / f"{name}.txt").write_text("".join(words()[begin:end]), encoding="utf-8")
+    return {name: {"path": str(folder / f"{name}.txt"), "val_fraction": 0.3} for name in parts}
+
+
 def make_data(folder: Path, **options: Any) -> GPTDataModule:
     windows = {"max_length": LENGTH, "stride": LENGTH, "batch_size": BATCH_SIZE, "val_fraction": 0.1}
     build = {"data_dir": str(folder / "data"), "build_workers": 1, "engine": "tiktoken"}
@@ -156,9 +174,10 @@ def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> d
     """Return the metrics of an untrained model, and the number of targets and windows."""
     module, model = make_data(folder, **data), make_model()
     trainer = make_trainer(**trainer_options)
-    (scores,) = trainer.validate(model, datamodule=module, verbose=False)
+    scores, *_ = trainer.validate(model, datamodule=module, verbose=False)
     windows = module.val_windows
-    counts = {"n_targets": int(model._totals[1]), "n_windows": len(windows)}
+    of_sets = model._totals[:, 1].int().tolist()
+    counts = {"n_targets": sum(of_sets), "n_targets_of_sets": of_sets, "n_windows": len(windows)}
     return scores | counts | {"val_tokens": [windows.begin, windows.end]}
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_gptdata import GPT
-from lit_gptdata.compact import sends_compact, split_on_device
+from lit_gptdata._lightning import sends_compact, split_on_device
 from lit_gptdata.windows.loader import window_loader
 from lit_gptdata.windows.steps import Steps
 from tests.runs import BATCH_SIZE, EPOCH_BATCHES, LENGTH, make_data, opened, train

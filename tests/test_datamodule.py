@@ -46,7 +46,7 @@ def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path
     data = ready(story, tmp_path, stride=5, max_length=8)
     ids = data.tokenizer.encode(TEXT)
     assert data.store.tokens[:].tolist() == ids
-    end = data._split.train[1]
+    end = data.sources["corpus"].split.train[1]
     starts = range(0, end - 8, 5)
     assert len(data.train_windows) == len(starts)
     for i, start in enumerate(starts):
@@ -56,7 +56,7 @@ def test_train_windows_are_the_course_windows_of_the_train_range(story, tmp_path
 
 def test_validation_is_complete_and_in_text_order(story, tmp_path):
     data = ready(story, tmp_path, val_fraction=0.2, test_fraction=0.1, batch_size=4)
-    begin, end = data._split.val
+    begin, end = data.sources["corpus"].split.val
     for loader in (data.val_dataloader(), data.predict_dataloader()):
         targets = torch.cat([y.flatten() for _, y in loader])
         assert targets[targets != IGNORE_INDEX].tolist() == data.store.tokens[begin + 1 : end].tolist()
@@ -66,7 +66,7 @@ def test_validation_is_complete_and_in_text_order(story, tmp_path):
 def test_empty_splits_give_empty_lists(story, tmp_path):
     data = ready(story, tmp_path, val_fraction=0.0)
     assert data.val_dataloader() == data.test_dataloader() == data.predict_dataloader() == []
-    assert data._split.train == (0, data.store.n_tokens)
+    assert data.sources["corpus"].split.train == (0, data.store.n_tokens)
 
 
 def test_a_change_of_windows_tokenizes_nothing(story, tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
     data = ready(ListCorpus(texts), tmp_path, val_fraction=0.1)
     model = tiny_gpt(data)
     (val,) = make_trainer().validate(model, datamodule=data, verbose=False)
-    begin, end = data._split.val
+    begin, end = data.sources["corpus"].split.val
     scored = data.store.tokens[begin + 1 : end].tolist()
     n_bytes = len(data.tokenizer.decode(scored).replace("<|endoftext|>", "").encode())
     nats = val["val_loss"] * len(scored)
@@ -381,7 +381,7 @@ def test_values_that_cannot_work_are_refused_when_constructed(options, message):
         GPTDataModule(**options)
 
 
-@pytest.mark.parametrize("corpus", [None, 5, "", [], b"a.txt", {"a.txt"}, {"a": "a.txt"}, ["a", None]])
+@pytest.mark.parametrize("corpus", [None, 5, "", [], b"a.txt", {"a.txt"}, ["a", None]])
 def test_a_corpus_of_another_type_is_refused_by_the_constructor(corpus):
     with pytest.raises((TypeError, ValueError), match=r"corpus.*(expected the name|is an empty)"):
         GPTDataModule(corpus)
@@ -437,3 +437,42 @@ def test_the_search_for_a_batch_size_ends_at_the_number_of_windows(tmp_path):
 def test_the_constructor_writes_no_files():
     GPTDataModule()
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("shuffle", "false", r"shuffle must be true or false, got 'false'"),
+        ("batch_size", "8", r"batch_size must be an integer ≥ 1, got '8'"),
+        ("batch_size", 0, r"batch_size must be an integer ≥ 1, got 0"),
+        ("val_fraction", 2, r"val_fraction must be a number in \[0, 1\)"),
+    ],
+)
+def test_options_that_are_set_later_are_checked_as_well(name, value, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        setattr(GPTDataModule(), name, value)
+
+
+def test_numbers_of_numpy_that_are_set_later_become_plain():
+    data = GPTDataModule()
+    data.batch_size, data.seed, data.max_length = np.int64(8), np.int64(7), np.int32(9)
+    assert [type(v) for v in (data.batch_size, data.seed, data.max_length)] == [int, int, int]
+
+
+def test_a_val_fraction_that_is_set_later_cuts_again(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 2000)
+    data = ready(tmp_path / "a.txt", tmp_path, val_fraction=0.1)
+    before = data.sources["corpus"].split
+    data.val_fraction = 0.4
+    data.setup("fit")
+    assert data.sources["corpus"].split.train[1] < before.train[1]
+    assert len(data.train_windows) == len(
+        ready(tmp_path / "a.txt", tmp_path, val_fraction=0.4).train_windows
+    )
+
+
+def test_running_on_a_split_that_is_empty_warns(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 2000)
+    data = ready(tmp_path / "a.txt", tmp_path)
+    with pytest.warns(UserWarning, match=r"no test split to run on: set data.test_fraction"):
+        make_trainer(default_root_dir=tmp_path).test(tiny_gpt(data), datamodule=data, verbose=False)

@@ -70,7 +70,7 @@ def test_every_config_composes_as_in_train_py_and_resolves(choice):
     assert unresolved(nested.outer.inner) == unresolved(cfg[group])
 
     cfg = compose_app([default], **({} if group in ("data", "stem", "model") else APP_VALUES))
-    missing = {f"{group}.corpus"} if name in ("files", "url", "options") else set()
+    missing = {f"{group}.corpus"} if name in ("files", "url", "sources", "options") else set()
     assert OmegaConf.missing_keys(cfg) == missing
     OmegaConf.resolve(cfg)
     assert "${" not in OmegaConf.to_yaml(cfg)

@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, RESUME = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLE, RESUME, MIXTURE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 # The examples have no checkpoint on their first start and use the default logger: Lightning warns.
@@ -31,6 +31,15 @@ def test_the_python_example_runs(capsys):
     assert inputs.shape == targets.shape == (4, 256)
     assert (inputs[:, 1:] == targets[:, :-1]).all()
     assert names["x"].shape == (4, 256, 256)
+
+
+def test_the_mixture_example_runs(capsys):
+    Path("notes.txt").write_text("A text that is only scored. " * 200)
+    names: dict[str, Any] = {}
+    exec(f"from lit_gptdata import GPTDataModule\n{MIXTURE}", names)
+    assert set(names["names"]) <= {"prose", "code"}
+    assert len(names["windows"]) == 4
+    assert re.search("  notes .*'notes.txt' \\(val_corpus\\)", capsys.readouterr().out)
 
 
 def test_the_resume_example_continues_after_a_kill(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lit_gptdata.windows.order import EpochPermutation
-from tests.runs import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of
+from tests.runs import EPOCH_BATCHES, N_WINDOWS, train, validate, windows_of, write_val_sources
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -62,9 +62,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @functools.cache
-def uninterrupted(folder: Path, accumulate: int, limit: str):
-    """The run that resumed runs are compared with."""
-    return train(folder, **run_options(accumulate, limit))
+def uninterrupted(folder: Path, accumulate: int, limit: str, data: str = "{}"):
+    """The run that resumed runs are compared with. `data`: options of the data module, as JSON."""
+    return train(folder, data=json.loads(data), **run_options(accumulate, limit))
 
 
 def run_options(accumulate: int, limit: str) -> dict:
@@ -76,9 +76,13 @@ def run_options(accumulate: int, limit: str) -> dict:
 def test_a_resumed_run_equals_a_run_that_never_stops(
     folder, tmp_path, saved_by, accumulate, workers, limit, epoch
 ):
-    whole, weights = uninterrupted(folder, accumulate, limit)
+    assert_resumes(folder, tmp_path, saved_by, accumulate, workers, limit, epoch)
+
+
+def assert_resumes(folder, tmp_path, saved_by, accumulate, workers, limit, epoch, data="{}"):
+    whole, weights = uninterrupted(folder, accumulate, limit, data)
     assert len(whole.seen) > STOP_AT[2]
-    options = run_options(accumulate, limit) | {"data": {"num_workers": workers}}
+    options = run_options(accumulate, limit) | {"data": json.loads(data) | {"num_workers": workers}}
     save = {"dirpath": tmp_path, "filename": "{epoch}-{step}", **SAVED_BY[saved_by]}
     stops = saved_by in ("exception", "SIGTERM", "SIGKILL")
     stop = {"stop": saved_by, "stop_at": STOP_AT[epoch]} if stops else {}
@@ -160,6 +164,7 @@ def two_ranks(folder) -> Path:
         ranks_job(folder, "2x2", 2, 2, max_epochs=2, ckpt_path=ckpt),
         ranks_job(folder, "2x6", 2, 6, max_epochs=2, ckpt_path=ckpt),
         ranks_job(folder, "val", 2, 8, data={"val_fraction": 0.912}, validate=True),
+        ranks_job(folder, "val-sets", 2, 3, data={"corpus": write_val_sources(folder)}, validate=True),
     ]
     assert run_jobs(jobs, folder) == 0
     return folder
@@ -225,3 +230,12 @@ def test_validation_counts_every_token_once_on_two_ranks(two_ranks):
         assert rank["n_targets"] == alone["n_targets"]
         for name in ("val_loss", "val_bits_per_byte"):
             assert rank[name] == pytest.approx(alone[name], rel=0, abs=1e-6)
+
+
+def test_losses_of_named_sources_are_the_same_on_two_ranks(two_ranks):
+    alone = validate(two_ranks, data={"corpus": write_val_sources(two_ranks), "batch_size": 8})
+    assert alone.keys() >= {"val_loss", "val_loss/a", "val_loss/b", "val_loss/c"}
+    assert alone["n_targets"] == sum(alone["n_targets_of_sets"])
+    for rank in results(two_ranks / "val-sets"):
+        for name, value in alone.items():
+            assert rank[name] == pytest.approx(value, rel=1e-6), name

@@ -428,3 +428,49 @@ def test_a_trainer_that_has_only_the_loader_resumes_at_its_state(tmp_path, wrapp
     whole = fit()
     for step in (5, 25, 30):
         assert fit(tmp_path / "ckpt" / f"step={step}.ckpt") == whole[step:]
+
+
+def test_a_subclass_with_a_loader_of_its_own_cannot_resume_and_says_so(run):
+    class Own(GPTDataModule):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(super().train_dataloader().dataset, batch_size=4)
+
+    Own.__qualname__ = "GPTDataModule"  # the key of its state in the checkpoint
+    data = make_data(run.folder)
+    data.__class__ = Own
+    save = ModelCheckpoint(run.folder, **SAVE)
+    trainer = make_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"train_dataloader\(\) does not return the loader of GPTData"):
+        trainer.fit(make_model(), data, ckpt_path=run.folder / "step=10.ckpt", weights_only=True)
+
+
+def test_a_batch_size_that_changes_after_the_checkpoint_was_loaded_is_refused(run):
+    class Own(GPTDataModule):
+        def train_dataloader(self):
+            self.batch_size = 2
+            return super().train_dataloader()
+
+    Own.__qualname__ = "GPTDataModule"  # the key of its state in the checkpoint
+    data = make_data(run.folder)
+    data.__class__ = Own
+    save = ModelCheckpoint(run.folder, **SAVE)
+    trainer = make_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"batch_size changed after the checkpoint was loaded"):
+        trainer.fit(make_model(), data, ckpt_path=run.folder / "step=10.ckpt", weights_only=True)
+
+
+def test_a_second_fit_of_a_trainer_keeps_the_history(tmp_path):
+    data, model = make_data(tmp_path), make_model()
+    watch = Watch(data)
+    trainer = make_trainer(max_steps=10, callbacks=[watch])
+    trainer.fit(model, data)
+    trainer.fit_loop.epoch_loop.max_steps = 30
+    trainer.fit(model, data)
+    assert batches_at(data, range(30)) == watch.seen
+
+
+def test_loaders_without_a_trainer_go_on_where_the_loaded_one_stopped(run):
+    data = load(run.folder / "step=10.ckpt")
+    passes = [[windows_of(inputs) for inputs, _ in data.train_dataloader()] for _ in range(2)]
+    assert passes[0] == run.watch.seen[10:EPOCH_BATCHES]
+    assert passes[1] == run.watch.seen[EPOCH_BATCHES:]

@@ -2,8 +2,13 @@
 
 import argparse
 import re
+import shlex
 
-from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
+from lit_gptdata._io import aligned
+from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
+from lit_gptdata.configs import as_override
+
+KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -15,33 +20,48 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plot", metavar="FILE.png", help="draw lengths and frequencies of the tokens")
+    picture = "draw lengths and frequencies of the tokens, or the shares of a mixture"
+    parser.add_argument("--plot", metavar="FILE.png", help=picture)
     add_overrides(parser)
 
 
 def info(args: argparse.Namespace) -> None:
     """Print counts of documents, tokens, windows and batches."""
     data = open_data(args.overrides)
-    store = data.store
-    size = (store.path / "manifest.json").stat().st_size + sum(file.size for file in store.files)
+    named, budget = data._data.is_named, budget_of(compose_config(args.overrides), data)
+    first, *lines, last = str(data).splitlines()
+    print(first, *(data._data.describe(budget) if named else lines), last, sep="\n")
     n_train, n_val = len(data.train_dataloader()), len(data.val_dataloader())
-    print(data)
     print(f"  epoch    {n_train:,} train batches, {n_val:,} val")
-    print(f"  text     {store.n_bytes / store.n_tokens:.2f} bytes per token")
-    print(f"  store    {store.location}, {size:,} bytes in {len(store.files) + 1:,} files")
+    rows = [["source", "documents", "bytes per token", "files", "size in bytes", "store"]]
+    for source in data._data.all:
+        store = source.store
+        size = (store.path / "manifest.json").stat().st_size + sum(file.size for file in store.files)
+        rate, n_files = f"{store.n_bytes / store.n_tokens:.2f}", len(store.files) + 1
+        counts = [f"{store.n_documents:,}", rate, f"{n_files:,}", f"{size:,}"]
+        rows.append([source.name, *counts, store.location])
+    if named:
+        print(*(f"  {line}" for line in aligned(rows)), sep="\n")
+    else:
+        print(f"  text     {rate} bytes per token")
+        print(f"  store    {store.location}, {size:,} bytes in {n_files:,} files")
     if args.plot is not None:
-        from lit_gptdata.report.usage import draw_usage
+        from lit_gptdata.report.usage import draw_shares, draw_usage
+        from lit_gptdata.windows.mixture import Mixture
 
-        draw_usage(store, args.plot)
+        if isinstance(windows := data.train_windows, Mixture):
+            draw_shares(windows, budget or len(windows) * data.max_length, args.plot)
+        else:
+            draw_usage(store, args.plot)
         print(f"  plot     {args.plot}")
 
 
 def verify(args: argparse.Namespace) -> None:
     """Compare every byte of the token files with its checksum."""
-    store = open_data(args.overrides).store
-    store.verify()
-    size = sum(file.size for file in store.files)
-    print(f"{store.location}: {size:,} bytes in {len(store.files):,} files, every SHA-256 matches")
+    for source in open_data(args.overrides)._data.all:
+        (store := source.store).verify()
+        size = sum(file.size for file in store.files)
+        print(f"{store.location}: {size:,} bytes in {len(store.files):,} files, every SHA-256 matches")
 
 
 def publish_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +70,20 @@ def publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Put the tokens at URL/<fingerprint>, and print that URL."""
+    """Put the tokens at URL/<fingerprint>, and print how to use them."""
     if args.url is None or re.match(r"[\w.@+~]+=", args.url):
         words = ["lit-gptdata publish s3://bucket/tokens", *filter(None, [args.url]), *args.overrides]
         raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
-    print(build_data(args.overrides).publish(args.url))
+    data = build_data(args.overrides)
+    urls = data.publish(args.url)
+    if isinstance(urls, str):
+        print(urls)
+        return
+    words, given = ["data=sources"], data._data
+    for option, sources in (("corpus", given.sources), ("val_corpus", given.val_corpus)):
+        published: dict[str, dict[str, object]] = {name: {"store_url": urls[name]} for name in sources}
+        for name, source in sources.items():
+            published[name] |= {k: v for k, v in source.hparams.items() if k in KEPT}
+        words += [f"data.{option}={as_override(published)}"] if sources else []
+    words += [f"data.stages={as_override(given.stages)}"] if given.stages else []
+    print(shlex.join(words))

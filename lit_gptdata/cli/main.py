@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
 from lit_gptdata.cli.overrides import add_overrides
 from lit_gptdata.cli.report import report, report_arguments
+from lit_gptdata.cli.seen import seen, seen_arguments
 from lit_gptdata.cli.show import show, show_arguments
 
 COMMANDS = {
     "prepare": (prepare, add_overrides),
     "info": (info, info_arguments),
     "show": (show, show_arguments),
+    "seen": (seen, seen_arguments),
     "verify": (verify, add_overrides),
     "publish": (publish, publish_arguments),
     "report": (report, report_arguments),
@@ -26,6 +28,7 @@ EPILOG = """overrides are the same as for train.py:
   lit-gptdata prepare data=files data.corpus=books/
   lit-gptdata info --plot tokens.png data=files data.corpus=books/
   lit-gptdata show step=3 data=files data.corpus=books/ data.max_length=128
+  lit-gptdata seen step=1000 data=mixture
   lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
   lit-gptdata publish s3://bucket/tokens data.build=ray data=files data.corpus=s3://bucket/books/
 report takes the folder of a sweep:
@@ -36,13 +39,19 @@ report takes the folder of a sweep:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status; a wrong command line raises SystemExit(2)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, command_parsers = _parsers()
+    keeps_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lit-gptdata", formatter_class=keeps_lines, allow_abbrev=False)
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for name, (run, add_arguments) in COMMANDS.items():
+        summary = run.__doc__
+        add_arguments(subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False))
     if not words or words[0] not in COMMANDS:
         parser.parse_args(words)  # prints the help, or an error
         parser.error("give a command")
     run, _ = COMMANDS[words[0]]
     # Intermixed: an option may be between two overrides.
-    args = command_parsers[words[0]].parse_intermixed_args(words[1:])
+    args = subparsers.choices[words[0]].parse_intermixed_args(words[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of the text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -62,22 +71,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lit-gptdata {words[0]}: {one_line(message)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Make the parser of the whole command line, and the parser of each command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="lit-gptdata",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    subparsers = parser.add_subparsers(metavar="command", required=True)
-    command_parsers = {}
-    for name, (run, add_arguments) in COMMANDS.items():
-        summary = run.__doc__
-        subparser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        add_arguments(subparser)
-        command_parsers[name] = subparser
-    return parser, command_parsers

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from lit_gptdata.datamodule import GPTDataModule
 
 
@@ -17,17 +20,36 @@ def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> Non
     parser.add_argument("overrides", nargs="*", metavar="override", help=help_text)
 
 
-def build_data(overrides: Sequence[str]) -> GPTDataModule:
-    """Build the data module of conf/train.yaml, changed by the overrides."""
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """conf/train.yaml, changed by the overrides."""
     from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
 
     from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
 
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=without_null_groups(overrides))
-    return instantiate(cfg.data)  # type: ignore[no-any-return]
+        return compose("train", overrides=without_null_groups(overrides))
+
+
+def build_data(overrides: Sequence[str]) -> GPTDataModule:
+    """Build the data module of conf/train.yaml, changed by the overrides."""
+    from hydra.utils import instantiate
+
+    return instantiate(compose_config(overrides).data)  # type: ignore[no-any-return]
+
+
+def count_ranks(cfg: DictConfig) -> int:
+    """The number of ranks of the Trainer, or 1 if the config has no number."""
+    counts = (cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1))
+    return math.prod(n for n in counts if isinstance(n, int) and n > 0)
+
+
+def budget_of(cfg: DictConfig, data: GPTDataModule) -> int | None:
+    """The training tokens of a run, all ranks together; None: no limit."""
+    if (steps := cfg.trainer.get("max_steps", -1)) == -1:
+        return cast("int | None", cfg.max_tokens)
+    batches = int(steps) * int(cfg.trainer.get("accumulate_grad_batches", 1)) * count_ranks(cfg)
+    return batches * data.batch_size * data.max_length
 
 
 def open_data(overrides: Sequence[str]) -> GPTDataModule:

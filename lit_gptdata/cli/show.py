@@ -24,6 +24,8 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the text of a training step=N or of a train window=N."""
+    from lit_gptdata.windows.mixture import Mixture
+
     kind, number, overrides = split_selector(args.overrides)
     data = open_data(overrides)
     if kind == "step":
@@ -31,17 +33,23 @@ def show(args: argparse.Namespace) -> None:
         print(f"step {number:,}: {len(windows):,} windows, seed {data.seed}\n")
     else:
         n = len(data.train_windows)
-        if not 0 <= number < n:
+        if number >= n and not data._data.is_named:
             raise ValueError(f"window must be an integer in [0, {n:,}), got {number}")
         windows = [number]
     inputs, _ = data.train_windows.batch(windows)  # (B, T)
     use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for window, ids in zip(windows, inputs.tolist(), strict=True):
-        start = data.train_windows.begin + data.train_windows.spans.start(window)
+    names = ["corpus"] * len(windows)
+    if isinstance(data.train_windows, Mixture):
+        located = data.train_windows.locate(windows)
+        names, windows = (array.tolist() for array in located)
+    for name, window, ids in zip(names, windows, inputs.tolist(), strict=True):
+        source = data.sources[name]
+        start = int(source.train_windows.starts([window])[0])
         end = start + len(ids)
-        first, last = data.store.place(start), data.store.place(end - 1)
+        first, last = source.store.place(start), source.store.place(end - 1)
         origin = str(first) if first[:2] == last[:2] else f"{first}, to {last}"  # one document, or more
-        print(f"window {window:,}, tokens [{start:,}, {end:,}), {origin}")
+        owner = f" of {name}" if source.name else ""
+        print(f"window {window:,}{owner}, tokens [{start:,}, {end:,}), {origin}")
         texts = list(decode_each(data.tokenizer.encoding.decode_tokens_bytes(ids)))
         print(colored(texts) if use_colors else SEPARATOR.join(texts), end="\n\n")
 

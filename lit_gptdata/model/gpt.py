@@ -6,6 +6,7 @@
 B: batch, T: tokens in a sequence, D: embedding_dim, V: vocab_size. Source: see block.py.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ class GPT(L.LightningModule):
     """GPT-2 as a LightningModule. It maps integer token ids (B, T) to float logits (B, T, vocab_size).
 
     It logs train_loss for each step, and val_loss, val_perplexity and val_bits_per_byte (or test_…),
-    computed exactly over all scored targets of all ranks.
+    computed exactly over all scored targets of all ranks. For sets with names it also logs
+    val_loss/<name> and val_bits_per_byte/<name>; the others then cover the sets whose source trains.
 
     Args:
         stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain
@@ -97,7 +99,8 @@ class GPT(L.LightningModule):
         self._init_blocks()
 
         self.token_bytes = None  # not a buffer: DDP would broadcast it at every step
-        self._totals = torch.zeros(4)  # nats, scored targets, their bytes, targets without bytes
+        # For each loader: nats, scored targets, their bytes, targets without bytes.
+        self._totals = torch.zeros(1, 4)
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
@@ -188,37 +191,61 @@ class GPT(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         # float64 counts tokens exactly up to 2⁵³, float32 only up to 16 million. MPS has no float64.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._totals = torch.zeros(4, dtype=dtype, device=self.device)
+        trainer = self.trainer
+        n_batches: Any = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        self._totals = torch.zeros(len(n_batches), 4, dtype=dtype, device=self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         targets = batch[1]
         scored = targets != IGNORE_INDEX  # (B, T)
-        self._totals[0] += self.losses(batch).sum(dtype=self._totals.dtype)
-        self._totals[1] += scored.sum()
+        totals = self._totals[dataloader_idx]
+        totals[0] += self.losses(batch).sum(dtype=totals.dtype)
+        totals[1] += scored.sum()
         if self.token_bytes is not None:
             n_bytes = self.token_bytes[targets.clamp(min=0)]  # (B, T)
-            self._totals[2] += (n_bytes * scored).sum()
-            self._totals[3] += ((n_bytes == 0) & scored).sum()
+            totals[2] += (n_bytes * scored).sum()
+            totals[3] += ((n_bytes == 0) & scored).sum()
 
     def on_validation_epoch_end(self) -> None:
         split = "test" if self.trainer.testing else "val"
         self._totals = self.trainer.strategy.reduce(self._totals, reduce_op="sum")
-        nats, n_targets, n_bytes, n_special = self._totals.tolist()
+        data, sets = getattr(self.trainer, "datamodule", None), [("", True)]
+        # A data module may offer `eval_sets`: the name of each loader's set, and whether its source
+        # trains. And `scored_bytes`, to count special tokens that stand for text.
+        if eval_sets := getattr(data, "eval_sets", None):
+            sets = [(each.name, each.trains) for each in eval_sets(split)]
+        scored_bytes = getattr(data, "scored_bytes", None)
+        if (n := len(self._totals)) != len(sets):  # a single loader over all sets, or unknown loaders
+            sets = [(str(i) if n > 1 else "", True) for i in range(n)]
+            scored_bytes = None
+        scores, in_total = [], [trains for _, trains in sets]
+        for (name, _), totals in zip(sets, self._totals.tolist(), strict=True):
+            nats, n_targets, n_bytes, n_special = totals
+            if scored_bytes:
+                counts = int(n_targets), int(n_bytes), int(n_special)
+                n_bytes = scored_bytes(split, *counts, *([name] if name else []))
+            scores.append((nats, n_targets, n_bytes))
+            if name:
+                self._log_scores(split, f"/{name}", *scores[-1])
+        if any(in_total):  # if no source has a val split, the total covers `val_corpus`
+            scores = list(itertools.compress(scores, in_total))
+        self._log_scores(split, "", *map(sum, zip(*scores, strict=True)))
+
+    def _log_scores(self, split: str, suffix: str, nats: float, n_targets: int, n_bytes: int) -> None:
         if not n_targets:
-            rank_zero_warn(f"{split}_loss is not logged: every target was {IGNORE_INDEX}")
+            rank_zero_warn(f"{split}_loss{suffix} is not logged: every target was {IGNORE_INDEX}")
             return
         loss = nats / n_targets
-        # math.exp raises OverflowError above 709.
-        metrics = {"loss": loss, "perplexity": math.inf if loss >= 709 else math.exp(loss)}
-        # A data module may offer `scored_bytes`, to count special tokens that stand for text.
-        if scored_bytes := getattr(getattr(self.trainer, "datamodule", None), "scored_bytes", None):
-            n_bytes = scored_bytes(split, int(n_targets), int(n_bytes), int(n_special))
+        metrics = {"loss": loss}
+        if not suffix:  # math.exp raises OverflowError above 709
+            metrics["perplexity"] = math.inf if loss >= 709 else math.exp(loss)
         if n_bytes:
             metrics["bits_per_byte"] = nats / math.log(2) / n_bytes
         for name, value in metrics.items():
             metric = torch.tensor(value, dtype=self._totals.dtype, device=self.device)
+            in_bar = name == "loss" and not suffix
             # All ranks log the same value, but Lightning warns without sync_dist.
-            self.log(f"{split}_{name}", metric, prog_bar=name == "loss", sync_dist=True, batch_size=1)
+            self.log(f"{split}_{name}{suffix}", metric, prog_bar=in_bar, sync_dist=True, batch_size=1)
 
     # Test works like validation; only the names of the metrics differ.
     on_test_epoch_start = on_validation_epoch_start

@@ -38,25 +38,21 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises FileNotFoundError, ImportError without the package safetensors, and ValueError for files that
     our GPT does not support. Nothing is unpickled.
     """
-    weights_path, config_path = _find_files(Path(path))
-    config = _read_config(config_path)
+    weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path, "model.safetensors")
+    folder = weights.parent
+    for file in (folder / "config.json", weights):
+        if not file.is_file():
+            found = f"the folder {folder} does not exist"
+            if folder.is_dir():
+                found = f"the folder contains {sorted(entry.name for entry in folder.iterdir())}"
+            raise FileNotFoundError(
+                f"{file} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files. Get GPT-2:"
+                " hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
+            )
+    config = _read_config(folder / "config.json")
     vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
     stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}
-    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, _read_tensors(weights_path)
-
-
-def _find_files(path: Path) -> tuple[Path, Path]:
-    weights = path if path.suffix == ".safetensors" else path / "model.safetensors"
-    config = weights.with_name("config.json")
-    if missing := next((file for file in (config, weights) if not file.is_file()), None):
-        found = f"the folder {missing.parent} does not exist"
-        if missing.parent.is_dir():
-            found = f"the folder contains {sorted(entry.name for entry in missing.parent.iterdir())}"
-        raise FileNotFoundError(
-            f"{missing} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files. Get GPT-2:"
-            " hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
-        )
-    return weights, config
+    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, _read_tensors(weights)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

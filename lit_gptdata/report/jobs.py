@@ -1,7 +1,7 @@
 """Read what the jobs of a sweep wrote into their folders, and order the jobs best first.
 
-A job may still be running, and a killed job may leave half of a file. What cannot be read is missing in
-the report, and the job remains a row of the table.
+A job may still be running, and a killed job may leave half of a metrics.csv. What cannot be read is
+missing in the report, and the job remains a row of the table.
 """
 
 import csv
@@ -52,6 +52,8 @@ class Job:
     """One number for each of COUNTS. If the job did not complete: the last tokens that it logged."""
     metrics: Mapping[str, float]
     """Final metrics. If the job did not complete: the last values of METRICS that it logged."""
+    val_sources: Sequence[str]
+    """The names of the sources that its val_loss covers; empty for a corpus without names."""
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """For each of METRICS: (tokens trained on, finite value), ordered by tokens."""
 
@@ -130,18 +132,23 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_job(folder: Path, name: str) -> Job:
     """Read one job from its folder. `Job.error` says why result.json cannot be read."""
-    result, problem = _read_result(folder / "result.json")
-    status, error, overrides = map(result.get, ("status", "error", "overrides"))
-    status = status if status in [*STATUSES] else "unfinished"  # "running" while a job runs
-    overrides = _parse_overrides(overrides) if isinstance(overrides, list) else None
+    result: dict[str, Any] = {}
+    problem = ""
+    try:
+        result = json.loads((folder / "result.json").read_bytes())
+    except FileNotFoundError:
+        problem = "no result.json: the job was killed at its start, or train.py did not run it"
+    except (OSError, ValueError) as error:
+        problem = f"cannot read result.json: {error}"
+    status = result.get("status")
+    status = status if status in STATUSES else "unfinished"  # "running" while a job runs
+    overrides = result.get("overrides")
+    overrides = None if overrides is None else _parse_overrides(overrides)
     curves = read_curves(folder / "metrics.csv")
     counts = {count: _number(result.get(count)) for count in COUNTS}
-    metrics = result.get("metrics")
-    metrics = metrics if isinstance(metrics, dict) else {}
     metrics = {  # strict JSON has no NaN or infinity, so they are strings
-        name: float(value) if value in ("nan", "inf", "-inf") else value
-        for name, value in metrics.items()
-        if isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+        name: float(value) if isinstance(value, str) else value
+        for name, value in result.get("metrics", {}).items()
     }
     if status != "completed":
         ends = {metric: curve[-1] for metric, curve in curves.items() if curve}
@@ -151,24 +158,22 @@ def read_job(folder: Path, name: str) -> Job:
     return Job(
         name=name,
         status=status,
-        error=str(error or "").strip() or problem or STATUSES[status],
+        error=(result.get("error") or "").strip() or problem or STATUSES[status],
         overrides=overrides,
         values=_flatten(_read_yaml(folder / "config.yaml")) | (overrides or {}),
         counts=counts,
         metrics=metrics,
+        val_sources=result.get("val_sources", []),
         curves=curves,
     )
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
     """Read the points (tokens, value) of each of METRICS from Lightning's metrics.csv."""
-    text = ""
-    with suppress(OSError):
-        text = metrics_csv.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    text = metrics_csv.read_text(encoding="utf-8", errors="replace") if metrics_csv.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()  # an unfinished last line may end in half a number
     points: dict[str, dict[float, float]] = {metric: {} for metric in METRICS}
-    # The csv module raises an error for very long fields, which Lightning does not write.
-    for row in csv.DictReader(line for line in lines if len(line) < 10_000):
+    for row in csv.DictReader(line.replace("\0", "") for line in lines):
         tokens = _number(row.get("tokens"))
         for metric, curve in points.items():
             value = _number(row.get(metric))
@@ -196,21 +201,10 @@ def shorten(text: str, max_length: int) -> str:
     return line if len(line) <= max_length else f"{line[: max_length - n_tail - 1]}…{line[-n_tail:]}"
 
 
-def _read_result(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a result.json; returns its content, or {} and the problem."""
-    try:
-        result = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}, "no result.json: the job was killed at its start, or train.py did not run it"
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, f"cannot read result.json: {error}"
-    return (result, "") if isinstance(result, dict) else ({}, "result.json is not a JSON object")
-
-
-def _parse_overrides(overrides: Sequence[Any]) -> dict[str, str]:
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
     """Parse Hydra's overrides: ["+a=1", "b='x,y'", "~c"] → {"a": "1", "b": "x,y", "c": "removed"}."""
     values = {}
-    for override in map(str, overrides):
+    for override in overrides:
         key, equals, value = override.partition("=")
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
@@ -254,5 +248,4 @@ def _why_no_jobs(folder: Path) -> str:
         if (parent / "multirun.yaml").exists():  # of Hydra
             return f"{folder} is the folder of a single job: give its sweep's folder, {parent}"
         return f"{folder} is a single run: see its summary.txt, or give a folder that contains runs"
-    files = "result.json or config.yaml"
-    return f"{folder} contains no jobs ({files}): give a folder under multirun/ that `train.py -m` made"
+    return f"{folder} contains no jobs: give a folder under multirun/ that `train.py -m` made"

@@ -100,7 +100,9 @@ def why_no_result(sweep: Sweep, job: Job) -> str:
 def _count_jobs(sweep: Sweep) -> str:
     n = len(sweep.jobs)
     counts = [f"{k} {status}" for status in STATUSES if (k := sweep.count(status))]
-    return f"{n} job{'s' if n > 1 else ''}: {', '.join(counts)}"
+    differ = len({tuple(job.val_sources) for job in sweep.scored}) > 1
+    warning = "; val_loss covers different sources, so do not compare it" if differ else ""
+    return f"{n} job{'s' if n > 1 else ''}: {', '.join(counts)}{warning}"
 
 
 def _metric_names(sweep: Sweep) -> list[str]:

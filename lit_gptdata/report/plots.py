@@ -56,7 +56,11 @@ def draw(sweep: Sweep) -> list[Picture]:
             drawings["sweep-heatmap.png"] = _draw_heat_map(sweep)
         for key in sweep.keys if sweep.scored else ():
             drawings[file_name(key, drawings)] = _draw_key(sweep, key)
-        return [Picture(name, *drawing, _as_png(drawing[1])) for name, drawing in drawings.items()]
+        pictures = []
+        for name, (title, figure) in drawings.items():
+            figure.savefig(buffer := io.BytesIO(), dpi=180, metadata={"Software": SOFTWARE})
+            pictures.append(Picture(name, title, figure, buffer.getvalue()))
+        return pictures
 
 
 def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
@@ -236,9 +240,3 @@ def _add_legend(figure: Figure, axes: Axes, height: float, title: Sequence[str])
         figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, title=names or None)
         height += 0.17 * (math.ceil(len(labels) / n_columns) + bool(title)) + 0.1
     figure.set_size_inches(5.2, height + 0.3)
-
-
-def _as_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=180, metadata={"Software": SOFTWARE})
-    return buffer.getvalue()

@@ -1,12 +1,18 @@
-"""Count the tokens of a store and draw them: the picture of `lit-gptdata info --plot`."""
+"""The pictures of `lit-gptdata info --plot`: the tokens of a store, or the shares of a mixture."""
 
 import os
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.windows.mixture import Mixture
 
 CHUNK = 1 << 20  # token ids counted at a time; numpy widens them to 8 bytes each
+INTERVALS = 60  # of a run; the picture has a share for each
+MAX_NAMES = 10  # sources with a color; the others, with smaller shares, are gray
 MAX_BYTES = 16  # tokens of this many UTF-8 bytes or more share the last bar
 
 
@@ -20,9 +26,6 @@ def count_ids(store: TokenStore) -> np.ndarray:
 
 def draw_usage(store: TokenStore, path: str | os.PathLike[str]) -> None:
     """Write a PNG: tokens by their length in UTF-8 bytes, and frequency by rank on log-log axes."""
-    from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
-    from matplotlib.ticker import EngFormatter
-
     counts = count_ids(store)
     lengths = np.minimum(store.vocab["n_bytes"], MAX_BYTES)
     tokens_of_length = np.bincount(lengths, weights=counts, minlength=MAX_BYTES + 1)
@@ -43,4 +46,33 @@ def draw_usage(store: TokenStore, path: str | os.PathLike[str]) -> None:
     rank_axes.set(xscale="log", yscale="log", xlabel="rank of a token id", ylabel="times in the text")
     rank_axes.grid(alpha=0.3)
     rank_axes.set_title(f"{len(frequencies):,} of {store.vocab_size:,} token ids occur")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> None:
+    """Write a PNG: the share of each source in a run of `tokens` training tokens.
+
+    A wide band is the target, a thin line the share in an interval of the run.
+    """
+    length, names = mixture.spans.max_length, [*mixture.sizes]
+    colors = matplotlib.color_sequences["tab10"]
+    ends = np.unique(np.linspace(0, max(1, tokens // length), INTERVALS + 1).astype(int))
+    counts = np.array([list(mixture.count(end).values()) for end in ends.tolist()])  # (E, S)
+    shares = np.diff(counts, axis=0) / np.diff(ends)[:, None]
+    stages = [stage for stage in mixture.stages if stage.begin < ends[-1]]
+    targets = np.array([np.divide(stage.weights, sum(stage.weights)) for stage in stages])
+    edges = np.repeat([*(stage.begin for stage in stages), ends[-1]], 2)[1:-1]
+
+    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
+    for rank, i in enumerate(np.argsort(-counts[-1], kind="stable").tolist()):
+        others = "other sources" if rank == MAX_NAMES else None  # one label for all of them
+        color, name = (colors[rank], names[i]) if rank < MAX_NAMES else ("#bbb", others)
+        axes.plot(edges * length, np.repeat(targets[:, i], 2), color=color, alpha=0.3, linewidth=6)
+        axes.stairs(shares[:, i], ends * length, baseline=None, color=color, label=name)
+    axes.set(xlabel="tokens trained on", ylabel="share of the training tokens", ylim=(0, None))
+    axes.set_title("share of each source (wide: target, thin: run)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
     figure.savefig(path, format="png", dpi=120)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import reprlib
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,9 +25,9 @@ NAMED_URLS = {
     "tinyshakespeare": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
 }
 
-# LightningCLI uses the first type that fits, and every object with a str() fits PathLike. Without Path,
-# it would take a path for its own path of a YAML file.
-CorpusLike = str | Sequence[PathLike] | Corpus | Path | os.PathLike[str]
+# Without Path, LightningCLI would take a path for its own path of a YAML file. With os.PathLike, which
+# works, too, it would take any object for a path, such as a source with a misspelled option.
+CorpusLike = str | Sequence[str | Path] | Path | Corpus
 
 
 def open_corpus(
@@ -39,7 +40,7 @@ def open_corpus(
     folder: Path | None = None,
     not_searched: frozenset[str] = frozenset(),
 ) -> Corpus:
-    """Open `"sample"`, a name, a URL, a path, a folder, a glob or a list of these as a Corpus.
+    """Open `"sample"`, another name, a URL, a path, a folder, a glob or a list of these as a Corpus.
 
     Files at http(s) URLs are downloaded to the folder `downloads`; with `download=False` they must be
     there. With `stream` they are read from the URL, as files at s3://, gs://, hf://, … always are.
@@ -54,7 +55,10 @@ def open_corpus(
     if entries == ["sample"]:
         return SampleCorpus()
     downloaded = () if stream else ("http://", "https://")
-    names = [_resolve(entry, downloads, download, downloaded) for entry in entries]
+    names: list[PathLike] = []
+    for entry in entries:
+        own = entry == "stdlib" and isinstance(entry, str)
+        names += _stdlib() if own else [_resolve(entry, downloads, download, downloaded)]
     return FilesCorpus(names, reading, folder, not_searched)
 
 
@@ -70,11 +74,17 @@ def corpus_names(corpus: CorpusLike) -> list[PathLike]:
         if not isinstance(entry, (str, os.PathLike)):
             given, kind = reprlib.repr(corpus), type(entry).__name__
             raise TypeError(
-                f"corpus={given}: expected the name of a text, got {kind}. Give 'sample', one of "
-                f"{sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
+                f"corpus={given}: expected the name of a text, got {kind}. Give 'sample', 'stdlib', one "
+                f"of {sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
                 + hydra_quotes("corpus", entry)
             )
     return entries
+
+
+def _stdlib() -> list[Path]:
+    """The modules at the top of Python's standard library: over 4 MB of code, without a download."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    return sorted(path for path in folder.glob("*.py") if path.is_file() and path.stat().st_size)
 
 
 def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:

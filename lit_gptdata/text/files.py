@@ -241,25 +241,22 @@ def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
 def _content(file: TextFile, known: list[int | str]) -> list[int | str]:
     if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
         return [] if file.is_versioned else [time.time_ns(), 0, ""]
-    return known if known[:2] == _inode(file) else _sampled(file)
-
-
-def _inode(file: Path) -> list[int | str]:
     stat = file.stat()
-    return [stat.st_ctime_ns, stat.st_ino]
+    inode: list[int | str] = [stat.st_ctime_ns, stat.st_ino]
+    return known if known[:2] == inode else [*inode, _sample(file, stat.st_size)]
 
 
-def _sampled(file: Path) -> list[int | str]:
-    """ctime, inode, and the SHA-256 (hex) of blocks from head to tail if the file is large, else ""."""
-    last = file.stat().st_size - SAMPLE_BYTES
+def _sample(file: Path, size: int) -> str:
+    """The SHA-256 (hex) of blocks from head to tail if the file is large, else ""."""
+    last = size - SAMPLE_BYTES
     if last < SAMPLED_BYTES:
-        return [*_inode(file), ""]
+        return ""
     digest = hashlib.sha256()
     with open_raw(file) as raw:
         for i in range(SAMPLES):
             raw.seek(last * i // (SAMPLES - 1))
             digest.update(raw.read(SAMPLE_BYTES))
-    return [*_inode(file), digest.hexdigest()]
+    return digest.hexdigest()
 
 
 def _version(file: TextFile) -> tuple[int, int | str]:

@@ -158,12 +158,6 @@ def _warn_of_texts(folder: str, left_out: Iterable[str]) -> None:
         )
 
 
-def _is_of_a_run(names: Iterable[str]) -> bool:
-    """Whether a folder with these names is one that train.py or a sweep made."""
-    held = {"multirun.yaml", *RUN_FILES}.intersection(names)
-    return "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
-
-
 def _search(
     root: Path,
     patterns: list[str],
@@ -186,7 +180,8 @@ def _search(
         if (real_folder, len(patterns)) not in searched and not left_out:
             searched.add((real_folder, len(patterns)))
             entries = _entries(folder)
-            of_a_run = _is_of_a_run(entry.name for entry in entries)
+            held = {"multirun.yaml", *RUN_FILES}.intersection(entry.name for entry in entries)
+            of_a_run = "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
             for entry in entries:
                 if not (rests := _rests(entry.name, patterns)):
                     continue

@@ -88,10 +88,7 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
 
 
 def _has_long_run(text: str) -> bool:
-    """True if the text has a run of `LONG_RUN` whitespace characters, False if it has none of half that.
-
-    Such a run covers a whole block of half its length, so most blocks need a look at one character.
-    """
-    block = LONG_RUN // 2
+    """True for a run of `LONG_RUN` whitespace characters, False if no run has half of that length."""
+    block = LONG_RUN // 2  # a long run covers a whole block
     starts = range(0, len(text) - block + 1, block)
     return any(text[i].isspace() and text[i : i + block].isspace() for i in starts)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -147,6 +148,52 @@ class Tokens:
         return Tokens, (self._arrays,)
 
 
+class JoinedTokens(Tokens):
+    """Several sequences as one, each of which reads in its own way."""
+
+    def __init__(self, parts: Sequence[Tokens]) -> None:
+        super().__init__([np.empty(0, parts[0].dtype)])
+        self._arrays: list[Any] = list(parts)
+        self._set_lengths([len(part) for part in parts])
+
+    def _reader(
+        self, starts: np.ndarray, shards: np.ndarray, length: int
+    ) -> Callable[[slice | np.ndarray], np.ndarray]:
+        def read(chosen: slice | np.ndarray) -> np.ndarray:
+            ids = np.empty((len(shards[chosen]), length), self.dtype)
+            for number in np.unique(shards[chosen]).tolist():
+                rows = shards[chosen] == number
+                begins = starts[chosen][rows] - self._begins[number]
+                ids[rows] = self._arrays[number].gather(begins, length)
+            return ids
+
+        return read
+
+    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
+        for number, part in enumerate(self._arrays):
+            plan, copy = itertools.tee(plan)
+            batches = part.ahead(batches, self._only(number, copy), length)
+        return batches
+
+    def _only(self, number: int, plan: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The starts that are in one part, counted from its start."""
+        begin, end = self._begins[number], self._ends[number]
+        return (starts[(begin <= starts) & (starts < end)] - begin for starts in plan)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JoinedTokens, (self._arrays,)
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """Several sequences as one. Files of this machine are joined, so that a batch stays one gather."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(type(part) is not Tokens for part in parts):
+        return JoinedTokens(parts)
+    paths = [path for part in parts for path in part._paths]
+    return Tokens([array for part in parts for array in part._arrays], paths)
+
+
 OTHER_FILES = 512  # files and connections that a process may have open in addition to its shards
 
 
@@ -155,10 +202,8 @@ def allow_open_files(n: int) -> int:
 
     A mapped file is an open file, and Linux allows 1,024 by default.
     """
-    try:
-        import resource
-    except ImportError:  # not POSIX
-        return n
+    import resource  # only POSIX has it
+
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = n + OTHER_FILES
     if limit != resource.RLIM_INFINITY and limit < wanted:

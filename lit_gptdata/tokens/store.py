@@ -22,6 +22,8 @@ VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?
 """One row of vocab.bin, for one id: its length in UTF-8 bytes (0 if special or unused); whether it
 starts with a space; whether its last byte is visible ASCII."""
 
+_vocabs: dict[str, np.ndarray] = {}  # by checksum: the stores of a mixture share one in memory
+
 
 class Place(NamedTuple):
     """The origin of a token: `str(place)  ->  "books/a.txt, document 1, byte 512"`."""
@@ -109,7 +111,10 @@ class TokenStore:
     @functools.cached_property
     def vocab(self) -> np.ndarray:
         """Properties of each id, VOCAB (vocab_size,)."""
-        return self._read(self.manifest.vocab, VOCAB)
+        entry = self.manifest.vocab
+        if entry.sha256 not in _vocabs:
+            _vocabs[entry.sha256] = self._read(entry, VOCAB)
+        return _vocabs[entry.sha256]
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
         return np.fromfile(self.path / file.name, dtype=dtype)
@@ -179,6 +184,19 @@ class TokenStore:
         source = min(int(chunk["source"]), len(self.manifest.sources) - 1)
         return Place(self.manifest.sources[source].path, document, byte - int(start))
 
+    def documents(self, begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
+        """The documents with tokens in [begin, end): int64 (N,) each → [(first, last), …], from 1.
+
+        Reads all indexes. A separator counts as the last token of the document before it.
+        """
+        rows = [self.rows(shard) for shard in range(len(self.shards))]
+        starts = np.concatenate([shard["token"][shard["document"] == 1] for shard in rows])
+        first, last = (np.searchsorted(starts, t, side="right") for t in (begins, ends - 1))
+        size = len(starts) + 2
+        opened, closed = np.bincount(first, minlength=size), np.bincount(last + 1, minlength=size)
+        edges = np.flatnonzero(np.diff(np.cumsum(opened - closed) > 0, prepend=False))
+        return list(zip(edges[::2].tolist(), (edges[1::2] - 1).tolist(), strict=True))
+
     def byte_at(self, token: int) -> int:
         """The UTF-8 bytes of all text before a token, or of all text if `token` is the number of tokens.
 
@@ -197,11 +215,8 @@ class TokenStore:
         return int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
 
     def _lengths(self, start: int, stop: int) -> np.ndarray:
-        """The UTF-8 bytes of tokens [start, stop) of a chunk, int64.
-
-        A special token replaces its name in a text. A separator counts too, but it is always the
-        last token of its chunk, so it moves no other token.
-        """
+        """The UTF-8 bytes of tokens [start, stop) of a chunk, int64. A special token has its name's."""
+        # this counts a separator, too, but it is the last token of its chunk, so it moves no other token
         lengths: np.ndarray = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
         lengths[lengths == 0] = len(END_OF_TEXT)
         return lengths

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gptdata._checks import check_integer
+from lit_gptdata._lightning import has_trained
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.throughput import count_tokens
 from lit_gptdata.windows.steps import Steps
@@ -53,8 +54,7 @@ class TokenBudget(L.Callback):
         for name in ("accumulate_grad_batches", "val_check_interval"):
             if getattr(trainer, name, None) == 0:
                 raise ValueError(f"trainer.{name} must be at least 1, got 0")
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        if not progress.total.processed:  # the tokens are those of another Trainer
+        if not has_trained(trainer):  # the tokens are those of another Trainer
             self.tokens = self._tokens_of_steps = 0
         if not data.train_steps.remaining():
             data.train_dataloader()  # raises the error, before the model's schedule misses an end
@@ -91,7 +91,9 @@ class TokenBudget(L.Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        _log_resume(checkpoint["global_step"], state, trainer.ckpt_path)
+        tokens = f", {state['tokens']:,} tokens" if state else ""
+        resumed = f"resumed from step {checkpoint['global_step']:,}{tokens} ({trainer.ckpt_path})"
+        rank_zero_only(logging.getLogger(__name__).info)("%s", resumed)
         if not self._sets_limit or self.max_tokens is None or not state:
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
@@ -132,12 +134,6 @@ class TokenBudget(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = self._tokens_of_steps = state_dict["tokens"]
-
-
-@rank_zero_only
-def _log_resume(step: int, state: dict[str, Any] | None, path: Any) -> None:
-    tokens = f", {state['tokens']:,} tokens" if state else ""
-    logging.getLogger(__name__).info("resumed from step %s%s (%s)", f"{step:,}", tokens, path)
 
 
 def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:

@@ -94,15 +94,12 @@ class LastCheckpoint(_Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
 
+    on_train_end = on_validation_end
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pass  # ModelCheckpoint may save here
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
         if self.save_on_exception:
             self._save(trainer)
 
@@ -146,10 +143,8 @@ def find_checkpoint(given: str, last: Path) -> str:
     if given in ("best", "hpc") or "://" in given:
         return given
     path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))
-    resume = "ckpt_path to the last.ckpt of a run, such as outputs/…/checkpoints/last.ckpt"
-    if given == "last":
-        resume = "output_dir to the folder of the run to resume"
-    advice = f"leave ckpt_path out to start a new run, or set {resume}"
+    resume = "output_dir to the folder" if given == "last" else "ckpt_path to the last.ckpt"
+    advice = f"leave ckpt_path out to start a new run, or set {resume} of a run"
     if not path.exists():
         raise FileNotFoundError(f"ckpt_path={given}, but {path} does not exist: {advice}")
     for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra._internal import utils as hydra_utils
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from lit_gptdata.configs import message_for_user, one_line, root_cause
-from lit_gptdata.training.ranks import in_sweep
 
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
 _PACKAGES = ("lit_gptdata", "__main__", "train", "lightning")
@@ -46,26 +44,14 @@ def short_errors() -> Iterator[None]:
         hydra_utils.run_and_report = hydras_own  # which prints tracebacks
 
 
-@contextmanager
-def short_job_errors() -> Iterator[None]:
-    """Print the errors of a single job before Hydra does; a sweep needs them as exceptions."""
-    if not HydraConfig.initialized() or in_sweep():
-        yield
-        return
-    with short_errors():
-        yield
-
-
 def describe(error: BaseException) -> str:
     """Return the message of an error, and how to see its origin if it may be a bug."""
     cause = root_cause(error)
     message = message_for_user(error, ["python", *sys.argv])
     *_, (innermost, _) = traceback.walk_tb(cause.__traceback__)
     package = innermost.f_globals.get("__name__", "").split(".")[0]
-    from_option = cause is not error or isinstance(
-        cause, (HydraException, OmegaConfBaseException, OSError)
-    )
-    if message is not None and (from_option or package in _PACKAGES):
+    from_option = isinstance(cause, HydraException | OmegaConfBaseException | OSError)
+    if message is not None and (from_option or cause is not error or package in _PACKAGES):
         return one_line(message)
     text = f"{type(cause).__name__}: {one_line(str(cause))}"
     return f"{text} (HYDRA_FULL_ERROR=1 shows where it was raised)"

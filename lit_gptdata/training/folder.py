@@ -1,12 +1,10 @@
-"""The folder of a job and its config.yaml, and the folder in which the user typed the command."""
+"""The folder of a job, its seed, and its config.yaml."""
 
 import logging
 import os
 import random
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +19,13 @@ from lit_gptdata.training.checkpoints import find_checkpoint
 from lit_gptdata.training.ranks import RUN, in_sweep
 
 log = logging.getLogger(__name__)
-_FOLDERS: set[str] = set()  # of the jobs that this process ran
 
 
 def make_folder(cfg: DictConfig) -> Path:
     """Make the folder of this job, and complete output_dir, ckpt_path and seed in the config."""
     output_dir = str(cfg.output_dir or HydraConfig.get().runtime.output_dir)
-    if found := re.search(r"\w\w+:/.*", output_dir):
-        raise ValueError(
-            f"a run's folder must be on this machine, got {found[0]}: set output_dir to a local folder"
-        )
-    if output_dir in _FOLDERS and in_sweep():
-        raise ValueError(
-            f"two jobs of the sweep have the folder {output_dir}: let hydra.sweep.subdir contain"
-            " ${hydra.job.num}"
-        )
-    _FOLDERS.add(output_dir)
+    if re.search(r"\w\w+:/", output_dir):
+        raise ValueError(f"output_dir must be a folder on this machine, got {output_dir}")
     cfg.output_dir = to_absolute_path(os.path.expanduser(output_dir))
     if cfg.ckpt_path is not None:
         saves = OmegaConf.select(cfg, "callbacks.last.dirpath") or f"{cfg.output_dir}/checkpoints"
@@ -69,17 +58,6 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
         text = text.replace(f"<{key} of the job>", f"${{{key}}}")
     hydra = OmegaConf.load(conf_dir() / "train.yaml").hydra  # folders of runs and sweeps, the report
     write_whole(folder / "config.yaml", f"{text}\n{OmegaConf.to_yaml({'hydra': hydra})}".encode())
-
-
-@contextmanager
-def folder_of_the_command() -> Iterator[None]:
-    """Work in the folder in which the user typed the command, also with hydra.job.chdir=true."""
-    job_folder = os.getcwd()
-    os.chdir(to_absolute_path("."))
-    try:
-        yield
-    finally:
-        os.chdir(job_folder)
 
 
 def draw_seed() -> int:

@@ -57,10 +57,9 @@ def check_launcher(trainer: L.Trainer) -> None:
             " each would run the whole sweep again. Run each job without -m, or start them once:"
             f" torchrun --nproc-per-node {trainer.num_devices} train.py -m …. {_FORK_HINT}"
         )
-    hydra = HydraConfig.get()
-    plugins = [plugin._target_ for plugin in (hydra.sweeper, hydra.launcher)]
-    others = [name for name in plugins if not name.startswith("hydra._internal.core_plugins.basic_")]
-    if others:
+    hydra, basic = HydraConfig.get(), "hydra._internal.core_plugins.basic_"
+    plugins = (hydra.sweeper._target_, hydra.launcher._target_)
+    if others := [name for name in plugins if not name.startswith(basic)]:
         raise ValueError(
             f"a sweep (-m) in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic:"
             f" {', '.join(others)} may choose different jobs in each process. {_FORK_HINT}"

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import write_whole
 from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.training.val_sets import coverage
 
 PROMPT_TOKENS = 8
 GENERATED_TOKENS = 32
@@ -24,10 +26,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the metrics of "val" and "test", as far as the data has the split and the model a step."""
     metrics: dict[str, float] = {}
-    runs = {"val": ("validation_step", trainer.validate), "test": ("test_step", trainer.test)}
-    for step, run in (runs[split] for split in splits if getattr(data, f"{split}_fraction")):
-        if is_overridden(step, model):  # the list is empty if the split or its batch limit is
-            for found in run(model, datamodule=data, verbose=False):
+    fractions = zip(*(source.fractions for source in data.sources.values()), strict=True)
+    has_val, has_test = map(any, fractions)  # known before the data is prepared
+    runs = {
+        "val": (has_val or data.hparams["val_corpus"], "validation_step", trainer.validate),
+        "test": (has_test, "test_step", trainer.test),
+    }
+    for has_split, step, run in map(runs.__getitem__, splits):
+        if has_split and is_overridden(step, model):
+            for found in run(model, datamodule=data, verbose=False):  # none if the split is empty
                 metrics |= found
     return metrics
 
@@ -59,15 +66,22 @@ def summarize(
     data: GPTDataModule, model: L.LightningModule, metrics: Mapping[str, Any], folder: Path
 ) -> str:
     """Return a text table of the data, the model, its metrics, a generated text and the run's folder."""
-    store = data.store
+    stores = [source.store for source in data.sources.values()]
+    n_documents, n_bytes, n_tokens = (
+        sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_bytes", "n_tokens")
+    )
     windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
     window_counts = ", ".join(f"{count:,} {name}" for name, count in windows.items() if count)
-    corpus = redacted(data.hparams["store_url"] or data.hparams["corpus"])
+    corpus = data.hparams["store_url"] or data.hparams["corpus"]
+    corpus = ", ".join(corpus) if isinstance(corpus, dict) else redacted(corpus)
+    covers = [source.split.val_sources for source in data.sources.values() if not source.name]
+    covers = list(filter(None, [*covers, coverage(data, model)]))
     rows = {
-        "corpus": f"{corpus} ({store.n_documents:,} documents, {store.n_bytes:,} bytes)",
-        "tokens": f"{store.n_tokens:,} of {store.vocab_size:,} ({data.tokenizer.name})",
+        "corpus": f"{corpus} ({n_documents:,} documents, {n_bytes:,} bytes)",
+        **_source_rows(data, metrics),
+        "tokens": f"{n_tokens:,} of {data.vocab_size:,} ({data.tokenizer.name})",
         "windows": f"{window_counts}, {data.max_length} tokens each",
-        **({"val covers": data._split.val_sources} if data._split.val_sources else {}),
+        **({"val covers": "; ".join(covers)} if covers else {}),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "tokens/s": _number(metrics.get("tokens_per_second"), ",.0f"),
     }
@@ -90,6 +104,17 @@ def summarize(
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
 
 
+def _source_rows(data: GPTDataModule, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """One row for each source with a name."""
+    rows = {}
+    for source in (each for each in data._data.all if each.name):
+        row = f"{redacted(source.text.name)}, {source.store.n_tokens:,} tokens"
+        row += "" if source.weight is None else f", weight {source.weight:g}"
+        loss = metrics.get(f"val_loss/{source.name}")
+        rows[f"  {source.name}"] = row + ("" if loss is None else f", val loss {loss:.4f}")
+    return rows
+
+
 def generate_sample(data: GPTDataModule, model: L.LightningModule) -> tuple[str, str]:
     """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
     generate: Any = getattr(model, "generate", None)
@@ -108,11 +133,12 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 
     with open(metrics_csv, newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(reader := csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     # Lightning's `step` is the last step's index during the fit, and the number of steps outside it.
     n_steps = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
-    for name, style in (("train_loss", {"alpha": 0.6}), ("val_loss", {"marker": "o"})):
+    for name in filter(re.compile("train_loss$|val_loss(/|$)").match, reader.fieldnames or []):
+        style: Any = {"alpha": 0.6} if name == "train_loss" else {"marker": "o"}
         points = {min(int(row["step"]) + 1, n_steps): float(row[name]) for row in rows if row.get(name)}
         if points:
             axes.plot(*zip(*sorted(points.items()), strict=True), label=name.replace("_", " "), **style)

@@ -34,9 +34,9 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
     counts = ("tokens", "steps", "seconds", "parameters", "global_seed", "seed")
-    result |= dict.fromkeys(counts) | {"metrics": {}}
-    path, write = folder / "result.json", rank_zero_only(_write_strict)
-    write(path, result)
+    result |= dict.fromkeys(counts) | {"val_sources": [], "metrics": {}}
+    write = rank_zero_only(lambda: write_json(folder / "result.json", _as_strict(result)))
+    write()
     start = time.perf_counter()
     try:
         yield result
@@ -47,18 +47,16 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     except BaseException as error:
         cause = root_cause(error)
         result |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
-        if in_sweep():
-            _clear_frames(error)
+        chained: BaseException | None = error
+        while in_sweep() and chained is not None:  # Hydra keeps errors, and they keep local variables
+            traceback.clear_frames(chained.__traceback__)
+            chained = chained.__cause__ or chained.__context__
         raise
     finally:
         result["seconds"] = time.perf_counter() - start
-        write(path, result)
+        write()
         if in_sweep():
             gc.collect()  # Trainer, model and data refer to each other and hold GPU memory
-
-
-def _write_strict(path: Path, result: dict[str, Any]) -> None:
-    write_json(path, _as_strict(result))
 
 
 def _as_strict(value: Any) -> Any:
@@ -70,13 +68,6 @@ def _as_strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Clear the local variables in the error's traceback: Hydra keeps errors until the sweep ends."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 class SweepFolder(Callback):
@@ -104,19 +95,13 @@ def report_at_end() -> Iterator[None]:
     try:
         yield
     finally:
-        if SweepFolder.folder is not None and SweepFolder.folder.is_dir():
-            n_failed = _write_report(SweepFolder.folder) or 0
+        folder, rank = SweepFolder.folder, rank_zero_only.rank  # type: ignore[attr-defined]
+        if rank == 0 and folder is not None and folder.is_dir():
+            try:
+                from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
+
+                n_failed = report_sweep(folder).count("failed")
+            except Exception as error:  # an error of the report must not hide an error of the sweep
+                print(f"no report on {folder}: {type(error).__name__}: {error}", file=sys.stderr)
     if n_failed:  # some sweepers continue after a failed job and exit with 0
         raise SystemExit(1)
-
-
-@rank_zero_only
-def _write_report(folder: Path) -> int:
-    """Write and print the report; return the number of failed jobs."""
-    try:
-        from lit_gptdata.report.page import report_sweep  # not at the top: it loads matplotlib
-
-        return report_sweep(folder).count("failed")
-    except Exception as error:  # an error of the report must not hide an error of the sweep
-        print(f"no report on {folder}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 0

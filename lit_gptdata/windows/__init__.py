@@ -1,6 +1,6 @@
 """From token ids to training batches.
 
-tokens ──split──▶ train, val and test ranges ──spans──▶ windows ──order──▶ loader ──▶ (inputs, targets)
+tokens ──split──▶ train, val and test ranges ──dataset──▶ windows ──order──▶ loader ──▶ (inputs, targets)
 
 A window has `max_length` ids as inputs, and the ids one token later as targets:
 

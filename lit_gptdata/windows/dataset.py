@@ -5,7 +5,8 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), and ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_gptdata._checks import check_integer
 from lit_gptdata.tokens.engines import encode_text
 from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.tokens.tokenizer import Tokenizer
-from lit_gptdata.windows.spans import Spans, check_lengths
+from lit_gptdata.windows.order import EpochPermutation
 
 if TYPE_CHECKING:
     import tiktoken
@@ -25,12 +27,48 @@ Batch = tuple[Tensor, Tensor]  # (inputs, targets), int64 (B, max_length), targe
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Windows over a range of tokens: window i has the inputs [i * stride, i * stride + max_length).
+
+    Spans(n_tokens=10, max_length=4, stride=3)  ->  2 windows, which start at tokens 0 and 3
+    """
+
+    n_tokens: int
+    """Length of the range, in tokens."""
+    max_length: int
+    """Inputs per window, in tokens. A window reads one more token, its last target."""
+    stride: int
+    """Distance between the starts of neighboring windows, in tokens."""
+    pad: bool = False
+    """False: full windows only, `range(0, n_tokens - max_length, stride)`. True: enough windows to
+    score every token that has a predecessor; the last window may need padding."""
+
+    def __len__(self) -> int:
+        if self.pad:  # ceil((n - 1) / stride), because padded windows have stride == max_length
+            return max(0, -(-(self.n_tokens - 1) // self.stride))
+        return max(0, (self.n_tokens - self.max_length - 1) // self.stride + 1)
+
+    def start(self, index: int) -> int:
+        """The first token of window `index`, counted from the start of the range."""
+        return index * self.stride
+
+
+def check_lengths(max_length: int, stride: int) -> tuple[int, int]:
+    """Return both as ints; raise TypeError or ValueError unless they are integers of at least 1."""
+    max_length = check_integer("max_length", max_length, 1, "the window's length in tokens")
+    return max_length, check_integer("stride", stride, 1, "the distance between two windows in tokens")
+
+
 class Windows(Dataset[tuple[Tensor, Tensor]]):
     """The windows of the tokens [begin, end): index → (inputs, targets), both int64 (max_length,).
 
     With `pad`, for val and test, every token with a predecessor is scored, and the last window is padded
     with input 0 and target -100.
     """
+
+    order: type[EpochPermutation] = EpochPermutation
+    """The order of an epoch's windows."""
 
     def __init__(
         self, tokens: Tokens, *, begin: int, end: int, max_length: int, stride: int, pad: bool = False
@@ -67,27 +105,40 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
         With `pad`, an index of len or more gives a window of padding: inputs 0, targets -100.
         """
-        starts = np.asarray(indices, dtype=np.int64) * self.spans.stride
+        starts = self.starts(indices)
         if not self.spans.pad:
-            return split(self.tokens.gather(starts + self.begin, self.spans.max_length + 1))
+            return split(self.tokens.gather(starts, self.spans.max_length + 1))
+        starts -= self.begin
         inputs, targets = split(self._padded(starts))
         n_targets = self.spans.n_tokens - 1 - starts[:, None]  # (B, 1)
         beyond = torch.from_numpy(np.arange(self.spans.max_length) >= n_targets)  # (B, L)
         return inputs.masked_fill_(beyond, 0), targets.masked_fill_(beyond, IGNORE_INDEX)
 
+    def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
+        return np.asarray(indices, dtype=np.int64) * self.spans.stride + self.begin
+
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Train windows, `size` at a time: (N,) → (size, max_length + 1), in the dtype of the tokens."""
-        starts = indices * self.spans.stride + self.begin
-        return self.tokens.batches(starts, self.spans.max_length + 1, size)
+        return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
 
     def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
         """Pass on `batches`, which hold the windows in `blocks`, `size` each; see `Tokens.ahead`."""
-        plan = (
-            block[i : i + size] * self.spans.stride + self.begin
-            for block in blocks
-            for i in range(0, len(block), size)
-        )
+        plan = batches_of(map(self.starts, blocks), size)
         return self.tokens.ahead(batches, plan, self.spans.max_length + 1)
+
+    def identity(self) -> Any:
+        """What determines the windows of these tokens, in plain values."""
+        return [self.begin, self.end, self.spans.max_length, self.spans.stride]
+
+    def restore(self, saved: Any) -> None:
+        """Raise ValueError if `saved`, an identity, is of other windows."""
+        if saved != (now := self.identity()):
+            what = "[begin, end, max_length, stride] was " if isinstance(now, list) else "it was "
+            raise ValueError(
+                f"the state was saved with other windows: {what}{saved}, now {now}. Set the same "
+                "corpus, weights, split, max_length and stride"
+            )
 
     def _padded(self, starts: np.ndarray) -> np.ndarray:
         """Gather windows (B,) → (B, max_length + 1), with zeros after the end of the range."""
@@ -99,6 +150,41 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
             rest = self.tokens[self.begin + int(starts[row]) : self.end]
             ids[row, : len(rest)] = rest
         return ids
+
+
+class ChainedWindows(Windows):
+    """The val or test windows of several sets, one set after the other."""
+
+    def __init__(self, sets: Sequence[Windows]) -> None:
+        self._sets, self.begin = sets, 0
+        self.end = sum(len(windows) for windows in sets)
+        self.spans = sets[0].spans
+
+    def __len__(self) -> int:
+        return self.end
+
+    def __repr__(self) -> str:
+        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self._sets)} sets"
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        shape = len(indices), self.spans.max_length
+        inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE_INDEX)
+        begin = 0
+        for windows in self._sets:
+            local = np.asarray(indices, dtype=np.int64) - begin
+            rows = np.flatnonzero((local >= 0) & (local < len(windows)))
+            if len(rows):
+                inputs[rows], targets[rows] = windows.batch(local[rows])
+            begin += len(windows)
+        return inputs, targets
+
+    def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
+        return batches
+
+
+def batches_of(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Cut each block into batches of `size`, and a smaller last one."""
+    return (block[i : i + size] for block in blocks for i in range(0, len(block), size))
 
 
 def split(ids: np.ndarray) -> Batch:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lit_gptdata._checks import check_flag, check_integer
-from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, split
+from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, batches_of, split
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.sampler import EpochSlice, TextOrderSampler, WindowSampler
 from lit_gptdata.windows.steps import Steps
@@ -24,6 +25,10 @@ BatchFormat = Literal["tuple", "compact"]
 """What a train loader yields. "tuple": (inputs, targets). "compact": windows as they are in the store,
 (B, max_length + 1), uint16 or uint32, which are split later on the device."""
 
+WORKER_OPTIONS = (
+    "num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "pin_memory",
+    "timeout", "generator",
+)  # fmt: skip
 CONVERTERS: dict[BatchFormat, Callable[..., Any]] = {"tuple": split, "compact": torch.from_numpy}
 
 
@@ -80,41 +85,30 @@ class WindowLoader(DataLoader[Any]):
     def _inline(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
         """The batches without DataLoader's machinery, which costs more than the batches."""
         windows, size = self.dataset, epoch.steps.batch_size
+        if windows.spans.pad:
+            yield from map(windows.batch, batches_of(epoch.blocks(), size))
+            return
         for block in epoch.blocks():
-            if windows.spans.pad:
-                for begin in range(0, len(block), size):
-                    yield windows.batch(block[begin : begin + size])
-            else:
-                yield from map(CONVERTERS[self.batch_format], windows.ids(block, size))
+            yield from map(CONVERTERS[self.batch_format], windows.ids(block, size))
 
     def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
         """The batches from worker processes. The main process splits them."""
-        size, convert = epoch.steps.batch_size, CONVERTERS[self.batch_format]
-        indices = (
-            block[begin : begin + size]
-            for block in epoch.blocks()
-            for begin in range(0, len(block), size)
-        )
-        loader: DataLoader[Any] = DataLoader(
-            _StoredWindows(self.dataset),
-            batch_sampler=indices,  # type: ignore[arg-type]  # any iterable of batches works
-            num_workers=self.num_workers,
-            collate_fn=_identity,
-            worker_init_fn=self.worker_init_fn,
-            multiprocessing_context=self.multiprocessing_context,
-            prefetch_factor=self.prefetch_factor,
-            pin_memory=self.pin_memory,
-            timeout=self.timeout,
-            generator=self.generator,
-        )
-        for batch in loader:
-            yield convert(batch.numpy()) if isinstance(batch, Tensor) else batch
+        options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
+        options["batch_sampler"] = batches_of(epoch.blocks(), epoch.steps.batch_size)
+        for batch in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
+            is_stored = isinstance(batch, Tensor)
+            yield CONVERTERS[self.batch_format](batch.numpy()) if is_stored else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, in plain values; {} under a Trainer, whose data module keeps it."""
         if not self.keeps_state or self._ours is None:
             return {}
-        return {"windows": self._windows(), **self._ours.state_dict()}
+        if self._ours.is_foreign and self.num_workers:
+            raise RuntimeError(
+                f"num_workers={self.num_workers} read ahead in a loader that is not this one, so the "
+                "position of the training is not known: set num_workers=0, which is faster, too"
+            )
+        return {"windows": self.dataset.identity(), **self._ours.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with any batch size and number of ranks.
@@ -128,16 +122,8 @@ class WindowLoader(DataLoader[Any]):
                 "the state of this loader is empty: the checkpoint comes from Trainer.fit(model, "
                 "datamodule=…), where the data module keeps the position. Resume it in the same way"
             )
-        if state["windows"] != (windows := self._windows()):
-            raise ValueError(
-                "the state was saved with other windows: [begin, end, max_length, stride] was "
-                f"{state['windows']}, now {windows}. Set the same corpus, split, max_length and stride"
-            )
+        self.dataset.restore(state["windows"])
         self._ours.load_state_dict(state)
-
-    def _windows(self) -> list[int]:
-        spans = self.dataset.spans
-        return [self.dataset.begin, self.dataset.end, spans.max_length, spans.stride]
 
 
 class _Pass(Iterator[Any]):
@@ -178,11 +164,13 @@ def window_loader(
     batch_format: BatchFormat = "tuple",
     keeps_state: bool = True,
     may_be_empty: bool = False,
+    order: type[EpochPermutation] | None = None,
 ) -> WindowLoader:
     """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
-    starts. `batch_format` applies to train windows. Raises ValueError if there is no batch.
+    starts. `batch_format` applies to train windows. `order=None`: that of the windows. Raises ValueError
+    if there is no batch.
     """
     check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
     if not may_be_empty:
@@ -191,7 +179,7 @@ def window_loader(
     loader = WindowLoader(
         windows,
         batch_size=steps.batch_size,
-        sampler=sampler_type(steps, seed=seed, rank=rank),
+        sampler=sampler_type(steps, seed=seed, rank=rank, order=order or windows.order),
         drop_last=steps.tail == "drop",
         num_workers=num_workers,
         collate_fn=collate,

@@ -43,19 +43,41 @@ class EpochPermutation:
         if self.seed is None:
             return positions
         if self.n >= SMALL:
-            return feistel(positions, self.n, self._key(self.seed))
+            return feistel(positions, self.n, self._key)
         return self._table[positions].astype(np.int64)  # type: ignore[no-any-return]
 
-    def _key(self, seed: int) -> np.ndarray:
-        return mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(self.epoch))
+    @property
+    def _key(self) -> np.ndarray:
+        assert self.seed is not None
+        return epoch_key(self.seed, np.array([self.epoch], dtype=np.uint64))
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        assert self.seed is not None
-        # A stable argsort of keyed hashes is unbiased for every n, while a Feistel network is biased
-        # for a small one. It also never changes, unlike the results of numpy's or torch's shuffle.
-        keyed = mix(mix(np.arange(self.n, dtype=np.uint64)) ^ self._key(self.seed))
-        return np.argsort(keyed, kind="stable").astype(np.int32)
+        table: np.ndarray = sort_epochs(self.n, self._key)[0].astype(np.int32)
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPositions(EpochPermutation):
+    """The positions of a run that an epoch has, for a mixture, which knows what is at each position."""
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """The positions in the run of `positions` in the epoch, each in [0, n): int64 (B,)."""
+        return positions + self.epoch * self.n
+
+
+def epoch_key(seed: int, epochs: np.ndarray) -> np.ndarray:
+    """The keys of epochs: uint64 (E,) → uint64 (E,)."""
+    return mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ epochs)
+
+
+def sort_epochs(n: int, keys: np.ndarray) -> np.ndarray:
+    """A permutation of [0, n) for each key: uint64 (E,) → int64 (E, n).
+
+    A stable argsort of keyed hashes is unbiased for every n, while a Feistel network is biased for a
+    small one. It also never changes, unlike the results of numpy's or torch's shuffle.
+    """
+    return np.argsort(mix(mix(np.arange(n, dtype=np.uint64)) ^ keys[:, None]), kind="stable")
 
 
 def feistel(positions: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:

@@ -28,24 +28,20 @@ class EpochSlice:
     steps: Steps
     rank: int
     start: Position
-    seed: int | None
+    permutation: EpochPermutation
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The windows, int64, in blocks of whole batches except for the last."""
-        permutation = EpochPermutation(n=self.steps.n, seed=self.seed, epoch=self.start.epoch)
-        return (permutation.at(positions) for positions in self._positions())
-
-    def _positions(self) -> Iterator[np.ndarray]:
-        """The rank's positions, about BLOCK at a time."""
+        """The windows, int64, about BLOCK at a time, in whole batches except for the last."""
         steps, index = self.steps, self.start.index
         full = max(0, steps.n - index) // steps.width
         block_steps = max(1, BLOCK // steps.batch_size)
         for step in range(0, full, block_steps):
             begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
             slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
-            yield slices.ravel()  # (S, B) → (S * B,)
+            yield self.permutation.at(slices.ravel())  # (S, B) → (S * B,)
         if steps.remaining(index) > full:
-            yield np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
+            last = np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
+            yield self.permutation.at(last)
 
     def position(self, n_batches: int) -> Position:
         """The position after `n_batches` of this rank's batches, at most the end of the epoch."""
@@ -61,8 +57,15 @@ class WindowSampler(DistributedSampler[Any]):
     call `set_epoch` on a DistributedSampler and do not replace it, so this class is one.
     """
 
-    def __init__(self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None) -> None:
-        self._steps, self._rank, self.order_seed = steps, rank, seed
+    def __init__(
+        self,
+        steps: Steps,
+        *,
+        seed: int | DrawnSeed | None,
+        rank: int | None = None,
+        order: type[EpochPermutation] = EpochPermutation,
+    ) -> None:
+        self._steps, self._rank, self.order_seed, self._order = steps, rank, seed, order
         self.start_at(Position(0, 0))
 
     @property
@@ -78,20 +81,24 @@ class WindowSampler(DistributedSampler[Any]):
     def start_at(self, position: Position) -> None:
         """Start iterating at the epoch and index of `position`; later epochs start at index 0."""
         self.start, self.epoch = position, position.epoch
-        self._epoch_offset = 0
+        self._epoch_offset, self._epoch_set = 0, -1  # what `set_epoch` adds, and what it got last
         self.restored = False  # True after `load_state_dict`, until the caller sets an epoch
         self._current: EpochSlice | None = None
+        self.is_foreign = False  # whether a loader that is not ours iterates
         self._n_batches = 0  # of `_current` that the consumer has
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next `iter()`.
 
-        After `load_state_dict`, a lower number means that the caller counts from 0 again, as Fabric does
-        in a new process. The difference is then added to this and to later calls.
+        The first call after `load_state_dict` means the pass in which the state was saved. Its number
+        differs if the caller counts from 0 again, as Fabric does in a new process, or never stopped to
+        count. The difference is then added to later calls.
         """
-        if self.restored:
-            self._epoch_offset, self.restored = max(0, self.epoch - epoch), False
-        self.epoch = epoch + self._epoch_offset
+        if not self.restored:
+            self.epoch = epoch + self._epoch_offset
+        elif epoch != self._epoch_set:
+            self._epoch_offset = self.epoch - epoch
+        self._epoch_set, self.restored = epoch, False
 
     def start_epoch(self, ranks: Ranks | None = None) -> EpochSlice:
         """Start the next epoch. Raises RuntimeError if this process cannot know its rank."""
@@ -101,9 +108,10 @@ class WindowSampler(DistributedSampler[Any]):
         steps = replace(self._steps, world_size=world_size)
         start, seed = Position(self.epoch, self._index), self.order_seed
         seed = seed.share() if isinstance(seed, DrawnSeed) else seed
-        self._current = EpochSlice(steps=steps, rank=rank, start=start, seed=seed)
+        permutation = self._order(n=steps.n, seed=seed, epoch=self.epoch)
+        self._current = EpochSlice(steps=steps, rank=rank, start=start, permutation=permutation)
         self._n_batches = 0
-        self.epoch += 1
+        self.start, self.epoch = Position(self.epoch + 1, 0), self.epoch + 1
         return self._current
 
     @property
@@ -116,17 +124,11 @@ class WindowSampler(DistributedSampler[Any]):
         if epoch is self._current:
             self._n_batches = n_batches
 
-    def position(self) -> Position:
-        """Where the next window of the run is."""
+    def position(self, unfinished: int = 0) -> Position:
+        """Where the next window of the run is, if the last `unfinished` batches are to be repeated."""
         if self._current is None:
             return Position(self.epoch, self._index)
-        return self._current.position(self._n_batches)
-
-    def finished(self) -> Position:
-        """The same, if the consumer still works on its last batch."""
-        if self._current is None or not self._n_batches:
-            return self.position()
-        return self._current.position(self._n_batches - 1)
+        return self._current.position(max(0, self._n_batches - unfinished))
 
     def finish(self, epoch: EpochSlice) -> None:
         """Note that the epoch that started last is over."""
@@ -141,6 +143,7 @@ class WindowSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         """The windows for a DataLoader that is not ours."""
         current, n_windows = self.start_epoch(self._foreign_ranks), 0
+        self.is_foreign = True
         # accelerate fetches a step ahead: a batch for each rank
         ahead = self.ranks.world_size if accelerate_shards() else 0
         for block in current.blocks():
@@ -158,10 +161,11 @@ class WindowSampler(DistributedSampler[Any]):
         return replace(self._steps, world_size=world_size).windows_of_rank(rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and index of the next window, and the seed of the order, in plain values."""
+        """Where the next window is, the seed of the order, and what `set_epoch` got, in plain values."""
         position, seed = self.position(), self.order_seed
         seed = seed.value if isinstance(seed, DrawnSeed) else seed
-        return {"epoch": position.epoch, "index": position.index, "seed": seed}
+        counts = [self._epoch_set if self._current else -1, self._epoch_offset]
+        return {"epoch": position.epoch, "index": position.index, "seed": seed, "set_epoch": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position. Raises ValueError if the state has another seed."""
@@ -172,7 +176,11 @@ class WindowSampler(DistributedSampler[Any]):
                 f"the state was saved with seed={state['seed']!r}, this loader has "
                 f"seed={self.order_seed!r} (None: text order): set the same seed and shuffle"
             )
-        self.start_at(Position(state["epoch"], state["index"]))
+        is_over = state["index"] and not self.steps.remaining(state["index"])
+        self.start_at(
+            Position(state["epoch"] + 1, 0) if is_over else Position(state["epoch"], state["index"])
+        )
+        self._epoch_set, self._epoch_offset = state.get("set_epoch", (-1, 0))
         self.restored = True
 
 

@@ -167,8 +167,37 @@ def find_batch(
     )
 
 
+def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:
+    """The positions [begin, end) of the batches before `stop`, on all ranks; epoch e starts at e * n.
+
+    Neighboring ranges are joined. Raises ValueError for a run that overfits.
+    """
+    ranges: list[tuple[int, int]] = []
+    ends = [*(segment.batch for segment in segments[1:]), stop]
+    for segment, end in zip(segments, ends, strict=True):
+        if segment.text_order:
+            raise ValueError("the run overfits: each of its epochs has the same first windows")
+        batch, steps = segment.batch, segment.steps
+        while segment.limit and batch < (end := min(end, stop)):
+            position = segment.position(batch)
+            last = segment.batches_before(Position(position.epoch, 0)) + segment.limit  # of the epoch
+            begin, batches = position.epoch * steps.n + position.index, min(last, end) - batch
+            to = min(begin + batches * steps.width, (position.epoch + 1) * steps.n)
+            if ranges and ranges[-1][1] == begin:
+                begin = ranges.pop()[0]
+            ranges.append((begin, to))
+            batch += batches
+    return ranges
+
+
 def windows_of_batch(
-    segments: Sequence[RunSegment], step: int, epoch: int | None, *, rank: int, seed: int | None
+    segments: Sequence[RunSegment],
+    step: int,
+    epoch: int | None,
+    *,
+    rank: int,
+    seed: int | None,
+    order: type[EpochPermutation] = EpochPermutation,
 ) -> np.ndarray:
     """The windows of a rank in the batch that `find_batch` finds: int64 (B,).
 
@@ -178,6 +207,7 @@ def windows_of_batch(
     steps = segment.steps
     if not 0 <= rank < steps.world_size:
         raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
-    seed = None if segment.text_order else seed
-    permutation = EpochPermutation(n=steps.n, seed=seed, epoch=position.epoch)
+    if segment.text_order:
+        seed, order = None, EpochPermutation
+    permutation = order(n=steps.n, seed=seed, epoch=position.epoch)
     return permutation.at(np.arange(*steps.rank_slice(position.index, rank)))

@@ -133,7 +133,7 @@ def test_an_unknown_error_policy_is_refused():
 
 @pytest.mark.parametrize("corpus", [5, None, ["a.txt", 5], b"a.txt"])
 def test_an_object_that_names_no_text_is_refused(corpus):
-    message = r"expected the name of a text, got .*\. Give 'sample', one of .* a URL, a path"
+    message = r"expected the name of a text, got .*\. Give 'sample', 'stdlib', one of .* a URL, a path"
     with pytest.raises(TypeError, match=message):
         open_corpus(corpus)
 

@@ -213,7 +213,9 @@ def test_an_epoch_equals_the_local_stores_and_fetches_each_shard_once(url, s3, l
     assert set(shard_gets(s3).values()) == {1}  # over all processes
     assert data.store.place(1000) == expected.store.place(1000)
     assert data.token_bytes.tolist() == expected.token_bytes.tolist()
-    assert covered(data.store, *data._split.val) == covered(expected.store, *expected._split.val)
+    assert covered(data.store, *data.sources["corpus"].split.val) == covered(
+        expected.store, *expected.sources["corpus"].split.val
+    )
 
 
 def test_opening_takes_three_requests_and_a_split_a_few_more(url, s3, local):
@@ -326,6 +328,7 @@ def expected_of(store: TokenStore, seed: int, n: int) -> str:
     return hashlib.sha256(batches).hexdigest()
 
 
+@pytest.mark.heavy
 def test_four_processes_fetch_each_shard_once(url, s3, local, tmp_path):
     running = [read(url, tmp_path / "cache", seed, bound=10**9, n=300) for seed in range(4)]
     assert printed_by(running) == [expected_of(local.store, seed, n=300) for seed in range(4)]
@@ -335,6 +338,7 @@ def test_four_processes_fetch_each_shard_once(url, s3, local, tmp_path):
     assert not unfinished(tmp_path / "cache")
 
 
+@pytest.mark.heavy
 def test_two_processes_shuffle_through_one_small_cache(url, s3, local, tmp_path):
     running = [read(url, tmp_path / "cache", seed, SMALL, n=60) for seed in range(2)]
     assert printed_by(running) == [expected_of(local.store, seed, n=60) for seed in range(2)]
@@ -405,6 +409,7 @@ def test_verify_drops_damaged_cached_files_and_names_those_damaged_at_the_url(ur
         data.store.verify()
 
 
+@pytest.mark.heavy
 def test_a_cache_deleted_by_hand_is_created_again(url, local):
     data = opened(url)
     batches = iter(data.train_dataloader())

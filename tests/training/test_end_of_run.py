@@ -20,7 +20,7 @@ from lit_gptdata import GPT
 from lit_gptdata.report.jobs import read_job
 from lit_gptdata.training import summary
 from lit_gptdata.training.errors import describe
-from lit_gptdata.training.folder import draw_seed, folder_of_the_command
+from lit_gptdata.training.folder import draw_seed
 from lit_gptdata.training.metrics_csv import keep_rows_before
 from lit_gptdata.training.ranks import RUN
 from lit_gptdata.training.sweep import record_result
@@ -143,6 +143,41 @@ def test_a_group_in_place_of_an_option_is_named(group, value):
         train.main.__wrapped__(cfg)
 
 
+class LogsPerSet(GPT):
+    """A model that logs one loss for each val set, which Lightning renames."""
+
+    on_validation_epoch_start = on_validation_epoch_end = lambda self: None
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        n = int((batch[1] >= 0).sum())
+        self.log("val_loss", self.losses(batch).sum() / n, batch_size=n)
+
+
+def test_a_mixture_ends_with_the_losses_of_its_sources():
+    Path("code.txt").write_text("def november(): return dreary\n" * 300)
+    Path("wiki.txt").write_text("November is the eleventh month of a year. " * 100)
+    sources = "data.corpus={web: {path: story.txt, weight: 0.6}, code: {path: code.txt, weight: 0.4}}"
+    options = (*TEXT[1:], sources, "+data.val_corpus={wiki: wiki.txt}", "threads=1")
+    loss = run_train_here(*options, "output_dir=run")
+    result, summary = strict_json(Path("run/result.json")), Path("run/summary.txt").read_text()
+    assert result["val_sources"] == ["web", "code"]
+    assert result["metrics"]["val_loss"] == loss
+    for name in ("web", "code", "wiki"):
+        val_loss = result["metrics"][f"val_loss/{name}"]
+        assert re.search(
+            rf"^  {name} +{name if name != 'web' else 'story'}.txt, .* {val_loss:.4f}$", summary, re.M
+        )
+        assert [*column(Path("run"), f"val_loss/{name}").values()][-1] == val_loss
+    assert "weight 0.6" in summary
+    covers = r"^val covers +web \([0-9,]+ tokens\), code .*; the first 8 of [0-9]+ windows, by limit_val"
+    assert re.search(covers, summary, re.M)
+    assert re.search("^sample +'", summary, re.M)
+    assert Path("run/loss.png").exists()
+    same = run_train_here(*options, f"model._target_={__name__}.LogsPerSet", "output_dir=other")
+    assert same == pytest.approx(loss, rel=1e-6)
+    assert list(Path("other/checkpoints").glob("best*"))
+
+
 def test_a_diverged_job_is_nan_in_result_json_and_in_the_report():
     with record_result(Path()) as result:
         result["metrics"] = {"val_loss": math.nan, "val_perplexity": math.inf, "train_loss": 2.0}
@@ -258,6 +293,13 @@ def test_relative_paths_mean_the_folder_in_which_the_command_was_typed(monkeypat
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
     typed = Path.cwd()
     monkeypatch.chdir(tmp_path)  # hydra.job.chdir=true
-    with folder_of_the_command():
-        assert Path.cwd() == typed
-    assert Path.cwd() == tmp_path
+    folders = []
+
+    def build(*_) -> None:
+        folders.append(Path.cwd())
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "build", build)
+    with pytest.raises(InterruptedError):
+        train.train(compose_config("threads=1"), tmp_path, {})
+    assert folders == [typed]

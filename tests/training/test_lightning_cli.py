@@ -106,6 +106,63 @@ def test_print_config_contains_all_options_and_can_be_loaded(capsys):
     assert yaml.safe_load(printed(capsys, "fit", "--config=printed.yaml", "--print_config")) == config
 
 
+@pytest.fixture
+def mixture() -> dict:
+    """Write a config of a mixture, which small.yaml completes, and return its sources."""
+    sources = {"web": {"path": "story.txt", "weight": 0.6}, "code": {"path": ["b.txt"], "weight": 0.4}}
+    data = {"corpus": sources, "val_corpus": {"wiki": "wiki.txt"}}
+    Path("mixture.yaml").write_text(yaml.safe_dump({"data": data}))
+    for name in ("b", "wiki"):
+        Path(f"{name}.txt").write_text(f"{name} says: {STORY}")
+    return sources
+
+
+MIXTURE = ("--config=small.yaml", "--config=mixture.yaml")
+
+
+def test_an_option_changes_one_weight_of_a_mixture_and_checkpoints_hold_plain_dicts(mixture):
+    run = cli("fit", *MIXTURE, "--data.corpus.web.weight=0.5")
+    mixture["web"]["weight"] = 0.5
+    (scores, *_) = run.trainer.validate(run.model, run.datamodule, verbose=False)
+    assert scores.keys() >= {"val_loss/web", "val_loss/code", "val_loss/wiki"}
+    saved = torch.load(checkpoint(0, 6), weights_only=True)["datamodule_hyper_parameters"]
+    assert saved["corpus"] == run.datamodule.hparams["corpus"] == mixture
+    assert saved["val_corpus"] == {"wiki": {"path": "wiki.txt"}}
+    data = GPTDataModule.load_from_checkpoint(checkpoint(0, 6), weights_only=True)
+    assert dict(data.hparams) == dict(run.datamodule.hparams)
+    repeated = cli("fit", "--config=lightning_logs/version_0/config.yaml")
+    assert dict(repeated.datamodule.hparams) == dict(run.datamodule.hparams)
+
+
+def test_print_config_of_a_mixture_can_be_loaded(mixture, capsys):
+    text = printed(capsys, "fit", *MIXTURE, "--data.val_corpus.more=b.txt", "--print_config")
+    data = yaml.safe_load(text)["data"]
+    assert data["val_corpus"] == {"wiki": "wiki.txt", "more": "b.txt"}
+    for name, source in mixture.items():
+        given = {key: value for key, value in data["corpus"][name].items() if value is not None}
+        assert given == source
+    Path("printed.yaml").write_text(text)
+    assert printed(capsys, "fit", "--config=printed.yaml", "--print_config") == text
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--config=mixture.yaml", "--data.corpus.web.wight=0.5"],
+        ["--config=mixture.yaml", "--config=misspelled.yaml"],
+        ["--data.corpus={web: {path: story.txt, wight: 0.5}}"],
+        ["--data.corpus={'web': {'path': 'story.txt', 'wight': 0.5}, 'code': 'b.txt'}"],
+        ["--data.val_corpus={wiki: {path: story.txt, wight: 0.5}}"],
+    ],
+)
+def test_an_unknown_option_of_a_source_is_refused_and_never_read_as_a_path(mixture, args, capsys):
+    mixture["web"]["wight"] = 0.5
+    Path("misspelled.yaml").write_text(yaml.safe_dump({"data": {"corpus": mixture}}))
+    with pytest.raises((SystemExit, ValueError)) as error:
+        GPTCLI(args=["--config=small.yaml", *args], run=False)
+    assert "wight" in f"{error.value} {capsys.readouterr().err}"
+
+
 def test_help_explains_every_option(capsys):
     text = " ".join(printed(capsys, "fit", "--help").split())
     our_options = text.split(" Linked arguments")[0]

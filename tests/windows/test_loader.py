@@ -209,6 +209,45 @@ def test_a_caller_that_counts_epochs_from_0_again_continues_with_the_saved_epoch
     assert seen == [epochs[2][2:], epochs[3]]
 
 
+@pytest.mark.parametrize("passes_before", [1, 3])
+def test_a_state_holds_in_a_loader_that_was_iterated_before(passes_before):
+    loader, resumed = course_loader(), course_loader()
+    epochs = [first_tokens(loader) for _ in range(3)]
+    loader.sampler.set_epoch(1)
+    next(iter(loader))
+    for epoch in range(passes_before):  # Fabric numbers the calls of iter()
+        resumed.sampler.set_epoch(epoch)
+        next(iter(resumed))
+    resumed.load_state_dict(loader.state_dict())
+    seen = []
+    for epoch in range(passes_before, passes_before + 2):
+        resumed.sampler.set_epoch(epoch)
+        seen.append(first_tokens(resumed))
+    assert seen == [epochs[1][2:], epochs[2]]
+
+
+def test_a_pass_within_an_epoch_of_the_caller_resumes_and_later_epochs_stay_the_same():
+    loader, resumed = course_loader(), course_loader()
+    loader.sampler.set_epoch(0)
+    first_tokens(loader)
+    batches = iter(loader)  # a second pass in epoch 0, as in CombinedLoader("max_size_cycle")
+    next(batches)
+    resumed.load_state_dict(loader.state_dict())
+    rest = [inputs[:, 0].tolist() for inputs, _ in batches]
+    resumed.sampler.set_epoch(0)
+    assert list(chain.from_iterable(rest)) == first_tokens(resumed)
+    for each in (loader, resumed):
+        each.sampler.set_epoch(1)
+    assert first_tokens(loader) == first_tokens(resumed)
+
+
+def test_the_position_is_not_known_if_workers_read_ahead_in_another_loader():
+    loader = loader_over(401, num_workers=2)
+    iter(loader.sampler).__next__()  # a DataLoader with the same sampler
+    with pytest.raises(RuntimeError, match=r"num_workers=2 read ahead .* set num_workers=0"):
+        loader.state_dict()
+
+
 def test_a_state_of_other_windows_or_another_order_is_refused():
     state = loader_over(401).state_dict()
     with pytest.raises(

@@ -160,7 +160,7 @@ def test_every_seed_and_epoch_gives_another_permutation():
     assert len(seen) == 81
 
 
-@pytest.mark.parametrize("n", [10**5, 10**5 + SMALL])
+@pytest.mark.parametrize("n", [10**5, pytest.param(10**5 + SMALL, marks=pytest.mark.heavy)])
 def test_two_epochs_or_seeds_are_uncorrelated(n):
     pairs = [((s, e), other) for s in range(3) for e in range(3) for other in ((s, e + 1), (s + 1, e))]
     pairs += [((0, 1), (1, 0)), ((2, 3), (3, 2)), ((0, 0), (2**32, 0)), ((0, 0), (0, 2**32))]

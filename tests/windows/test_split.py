@@ -32,7 +32,7 @@ def module_over(texts: list[str], tmp_path, **options) -> GPTDataModule:
     return opened(GPTDataModule(ListCorpus(texts), data_dir=tmp_path, **options))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(
     texts=st.lists(st.integers(0, 40).map(lambda k: PARAGRAPH * k), min_size=1, max_size=8),
     val=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
@@ -46,7 +46,7 @@ def test_no_token_of_val_or_test_is_in_a_train_window(
     texts, folder = [*texts, PARAGRAPH * 50], tmp_path_factory.mktemp("s")
     lengths = {"max_length": max_length, "stride": stride}
     data = module_over(texts, folder, val_fraction=val, test_fraction=test, **lengths)
-    split, n = data._split, data.store.n_tokens
+    split, n = data.sources["corpus"].split, data.store.n_tokens
     assert split.train[0] == 0
     assert split.train[1] == split.val[0] <= split.val[1] == split.test[0] <= split.test[1] == n
     spans = data.train_windows.spans
@@ -103,7 +103,7 @@ def test_bits_per_byte_count_a_literal_end_of_text_but_no_separator(tmp_path, po
     texts = [("A cat went home. <|endoftext|>" * 40), "<|endoftext|>", "One story. " * 9] * 3
     options = {"max_length": 8, "batch_size": 4, "special_tokens": policy, "val_fraction": 0.4}
     data = module_over(texts, tmp_path, **options)
-    begin, end = data._split.val
+    begin, end = data.sources["corpus"].split.val
     model = GPT(EmbeddingStem(data.vocab_size, max_length=8, embedding_dim=8), n_layers=0, n_heads=1)
     trainer = make_trainer(limit_val_batches=limit)
     (val,) = trainer.validate(model, datamodule=data, verbose=False)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.tokens.tokenizer import load_encoding
-from lit_gptdata.windows.dataset import IGNORE_INDEX, WindowDataset, Windows
-from lit_gptdata.windows.spans import Spans
+from lit_gptdata.windows.dataset import IGNORE_INDEX, Spans, WindowDataset, Windows
 
 
 def course_windows(ids: list[int], max_length: int, stride: int) -> list[tuple[list[int], list[int]]]:

@@ -76,7 +76,9 @@ class RayTasks:
 
     def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
         """Hash files in tasks, several small files in each; returns the SHA-256 (hex) of each file."""
-        groups = _groups([_absolute(file) for file in files])
+        groups: dict[int, list[TextFile]] = {}  # of about HASH_BYTES
+        for file, end in zip(files, itertools.accumulate(map(size_of, files)), strict=True):
+            groups.setdefault((end - 1) // HASH_BYTES, []).append(_absolute(file))
         hashes: dict[int, list[str]] = {}
         with self.session(), contextlib.closing(self._results(_hash_task.remote, groups)) as results:
             for number, found in results:
@@ -99,7 +101,14 @@ class RayTasks:
                     running[start(number, item)] = number
                 if not running:
                     return
-                for task in _ended_tasks(list(running), is_first):
+                tasks = list(running)
+                if is_first and not ray.wait(tasks, timeout=SILENCE_S)[0]:
+                    log.warning(
+                        "no task ended within %.0f seconds. Each task needs a CPU; the Ray cluster has "
+                        "%s, free: %s", SILENCE_S, ray.cluster_resources(), ray.available_resources(),
+                    )  # fmt: skip
+                ray.wait(tasks)  # for one of them
+                for task in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
                     yield running.pop(task), _result(task, self.workers)
                 is_first = False
         finally:
@@ -110,26 +119,6 @@ class RayTasks:
 def _absolute(file: TextFile) -> TextFile:
     """For a worker, which has another current folder."""
     return file.absolute() if isinstance(file, Path) else file
-
-
-def _groups(files: list[TextFile]) -> dict[int, list[TextFile]]:
-    """Files in order, in groups of about HASH_BYTES."""
-    groups: dict[int, list[TextFile]] = {}
-    for file, end in zip(files, itertools.accumulate(map(size_of, files)), strict=True):
-        groups.setdefault((end - 1) // HASH_BYTES, []).append(file)
-    return groups
-
-
-def _ended_tasks(tasks: list[Any], is_first: bool) -> list[Any]:
-    """Wait for a task to end; returns all tasks that have ended."""
-    if is_first and not ray.wait(tasks, timeout=SILENCE_S)[0]:
-        log.warning(
-            "no task ended within %.0f seconds. Each task needs a CPU; the Ray cluster has %s, free: %s",
-            SILENCE_S, ray.cluster_resources(), ray.available_resources(),
-        )  # fmt: skip
-    ray.wait(tasks)
-    ended: list[Any] = ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
-    return ended
 
 
 def _result(task: Any, workers: int | None) -> Any:

@@ -44,7 +44,11 @@ def publish(store: TokenStore, url: PathLike) -> str:
     target = _target(url, store.fingerprint)
     sizes = target.sizes()
     if "manifest.json" in sizes:
-        _check_same(store, target)
+        # the paths of the sources may differ
+        ours, theirs = store.manifest, read_manifest(target.read("manifest.json"), target)
+        if (ours.shards, ours.vocab, ours.tokenizer) != (theirs.shards, theirs.vocab, theirs.tokenizer):
+            problem = "holds another store of the same name, with other shards: publish to another URL"
+            raise ValueError(f"{target!r} {problem}")
     missing = [file for file in store.files if sizes.get(file.name) != file.size]
     n_bytes = sum(file.size for file in missing)
     with progress_of("publishing", n_bytes) as progress, ThreadPoolExecutor(UPLOADS) as pool:
@@ -140,15 +144,6 @@ def _target(url: PathLike, fingerprint: str) -> Objects:
     if not is_url(url):  # an absolute path means the same in every process
         url = str(working_folder() / os.path.expanduser(url))
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
-
-
-def _check_same(store: TokenStore, target: Objects) -> None:
-    """Raise ValueError if other files are published there; the paths of the sources may differ."""
-    ours, theirs = store.manifest, read_manifest(target.read("manifest.json"), target)
-    if (ours.shards, ours.vocab, ours.tokenizer) != (theirs.shards, theirs.vocab, theirs.tokenizer):
-        raise ValueError(
-            f"{target!r} holds another store of the same name, with other shards: publish to another URL"
-        )
 
 
 def _check_sizes(files: Iterable[FileEntry], target: Objects) -> None:

@@ -1,0 +1,66 @@
+"""The command that lists which text a run has trained on before a step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from lit_gptdata._io import aligned
+from lit_gptdata.cli.overrides import add_overrides, compose_config, count_ranks, open_data
+from lit_gptdata.cli.show import split_selector
+
+SHOWN_RANGES = 8  # ranges of documents in a row of the table; JSON has all
+
+
+def seen_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, with all documents")
+    add_overrides(parser, "step=N, or the .ckpt file of a run, or both; all others, without a file: ")
+
+
+def seen(args: argparse.Namespace) -> None:
+    """List the text of each source that a run sees before step=N."""
+    from lit_gptdata.datamodule import GPTDataModule
+    from lit_gptdata.windows.identity import seen as seen_before
+
+    files = [word for word in args.overrides if word.endswith(".ckpt") and "=" not in word]
+    words = [word for word in args.overrides if word not in files]
+    kind, step, overrides = split_selector(words)
+    has_step = len(words) > len(overrides)
+    if kind != "step" or not (files or has_step):
+        raise ValueError("give step=N or the checkpoint of a run: lit-gptdata seen step=1000")
+    if len(files + overrides) > 1 and files:
+        others = " ".join((files + overrides)[1:])
+        raise ValueError(f"{files[0]} has the options of its run: remove {others}")
+    if files:
+        data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
+        data.setup()
+        step = step if has_step else data.state_dict()["batches"]
+    else:
+        data = open_data(overrides)
+        if data.shuffle and data.seed is None:
+            raise ValueError("seed=None: each run draws its own order: give the run's checkpoint")
+        data.batch_size *= count_ranks(compose_config(overrides))  # the steps of all ranks
+    if step:
+        data.windows_at(step - 1)  # raises for a step that does not exist
+    history = data._resume.history(data.train_steps, data._identity)
+    sources = seen_before(history, step, data._data.open_store)
+    total = sum(source["tokens"] for source in sources)
+    for source in sources:
+        source["share"] = source["tokens"] / max(1, total)
+    if args.json:
+        print(json.dumps({"step": step, "tokens": total, "sources": sources}))
+        return
+    rows = [["source", "steps", "tokens", "share", "epochs", "documents"]]
+    for source in sources:
+        steps, tokens = "[{:,}, {:,})".format(*source["steps"]), f"{source['tokens']:,}"
+        share, epochs = f"{100 * source['share']:.2f} %", f"{source['epochs']:.2f}"
+        documents = f"{source['n_documents']:,} of {source['of']:,}: {as_ranges(source['documents'])}"
+        rows.append([source["source"], steps, tokens, share, epochs, documents])
+    print(f"before step {step:,}: {total:,} training tokens", *aligned(rows), sep="\n")
+
+
+def as_ranges(documents: Sequence[tuple[int, int]]) -> str:
+    """The first ranges, for people: [(1, 120), (125, 125)] → "1-120, 125"."""
+    shown = [f"{first}-{last}" if first < last else f"{first}" for first, last in documents]
+    return ", ".join(shown[:SHOWN_RANGES] + ["…"] * (len(shown) > SHOWN_RANGES)) or "none"

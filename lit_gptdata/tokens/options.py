@@ -1,0 +1,160 @@
+"""What a user gives for each named source of a mixture, and for the stages of its weights.
+
+{"web": {"path": "web/", "weight": 0.6}, "code": {…}}  ──▶  {"web": Source(…), "code": Source(…)}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lit_gptdata._checks import check_flag, check_integer, check_number, check_string, plain
+from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.formats import EncodingErrors, Reading
+from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.source import LocalBuild
+from lit_gptdata.tokens.tokenizer import Tokenizer
+
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_-]*")  # names become Hydra keys, metrics and file names
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture: `path` or `store_url`, and its own value of some options.
+
+    An option that is None has the data module's value. `weight` is the share of the training tokens, in
+    any unit; 0 keeps the source for validation only. Without any weight, sources count by their size.
+    """
+
+    path: str | Sequence[str] | Any = None
+    """What `GPTDataModule(corpus=…)` takes, except for a mapping."""
+    weight: float | None = None
+    store_url: str | None = None
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    text_column: str | None = None
+    encoding_errors: EncodingErrors | None = None
+    strip_gutenberg: bool | None = None
+    max_document_bytes: int | None = None
+    stream: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def read_sources(option: str, sources: Mapping[Any, Any]) -> dict[str, Source]:
+    """Read a mapping of sources; raises TypeError or ValueError that names the source and the value."""
+    if not isinstance(sources, Mapping):
+        raise TypeError(f"{option} must be a mapping, {{name: path, …}}, got {sources!r}")
+    if not sources:
+        raise ValueError(f"{option} is an empty mapping: name at least one source")
+    found = {name: _read_source(f"{option}.{name}", name, value) for name, value in sources.items()}
+    with_weight = [name for name, source in found.items() if source.weight is not None]
+    if with_weight and len(with_weight) < len(found):
+        without = ", ".join(name for name in found if name not in with_weight)
+        raise ValueError(
+            f"{option}: {', '.join(with_weight)} has a weight, but {without} has none. Give each source "
+            "a weight (0: validation only), or none of them, to count sources by their size"
+        )
+    return found
+
+
+def _read_source(option: str, name: Any, value: Any) -> Source:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(
+            f"{option.partition('.')[0]}: the name of a source has letters, digits, _ and -, and does "
+            f"not start with a digit or -, got {name!r}"
+        )
+    known = [f.name for f in fields(Source)]
+    if isinstance(value, str) and value.startswith("{") and ":" in value:  # LightningCLI did not know it
+        raise ValueError(
+            f"{option} must be a path or have options of {', '.join(known)}, got the text {value!r}"
+        )
+    if isinstance(value, Mapping) and not isinstance(value, Corpus):
+        if unknown := [key for key in value if key not in known]:
+            raise ValueError(f"{option} has no option {unknown[0]!r}: choose from {', '.join(known)}")
+        value = Source(**value)
+    source = value if isinstance(value, Source) else Source(path=value)
+    if (source.path is None) == (source.store_url is None):
+        got = "neither" if source.path is None else "both"
+        raise ValueError(f"{option} must have either path or store_url, got {got}")
+    if source.weight is None:
+        return source
+    return replace(source, weight=check_number(f"{option}.weight", source.weight, math.inf))
+
+
+def read_stages(
+    stages: Sequence[Mapping[str, Any]], sources: Mapping[str, Source]
+) -> list[dict[str, Any]]:
+    """Read the option `stages`, as plain dicts; raises TypeError or ValueError that names the stage."""
+    if any(source.weight is not None for source in sources.values()):
+        raise ValueError("stages replace the weights of the sources: remove `weight` from each source")
+    if isinstance(stages, (str, Mapping)) or not isinstance(stages, Sequence) or not stages:
+        raise TypeError(f"stages must be a list of {{tokens: …, weights: {{…}}}}, got {stages!r}")
+    found = []
+    for number, stage in enumerate(stages):
+        option, is_last = f"stages[{number}]", number == len(stages) - 1
+        if not isinstance(stage, Mapping) or not {"weights"} <= set(stage) <= {"tokens", "weights"}:
+            raise ValueError(f"{option} must have the keys tokens and weights, got {stage!r}")
+        if not isinstance(given := stage["weights"], Mapping):
+            raise TypeError(f"{option}.weights must be a mapping, {{source: weight, …}}, got {given!r}")
+        weights = {
+            name: check_number(f"{option}.weights.{name}", weight, math.inf)
+            for name, weight in given.items()
+        }
+        if missing := [name for name in sources if name not in weights]:
+            raise ValueError(
+                f"{option}.weights must name every source: {missing[0]} is missing (0 is allowed)"
+            )
+        if unknown := [name for name in weights if name not in sources]:
+            raise ValueError(
+                f"{option}.weights names {unknown[0]}, but the sources are {', '.join(sources)}"
+            )
+        if not any(weights.values()):
+            raise ValueError(f"{option}.weights are all 0: at least one source must train")
+        tokens = stage.get("tokens")
+        if (tokens is None) != is_last:
+            rule = "the last stage has no end" if is_last else "only the last stage has no end"
+            raise ValueError(f"{option}.tokens is {tokens}, but {rule}")
+        if tokens is not None:
+            tokens = check_integer(f"{option}.tokens", tokens, 1, "the length of the stage")
+        found.append({"tokens": tokens, "weights": {name: weights[name] for name in sources}})
+    return found
+
+
+def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path) -> LocalBuild:
+    """The build of `options["corpus"]`; checks the options of GPTDataModule or of a source."""
+    reading = Reading(
+        encoding_errors=plain(options["encoding_errors"]),
+        text_column=check_string("text_column", options["text_column"]),
+        strip_gutenberg=check_flag("strip_gutenberg", options["strip_gutenberg"]),
+    )
+    build = BuildOptions(
+        engine=plain(options["engine"]),
+        build=plain(options["build"]),
+        ray_address=plain(options["ray_address"]),
+        workers=options["build_workers"],
+        max_document_bytes=options["max_document_bytes"],
+    )
+    stream = check_flag("stream", options["stream"])
+    return LocalBuild(options["corpus"], tokenizer, data_dir, reading, stream, build)
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Make an error name the source."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        if name and isinstance(error, OSError) and error.strerror:
+            error.strerror = f"source {name}: {error.strerror}"
+        elif name:
+            error.args = (f"source {name}: {error}",)
+        raise

@@ -1,0 +1,107 @@
+"""Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.windows.dataset import Spans, Windows
+from lit_gptdata.windows.mixture import EpochOrder, Mixture, Stage, taken_windows
+from lit_gptdata.windows.steps import RunSegment, trained_ranges
+
+WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
+"""The options that determine the windows of a store and their order; a resumed run keeps them."""
+OpenStore = Callable[[str, Any], TokenStore]
+"""Opens a store by its fingerprint, and the name of the corpus that it was built from."""
+
+
+def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError unless two identities give the same windows; names each difference."""
+    if differ := "; ".join(differences(saved, now)):
+        raise ValueError(
+            f"the checkpoint's windows differ from this run's: {differ}. Set the checkpoint's values, "
+            "load only its weights, or continue with the new data: on_change=continue. batch_size and "
+            "the number of devices may change"
+        )
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> list[str]:
+    """What differs between two identities, for people: "source web: weight was 0.6, now 0.5"."""
+    if ("sources" in saved) != ("sources" in now):
+        was, now_is = ("a mixture", "one corpus") if "sources" in saved else ("one corpus", "a mixture")
+        return [f"the corpus was {was}, now it is {now_is}"]
+    old, new = saved.get("sources", {}), now.get("sources", {})
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        if name not in old or name not in new:
+            found.append(f"source {name} {'was not there' if name not in old else 'is missing now'}")
+        else:
+            found += differences(old[name], new[name], f"source {name}: ")
+    names = [n for n in saved if n not in ("sources", "mixture") and saved[n] != now.get(n)]
+    if saved.get("store") == now.get("store"):  # a corpus may move, if its tokens stay the same
+        kept = (*WINDOW_OPTIONS, "train_tokens", "weight", "stages")
+        names = [name for name in names if name in kept]
+    return found + [f"{owner}{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names]
+
+
+def windows_of(identity: dict[str, Any], open_store: OpenStore) -> Windows:
+    """The train windows that an identity describes."""
+    lengths = {name: identity[name] for name in ("max_length", "stride")}
+
+    def windows(source: dict[str, Any]) -> Windows:
+        begin, end = source["train_tokens"]
+        tokens = open_store(source["store"], source["corpus"]).tokens
+        return Windows(tokens, begin=begin, end=end, **lengths)
+
+    if "sources" not in identity:
+        return windows(identity)
+    stages = [Stage(begin, tuple(weights.values())) for begin, weights in identity["mixture"]["stages"]]
+    names = identity["mixture"]["stages"][0][1]
+    sources = {name: windows(identity["sources"][name]) for name in names}
+    seed = identity["seed"] if identity["shuffle"] else None
+    return Mixture(sources, stages, seed=seed, first_epoch=identity["mixture"]["first_epoch"])
+
+
+def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> list[dict[str, Any]]:
+    """What the batches before `stop` took from each source, on all ranks, in plain values.
+
+    `history`: see `Resume.history`. `documents`: those with a token that was an input or a target,
+    [(first, last), …], counted from 1.
+    """
+    found: list[dict[str, Any]] = []
+    ends = [min(stop, data["legs"][0]["batch"]) for data in history[1:]] + [stop]
+    for data, end in zip(history, ends, strict=True):
+        identity, legs = data["data"], data["legs"]
+        windows = windows_of(identity, open_store)
+        sources = identity.get("sources", {"corpus": identity})
+        ranges = trained_ranges([RunSegment.from_dict(leg, len(windows)) for leg in legs], end)
+        if isinstance(windows, Mixture):
+            taken = windows.taken(ranges)
+        else:
+            seed = identity["seed"] if identity["shuffle"] else None
+            taken = {"corpus": taken_windows(EpochOrder(len(windows), seed), ranges)}
+        for name, (n_windows, which) in taken.items():
+            source = sources[name]
+            store = open_store(source["store"], source["corpus"])
+            documents = _documents(store, source["train_tokens"][0], which, windows.spans)
+            found.append({
+                "source": name, "steps": [min(legs[0]["batch"], end), end],
+                "tokens": n_windows * windows.spans.max_length, "epochs": n_windows / len(which),
+                "n_documents": sum(last - first + 1 for first, last in documents),
+                "of": store.n_documents, "documents": documents,
+            })  # fmt: skip
+    return found
+
+
+def _documents(store: TokenStore, begin: int, taken: np.ndarray, spans: Spans) -> list[tuple[int, int]]:
+    """The documents of windows, bool (n,), of the range that starts at token `begin`."""
+    if spans.stride > spans.max_length + 1:  # with tokens between two windows
+        firsts = lasts = np.flatnonzero(taken)
+    else:
+        edges = np.flatnonzero(np.diff(taken, prepend=False, append=False))
+        firsts, lasts = edges[::2], edges[1::2] - 1  # of windows in a row
+    ends = begin + lasts * spans.stride + spans.max_length + 1
+    return store.documents(begin + firsts * spans.stride, ends)

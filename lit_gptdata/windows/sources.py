@@ -1,0 +1,373 @@
+"""The sources of a data module: the store of each one, and its train, val and test windows.
+
+Sources(corpus, …)  ──open()──▶  {name: NamedSource}  ──▶  train windows, and sets to evaluate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from lit_gptdata._fsspec import redacted
+from lit_gptdata._io import aligned
+from lit_gptdata.text.document import Corpus
+from lit_gptdata.tokens.options import Source, local_build, naming, read_sources, read_stages
+from lit_gptdata.tokens.shards import allow_open_files
+from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.windows.dataset import ChainedWindows, Windows, check_enough
+from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
+from lit_gptdata.windows.ranks import DrawnSeed
+from lit_gptdata.windows.split import Split, changed_val_warning, check_fractions, split_tokens
+
+
+class Owner(Protocol):
+    """What sources need of their data module, whose lengths may change after `setup()`."""
+
+    tokenizer: Tokenizer
+    data_dir: Path
+    max_length: int
+    stride: int
+    val_fraction: float
+    test_fraction: float
+
+
+class NamedSource:
+    """A source of the corpus, its store and its windows, which exist after `GPTDataModule.setup()`."""
+
+    split = Split(train=(0, 0), val=(0, 0), test=(0, 0))
+    is_open = False
+    _store: TokenStore
+    _cut: tuple[str, tuple[float, float]] | None = None  # fingerprint and fractions of `split`
+
+    def __init__(self, owner: Sources, name: str, given: Source, *, only_val: bool = False) -> None:
+        """`name`: "" for a corpus without a name. `only_val`: the whole source is its val set."""
+        options = {**owner.options, "corpus": given.path, **given.given()}
+        self._owner = owner.owner
+        local = local_build(options, self._owner.tokenizer, self._owner.data_dir)
+        self.text = choose_source(local, given.store_url, options["cache_gb"])
+        self.name, self.weight, self.only_val = name, given.weight, only_val
+        self.reading = local.reading
+        self._given = given
+        check_fractions(*self.fractions)
+        self.hparams = given.given() if given.path is None else {**given.given(), "path": local.name}
+
+    @property
+    def store(self) -> TokenStore:
+        """The token store; raises RuntimeError before `setup()`."""
+        if not self.is_open:
+            raise RuntimeError("the token store is not open yet: call prepare_data() and setup() first")
+        return self._store
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Of val and test."""
+        val, test = self._given.val_fraction, self._given.test_fraction
+        val = self._owner.val_fraction if val is None else val
+        return check_fractions(val, self._owner.test_fraction if test is None else test)
+
+    def open(self, store: TokenStore, *, trains: bool) -> bool:
+        """Cut a store into train, val and test; returns whether it or the fractions are new."""
+        cut = store.fingerprint, self.fractions
+        if cut == self._cut:
+            return False
+        if self.only_val:
+            n = store.n_tokens
+            split = Split(train=(0, 0), val=(0, n), test=(n, n))
+        else:
+            split = split_tokens(store, *self.fractions)
+        if trains:
+            owner = f"the train split of {redacted(repr(self.text.name))}"
+            check_enough(split.train[1] - split.train[0], self._owner.max_length, owner)
+        self._store, self.split, self._cut, self.is_open = store, split, cut, True
+        return True
+
+    @property
+    def train_windows(self) -> Windows:
+        """Windows of `max_length` tokens every `stride` tokens."""
+        return self._windows("train", self._owner.stride)
+
+    @property
+    def val_windows(self) -> Windows:
+        """Non-overlapping windows that score every token once; the last one is padded."""
+        return self._windows("val", pad=True)
+
+    @property
+    def test_windows(self) -> Windows:
+        """Like `val_windows`, over the end of the source."""
+        return self._windows("test", pad=True)
+
+    def _windows(self, split: str, stride: int | None = None, pad: bool = False) -> Windows:
+        length, (begin, end) = self._owner.max_length, getattr(self.split, split)
+        return Windows(
+            self.store.tokens, begin=begin, end=end, max_length=length, stride=stride or length, pad=pad
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the windows, in plain values."""
+        return {
+            "store": self.store.fingerprint,
+            **asdict(self.reading),
+            "val_fraction": self.fractions[0],
+            "test_fraction": self.fractions[1],
+            "corpus": self.text.name,
+            "train_tokens": list(self.split.train),
+        }
+
+    def __repr__(self) -> str:
+        return f"NamedSource({self.name!r}, {redacted(repr(self.text.name))})"
+
+
+class EvalSet(NamedTuple):
+    """A set of val or test windows. `trains`: its source also trains, so it is part of the total."""
+
+    name: str
+    windows: Windows
+    trains: bool
+
+
+class Sources:
+    """All sources of a data module: those of `corpus`, and those of `val_corpus`, which only score."""
+
+    def __init__(self, options: dict[str, Any], owner: Owner) -> None:
+        """`options`: those that the data module got."""
+        self.options, self.owner = options, owner
+        corpus, val_corpus = options["corpus"], options["val_corpus"]
+        stages, store_url = options["stages"], options["store_url"]
+        self.is_named = isinstance(corpus, Mapping) and not isinstance(corpus, Corpus)
+        if self.is_named:  # the train windows are a `Mixture`
+            given = read_sources("corpus", corpus)
+            if store_url is not None:
+                raise ValueError("store_url replaces a single corpus: in a mixture, give it to a source")
+        else:
+            given = {"": Source(path=corpus, store_url=store_url)}
+            if stages is not None:
+                raise ValueError("stages need named sources: corpus={name: path, …}")
+        val_given = {} if val_corpus is None else read_sources("val_corpus", val_corpus)
+        for name, source in val_given.items():
+            options = source.given()
+            unused = [key for key in ("weight", "val_fraction", "test_fraction") if key in options]
+            if name in given or unused:
+                problem = f"has {unused[0]}={options[unused[0]]}" if unused else "is in corpus, too"
+                raise ValueError(f"val_corpus.{name} {problem}, but all of it is val: change this")
+        self.stages = None if stages is None else read_stages(stages, given)
+        self.sources: dict[str, NamedSource] = {}
+        self.val_corpus: dict[str, NamedSource] = {}
+        for name, source in [*given.items(), *val_given.items()]:
+            group, only_val = (self.val_corpus, True) if name in val_given else (self.sources, False)
+            with naming(name):
+                group[name or "corpus"] = NamedSource(self, name, source, only_val=only_val)
+        self.all = [*self.sources.values(), *self.val_corpus.values()]
+        self.first = self.all[0]
+        if not any(self._weights[-1].values()):
+            raise ValueError("the weights of all sources are 0: at least one source must train")
+        self._mixture: tuple[Any, Mixture] | None = None
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The options of texts and tokens in plain values, which a checkpoint can hold."""
+        corpus = {name: source.hparams for name, source in self.sources.items()}
+        val_corpus = {name: source.hparams for name, source in self.val_corpus.items()} or None
+        local = local_build(self.options, self.owner.tokenizer, self.owner.data_dir)
+        build, cache_gb = asdict(local.options), self.options["cache_gb"]
+        return asdict(local.reading) | {"build_workers": build.pop("workers"), **build} | {
+            "corpus": corpus if self.is_named else local.name, "val_corpus": val_corpus,
+            "stages": self.stages, "stream": local.stream, "cache_gb": cache_gb and float(cache_gb),
+            "tokenizer": local.tokenizer.name, "special_tokens": local.tokenizer.special_tokens,
+        }  # fmt: skip
+
+    @property
+    def is_open(self) -> bool:
+        return all(source.is_open for source in self.all)
+
+    def prepare(self) -> Iterator[str]:
+        """Build or find each store; yields warnings about val."""
+        for source in self.all:
+            with naming(source.name):
+                store = source.text.prepare()
+            if isinstance(source.text, LocalBuild) and not source.only_val:
+                key = [source.text.name, source.text.tokenizer.fingerprint, *filter(None, [source.name])]
+                root = source.text.root
+                if changed := changed_val_warning(store, *source.fractions, root=root, key=key):
+                    yield f"source {source.name}: {changed}" if source.name else changed
+
+    def publish(self, url: Any) -> dict[str, str]:
+        """Publish each store under `url`: name → URL. A published source of a mixture keeps its URL."""
+        urls = {}
+        for source in self.all:
+            name, text = source.name, source.text
+            is_kept = isinstance(text, PublishedStore) and name != ""
+            with naming(name):
+                urls[name or "corpus"] = str(text.name) if is_kept else text.publish(url)
+        return urls
+
+    def open(self, *, again: bool, shuffle: bool) -> Iterator[str]:
+        """Open each store; yields warnings. `again`: texts may have changed since the last time."""
+        trained = self.trained.values()
+        for source in self.all:
+            reopen = again and isinstance(source.text, LocalBuild)
+            with naming(source.name):
+                store = source.store if source.is_open and not reopen else source.text.find()
+                is_new = source.open(store, trains=source in trained)
+            if is_new:
+                self._mixture = None
+                if source.split.val_sources and not source.name:
+                    yield f"val covers only the end of the corpus: {source.split.val_sources}"
+                if shuffle and (slow := shuffle_warning(source.store)):
+                    yield f"source {source.name}: {slow}" if source.name else slow
+        allow_open_files(sum(len(source.store.shards) for source in self.all))
+        self._check_val_corpus()
+
+    def _check_val_corpus(self) -> None:
+        """Raise ValueError if a text of `val_corpus` is in a source that trains, by its contents."""
+        trained = {
+            entry.sha256: (name, entry.path)
+            for name, source in self.trained.items() if self.val_corpus
+            for entry in source.store.manifest.sources
+        }  # fmt: skip
+        for name, source in self.val_corpus.items():
+            for entry in source.store.manifest.sources:
+                if entry.sha256 in trained:
+                    owner, path = trained[entry.sha256]
+                    raise ValueError(
+                        f"val_corpus.{name} ({redacted(repr(source.text.name))}) has a text on which "
+                        f"the source {owner} trains, {redacted(path)}: leave it out of one of them"
+                    )
+
+    @property
+    def _weights(self) -> list[dict[str, float]]:
+        """The weights of each stage. Without any, sources count by their size."""
+        if self.stages is not None:
+            return [stage["weights"] for stage in self.stages]
+        weights = {name: source.weight for name, source in self.sources.items()}
+        if None not in weights.values():
+            return [weights]  # type: ignore[list-item]
+        if not self.is_open:
+            return [dict.fromkeys(weights, 1.0)]
+        return [{name: float(len(source.train_windows)) for name, source in self.sources.items()}]
+
+    @property
+    def trained(self) -> dict[str, NamedSource]:
+        """The sources that train, in at least one stage."""
+        stages = self._weights
+        return {n: source for n, source in self.sources.items() if any(weights[n] for weights in stages)}
+
+    @property
+    def n_train(self) -> int:
+        """Train windows in an epoch."""
+        return sum(len(source.train_windows) for source in self.trained.values())
+
+    @property
+    def stage_tokens(self) -> list[int]:
+        """The lengths of all stages but the last one, which has no end."""
+        return [stage["tokens"] for stage in (self.stages or [])[:-1]]
+
+    def train_windows(self, seed: int | DrawnSeed | None) -> Windows:
+        """The train windows, those of named sources as a `Mixture`, whose stages start at 0 for now."""
+        if not self.is_named:
+            return self.first.train_windows
+        key = (seed, self.owner.max_length, self.owner.stride)
+        if self._mixture is None or self._mixture[0] != key:
+            trained = self.trained
+            stages = [Stage(0, tuple(weights[name] for name in trained)) for weights in self._weights]
+            windows = {name: source.train_windows for name, source in trained.items()}
+            self._mixture = key, Mixture(windows, stages, seed=seed)
+        return self._mixture[1]
+
+    def eval_sets(self, split: str) -> list[EvalSet]:
+        """The sets of "val" or "test" that have windows, those of the corpus first."""
+        trained = self.trained.values()
+        sets = [EvalSet(s.name, getattr(s, f"{split}_windows"), s in trained) for s in self.all]
+        return [found for found in sets if len(found.windows)]
+
+    def eval_windows(self, split: str) -> Windows:
+        """All of these sets as one."""
+        windows = [found.windows for found in self.eval_sets(split)]
+        windows = windows or [getattr(self.first, f"{split}_windows")]
+        return windows[0] if len(windows) == 1 else ChainedWindows(windows)
+
+    def open_store(self, fingerprint: str, corpus: Any) -> TokenStore:
+        """A store of this data, or of earlier data: in the same folder, or published at `corpus`."""
+        stores = (source.store for source in self.all)
+        found = next((store for store in stores if store.fingerprint == fingerprint), None)
+        folder = self.owner.data_dir / "tokens" / fingerprint
+        if found is None and str(corpus).rstrip("/").endswith(fingerprint):
+            local = local_build(self.options, self.owner.tokenizer, self.owner.data_dir)
+            found = choose_source(local, corpus, self.options["cache_gb"]).prepare()
+        if found is None and not folder.is_dir():
+            problem = f"the store of earlier data, {redacted(repr(corpus))}, is not in {folder} any more"
+            raise FileNotFoundError(f"{problem}: set the data_dir of that run, or ask for later batches")
+        return found or TokenStore(folder)
+
+    def named(self, name: str) -> NamedSource:
+        """The source of a set."""
+        return next(source for source in self.all if source.name == name)
+
+    def identity(self, mixture: Mixture) -> dict[str, Any]:
+        """What determines the windows of a mixture, in plain values; see identity.py."""
+        stages = [
+            [stage.begin, dict(zip(mixture.sizes, stage.weights, strict=True))]
+            for stage in mixture.stages
+        ]
+        return {
+            "sources": {
+                name: source.identity | {"weight": source.weight}
+                for name, source in self.sources.items()
+            },
+            "stages": self.stages,
+            "mixture": {"stages": stages, "first_epoch": mixture.first_epoch},
+        }
+
+    def describe(self, budget: int | None = None) -> list[str]:
+        """Corpus, tokens and windows, in lines for people. `budget`: training tokens of a run."""
+        tokenizer = self.owner.tokenizer
+        if not self.is_open:
+            names = [f"  {s.name or 'corpus':<8} {redacted(repr(s.text.name))}" for s in self.all]
+            return [*names, f"  tokens   {tokenizer!r}, not prepared yet"]
+        if self.is_named:
+            return self._table(budget)
+        lines = []
+        for source in self.all:
+            store = source.store
+            lines += [
+                f"  {source.name or 'corpus':<8} {redacted(repr(source.text.name))}",
+                f"  tokens   {store.n_tokens:,} by {tokenizer!r} from {store.n_documents:,} "
+                f"documents, {store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}",
+            ]
+            for split in ("train", "val", "test"):
+                lines += [f"  {split:<8} {getattr(source, f'{split}_windows')}"]
+                if split == "val" and source.split.val_sources:
+                    lines += [f"           of {source.split.val_sources}"]
+        return lines
+
+    def _table(self, budget: int | None) -> list[str]:
+        length, stride, weights = self.owner.max_length, self.owner.stride, self._weights
+        lengths = self.stage_tokens
+        sizes = {name: len(source.train_windows) for name, source in self.trained.items()}
+        epochs = epochs_of(budget or self.n_train * length, length, lengths, weights, sizes)
+        shares = ["share", *(f"share from {start:,}" for start in accumulate(lengths))]
+        rows = [["source", "tokens", *shares, "epochs", "val tokens", "test tokens", "store", "text"]]
+        for source in self.all:
+            name, store, split = source.name, source.store, source.split
+            rates = [f"{100 * w[name] / sum(w.values()):.4g} %" if name in w else "" for w in weights]
+            tokens = (f"{end - begin:,}" for begin, end in (split.val, split.test))
+            taken = f"{epochs[name]:.2f}" if name in epochs else ""
+            text = redacted(repr(source.text.name)) + " (val_corpus)" * source.only_val
+            counts = [f"{store.n_tokens:,}", *rates, taken, *tokens]
+            rows.append([name, *counts, store.fingerprint[:8], text])
+        epoch = f"one epoch of {self.n_train:,} windows of {length} every {stride} tokens"
+        run = f"{budget:,} training tokens" if budget else epoch
+        lines = [
+            *aligned(rows),
+            f"epochs   of each source in {run}",
+            f"tokens   by {self.owner.tokenizer!r}",
+        ]
+        many = ", ".join(name for name, n in epochs.items() if n > MAX_EPOCHS)
+        if many and budget:
+            lines += [f"warning  {many}: over {MAX_EPOCHS} epochs; add text, or lower the weight"]
+        return [f"  {line}" for line in lines]
