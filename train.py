@@ -85,6 +85,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
     # With a spawn or fork strategy, other processes did the training, and the data module and the
     # TokenBudget of this process have not seen it.
+    data.trainer = trainer
     data.setup()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
