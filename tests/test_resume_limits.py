@@ -430,18 +430,23 @@ def test_a_trainer_that_has_only_the_loader_resumes_at_its_state(tmp_path, wrapp
         assert fit(tmp_path / "ckpt" / f"step={step}.ckpt") == whole[step:]
 
 
+def resume_as(subclass: type[GPTDataModule], run: Run) -> None:
+    """Resume the run with a data module of a subclass, which has the key of the checkpoint's state."""
+    subclass.__qualname__ = "GPTDataModule"
+    data = make_data(run.folder)
+    data.__class__ = subclass
+    save = ModelCheckpoint(run.folder, **SAVE)
+    trainer = make_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
+    trainer.fit(make_model(), data, ckpt_path=run.folder / "step=10.ckpt", weights_only=True)
+
+
 def test_a_subclass_with_a_loader_of_its_own_cannot_resume_and_says_so(run):
     class Own(GPTDataModule):
         def train_dataloader(self):
             return torch.utils.data.DataLoader(super().train_dataloader().dataset, batch_size=4)
 
-    Own.__qualname__ = "GPTDataModule"  # the key of its state in the checkpoint
-    data = make_data(run.folder)
-    data.__class__ = Own
-    save = ModelCheckpoint(run.folder, **SAVE)
-    trainer = make_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
     with pytest.raises(ValueError, match=r"train_dataloader\(\) does not return the loader of GPTData"):
-        trainer.fit(make_model(), data, ckpt_path=run.folder / "step=10.ckpt", weights_only=True)
+        resume_as(Own, run)
 
 
 def test_a_batch_size_that_changes_after_the_checkpoint_was_loaded_is_refused(run):
@@ -450,13 +455,8 @@ def test_a_batch_size_that_changes_after_the_checkpoint_was_loaded_is_refused(ru
             self.batch_size = 2
             return super().train_dataloader()
 
-    Own.__qualname__ = "GPTDataModule"  # the key of its state in the checkpoint
-    data = make_data(run.folder)
-    data.__class__ = Own
-    save = ModelCheckpoint(run.folder, **SAVE)
-    trainer = make_trainer(max_epochs=2, callbacks=[save], enable_checkpointing=True)
     with pytest.raises(ValueError, match=r"batch_size changed after the checkpoint was loaded"):
-        trainer.fit(make_model(), data, ckpt_path=run.folder / "step=10.ckpt", weights_only=True)
+        resume_as(Own, run)
 
 
 def test_a_second_fit_of_a_trainer_keeps_the_history(tmp_path):

@@ -339,11 +339,8 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             if value.is_valid:
                 name = f"{path}: row {number}"
                 # arrow does not check that strings are valid UTF-8
-                data, advice = (
-                    value.as_buffer().to_pybytes(),
-                    "Repair it, or set encoding_errors=replace",
-                )
-                text, _ = _valid(data, reading.encoding_errors, name, advice=advice)
+                data = value.as_buffer().to_pybytes()
+                text, _ = _valid(data, reading.encoding_errors, name, advice=BAD_ROW)
                 yield Document(source=name, chunks=[text], number=file.number)
 
 
