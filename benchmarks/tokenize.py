@@ -41,7 +41,7 @@ CHUNK_BYTES = 1 << 20
 
 def tiktoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
     """Encode each file with one call, on one thread. Reading the files is not timed."""
-    encoding = Tokenizer("gpt2").encoding
+    encoding = Tokenizer("gpt2").reference.encoding
     texts = [path.read_text(encoding="utf-8") for path in files]
     return lambda: sum(len(encoding.encode(t, allowed_special={"<|endoftext|>"})) for t in texts)
 
@@ -66,7 +66,7 @@ def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[],
         from lit_gptdata.tokens.build.local import prepare_store
 
         tokenizer = Tokenizer("gpt2")
-        tokenizer.encoding  # noqa: B018 loaded before the clock starts, like the others
+        tokenizer.reference.encoding  # noqa: B018 loaded before the clock starts, like the others
         return lambda: (
             prepare_store(
                 FilesCorpus(files), tokenizer, out, BuildOptions(engine=engine, workers=workers)
@@ -78,7 +78,7 @@ def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[],
 
 def nanogpt_way(files: list[Path], out: Path) -> Callable[[], int]:
     """Like nanoGPT's prepare.py: the ids of each document as a list, then written to a memory map."""
-    encoding = Tokenizer("gpt2").encoding
+    encoding = Tokenizer("gpt2").reference.encoding
 
     def run() -> int:
         ids = []
@@ -99,7 +99,7 @@ def nanogpt_way(files: list[Path], out: Path) -> Callable[[], int]:
 def _litdata_items(path: str):  # type: ignore[no-untyped-def]
     import torch
 
-    encoding = Tokenizer("gpt2").encoding
+    encoding = Tokenizer("gpt2").reference.encoding
     with open(path, encoding="utf-8") as file:
         while text := file.read(CHUNK_BYTES):
             yield torch.tensor(encoding.encode_ordinary(text), dtype=torch.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
@@ -41,7 +42,7 @@ from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
-from lit_gptdata.windows.split import Split, scored_bytes
+from lit_gptdata.windows.split import Split
 from lit_gptdata.windows.steps import Steps, Tail
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ class GPTDataModule(L.LightningDataModule):
         max_document_bytes: refuse longer documents; None: no limit
         store_url: published store to train from instead of `corpus`: a folder, or a URL for fsspec
         Which tokens:
-        tokenizer: name of a tiktoken encoding, or a `tiktoken.Encoding`
+        tokenizer: tiktoken name | tokenizer.json | folder | .tiktoken or tokenizer.model file |
+            hf://org/name | an object of tiktoken, tokenizers or transformers
         special_tokens: `<|endoftext|>` in a text: "allow" (the special token) | "text" | "error"
+        end_of_document: the special token between documents; None: the tokenizer's own
+        bos: start each document with the tokenizer's BOS token
         Which windows:
         max_length: tokens in a window's inputs
         stride: tokens between the starts of two train windows; val and test use max_length
@@ -90,8 +94,7 @@ class GPTDataModule(L.LightningDataModule):
         engine: "auto" | "tiktoken" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
         build_workers: processes or tasks at a time; None: one per core
-        ray_address: address of the cluster, as in `ray.init`; None: the cluster of RAY_ADDRESS or of
-            `ray start`, else a local one for the build. An existing connection of the program is used
+        ray_address: address of the cluster, as in `ray.init`; None: a running cluster, else a local one
         cache_gb: maximum size of data_dir/cache in 10^9 bytes; None: no limit
     """
 
@@ -101,7 +104,7 @@ class GPTDataModule(L.LightningDataModule):
     def __init__(
         self,
         corpus: dict[str, Source | str | list[str]] | CorpusLike = "sample",
-        tokenizer: str | tiktoken.Encoding = "gpt2",
+        tokenizer: str | Path | tiktoken.Encoding | Any = "gpt2",
         max_length: int = 256,
         stride: int = 128,
         batch_size: int = 4,
@@ -127,6 +130,8 @@ class GPTDataModule(L.LightningDataModule):
         val_corpus: dict[str, Source | str | list[str]] | None = None,
         stages: list[dict[str, Any]] | None = None,
         on_change: OnChange = "refuse",
+        end_of_document: str | None = None,
+        bos: bool = False,
     ) -> None:
         arguments = {**locals()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
@@ -134,8 +139,8 @@ class GPTDataModule(L.LightningDataModule):
         self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
         self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
-        self.tokenizer = Tokenizer(tokenizer, plain(special_tokens))
         self.data_dir = local_folder(data_dir)
+        self.tokenizer = Tokenizer(tokenizer, plain(special_tokens), end_of_document, bos, self.data_dir)
         self._data = Sources(arguments, self)
         self._resume = Resume(type(self).__qualname__, plain(on_change))
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
@@ -151,15 +156,15 @@ class GPTDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
+        self.tokenizer.origin.keep()
         for message in self._data.prepare():
             rank_zero_warn(message)
 
     def publish(self, url: str | os.PathLike[str]) -> str | dict[str, str]:
         """Put the tokens at `url`/<fingerprint>, a `store_url` for any machine, and return that URL.
 
-        For named sources it returns {name: URL}. Workers upload tokens that are not in `data_dir`
-        directly, without using local disk. Raises ValueError for a published or damaged store,
-        RemoteError, and the errors of `prepare_data`.
+        For named sources it returns {name: URL}. Tokens that are not in `data_dir` need no local disk.
+        Raises ValueError for a published or damaged store, RemoteError, the errors of `prepare_data`.
         """
         urls = self._data.publish(url)
         return urls if self._data.is_named else urls["corpus"]
@@ -173,6 +178,7 @@ class GPTDataModule(L.LightningDataModule):
             warnings.filterwarnings("ignore", message)
         for message in self._data.open(again=stage == "fit", shuffle=self.shuffle):
             rank_zero_warn(message)
+        self.hparams["tokenizer"] = self.tokenizer.location  # with the commit of a tokenizer on the hub
         if self.trainer is not None and stage == "fit":
             callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]  # set late
             self._tuned = any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
@@ -212,9 +218,8 @@ class GPTDataModule(L.LightningDataModule):
         return self._data.eval_sets(split)
 
     def scored_bytes(self, split: str, n: int, ordinary: int, special: int, source: str = "") -> int:
-        """UTF-8 bytes of the first `n` targets of a source's set, as `windows.split.scored_bytes`."""
-        named = self._data.named(source)
-        return scored_bytes(named.store, getattr(named.split, split)[0], n, ordinary, special)
+        """UTF-8 bytes of the first `n` targets of a source's set; 0 if they are not known."""
+        return self._data.named(source).scored_bytes(split, n, ordinary, special)
 
     @property
     def train_windows(self) -> Windows:
@@ -269,8 +274,7 @@ class GPTDataModule(L.LightningDataModule):
         """Batches of val windows in text order; [] without a val split.
 
         Several sets have a loader each if the model's step takes `dataloader_idx`, else one for all. All
-        ranks have the same number of batches, so the last ones may contain windows of padding. Their
-        targets are all -100: a sum over targets skips them, and a mean over such a window is NaN.
+        ranks have equally many batches, the last ones perhaps with padding: targets that are all -100.
         """
         return self._eval_loader("val")
 
@@ -383,7 +387,7 @@ class GPTDataModule(L.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         """What determines the windows and their order, in plain values."""
         options = {name: getattr(self, name) for name in ("max_length", "stride", "shuffle")}
-        options |= {name: self.hparams[name] for name in ("tokenizer", "special_tokens")}
+        options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
         draws = self.shuffle and self.seed is None
         options["seed"] = self._drawn_seed.value if draws else self.seed
         if not self._data.is_named:

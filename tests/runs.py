@@ -36,7 +36,7 @@ EPOCH_BATCHES = 25  # batches of 4 windows per epoch, and a tail of 3 windows
 @functools.cache
 def words() -> list[str]:
     """Return N_TOKENS different words that are one gpt2 token each."""
-    encoding = Tokenizer("gpt2").encoding
+    encoding = Tokenizer("gpt2").reference.encoding
     vocabulary = (encoding.decode([i]) for i in range(1000, 40_000))
     return list(itertools.islice((w for w in vocabulary if re.fullmatch(" [a-z]+", w)), N_TOKENS))
 
@@ -81,7 +81,7 @@ def opened(data: GPTDataModule) -> GPTDataModule:
 
 def windows_of(inputs: torch.Tensor) -> list[int]:
     """Return the number of each window of a batch."""
-    first_words = Tokenizer("gpt2").encoding.decode_batch(inputs[:, :1].tolist())
+    first_words = Tokenizer("gpt2").reference.encoding.decode_batch(inputs[:, :1].tolist())
     return [words().index(word) // LENGTH for word in first_words]
 
 

@@ -88,7 +88,7 @@ def batches_at(data: GPTDataModule, steps) -> list[list[int]]:
 )
 def test_a_change_of_windows_is_refused_by_name_with_both_values(run, options, message, monkeypatch):
     if "tokenizer" in options:  # offline, the same vocabulary under another name
-        gpt2 = Tokenizer("gpt2").encoding
+        gpt2 = Tokenizer("gpt2").reference.encoding
         parts = ("pat_str", "mergeable_ranks", "special_tokens")
         other = tiktoken.Encoding("r50k_base", **{name: getattr(gpt2, f"_{name}") for name in parts})
         monkeypatch.setitem(tiktoken.registry.ENCODINGS, "r50k_base", other)

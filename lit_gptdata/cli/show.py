@@ -50,7 +50,7 @@ def show(args: argparse.Namespace) -> None:
         origin = str(first) if first[:2] == last[:2] else f"{first}, to {last}"  # one document, or more
         owner = f" of {name}" if source.name else ""
         print(f"window {window:,}{owner}, tokens [{start:,}, {end:,}), {origin}")
-        texts = list(decode_each(data.tokenizer.encoding.decode_tokens_bytes(ids)))
+        texts = list(decode_each(data.tokenizer.decode_each(ids)))
         print(colored(texts) if use_colors else SEPARATOR.join(texts), end="\n\n")
 
 

@@ -6,7 +6,6 @@ goes to tiktoken. Both engines encode the start of each build, and their ids are
 
 from __future__ import annotations
 
-import binascii
 import ctypes
 import functools
 import hashlib
@@ -74,7 +73,8 @@ def load_gigatoken(
             "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', or use "
             "engine='auto', which does not need it"
         ) from error
-    ranks = _rank_file(tokenizer) if tokenizer.split_pattern in (R50K_PATTERN, GPT2_PATTERN) else b""
+    library = tokenizer.reference
+    ranks = library.content() if library.rule in (R50K_PATTERN, GPT2_PATTERN) else b""
     if hashlib.sha256(ranks).hexdigest() != GPT2_RANKS_SHA256:
         if not required:
             return None
@@ -94,13 +94,6 @@ def load_gigatoken(
         warnings.warn(f"falling back to tiktoken, which is slower: {message}", stacklevel=3)
         return None
     return GigatokenEngine(tokenizer, ranks, reference)
-
-
-def _rank_file(tokenizer: Tokenizer) -> bytes:
-    """The ranks as a .tiktoken file: one line per token, with the token in base64 and its rank."""
-    ranks = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
-    lines = [b"%s %d" % (binascii.b2a_base64(token, newline=False), rank) for token, rank in ranks]
-    return b"\n".join([*lines, b""])
 
 
 class GigatokenEngine:

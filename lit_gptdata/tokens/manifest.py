@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lit_gptdata._io import as_json
@@ -83,10 +83,23 @@ class TokenizerEntry:
     vocab_size: int
     dtype: str
     """numpy's name of the ids' dtype, "<u2" or "<u4"."""
+    separators: dict[str, int] | None = None
+    """The special tokens that the build inserted, with their ids; None: only `<|endoftext|>`."""
+    bos: bool = False
+    """Whether each document starts with one of them."""
+    is_lossless: bool = True
+    """Whether the bytes of the ids of a text sum to the bytes of the text."""
+    adds_space: bool = False
+    """Whether the first id of a document has a space that is not in the text."""
 
     def __post_init__(self) -> None:
         texts = (self.name, self.special_tokens, self.fingerprint)
-        if self.dtype not in ("<u2", "<u4") or not all(isinstance(text, str) for text in texts):
+        separators = self.separators or {}
+        if (
+            self.dtype not in ("<u2", "<u4")
+            or not all(isinstance(text, str) for text in [*texts, *separators])
+            or not all(isinstance(id, int) for id in separators.values())
+        ):
             raise ValueError(f"{self} does not describe a tokenizer")
 
 
@@ -126,7 +139,11 @@ class Manifest:
         return [file for shard in self.shards for file in shard.files] + [self.vocab]
 
     def to_json(self) -> bytes:
-        return as_json({**asdict(self), "sources": [source.to_dict() for source in self.sources]})
+        values = {**asdict(self), "sources": [source.to_dict() for source in self.sources]}
+        for option in fields(TokenizerEntry):  # defaults are not written, as in earlier versions
+            if values["tokenizer"][option.name] == option.default:
+                del values["tokenizer"][option.name]
+        return as_json(values)
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:

@@ -249,7 +249,7 @@ class ShardWriter(abc.ABC):
         self._rows.append((self.n_tokens, self.n_bytes, source, int(starts_document)))
         self.n_documents += starts_document
 
-    def append(self, ids: np.ndarray, n_bytes: int) -> None:
+    def append(self, ids: np.ndarray | Sequence[int], n_bytes: int) -> None:
         """Write the ids of `n_bytes` UTF-8 bytes of text."""
         view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self._digest.update(view)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gptdata.text.remote_file import sha256_of
+from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry, total
 from lit_gptdata.tokens.shards import ROW, Tokens
-from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
+from lit_gptdata.tokens.tokenizer import Tokenizer
 
 VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?")])
 """One row of vocab.bin, for one id: its length in UTF-8 bytes (0 if special or unused); whether it
@@ -173,7 +174,7 @@ class TokenStore:
             rows = self.rows(shard)
             row = len(rows) - 1
         chunk = rows[row]
-        byte = int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
+        byte = int(chunk["byte"]) + int(self._lengths(chunk, token).sum())
         rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document starts in an earlier shard
@@ -212,14 +213,45 @@ class TokenStore:
         if row < len(rows) and rows["token"][row] - token <= rows["document"][row]:
             return int(rows["byte"][row])  # the first token of a chunk, or the separator before it
         chunk = rows[row - 1]
-        return int(chunk["byte"]) + int(self._lengths(int(chunk["token"]), token).sum())
+        return int(chunk["byte"]) + int(self._lengths(chunk, token).sum())
 
-    def _lengths(self, start: int, stop: int) -> np.ndarray:
-        """The UTF-8 bytes of tokens [start, stop) of a chunk, int64. A special token has its name's."""
+    def _lengths(self, chunk: np.ndarray, stop: int) -> np.ndarray:
+        """The UTF-8 bytes of a chunk's tokens up to `stop`, int64. A special token has its name's."""
         # this counts a separator, too, but it is the last token of its chunk, so it moves no other token
-        lengths: np.ndarray = self.vocab["n_bytes"][self.tokens[start:stop]].astype(np.int64)
+        start = int(chunk["token"])
+        ids = self.tokens[start:stop]
+        lengths: np.ndarray = self.vocab["n_bytes"][ids].astype(np.int64)
         lengths[lengths == 0] = len(END_OF_TEXT)
+        tokenizer = self.manifest.tokenizer
+        for name, id in (tokenizer.separators or {}).items():
+            lengths[ids == id] = len(name.encode())
+        if chunk["document"] and tokenizer.bos:
+            lengths[:1] = 0
+        if chunk["document"] and tokenizer.adds_space:
+            first = int(tokenizer.bos)
+            lengths[first : first + 1] -= 1
         return lengths
+
+    def is_exact_at(self, token: int) -> bool:
+        """Whether `byte_at(token)` is more than an estimate; always, if the tokenizer is lossless.
+
+        An estimate adds the bytes of tokens. A normalizer may change the text, so this compares the
+        bytes of all tokens of the chunk with the bytes of its text.
+        """
+        if self.manifest.tokenizer.is_lossless or token == self.n_tokens:
+            return True
+        shard = int(np.searchsorted(self._ends[0], token, side="right"))
+        rows = self.rows(shard)
+        row = int(np.searchsorted(rows["token"], token, side="right")) - 1
+        if row < 0 or token == rows["token"][row]:
+            return True
+        stop, byte = (int(ends[shard]) for ends in self._ends)
+        if row + 1 < len(rows):
+            following = rows[row + 1]
+            stop, byte = int(following["token"] - following["document"]), int(following["byte"])
+        if token >= stop:  # the separator before a document
+            return True
+        return int(self._lengths(rows[row], stop).sum()) == byte - int(rows["byte"][row])
 
     def token_at(self, byte: int) -> int:
         """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.
@@ -233,7 +265,7 @@ class TokenStore:
         next_chunks = rows["token"][rows["token"] > chunk["token"]]
         stop = int(next_chunks[0]) if len(next_chunks) else int(self._ends[0][shard])
         start = int(chunk["token"])
-        lengths = self._lengths(start, stop)
+        lengths = self._lengths(chunk, stop)
         cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(chunk["byte"])))
         first = max(0, cut - 1)
         near = self.vocab[self.tokens[first : min(cut + 1000, self.n_tokens)]]
@@ -249,10 +281,11 @@ class TokenStore:
 
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
     """Properties of each id of a tokenizer, VOCAB (vocab_size,)."""
-    ranks = tokenizer.ranks
-    ids = list(ranks.values())
     table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
-    table["n_bytes"][ids] = [len(token) for token in ranks]
-    table["starts_space"][ids] = [token[0] == 0x20 for token in ranks]
-    table["ends_visible"][ids] = [0x21 <= token[-1] <= 0x7E for token in ranks]
+    for id, token in enumerate(tokenizer.token_bytes):
+        if token:
+            table[id] = len(token), token[0] == 0x20, 0x21 <= token[-1] <= 0x7E
+    for name, id in tokenizer.allowed_special.items():
+        if name not in tokenizer.separators:  # a separator may stand for its name, or between documents
+            table["n_bytes"][id] = len(name.encode())
     return table

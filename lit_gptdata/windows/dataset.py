@@ -205,7 +205,7 @@ class WindowDataset(Windows):
     def __init__(
         self,
         text: str,
-        tokenizer: tiktoken.Encoding | Tokenizer | str = "gpt2",
+        tokenizer: tiktoken.Encoding | Tokenizer | str | Any = "gpt2",
         max_length: int = 256,
         stride: int = 128,
     ) -> None:

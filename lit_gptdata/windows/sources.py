@@ -5,6 +5,7 @@ Sources(corpus, …)  ──open()──▶  {name: NamedSource}  ──▶  tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import accumulate
@@ -22,7 +23,15 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import ChainedWindows, Windows, check_enough
 from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
 from lit_gptdata.windows.ranks import DrawnSeed
-from lit_gptdata.windows.split import Split, changed_val_warning, check_fractions, split_tokens
+from lit_gptdata.windows.split import (
+    Split,
+    changed_val_warning,
+    check_fractions,
+    scored_bytes,
+    split_tokens,
+)
+
+UNKNOWN_BYTES = "the tokenizer changes the text, so the bytes of only a part of it are not known"
 
 
 class Owner(Protocol):
@@ -107,6 +116,13 @@ class NamedSource:
             self.store.tokens, begin=begin, end=end, max_length=length, stride=stride or length, pad=pad
         )
 
+    def scored_bytes(self, split: str, n: int, ordinary: int, special: int) -> int:
+        """`windows.split.scored_bytes` of a split; says once why they are not known."""
+        n_bytes = scored_bytes(self.store, getattr(self.split, split), n, ordinary, special)
+        if not n_bytes:
+            warnings.warn(f"{split} bits per byte are not logged: {UNKNOWN_BYTES}", stacklevel=2)
+        return n_bytes
+
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the windows, in plain values."""
@@ -175,10 +191,12 @@ class Sources:
         val_corpus = {name: source.hparams for name, source in self.val_corpus.items()} or None
         local = local_build(self.options, self.owner.tokenizer, self.owner.data_dir)
         build, cache_gb = asdict(local.options), self.options["cache_gb"]
+        tokenizer = local.tokenizer
         return asdict(local.reading) | {"build_workers": build.pop("workers"), **build} | {
             "corpus": corpus if self.is_named else local.name, "val_corpus": val_corpus,
             "stages": self.stages, "stream": local.stream, "cache_gb": cache_gb and float(cache_gb),
-            "tokenizer": local.tokenizer.name, "special_tokens": local.tokenizer.special_tokens,
+            "tokenizer": tokenizer.location, "special_tokens": tokenizer.special_tokens,
+            "end_of_document": tokenizer.own_end, "bos": tokenizer.bos,
         }  # fmt: skip
 
     @property
@@ -186,7 +204,14 @@ class Sources:
         return all(source.is_open for source in self.all)
 
     def prepare(self) -> Iterator[str]:
-        """Build or find each store; yields warnings about val."""
+        """Build or find each store; yields warnings about special tokens and val."""
+        tokenizer = self.owner.tokenizer
+        if left_out := tokenizer.left_out:
+            also = ", or set bos=True to have it" if tokenizer.begin in left_out else ""
+            yield (
+                f"{tokenizer!r} by itself adds {', '.join(left_out)} to each text, but these tokens do "
+                f"not have it. Use no pretrained model that needs it{also}"
+            )
         for source in self.all:
             with naming(source.name):
                 store = source.text.prepare()

@@ -1,13 +1,14 @@
 """Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
+import math
 import numbers
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_gptdata.tokens.coverage import changed_val, covered, describe
+from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.tokens.tokenizer import END_OF_TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +71,29 @@ def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, f
     return val_fraction, test_fraction
 
 
-def scored_bytes(store: TokenStore, begin: int, n_targets: int, ordinary: int, special: int) -> int:
-    """UTF-8 bytes of the first targets of the split that starts at token `begin`.
+def scored_bytes(
+    store: TokenStore, split: tuple[int, int], n_targets: int, ordinary: int, special: int
+) -> int:
+    """UTF-8 bytes of the first targets of a split, or 0 if they are not known.
 
-    `special` of the `n_targets` targets are special tokens, and the others have `ordinary` bytes. A
-    literal `<|endoftext|>` in a text has the same id as a separator between documents. Only the store
-    knows which of them have 13 bytes and which have 0. If the counts are not the counts of these
-    targets, because a loader chose others, the result is `ordinary`.
+    `special` of the `n_targets` targets are separators, and the others have `ordinary` bytes. A literal
+    `<|endoftext|>` in a text has the same id as a separator between documents. Only the store knows
+    which of them have 13 bytes and which have 0. If the counts are not the counts of these targets,
+    because a loader chose others, the result is `ordinary`. If the tokenizer changes the text, only the
+    bytes of a whole split are known, from those of its text.
     """
-    stop = begin + 1 + n_targets
+    begin, stop = split[0] + 1, split[0] + 1 + n_targets
+    tokenizer = store.manifest.tokenizer
+    if not tokenizer.is_lossless:
+        known = stop == split[1] and store.is_exact_at(begin) and store.is_exact_at(stop)
+        return store.byte_at(stop) - store.byte_at(begin) if known else 0
     if not special or stop > store.n_tokens:
         return ordinary
-    n_bytes = store.byte_at(stop) - store.byte_at(begin + 1)
-    literals, rest = divmod(n_bytes - ordinary, len(END_OF_TEXT))
-    return n_bytes if not rest and 0 <= literals <= special else ordinary
+    n_bytes = store.byte_at(stop) - store.byte_at(begin)
+    lengths = [len(name.encode()) for name in tokenizer.separators or [END_OF_TEXT]]
+    literal = n_bytes - ordinary
+    possible = not literal % math.gcd(*lengths) and 0 <= literal <= special * max(lengths)
+    return n_bytes if possible else ordinary
 
 
 def _cut(store: TokenStore, fraction: float, end: int) -> int:

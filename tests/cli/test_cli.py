@@ -219,14 +219,14 @@ def test_every_token_has_a_place(tmp_path, monkeypatch):
     expected = []  # the place of every token; a separator is at the end of its document
     for number, (name, text) in enumerate(documents, start=1):
         ids = tokenizer.encode(text)
-        lengths = [len(token) for token in tokenizer.encoding.decode_tokens_bytes(ids)]
+        lengths = [len(token) for token in tokenizer.reference.encoding.decode_tokens_bytes(ids)]
         offsets = np.cumsum([0, *lengths]).tolist()
         expected += [(f"{tmp_path}/{name}", number, offset) for offset in offsets]
     expected.pop()  # no separator after the last document
     assert len(expected) == store.n_tokens
 
     edges = np.cumsum([0, *(shard.n_tokens for shard in store.shards)])
-    separators = np.flatnonzero(store.tokens[:] == tokenizer.end_of_text)
+    separators = np.flatnonzero(store.tokens[:] == tokenizer.end_of_document)
     near = (np.concatenate([edges, separators])[:, None] + np.arange(-2, 3)).ravel()
     tokens = {*near.tolist(), *range(0, store.n_tokens, 997)}
     for token in tokens & set(range(store.n_tokens)):

@@ -196,7 +196,7 @@ def test_publish_prints_overrides_that_train_on_the_same_batches(texts, capsys, 
 def documents_of(data: GPTDataModule, steps: int, ranks: int = 1) -> dict[str, tuple[int, set[int]]]:
     """Token by token: how many, and of which documents, each source has in the first batches."""
     found = {name: [0, set()] for name in data.sources}
-    end_of_text = data.tokenizer.end_of_text
+    end_of_text = data.tokenizer.end_of_document
     separators = {n: np.cumsum(s.store.tokens[:] == end_of_text) for n, s in data.sources.items()}
     for step in range(steps):
         for rank in range(ranks):

@@ -75,7 +75,7 @@ def numpy_file() -> bytes:
 
 def token_ids(kind: str) -> bytes:
     """The ids of a text as nanoGPT writes them, without a header."""
-    ids = Tokenizer("gpt2").encoding.encode("".join(SampleCorpus().topics.values())[:100_000])
+    ids = Tokenizer("gpt2").reference.encoding.encode("".join(SampleCorpus().topics.values())[:100_000])
     return array.array(kind, ids).tobytes()
 
 

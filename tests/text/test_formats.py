@@ -25,7 +25,7 @@ from lit_gptdata.text.listing import expand_url
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-ENCODING = Tokenizer("gpt2").encoding
+ENCODING = Tokenizer("gpt2").reference.encoding
 RULE = Tokenizer("gpt2").cut_rule
 assert RULE
 
@@ -480,7 +480,7 @@ from lit_gptdata.tokens.build.local import prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.tokenizer import Tokenizer
 tokenizer = Tokenizer("gpt2")
-tokenizer.encoding
+tokenizer.reference.encoding
 corpus = FilesCorpus(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -136,9 +136,9 @@ class Wary(Tokenizer):
     """Warns when it is used."""
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_document(self) -> int:
         warnings.warn("mind the gap", UserWarning, stacklevel=2)
-        return super().end_of_text
+        return super().end_of_document
 
 
 def test_a_warning_in_a_task_is_a_warning_in_the_driver(tmp_path, connected):
@@ -309,10 +309,10 @@ class Deadly(Tokenizer):
         return Deadly, (self.name, self.special_tokens), {"driver": self.driver}
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_document(self) -> int:
         if os.getpid() != self.driver:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().end_of_text
+        return super().end_of_document
 
 
 @pytest.mark.heavy

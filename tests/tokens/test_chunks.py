@@ -82,12 +82,18 @@ def rule_of(pattern: str) -> CutRule:
 @pytest.fixture(scope="module")
 def encodings() -> dict[str, tiktoken.Encoding]:
     """One encoding per pattern, all with the ranks of gpt2: the other ranks need a network."""
-    return {name: with_gpt2_ranks(pattern, name=name).encoding for name, pattern in PATTERNS.items()}
+    return {
+        name: with_gpt2_ranks(pattern, name=name).reference.encoding
+        for name, pattern in PATTERNS.items()
+    }
 
 
 def with_gpt2_ranks(pattern: str, special_ids=None, name: str = "mine") -> Tokenizer:
     """A tokenizer with the ranks of gpt2 and its own split pattern and special tokens."""
-    ranks, special_ids = GPT2.ranks, GPT2.special_ids if special_ids is None else special_ids
+    ranks, special_ids = (
+        GPT2.reference.encoding._mergeable_ranks,
+        GPT2.special_ids if special_ids is None else special_ids,
+    )
     encoding = tiktoken.Encoding(
         name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_ids
     )
@@ -302,5 +308,5 @@ def test_there_is_no_rule_for_an_unknown_pattern():
 
 @pytest.mark.parametrize("text", ["", "a\ud800", "\udfff\ud83d\ude00b", "plain", "é😀"])
 def test_utf8_replaces_lone_surrogates_as_tiktoken_does(text):
-    encoding = Tokenizer("gpt2").encoding
+    encoding = Tokenizer("gpt2").reference.encoding
     assert encoding.encode(utf8(text).decode()) == encoding.encode(text)

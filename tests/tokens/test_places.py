@@ -55,7 +55,7 @@ def oracle(texts: list[str], tokenizer: Tokenizer) -> list[Token]:
     for number, text in enumerate(texts, 1):
         byte = 0
         for id in tokenizer.encode(text):
-            content = tokenizer.encoding.decode_single_token_bytes(id)
+            content = tokenizer.reference.encoding.decode_single_token_bytes(id)
             tokens.append(Token(number, byte, before + byte, content))
             byte += len(content)
         assert byte == len(text.encode())

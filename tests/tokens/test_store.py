@@ -39,7 +39,7 @@ def expected_ids(texts: list[str], tokenizer: Tokenizer) -> list[int]:
     """The ids of the documents with a separator between them."""
     ids: list[int] = []
     for number, text in enumerate(texts):
-        ids += ([tokenizer.end_of_text] if number else []) + tokenizer.encode(text)
+        ids += ([tokenizer.end_of_document] if number else []) + tokenizer.encode(text)
     return ids
 
 

@@ -85,7 +85,7 @@ def test_every_tokenizer_gets_the_same_val_text(tmp_path):
     texts = [PARAGRAPH * 37 + "12345678 … ünï語 " * 9, PARAGRAPH * 5]
     bytewise = tiktoken.Encoding(  # one token per byte
         "bytes",
-        pat_str=GPT2.split_pattern,
+        pat_str=GPT2.reference.rule,
         mergeable_ranks={bytes([b]): b for b in range(256)},
         special_tokens={"<|endoftext|>": 256},
     )
@@ -111,7 +111,7 @@ def test_bits_per_byte_count_a_literal_end_of_text_but_no_separator(tmp_path, po
     lengths = []
     for text in texts:
         ids = data.tokenizer.encode(text)
-        lengths += [*map(len, data.tokenizer.encoding.decode_tokens_bytes(ids)), 0]
+        lengths += [*map(len, data.tokenizer.reference.encoding.decode_tokens_bytes(ids)), 0]
     nats = val["val_loss"] * (end - begin - 1)
     bits = nats / math.log(2) / sum(lengths[begin + 1 : end])
     assert val["val_bits_per_byte"] == pytest.approx(bits, rel=1e-6)
@@ -119,10 +119,10 @@ def test_bits_per_byte_count_a_literal_end_of_text_but_no_separator(tmp_path, po
 
 def test_bytes_of_targets_that_are_not_the_splits_first_ones_come_from_their_ids(tmp_path):
     store = store_of(["one<|endoftext|> two", "three"], tmp_path)  # 1 + 1 + 1, separator, 1 token
-    assert scored_bytes(store, 0, 4, ordinary=9, special=2) == 9 + 13
-    assert scored_bytes(store, 1, 3, ordinary=9, special=1) == 9
+    assert scored_bytes(store, (0, 5), 4, ordinary=9, special=2) == 9 + 13
+    assert scored_bytes(store, (1, 5), 3, ordinary=9, special=1) == 9
     for counts in ((4, 8, 2), (4, 10, 2), (4, 9, 0), (3, 9, 1), (99, 9, 2)):
-        assert scored_bytes(store, 0, *counts) == counts[1]
+        assert scored_bytes(store, (0, 5), *counts) == counts[1]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_gptdata.tokens.libraries.vocabularies import load_encoding
 from lit_gptdata.tokens.shards import Tokens
-from lit_gptdata.tokens.tokenizer import load_encoding
 from lit_gptdata.windows.dataset import IGNORE_INDEX, Spans, WindowDataset, Windows
 
 

@@ -103,23 +103,26 @@ class Encoder:
     def encode(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
         """Write and record the shards of a work unit; its ValueError or OSError names the source."""
         engine = self.engine  # an unusable engine is reported before any problem with a document
+        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         shards: Shards = []
         writer = self._shard_writer(unit, 0)
         try:
             for index, document in enumerate(documents):
                 starts = not document.continues
                 if starts and (unit, index) != (self.first_unit, 0):
-                    writer.append(np.array([self.tokenizer.end_of_text]), 0)
+                    writer.append([self.tokenizer.end_of_document], 0)
                 for chunk, ids in self._chunks(document, engine):
                     if writer.n_bytes >= self.shard_bytes:
                         shards.append(writer.finish())
                         writer = self._shard_writer(unit, len(shards))
                     writer.start_chunk(document.number, starts)
+                    writer.append(bos if starts else [], 0)
                     writer.append(ids, len(chunk))
                     on_progress(len(chunk), len(ids))
                     starts = False
                 if starts:  # an empty document
                     writer.start_chunk(document.number, True)
+                    writer.append(bos, 0)
             if writer.n_tokens or writer.n_documents:
                 shards.append(writer.finish())
         finally:

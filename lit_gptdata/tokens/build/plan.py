@@ -14,6 +14,7 @@ from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
+from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -148,6 +149,7 @@ class BuildPlan:
         if not total(shards, "n_bytes"):
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         self.check_unchanged(sources)
+        separators = self.tokenizer.separators
         return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(
@@ -156,6 +158,10 @@ class BuildPlan:
                 fingerprint=self.tokenizer.fingerprint,
                 vocab_size=self.tokenizer.vocab_size,
                 dtype=self.tokenizer.dtype.str,
+                separators=None if {*separators} <= {END_OF_TEXT} else separators,
+                bos=self.tokenizer.bos,
+                is_lossless=self.tokenizer.is_lossless,
+                adds_space=self.tokenizer.adds_space,
             ),
             reading=_reading(self.corpus),
             n_tokens=total(shards, "n_tokens"),

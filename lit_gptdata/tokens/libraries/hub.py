@@ -1,0 +1,71 @@
+"""Download the tokenizer of a model on the Hugging Face Hub once, into a folder named by its commit.
+
+hf://org/name[@revision]  →  <folder>/org--name/<commit>/tokenizer.json
+"""
+
+import re
+from pathlib import Path
+
+from lit_gptdata._io import write_whole
+
+FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+
+
+def check_hub_name(name: str) -> tuple[str, str]:
+    """The repository and the revision of hf://org/name[@revision]; ValueError for another name."""
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if match is None:
+        raise ValueError(f"tokenizer={name!r} must be hf://org/name or hf://org/name@revision")
+    return match[1], match[2] or "main"
+
+
+def find_on_hub(name: str, folder: Path) -> tuple[Path, str]:
+    """The folder with the files of a tokenizer, and its name with the commit.
+
+    A name without a revision is resolved once per `folder`, and later runs take the same commit. Raises
+    ValueError for another name, ImportError, OSError that names the address.
+    """
+    repository, revision = check_hub_name(name)
+    home = folder / repository.replace("/", "--")
+    record = home / f"{revision.replace('/', '--')}.commit"
+    commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
+    if not commit and record.is_file():
+        commit = record.read_text()
+    if not commit or not any((home / commit / file).is_file() for file in FILES[1:]):
+        commit = _download(repository, commit or revision, home)
+        if commit != revision:
+            write_whole(record, commit.encode())
+    return home / commit, f"hf://{repository}@{commit}"
+
+
+def _download(repository: str, revision: str, home: Path) -> str:
+    """Download the files of a revision, those that exist; returns its commit."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    except ImportError as error:
+        problem = f"hf://{repository} needs the package huggingface-hub"
+        raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
+    import requests
+
+    try:
+        commit = str(huggingface_hub.model_info(repository, revision=revision).sha)
+        for file in FILES:
+            try:
+                huggingface_hub.hf_hub_download(
+                    repository, file, revision=commit, local_dir=home / commit
+                )
+            except EntryNotFoundError:
+                continue
+            if file == "tokenizer.json":
+                break  # tokenizer.model would be the same tokenizer in another format
+        else:
+            if not any((home / commit / file).is_file() for file in FILES[1:]):
+                raise FileNotFoundError(
+                    f"hf://{repository}@{commit} has neither tokenizer.json nor tokenizer.model"
+                )
+    except (HfHubHTTPError, requests.RequestException, ConnectionError) as error:
+        hint = "check the name, the network and HF_TOKEN, or give a tokenizer.json"
+        problem = f"hf://{repository}@{revision} cannot be downloaded: {error}"
+        raise ConnectionError(f"{problem}. {hint}") from error
+    return commit

@@ -1,0 +1,156 @@
+"""A `tokenizers.Tokenizer` of Hugging Face, such as a tokenizer.json, as a Reference."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_gptdata.tokens.libraries.reference import digest_of
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_KEEP_ALL = ("Split", "ByteLevel", "Digits", "Sequence")  # pre-tokenizers that leave nothing out
+
+
+class HuggingFaceReference:
+    """A tokenizer.json; special tokens that its post-processor would add are left out.
+
+    `config`: the contents of tokenizer_config.json, which names special tokens. Raises ValueError for
+    another text, ImportError.
+    """
+
+    library = "tokenizers"
+    finds_specials = True
+
+    def __init__(self, text: str, config: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer = _from_json(text)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._json: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        self._added = self._json["added_tokens"]
+        self.special_ids = {each["content"]: each["id"] for each in self._added if each["special"]}
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
+        self.ends: Sequence[str] = _named(config or {}, "eos_token")
+        self.begins: Sequence[str] = _named(config or {}, "bos_token")
+        self.is_lossless = self._keeps_all()
+        with_added = self._tokenizer.encode("a", add_special_tokens=True)
+        self.added: Sequence[str] = [
+            token for token, mask in zip(with_added.tokens, with_added.special_tokens_mask, strict=True)
+            if mask
+        ]  # fmt: skip
+
+    @functools.cached_property
+    def digest(self) -> str:
+        parts = ("normalizer", "pre_tokenizer", "model", "added_tokens")
+        return digest_of({part: self._json[part] for part in parts})
+
+    def _keeps_all(self) -> bool:
+        steps = [*_steps(self._json["normalizer"], "normalizers")]
+        splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
+        return (
+            self._is_byte_level
+            and not steps
+            and all(step["type"] in _KEEP_ALL and step.get("behavior") != "Removed" for step in splits)
+            and not any(step.get("add_prefix_space") for step in splits)
+            and not any(each["lstrip"] or each["rstrip"] for each in self._added)
+            and _BYTES.keys() <= self._tokenizer.get_vocab().keys()
+        )
+
+    @property
+    def _is_byte_level(self) -> bool:
+        splits = _steps(self._json["pre_tokenizer"], "pretokenizers")
+        return any(step["type"] == "ByteLevel" for step in splits)
+
+    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+        # the attribute costs nothing to set; a second tokenizer would take as much memory again
+        self._tokenizer.encode_special_tokens = not allowed
+        tokenizer = self._tokenizer
+        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_bytes(self) -> list[bytes]:
+        table = [b""] * self.vocab_size
+        for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            table[id] = _bytes_of(token, self._is_byte_level)
+        for each in self._added:
+            table[each["id"]] = b"" if each["special"] else each["content"].encode()
+        return table
+
+    def content(self) -> bytes:
+        return self._tokenizer.to_str().encode()
+
+    def to_files(self) -> dict[str, bytes]:
+        config = json.dumps(self._config).encode()
+        return {"tokenizer_config.json": config, "tokenizer.json": self.content()}
+
+    @property
+    def _config(self) -> dict[str, list[str]]:
+        return {"eos_token": [*self.ends], "bos_token": [*self.begins]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"text": self.content().decode(), "config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _from_json(text: str) -> tokenizers.Tokenizer:
+    try:
+        import tokenizers
+    except ImportError as error:
+        problem = "a tokenizer.json needs the package tokenizers"
+        raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the package raises no other class
+        raise ValueError(f"it is not a tokenizer.json: {error}") from None
+
+
+def _named(config: Mapping[str, Any], key: str) -> list[str]:
+    """The special strings under a key of tokenizer_config.json, which has several forms."""
+    value = config.get(key) or []
+    values = value if isinstance(value, list) else [value]
+    return [each["content"] if isinstance(each, Mapping) else str(each) for each in values]
+
+
+def _steps(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
+    if part is None:
+        return
+    if part["type"] != "Sequence":
+        yield part
+    for step in part.get(key, ()):
+        yield from _steps(step, key)
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
+
+
+def _bytes_of(token: str, is_byte_level: bool) -> bytes:
+    if is_byte_level:
+        return bytes(_BYTES[character] for character in token if character in _BYTES)
+    return piece_bytes(token)
+
+
+def piece_bytes(piece: str) -> bytes:
+    """The bytes of a piece of sentencepiece: `▁` stands for a space, and `<0x0A>` for a byte."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()

@@ -1,0 +1,58 @@
+"""What the rest of the package knows about the library behind a tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
+
+
+class Reference(Protocol):
+    """A tokenizer of some library, whose ids are the right ones."""
+
+    library: str
+    """"tiktoken" | "tokenizers" | "sentencepiece"."""
+    vocab_size: int
+    """One more than the largest possible id."""
+    special_ids: dict[str, int]
+    """Every special string, with its id."""
+    finds_specials: bool
+    """Whether the library finds all special strings in a text, or only `<|endoftext|>` and its like."""
+    ends: Sequence[str]
+    """The special strings that the tokenizer's files name as its end of a text."""
+    begins: Sequence[str]
+    """Those that they name as its begin of a text."""
+    added: Sequence[str]
+    """The special strings that the library by itself adds to each text, and this package does not."""
+    rule: str
+    """What decides where a text is split before pairs are merged, in the library's own words."""
+    is_lossless: bool
+    """Whether the bytes of the ids of a text always sum to the text's UTF-8 bytes."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that decides the ids."""
+
+    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+        """The ids of a text, uint32 (T,). Only special strings in `allowed` become special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text; bytes that are not a complete character become U+FFFD."""
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every id; b"" for special and unused ones."""
+
+    def content(self) -> bytes:
+        """The tokenizer in the library's file format."""
+
+    def to_files(self) -> dict[str, bytes]:
+        """Files of a folder, name → content, from which `read_file` makes an equal tokenizer."""
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

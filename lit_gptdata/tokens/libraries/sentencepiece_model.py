@@ -1,0 +1,85 @@
+"""A model of sentencepiece, such as Llama 2's or Mistral's tokenizer.model, as a Reference."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_gptdata.tokens.libraries.hugging_face import piece_bytes
+
+
+class SentencePieceReference:
+    """A `sentencepiece.SentencePieceProcessor`, which reads special strings in a text as text."""
+
+    library = "sentencepiece"
+    finds_specials = False
+    is_lossless = False  # it adds a space at the start, and may normalize the text
+    added: Sequence[str] = ()
+
+    def __init__(self, proto: bytes) -> None:
+        """`proto`: the contents of the model's file. Raises ValueError, ImportError."""
+        try:
+            import sentencepiece
+        except ImportError as error:
+            problem = "a sentencepiece model needs the package sentencepiece"
+            raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
+        self._model: Any = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(proto)
+        except RuntimeError as error:
+            raise ValueError(f"sentencepiece cannot read it: {error}") from None
+        self._proto = proto
+        model = self._model
+        self.vocab_size: int = model.GetPieceSize()
+        control = [id for id in range(self.vocab_size) if model.IsControl(id) or model.IsUnknown(id)]
+        self.special_ids: dict[str, int] = {model.IdToPiece(id): id for id in control}
+        self.ends: Sequence[str] = [model.IdToPiece(model.eos_id())] if model.eos_id() >= 0 else []
+        self.begins: Sequence[str] = [model.IdToPiece(model.bos_id())] if model.bos_id() >= 0 else []
+        self.rule = json.dumps(_specs(proto), sort_keys=True)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self._proto).hexdigest()
+
+    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+        return np.array(self._model.EncodeAsIds(text), np.uint32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._model.DecodeIds([int(i) for i in ids]))
+
+    def token_bytes(self) -> list[bytes]:
+        special = set(self.special_ids.values())
+        pieces = (self._model.IdToPiece(id) for id in range(self.vocab_size))
+        return [b"" if id in special else piece_bytes(piece) for id, piece in enumerate(pieces)]
+
+    def content(self) -> bytes:
+        return self._proto
+
+    def to_files(self) -> dict[str, bytes]:
+        return {"tokenizer.model": self._proto}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SentencePieceReference, (self._proto,)
+
+
+def _specs(proto: bytes) -> dict[str, Any]:
+    """The parts of the model's file that decide how a text is split."""
+    from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+    model = protobuf.ModelProto.FromString(proto)  # type: ignore[attr-defined]
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    return {
+        "model_type": int(trainer.model_type),
+        "byte_fallback": bool(trainer.byte_fallback),
+        "treat_whitespace_as_suffix": bool(trainer.treat_whitespace_as_suffix),
+        "charsmap": hashlib.sha256(normalizer.precompiled_charsmap).hexdigest(),
+        "add_dummy_prefix": bool(normalizer.add_dummy_prefix),
+        "remove_extra_whitespaces": bool(normalizer.remove_extra_whitespaces),
+        "escape_whitespaces": bool(normalizer.escape_whitespaces),
+    }
