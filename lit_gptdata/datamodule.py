@@ -237,7 +237,6 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def test_windows(self) -> Windows:
-        """Like `val_windows`, over the end of the corpus."""
         return self._data.eval_windows("test")
 
     @property
