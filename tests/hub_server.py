@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback with one dataset and the part of its API that reads files.
+"""A Hugging Face Hub on loopback with one dataset or model, and the part of its API that reads files.
 
 with hub_server({"train/0.txt": b"some text"}) as hub:
     open_corpus("hf://datasets/me/books/train/")
@@ -21,13 +21,18 @@ DATASET = "me/books"
 
 
 class Hub(ThreadingHTTPServer):
-    """A server of a dataset's `files`; without its `token` (None: public) the dataset is not found."""
+    """A server of a repository's `files`; without its `token` (None: public) it is not found.
+
+    `kind`: "datasets" | "models".
+    """
 
     daemon_threads = True
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes], kind: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = dict(files)
+        self.files, self.kind = dict(files), kind
+        self.commit = "a" * 40
+        self.asked: list[str] = []
         self.token: str | None = None
         self.tokens_seen: set[str | None] = set()
         self.failures = 0  # the number of next answers that are a 503
@@ -75,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         hub.tokens_seen.add(token)
         path = unquote(asked.path)
+        hub.asked.append(path)
         if hub.failures:
             hub.failures -= 1
             self.answer(503)
@@ -91,27 +97,39 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == f"/api/datasets/{DATASET}/paths-info/main":
             names = parse_qs(body.decode())["paths"]
             self.answer(200, json.dumps([hub.entry(name) for name in names]).encode())
+        elif re.fullmatch(f"/api/models/{DATASET}/revision/(main|[0-9a-f]{{40}})", path):
+            commit = path.rpartition("/")[2].replace("main", hub.commit)
+            self.answer(200, json.dumps({"id": DATASET, "sha": commit}).encode())
+        elif found := re.fullmatch(f"/{DATASET}/resolve/([0-9a-f]{{40}})/(.*)", path):
+            if (content := hub.files.get(found[2])) is None:
+                self.answer(404, code="EntryNotFound")
+            else:
+                self.answer(200, content, commit=found[1])
         elif found := re.fullmatch(f"/datasets/{DATASET}/resolve/main/(.*)", path):
             first, last = map(int, re.findall("[0-9]+", self.headers["Range"]))
             self.answer(206, hub.files[found[1]][first : last + 1])
         else:
             self.answer(404)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_HEAD = do_GET  # noqa: N815
 
-    def answer(self, status: int, body: bytes = b"{}", code: str = "") -> None:
+    def answer(self, status: int, body: bytes = b"{}", code: str = "", commit: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         if status >= 400 and code:
             self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 @contextlib.contextmanager
-def hub_server(files: Mapping[str, bytes]) -> Iterator[Hub]:
+def hub_server(files: Mapping[str, bytes], kind: str = "datasets") -> Iterator[Hub]:
     """A running server; a new process with `hub.environ` uses it."""
-    with Hub(files) as hub:
+    with Hub(files, kind) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.005,))
         thread.start()
         try:

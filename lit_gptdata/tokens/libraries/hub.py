@@ -42,12 +42,10 @@ def _download(repository: str, revision: str, home: Path) -> str:
     """Download the files of a revision, those that exist; returns its commit."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         problem = f"hf://{repository} needs the package huggingface-hub"
         raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
-    import requests
-
     try:
         commit = str(huggingface_hub.model_info(repository, revision=revision).sha)
         for file in FILES:
@@ -64,8 +62,10 @@ def _download(repository: str, revision: str, home: Path) -> str:
                 raise FileNotFoundError(
                     f"hf://{repository}@{commit} has neither tokenizer.json nor tokenizer.model"
                 )
-    except (HfHubHTTPError, requests.RequestException, ConnectionError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of the package itself, of requests or of httpx, by its version
         hint = "check the name, the network and HF_TOKEN, or give a tokenizer.json"
-        problem = f"hf://{repository}@{revision} cannot be downloaded: {error}"
+        problem = f"hf://{repository}@{revision} cannot be downloaded: {' '.join(str(error).split())}"
         raise ConnectionError(f"{problem}. {hint}") from error
     return commit
