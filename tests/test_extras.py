@@ -26,6 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 BY_OTHERS = {"accelerate", "joblib", "submitit", "transformers"}
 # Threads slow down such small tensors.
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+OFFLINE = {"https_proxy": "http://127.0.0.1:9", "TIKTOKEN_CACHE_DIR": "/nowhere"}
 
 
 def package(requirement: str) -> str:
@@ -61,7 +62,12 @@ def base_python(tmp_path_factory) -> Path:
 
 
 def run(*command: object, cwd: Path, timeout: float = 120) -> str:
-    options = {"capture_output": True, "text": True, "timeout": timeout, "env": os.environ | ENVIRONMENT}
+    options = {
+        "capture_output": True,
+        "text": True,
+        "timeout": timeout,
+        "env": os.environ | ENVIRONMENT | OFFLINE,
+    }
     done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
     return done.stdout
@@ -100,7 +106,13 @@ USES = {
     "parquet": ["prepare('a.parquet')"],
     "s3": ["prepare('s3://bucket/a.txt')", "prepare(store_url='s3://bucket/store')"],
     "zstd": ["prepare('a.txt.zst')"],
+    "openai": ["prepare('a.txt', tokenizer='cl100k_base')"],
     "ray": ["prepare('a.txt', build='ray')"],
+    "tokenizers": [
+        "prepare('a.txt', tokenizer='tok.json')",
+        "prepare('a.txt', tokenizer='tokenizer.model')",
+        "prepare('a.txt', tokenizer='hf://me/books')",
+    ],
     "cli": ["lit_gptdata.GPTCLI"],
     "hf": ["GPT.from_gpt2('gpt2')"],
     "joblib": ["train('hydra/launcher=joblib')"],
@@ -141,6 +153,8 @@ def outcomes(base_python, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("uses")
     for name in ("a.txt", "a.parquet", "a.txt.zst"):
         (folder / name).write_bytes(b"some text")
+    (folder / "tok.json").write_text("{}")
+    (folder / "tokenizer.model").write_bytes(b"\n")
     (folder / "gpt2").mkdir()
     sizes = dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"), 4)
     (folder / "gpt2" / "config.json").write_text(json.dumps(sizes))
@@ -152,7 +166,9 @@ def outcomes(base_python, tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("extra", sorted(name for name, packages in extras().items() if packages))
 def test_a_missing_extra_names_its_pip_command(outcomes, extra):
     for use in USES[extra]:
-        assert outcomes[use].startswith("RuntimeError" if use.startswith("train(") else "ImportError")
+        errors = {"train": "RuntimeError", "openai": "FileNotFoundError"}
+        kind = errors.get(extra, errors.get(use.partition("(")[0], "ImportError"))
+        assert outcomes[use].startswith(kind)
         assert outcomes[use].count("pip install") == 1
         assert f"pip install 'lit-gptdata[{extra}]'" in outcomes[use]
 
@@ -160,8 +176,8 @@ def test_a_missing_extra_names_its_pip_command(outcomes, extra):
 # It would run itself. test_ranks takes minutes and imports nothing that one process does not import.
 NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
-    "test_build_ray", "test_gpt2_weights", "test_hub", "test_lightning_cli", "test_publish",
-    "test_rank_loaders", "test_remote_file", "test_remote_store",
+    "test_build_ray", "test_gpt2_weights", "test_hub", "test_libraries", "test_lightning_cli",
+    "test_publish", "test_rank_loaders", "test_remote_file", "test_remote_store",
 }  # fmt: skip
 
 

@@ -15,12 +15,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-import sentencepiece
 import tiktoken
-import tokenizers
 import torch
-import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
 from lit_gptdata.text.sample import SampleCorpus
@@ -29,9 +25,13 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.hub_server import hub_server
 from tests.tokens.test_chunks import with_gpt2_ranks
 
+sentencepiece = pytest.importorskip("sentencepiece")
+tokenizers = pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers")
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+
 TOPICS = list(SampleCorpus().topics.values())
 HOSTILE = "It's  1818:\n\n\té 語 🙂</s><|endoftext|> e\u0301 ﬁ  x"
-SHOWN = ("Tokenizer", "bos")
 
 
 def byte_level(normalizer: Any = None) -> tokenizers.Tokenizer:
