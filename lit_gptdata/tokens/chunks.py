@@ -6,9 +6,21 @@ Text is UTF-8 bytes here, because gigatoken takes bytes. A conversion through st
 quarter of its speed on text that is not ASCII.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_gptdata.tokens.libraries.reference import Reference
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 SAFE_CHUNK_BYTES = 1 << 16
 """Least size of a chunk. 128 KiB, 256 KiB and 1 MiB are not faster (measured). This size leaves room for
@@ -58,7 +70,10 @@ _COMMON = rb"""
       | \xef\xbc [\x81\x8c\x9a\x9b\x9f] )        # fullwidth ! , : ; ?
 """
 _R50K_CUT = re.compile(_SOLID + rb"[\t-\r ] |" + _COMMON, re.VERBOSE)
-_CL100K_CUT = re.compile(_SOLID + rb"[\t\v\f ] | (?<= [0-9A-Za-z] ) [\r\n] |" + _COMMON, re.VERBOSE)
+_SPACE = _SOLID + rb"[\t\v\f ] | (?<= [0-9A-Za-z] ) [\r\n]"
+_SPACE_CUT = re.compile(_SPACE, re.VERBOSE)
+_CL100K_CUT = re.compile(_SPACE + rb"|" + _COMMON, re.VERBOSE)
+_SENTENCEPIECE_CUT = re.compile(_SOLID + rb"(?: [ ] (?= [^ ] ) | \n )", re.VERBOSE)
 
 # The whitespace of Rust's `\s` (Unicode's White_Space). Python's `\s` adds \x1c to \x1f.
 _LINE_ENDS = "\r\n"
@@ -76,6 +91,8 @@ class CutRule:
     whole_run: re.Pattern[str]
     """Matches whitespace runs of at least `LONG_RUN` characters that are one match of the split pattern.
     Apply it to a text between special tokens."""
+    adds_space: bool = False
+    """Whether the library puts a space before each text, and `continued` leaves it out."""
 
     def first_cut(self, buffer: bytes | bytearray, start: int) -> int:
         """The first cut at or after `start` (never 0), or -1 if the buffer has none.
@@ -87,6 +104,13 @@ class CutRule:
         """
         found = self.cut.search(buffer, start)
         return found.start() if found else -1
+
+    def continued(self, encode: Callable[[bytes], Ids], chunk: bytes) -> Ids:
+        """The ids of a chunk that is not the first of its text; `encode` takes whole texts."""
+        if not self.adds_space:
+            return encode(chunk)
+        # a cut is before a space, which the library adds again, or a line end, which joins no piece
+        return encode(chunk[1:]) if chunk[:1] == b" " else encode(chunk)[1:]
 
 
 def _run(chars: str, at_end_of_text: bool, length: int = LONG_RUN) -> re.Pattern[str]:
@@ -106,6 +130,7 @@ def _run(chars: str, at_end_of_text: bool, length: int = LONG_RUN) -> re.Pattern
 _R50K = CutRule(_R50K_CUT, _run(_LINE_ENDS + _SPACES, at_end_of_text=True))
 _CL100K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=False))
 _O200K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=True))
+_SENTENCEPIECE = CutRule(_SENTENCEPIECE_CUT, _run(_SPACES, at_end_of_text=True), adds_space=True)
 
 # tiktoken_ext/openai_public.py, versions 0.9 to 0.14.
 R50K_PATTERN = (  # gpt2, r50k_base, p50k_base, p50k_edit
@@ -123,15 +148,76 @@ O200K_PATTERN = (  # o200k_base, o200k_harmony
     r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
     r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
-_RULES = {R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _O200K}
+LLAMA3_PATTERN = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"""
+    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")  # Qwen 1 to 3
+DEEPSEEK_PATTERN = "\0".join((  # versions 2 to 4: three patterns, one after another
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^{line}\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[{line}]*|\s*[{line}]+|\s+(?!\S)|\s+""".replace("{line}", "\r\n"),
+))  # fmt: skip
+SENTENCEPIECE_RULE = json.dumps({  # Llama 1 and 2, Mistral 1: BPE that leaves a text as it is
+    "add_dummy_prefix": True, "byte_fallback": True, "charsmap": hashlib.sha256().hexdigest(),
+    "escape_whitespaces": True, "model_type": 2, "remove_extra_whitespaces": False,
+    "treat_whitespace_as_suffix": False,
+})  # fmt: skip
+RULES = {
+    R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _O200K,
+    LLAMA3_PATTERN: _O200K, QWEN2_PATTERN: _O200K, DEEPSEEK_PATTERN: _O200K,
+    SENTENCEPIECE_RULE: _SENTENCEPIECE,
+}  # fmt: skip
 
 
-def cut_rule(split_pattern: str, special_tokens: Iterable[str] = ()) -> CutRule | None:
-    """The safe cuts for OpenAI's split patterns; None for others, or if they divide a special string."""
-    rule = _RULES.get(split_pattern)
-    if rule and any(rule.first_cut(special.encode(), 1) >= 0 for special in special_tokens):
+def split_pattern(reference: Reference) -> str:
+    """The pattern that splits a text, the same for each library; "" for another way to split.
+
+    The three patterns of DeepSeek have "\\0" between them. For sentencepiece it is the rule itself.
+    """
+    if reference.library != "tokenizers":
+        return reference.rule
+    normalizer, pre_tokenizer = json.loads(reference.rule)
+    *splits, last = steps(pre_tokenizer) or [{}]
+    is_known = (
+        all(step == {"type": "NFC"} for step in steps(normalizer))
+        and last.get("type") == "ByteLevel"
+        and not last.get("add_prefix_space", True)
+        and last.get("use_regex", True) == (not splits)
+        and all(
+            step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]
+            and {*step["pattern"]} == {"Regex"}
+            for step in splits
+        )
+    )  # fmt: skip
+    patterns = [step["pattern"]["Regex"] for step in splits] if is_known else []
+    return "\0".join(patterns) or (GPT2_PATTERN if is_known else "")
+
+
+def steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    parts = part.get("normalizers", []) + part.get("pretokenizers", [])
+    return [step for each in parts for step in steps(each)]
+
+
+def cut_rule(reference: Reference) -> CutRule | None:
+    """Where a text may be cut; None for an unknown split pattern, or if a special string has cuts."""
+    rule = RULES.get(split_pattern(reference))
+    if rule is None:
         return None
-    return rule
+    if rule.adds_space:
+        pieces = reference.token_bytes()
+        crosses = (b" " in p.lstrip(b" ") or (len(p) > 1 and b"\n" in p) for p in pieces)
+        return rule if b" " in pieces and not any(crosses) else None
+    for each in (rule, replace(rule, cut=_SPACE_CUT)):
+        if all(each.first_cut(string.encode(), 1) < 0 for string in reference.whole_strings):
+            return each
+    return None
 
 
 def safe_chunks(

@@ -1,89 +1,95 @@
-"""Engines turn text into token ids: tiktoken, or gigatoken where it gives the same ids faster.
+"""Engines turn text into token ids: the tokenizer's library, or gigatoken, which is faster.
 
     load_engine(Tokenizer("gpt2")).encode(b"hello world")  ->  array([31373, 995], dtype=uint16)
 
-tiktoken is the reference. The ids never depend on the engine.
+The library is the reference. The ids never depend on the engine.
 """
 
-from typing import Any, Literal, get_args
+import re
+from typing import Literal, get_args
 
 import numpy as np
 
 from lit_gptdata.text.document import utf8
-from lit_gptdata.tokens.chunks import LONG_RUN, cut_rule, safe_chunks
+from lit_gptdata.tokens.chunks import LONG_RUN, RULES, Ids, safe_chunks
 from lit_gptdata.tokens.gigatoken import GigatokenEngine, load_gigatoken
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
-from lit_gptdata.tokens.tokenizer import Ids, Tokenizer
+from lit_gptdata.tokens.libraries.tiktoken_encoding import TiktokenReference
+from lit_gptdata.tokens.tokenizer import Tokenizer
 
-EngineName = Literal["auto", "tiktoken", "gigatoken"]
+EngineName = Literal["auto", "reference", "tiktoken", "gigatoken"]
+"""What a user chooses; "tiktoken" is another name of "reference"."""
 
 
-class TiktokenEngine:
-    """tiktoken, with support for whitespace runs of any length."""
-
-    name = "tiktoken"
+class ReferenceEngine:
+    """The library behind a tokenizer; with tiktoken, whitespace runs may have any length."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.name = tokenizer.reference.library
         self._tokenizer = tokenizer
-        self._rule = cut_rule(tokenizer.reference.rule)
+        self._rule = tokenizer.cut_rule
+        self._runs = RULES.get(tokenizer.reference.rule)
         self._allowed = frozenset(tokenizer.allowed_special)
-        self._one_match: Any = getattr(tokenizer.reference, "encode_match", None)
 
-    def encode(self, chunk: bytes) -> Ids:
+    def encode(self, chunk: bytes, continues: bool = False) -> Ids:
         """The ids of a whole text or of one of its `safe_chunks`, in the tokenizer's dtype.
 
-        `chunk` must be valid UTF-8; gigatoken does not detect invalid bytes. Raises ValueError for a
-        special string if the tokenizer's policy is "error".
+        `chunk` must be valid UTF-8; gigatoken does not detect invalid bytes. `continues`: the chunk is
+        not the first one of its text. Raises ValueError for a special string if the tokenizer's policy
+        is "error".
         """
-        text = chunk.decode()
+        if continues and self._rule:
+            return self._rule.continued(self._encode_text, chunk)
+        return self._encode_text(chunk)
+
+    def _encode_text(self, text_bytes: bytes) -> Ids:
+        text = text_bytes.decode()
         self._tokenizer.check_special(text)
-        if self._rule and _has_long_run(text):
-            return self._encode_long_runs(text)
+        library = self._tokenizer.reference
+        if self._runs and isinstance(library, TiktokenReference) and _has_long_run(text):
+            return self._encode_long_runs(text, library, self._runs.whole_run)
         return self._encode(text)
 
     def _encode(self, text: str) -> Ids:
         ids = self._tokenizer.reference.encode(text, self._allowed)
         return ids.astype(self._tokenizer.dtype)
 
-    def _encode_long_runs(self, text: str) -> Ids:
+    def _encode_long_runs(self, text: str, library: TiktokenReference, runs: re.Pattern[str]) -> Ids:
         """The ids of a text with whitespace runs that overflow tiktoken's stack; each is one match."""
-        assert self._rule
         ids: list[Ids] = []
-        segments = text.split(END_OF_TEXT) if self._allowed else [text]
-        for i, segment in enumerate(segments):
-            if i:
-                ids.append(self._encode(END_OF_TEXT))
+        special = "|".join(map(re.escape, self._allowed))
+        for segment in re.split(f"({special})", text) if special else [text]:
             end = 0
-            for run in self._rule.whole_run.finditer(segment):
+            for run in runs.finditer(segment):
                 ids.append(self._encode(segment[end : run.start()]))
-                ids.append(self._one_match(run.group()).astype(self._tokenizer.dtype))
+                ids.append(library.encode_match(run.group()).astype(self._tokenizer.dtype))
                 end = run.end()
             ids.append(self._encode(segment[end:]))
         return np.concatenate(ids)
 
 
-Engine = TiktokenEngine | GigatokenEngine
-"""`name`: "tiktoken" or "gigatoken". `encode(chunk)`: see `TiktokenEngine`."""
+Engine = ReferenceEngine | GigatokenEngine
+"""`name`: "gigatoken", or the library. `encode(chunk, continues)`: see `ReferenceEngine`."""
 
 
 def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
     """The engine of a tokenizer; "auto": gigatoken if possible. Raises what `load_gigatoken` raises."""
     check_engine(engine)
-    reference = TiktokenEngine(tokenizer)
-    if engine == "tiktoken":
+    reference = ReferenceEngine(tokenizer)
+    if engine in ("reference", "tiktoken"):
         return reference
     return load_gigatoken(tokenizer, reference.encode, required=engine == "gigatoken") or reference
 
 
 def check_engine(engine: str) -> None:
     if engine not in get_args(EngineName):
-        raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'tiktoken' or 'gigatoken'")
+        raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'reference' or 'gigatoken'")
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
-    """Encode a text in memory with tiktoken; returns ids in the tokenizer's dtype."""
-    engine = TiktokenEngine(tokenizer)
-    ids = [engine.encode(chunk) for chunk in safe_chunks([utf8(text)], tokenizer.cut_rule)]
+    """Encode a text in memory with the library; returns ids in the tokenizer's dtype."""
+    engine = ReferenceEngine(tokenizer)
+    chunks = enumerate(safe_chunks([utf8(text)], tokenizer.cut_rule))
+    ids = [engine.encode(chunk, continues=i > 0) for i, chunk in chunks]
     return np.concatenate(ids) if ids else np.empty(0, tokenizer.dtype)
 
 

@@ -1,49 +1,40 @@
-"""The engine gigatoken, several times as fast as tiktoken, used only where its ids are the same.
+"""The engine gigatoken, much faster than the tokenizer's library, used where its ids are the same.
 
-gigatoken 0.10.0 differs from tiktoken in a few thousand new Unicode characters. Text with one of them
-goes to tiktoken. Both engines encode the start of each build, and their ids are compared.
+agreement.py lists the tokenizers. gigatoken differs in a few thousand new Unicode characters, and text
+with one of them goes to the library. Both engines encode the start of each build, and their ids are
+compared.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import ctypes
 import functools
-import hashlib
 import importlib.metadata
 import itertools
+import json
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, R50K_PATTERN
-from lit_gptdata.tokens.tokenizer import Ids, Tokenizer
+from lit_gptdata.tokens.agreement import CLASSES_DIFFER, SCHEMES, VERSIONS
+from lit_gptdata.tokens.chunks import Ids, split_pattern, steps
+from lit_gptdata.tokens.libraries.hugging_face import BYTES
+from lit_gptdata.tokens.libraries.reference import Reference
+from lit_gptdata.tokens.tokenizer import Tokenizer
 
-GIGATOKEN_VERSION = "0.10.0"
-TIKTOKEN_VERSIONS = ("0.11", "0.12", "0.13", "0.14")
-"""The versions that this file is tested with. Other versions may know other Unicode characters."""
+log = logging.getLogger(__name__)
 
-GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-"""SHA-256 of r50k_base.tiktoken, OpenAI's file of the ranks of gpt2 (tiktoken_ext/openai_public.py)."""
-
-# Ranges of code points, both ends included, that the two packages classify differently: 4,657 letters
-# and digits that are new in Unicode 17. gigatoken 0.10.0 knows them. tiktoken 0.9 to 0.14 has Unicode 16
-# and treats them as marks. They were found by asking both packages about every code point c, with a
-# vocabulary of all bytes and all pairs of a byte with A, 1, ! and newline. Then the last token
-# of c + "A" is a pair exactly if c and A are of the same class. tests/tokens/test_engines.py checks it.
-CLASSES_DIFFER = (
-    (0x088F, 0x088F), (0x0C5C, 0x0C5C), (0x0CDC, 0x0CDC), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2),
-    (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1), (0x10940, 0x10959), (0x10EC5, 0x10EC7), (0x11DB0, 0x11DDB),
-    (0x11DE0, 0x11DE9), (0x16EA0, 0x16EB8), (0x16EBB, 0x16ED3), (0x16FF2, 0x16FF6),
-    (0x187F8, 0x187FF), (0x18D09, 0x18D1E), (0x18D80, 0x18DF2), (0x1E6C0, 0x1E6DE),
-    (0x1E6E0, 0x1E6E2), (0x1E6E4, 0x1E6E5), (0x1E6E7, 0x1E6ED), (0x1E6F0, 0x1E6F4),
-    (0x1E6FE, 0x1E6FF), (0x2B73A, 0x2B73F), (0x2CEA2, 0x2CEAD), (0x323B0, 0x33479),
-)  # fmt: skip
+Encode = Callable[[bytes, bool], Ids]
+CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 COMPARED_BYTES = 1 << 16  # at the start of a build, encoded by both engines; takes 3 ms
 CHECK_EVERY = 4 << 20  # bytes of text between two looks at the memory
@@ -57,12 +48,10 @@ words hardly repeat. With this limit the peak was 200 MB (1.5 GB of random words
 128 MiB it was 300 MB, because the word table doubled one more time."""
 
 
-def load_gigatoken(
-    tokenizer: Tokenizer, reference: Callable[[bytes], Ids], *, required: bool
-) -> GigatokenEngine | None:
-    """The gigatoken engine, or None if it cannot be used; `reference` encodes with tiktoken.
+def load_gigatoken(tokenizer: Tokenizer, reference: Encode, *, required: bool) -> GigatokenEngine | None:
+    """The gigatoken engine, or None if it cannot be used; `reference` encodes with the library.
 
-    With `required` it raises ImportError, or ValueError for an untested encoding or version.
+    With `required` it raises ImportError, or ValueError for an untested tokenizer or version.
     """
     try:
         import gigatoken  # noqa: F401
@@ -73,53 +62,67 @@ def load_gigatoken(
             "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', or use "
             "engine='auto', which does not need it"
         ) from error
-    library = tokenizer.reference
-    ranks = library.content() if library.rule in (R50K_PATTERN, GPT2_PATTERN) else b""
-    if hashlib.sha256(ranks).hexdigest() != GPT2_RANKS_SHA256:
+    library, name = tokenizer.reference.library, tokenizer.name
+    if split_pattern(tokenizer.reference) not in SCHEMES:
+        problem = f"gigatoken is not tested with the way in which {name!r} splits a text"
+    elif wrong := _untested_versions(library):
+        problem = f"gigatoken is not tested with {wrong}: pip install 'lit-gptdata[fast]'"
         if not required:
+            warnings.warn(f"falling back to {library}, which is slower: {problem}", stacklevel=3)
             return None
-        raise ValueError(
-            f"engine='gigatoken' is tested for gpt2 and r50k_base only, not for {tokenizer.name!r}: use "
-            "engine='auto' or 'tiktoken'"
-        )
-    ours, theirs = map(importlib.metadata.version, ("gigatoken", "tiktoken"))
-    if ours != GIGATOKEN_VERSION or theirs.rpartition(".")[0] not in TIKTOKEN_VERSIONS:
-        tested = f"gigatoken {GIGATOKEN_VERSION} and tiktoken {' or '.join(TIKTOKEN_VERSIONS)}"
-        message = (
-            f"engine='gigatoken' is tested with {tested}, but found are gigatoken {ours} and tiktoken "
-            f"{theirs}: pip install 'lit-gptdata[fast]', or use engine='tiktoken'"
-        )
-        if required:
-            raise ValueError(message)
-        warnings.warn(f"falling back to tiktoken, which is slower: {message}", stacklevel=3)
-        return None
-    return GigatokenEngine(tokenizer, ranks, reference)
+    else:
+        try:
+            return GigatokenEngine(tokenizer, reference)
+        except (KeyboardInterrupt, SystemExit, MemoryError, OSError):
+            raise
+        except BaseException as error:  # a panic of gigatoken is not an Exception
+            problem = f"gigatoken cannot read {name!r} ({str(error).partition(chr(10))[0]})"
+    if required:
+        raise ValueError(f"{problem}; use engine='auto' or 'reference'")
+    log.info("%s; %s is used, which is slower", problem, library)
+    return None
+
+
+def _untested_versions(library: str) -> str:
+    """The packages whose version is not in the table, with their versions; "" if there is none."""
+    versions = {package: importlib.metadata.version(package) for package in ("gigatoken", library)}
+    return " and ".join(
+        f"{package} {version}"
+        for package, version in versions.items()
+        if not f"{version}.".startswith(tuple(f"{known}." for known in VERSIONS[package]))
+    )
 
 
 class GigatokenEngine:
-    """gigatoken where it gives tiktoken's ids, otherwise `reference`, which is tiktoken."""
+    """gigatoken where it gives the ids of the library, otherwise `reference`, which is the library.
 
-    def __init__(self, tokenizer: Tokenizer, ranks: bytes, reference: Callable[[bytes], Ids]) -> None:
+    Raises whatever gigatoken raises for a tokenizer that it cannot read, also a BaseException.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, reference: Encode) -> None:
         self.name = "gigatoken"
         self._tokenizer = tokenizer
         self._reference = reference
-        # gigatoken recognizes each special token that it is given
-        self._gigatoken = _Gigatoken(ranks, tokenizer.allowed_special)
+        self._rule = tokenizer.cut_rule
+        self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
         refuse = tokenizer.special_tokens == "error"
         self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
         self._bytes_to_compare = COMPARED_BYTES
+        self._dtype = tokenizer.dtype
 
-    def encode(self, chunk: bytes) -> Ids:
+    def encode(self, chunk: bytes, continues: bool = False) -> Ids:
         if self._bytes_to_compare > 0:
             self._compare(chunk)
-        if self.name == "tiktoken" or _classes_differ(chunk):
-            return self._reference(chunk)
+        if self.name != "gigatoken" or _classes_differ(chunk):
+            return self._reference(chunk, continues)
         if any(special in chunk for special in self._refused):
             self._tokenizer.check_special(chunk.decode())
-        return self._gigatoken.encode(chunk).astype(self._tokenizer.dtype)
+        encode = self._gigatoken.encode
+        ids = self._rule.continued(encode, chunk) if continues and self._rule else encode(chunk)
+        return ids.astype(self._dtype)
 
     def _compare(self, chunk: bytes) -> None:
-        """Encode the start of a build with both engines; switch to tiktoken if the ids differ."""
+        """Encode the start of a build with both engines; switch to the library if the ids differ."""
         head = chunk[: self._bytes_to_compare].decode(errors="ignore").encode()  # complete characters
         self._bytes_to_compare -= len(chunk)
         if _classes_differ(head):
@@ -127,14 +130,14 @@ class GigatokenEngine:
         expected, actual = self._reference(head), self._gigatoken.encode(head)
         if np.array_equal(expected, actual):
             return
-        self.name = "tiktoken"
+        self.name = self._tokenizer.reference.library
         self._bytes_to_compare = 0
         pairs = enumerate(itertools.zip_longest(expected.tolist(), actual.tolist()))
         position, (want, got) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
         warnings.warn(
-            f"falling back to tiktoken, because gigatoken gives other ids: id {position} of a text that "
-            f"starts with {head[:40].decode(errors='replace')!r} is {got} instead of {want}. Please "
-            "report this; engine='tiktoken' avoids gigatoken",
+            f"falling back to {self.name}, because gigatoken gives other ids: id {position} of a text "
+            f"that starts with {head[:40].decode(errors='replace')!r} is {got} instead of {want}. "
+            "Please report this; engine='reference' avoids gigatoken",
             stacklevel=3,
         )
 
@@ -142,9 +145,9 @@ class GigatokenEngine:
 class _Gigatoken:
     """A gigatoken instance that is replaced when its cache of words takes too much memory."""
 
-    def __init__(self, ranks: bytes, special_ids: dict[str, int]) -> None:
-        self._ranks = ranks
-        self._special_ids = special_ids
+    def __init__(self, loaders: list[Callable[[], Any]]) -> None:
+        """`loaders` make an instance; the next one is tried if gigatoken refuses the first."""
+        self._loaders = loaders
         self._instance: Any = None
         self._load()
 
@@ -161,18 +164,16 @@ class _Gigatoken:
         return ids
 
     def _load(self) -> None:
-        import gigatoken
-
-        # a file without a name, so that a kill leaves nothing behind
-        try:
-            with tempfile.TemporaryFile() as file:
-                file.write(self._ranks)
-                file.seek(0)
-                path = f"/dev/fd/{file.fileno()}"
-                self._instance = gigatoken.Tokenizer.from_tiktoken(path, "gpt2", self._special_ids)
-        except OSError as error:
-            problem = f"{error.strerror}: gigatoken needs 1 MB. Free some space, or set TMPDIR"
-            raise OSError(error.errno, problem, tempfile.gettempdir()) from error
+        while self._instance is None:
+            try:
+                with _panics_hidden():
+                    self._instance = self._loaders[0]()
+            except (KeyboardInterrupt, SystemExit, MemoryError, OSError):
+                raise
+            except BaseException:  # a panic of gigatoken is not an Exception
+                if len(self._loaders) == 1:
+                    raise
+                del self._loaders[0]
         self._instance.encode(b"a")  # loads numpy's C API; Ctrl-C in the middle of that is a panic
         self._memory_at_start = _anonymous_memory()
         self._encoded_bytes = 0
@@ -192,6 +193,108 @@ def _anonymous_memory() -> int | None:
     except OSError:
         return None
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def _panics_hidden() -> Iterator[None]:
+    """Close the standard error of the process for a moment, because Rust prints panics there."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # a daemon has none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Callable[[], Any]]:
+    """Functions that make a gigatoken instance with the ids of `reference`, the fastest one first.
+
+    gigatoken recognizes each special string that it is given. Raises ValueError for a tokenizer with a
+    detail that gigatoken ignores.
+    """
+    import gigatoken
+
+    content, from_json = reference.content(), gigatoken.Tokenizer.from_json
+    if reference.library == "tokenizers":
+        return [functools.partial(from_json, _checked_json(content, special_ids))]
+    if reference.library == "sentencepiece":
+        return [functools.partial(from_json, _sentencepiece_as_json(content))]
+    scheme = SCHEMES[split_pattern(reference)]
+    as_json = functools.cache(lambda: _ranks_as_json(content, scheme.regex, special_ids))
+    return [
+        functools.partial(_from_ranks, content, scheme.name, special_ids),
+        lambda: from_json(as_json()),
+    ]
+
+
+def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> Any:
+    """Fails for ranks that leave out a number, or have tokens that no merge makes, such as Llama 3's."""
+    import gigatoken
+
+    # a file without a name, so that a kill leaves nothing behind
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(ranks)
+            file.seek(0)
+            return gigatoken.Tokenizer.from_tiktoken(f"/dev/fd/{file.fileno()}", scheme, special_ids)
+    except OSError as error:
+        problem = (
+            f"{error.strerror}: gigatoken needs {len(ranks):,} bytes. Free some space, or set TMPDIR"
+        )
+        raise OSError(error.errno, problem, tempfile.gettempdir()) from error
+
+
+def _ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> str:
+    """A tokenizer.json that merges as tiktoken does: whole matches first, then the lowest rank."""
+    names = {}
+    for line in ranks.splitlines():
+        token, rank = line.split()
+        names[base64.b64decode(token).decode("latin-1").translate(CHARACTERS)] = int(rank)
+    splits = ((name[:i], name[i:]) for name in names for i in range(1, len(name)))
+    merges = [f"{left} {right}" for left, right in splits if left in names and right in names]
+    added = [{"id": id, "content": text, "special": True} for text, id in special_ids.items()]
+    model = {"type": "BPE", "vocab": names, "merges": merges, "ignore_merges": True}
+    split = {"type": "Split", "pattern": {"Regex": regex}}
+    return json.dumps({"added_tokens": added, "pre_tokenizer": split, "model": model})
+
+
+def _checked_json(content: bytes, special_ids: Mapping[str, int]) -> str:
+    """A tokenizer.json without the special tokens that a text may not contain."""
+    values = json.loads(content)
+    added = [
+        each for each in values["added_tokens"] if not each["special"] or each["content"] in special_ids
+    ]
+    ignored = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    wrong = [key for key in ignored if values["model"].get(key)]
+    # gigatoken looks for added tokens before it normalizes
+    flags = ["lstrip", "rstrip", "single_word"] + ["normalized"] * bool(steps(values["normalizer"]))
+    wrong += [flag for flag in flags if any(each[flag] for each in added)]
+    if wrong:
+        raise ValueError(f"it ignores {' and '.join(wrong)}")
+    return json.dumps(values | {"added_tokens": added})
+
+
+def _sentencepiece_as_json(content: bytes) -> str:
+    """A tokenizer.json of a sentencepiece model, without special tokens: they are text in a text."""
+    import sentencepiece
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+
+    model = sentencepiece.SentencePieceProcessor()
+    model.LoadFromSerializedProto(content)
+    ids = range(model.GetPieceSize())
+    special = [model.IsControl(id) or model.IsUnknown(id) or model.IsByte(id) for id in ids]
+    scores = [model.GetScore(id) for id in ids if not special[id] and model.IdToPiece(id).strip("▁")]
+    values = json.loads(sentencepiece_to_tokenizer_json(content))
+    values["added_tokens"] = [each for each in values["added_tokens"] if not each["special"]]
+    if values["added_tokens"] or any(map(model.IsUnused, ids)) or len({*scores}) < len(scores):
+        raise ValueError("it ignores pieces of the user, unused pieces and equal scores")
+    return json.dumps(values)
 
 
 def _classes_differ(chunk: bytes) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_gptdata._checks import check_flag, check_string, plain
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import tiktoken
 
 SpecialTokens = Literal["allow", "text", "error"]
-Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 # The names that published tokenizers give to the end and the begin of a text.
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
@@ -143,7 +141,7 @@ class Tokenizer:
     @functools.cached_property
     def cut_rule(self) -> CutRule | None:
         """Where a text may be cut without a change of its ids. None: nowhere."""
-        return cut_rule(self.reference.rule, self.special_ids)
+        return cut_rule(self.reference)
 
     @functools.cached_property
     def _end(self) -> str | None:

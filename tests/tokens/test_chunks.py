@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import re
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import regex  # a dependency of tiktoken; here it runs the split patterns
@@ -20,7 +22,9 @@ from lit_gptdata.tokens import chunks
 from lit_gptdata.tokens.chunks import (
     CL100K_PATTERN,
     GPT2_PATTERN,
+    LLAMA3_PATTERN,
     O200K_PATTERN,
+    QWEN2_PATTERN,
     R50K_PATTERN,
     CutRule,
     cut_rule,
@@ -29,7 +33,10 @@ from lit_gptdata.tokens.chunks import (
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 GPT2 = Tokenizer("gpt2")
-PATTERNS = {"r50k": R50K_PATTERN, "gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
+PATTERNS = {
+    "r50k": R50K_PATTERN, "gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN,
+    "llama3": LLAMA3_PATTERN, "qwen2": QWEN2_PATTERN,
+}  # fmt: skip
 
 # Whitespace of Unicode, characters that only Python treats as whitespace, and similar characters.
 SPACES = [
@@ -73,8 +80,9 @@ def random_texts(count: int, seed: int) -> Iterator[str]:
     return (random_text(rng) for _ in range(count))
 
 
+@functools.cache
 def rule_of(pattern: str) -> CutRule:
-    rule = cut_rule(PATTERNS[pattern], {END_OF_TEXT})
+    rule = with_gpt2_ranks(PATTERNS[pattern]).cut_rule
     assert rule is not None
     return rule
 
@@ -294,16 +302,26 @@ def test_all_of_tiktokens_encodings_have_a_rule(monkeypatch):
         monkeypatch.setattr(openai_public, loader, lambda *_, **__: {})
     encodings = [constructor() for constructor in openai_public.ENCODING_CONSTRUCTORS.values()]
     assert len(encodings) >= 6
-    assert all(cut_rule(each["pat_str"], set(each["special_tokens"])) for each in encodings)
+    for each in encodings:
+        reference = SimpleNamespace(
+            library="tiktoken", rule=each["pat_str"], whole_strings=each["special_tokens"]
+        )
+        assert cut_rule(reference)
 
 
-@pytest.mark.parametrize("special", ["<|end of text|>", "<s1>", "[a.b]"])
-def test_there_is_no_rule_if_a_cut_could_divide_a_special_token(special):
-    assert cut_rule(R50K_PATTERN, {END_OF_TEXT, special}) is None
+@pytest.mark.parametrize("special", ["<s1>", "[a.b]", "<|end of text|>"])
+def test_no_cut_divides_a_special_token(special):
+    rule = with_gpt2_ranks(R50K_PATTERN, {END_OF_TEXT: 50256, special: 50257}).cut_rule
+    assert (rule is None) == (" " in special)
+    if rule:
+        assert [*safe_chunks([f"one{special} two.".encode()], rule, 1)] == [
+            f"one{special}".encode(),
+            b" two.",
+        ]
 
 
 def test_there_is_no_rule_for_an_unknown_pattern():
-    assert cut_rule(r"\w+|\s+", {END_OF_TEXT}) is None
+    assert with_gpt2_ranks(r"\w+|\s+|[^\w\s]+").cut_rule is None
 
 
 @pytest.mark.parametrize("text", ["", "a\ud800", "\udfff\ud83d\ude00b", "plain", "é😀"])

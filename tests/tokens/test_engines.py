@@ -18,19 +18,20 @@ from hypothesis import strategies as st
 
 from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens import gigatoken as module
+from lit_gptdata.tokens.agreement import CLASSES_DIFFER
 from lit_gptdata.tokens.chunks import (
     _SPACES,
     CL100K_PATTERN,
     GPT2_PATTERN,
+    LLAMA3_PATTERN,
     O200K_PATTERN,
+    QWEN2_PATTERN,
     R50K_PATTERN,
-    CutRule,
+    RULES,
     _run,
-    cut_rule,
     safe_chunks,
 )
-from lit_gptdata.tokens.engines import Engine, TiktokenEngine, load_engine
-from lit_gptdata.tokens.gigatoken import CLASSES_DIFFER
+from lit_gptdata.tokens.engines import Engine, ReferenceEngine, load_engine
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
 from tests.tokens.builds import file_size_limit
 from tests.tokens.test_chunks import PATTERNS, SPACES, random_text, random_texts, split, with_gpt2_ranks
@@ -81,7 +82,7 @@ def test_ids_are_tiktokens_in_strings_of_hypothesis(engine, text):
 def test_ids_do_not_depend_on_the_chunks(engine, size):
     rng = random.Random(12)
     text = " ".join(random_text(rng) for _ in range(10_000))
-    rule = cut_rule(R50K_PATTERN, {END_OF_TEXT})
+    rule = Tokenizer("gpt2").cut_rule
     parts = [engine.encode(chunk) for chunk in safe_chunks([text.encode()], rule, size)]
     assert np.concatenate(parts).tolist() == expected(text)
 
@@ -140,20 +141,24 @@ def test_a_million_whitespace_characters(pattern, space, text):
         (GPT2_PATTERN, "\r\n" + _SPACES, True),
         (CL100K_PATTERN, _SPACES, False),
         (O200K_PATTERN, _SPACES, True),
+        (LLAMA3_PATTERN, _SPACES, True),
+        (QWEN2_PATTERN, _SPACES, True),
     ],
 )
 def test_long_runs_split_as_the_pattern_does(pattern, chars, at_end):
     """Skipping the pattern for runs of two or more characters changes no token."""
     tokenizer = with_gpt2_ranks(pattern)
-    rule = cut_rule(pattern)
+    rule = RULES[pattern]
     assert rule.whole_run.pattern == _run(chars, at_end).pattern
-    engine = TiktokenEngine(tokenizer)
-    engine._rule = CutRule(rule.cut, _run(chars, at_end, length=2))
+    engine = ReferenceEngine(tokenizer)
+    runs = _run(chars, at_end, length=2)
     rng = random.Random(13)
     for _ in range(10_000):
         spaces = "".join(rng.choices(SPACES, k=rng.randrange(2, 9)))
         text = random_text(rng) + spaces + random_text(rng)
-        assert engine._encode_long_runs(text).tolist() == tokenizer.encode(text), repr(text)
+        assert engine._encode_long_runs(text, tokenizer.reference, runs).tolist() == tokenizer.encode(
+            text
+        ), repr(text)
 
 
 @pytest.mark.parametrize("run", ["a", "7", "-", "é", "\0", "😀"])
@@ -303,19 +308,47 @@ def test_auto_is_tiktoken_if_gigatoken_is_not_installed(monkeypatch):
         load_engine(Tokenizer("gpt2"), "gigatoken")
 
 
-def other_ranks() -> Tokenizer:
-    ranks = {bytes([i]): i for i in range(256)}
+def with_ranks(ranks: dict[bytes, int], pattern: str = R50K_PATTERN) -> Tokenizer:
+    ranks = {bytes([i]): i for i in range(256)} | ranks
     return Tokenizer(
-        tiktoken.Encoding("mine", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        tiktoken.Encoding("mine", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     )
 
 
-@pytest.mark.parametrize("tokenizer", [with_gpt2_ranks(CL100K_PATTERN, {}), other_ranks()])
-def test_other_encodings_go_to_tiktoken(tokenizer):
-    assert load_engine(tokenizer).name == "tiktoken"
+def test_another_way_to_split_goes_to_the_reference_with_one_line_of_log(caplog):
     pytest.importorskip("gigatoken")
-    with pytest.raises(ValueError, match="tested for gpt2 and r50k_base only, not for 'mine-"):
+    tokenizer = with_ranks({}, r"\w+|\s+|[^\w\s]+")
+    problem = f"gigatoken is not tested with the way in which {tokenizer.name!r} splits a text"
+    with caplog.at_level("INFO"):
+        assert load_engine(tokenizer).name == "tiktoken"
+    assert caplog.messages == [f"{problem}; tiktoken is used, which is slower"]
+    with pytest.raises(ValueError, match=f"{problem}; use engine='auto' or 'reference'"):
         load_engine(tokenizer, "gigatoken")
+
+
+@pytest.mark.parametrize("ranks", [{b"abc": 256}, {b"ab": 300}, {b"ab": 259, b"abc": 257, b"bcd": 256}])
+def test_ranks_at_which_gigatoken_panics_are_given_to_it_in_another_format(ranks, capfd):
+    """It expects that each token is a merge of two earlier ones; Llama 3's tokenizer.model is not so."""
+    pytest.importorskip("gigatoken")
+    tokenizer = with_ranks(ranks)
+    engine = load_engine(tokenizer)
+    assert engine.name == "gigatoken"
+    for text in ("abc ab abcd bcd xabc", "abcabcd"):
+        assert engine.encode(text.encode()).tolist() == tokenizer.encode(text)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_panic_goes_to_the_reference_with_one_line_of_log(caplog, capfd, monkeypatch):
+    pytest.importorskip("gigatoken")
+    tokenizer = with_ranks({b"abc": 256})
+    loaders = module._loaders(tokenizer.reference, {})[:1]
+    monkeypatch.setattr(module, "_loaders", lambda *_: loaders)
+    with caplog.at_level("INFO"):
+        assert load_engine(tokenizer).name == "tiktoken"
+    (message,) = caplog.messages
+    assert message.startswith(f"gigatoken cannot read {tokenizer.name!r} (assertion")
+    assert message.endswith("); tiktoken is used, which is slower")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("package", "version"), [("gigatoken", "0.11.0"), ("tiktoken", "0.15.0")])
@@ -330,7 +363,7 @@ def test_other_versions_go_to_tiktoken(package, version, monkeypatch):
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="'hf': choose 'auto', 'tiktoken' or 'gigatoken'"):
+    with pytest.raises(ValueError, match="'hf': choose 'auto', 'reference' or 'gigatoken'"):
         load_engine(Tokenizer("gpt2"), "hf")
 
 

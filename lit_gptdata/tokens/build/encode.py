@@ -135,8 +135,10 @@ class Encoder:
 
     def _chunks(self, document: Document, engine: Engine) -> Iterator[tuple[bytes, np.ndarray]]:
         try:
+            continues = document.continues
             for chunk in safe_chunks(self._limited(document), self.tokenizer.cut_rule):
-                yield chunk, engine.encode(chunk)
+                yield chunk, engine.encode(chunk, continues)
+                continues = True
         except ValueError as error:
             if document.source in str(error):
                 raise

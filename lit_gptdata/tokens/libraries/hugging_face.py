@@ -37,6 +37,10 @@ class HuggingFaceReference:
         self._added = self._json["added_tokens"]
         self.special_ids = {each["content"]: each["id"] for each in self._added if each["special"]}
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        # some of these tokens take the spaces after them, or look at them
+        self.whole_strings: Sequence[str] = [
+            each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in self._added
+        ]
         self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
         self.ends: Sequence[str] = _named(config or {}, "eos_token")
         self.begins: Sequence[str] = _named(config or {}, "bos_token")
@@ -61,7 +65,7 @@ class HuggingFaceReference:
             and all(step["type"] in _KEEP_ALL and step.get("behavior") != "Removed" for step in splits)
             and not any(step.get("add_prefix_space") for step in splits)
             and not any(each["lstrip"] or each["rstrip"] for each in self._added)
-            and _BYTES.keys() <= self._tokenizer.get_vocab().keys()
+            and BYTES.keys() <= self._tokenizer.get_vocab().keys()
         )
 
     @property
@@ -140,12 +144,12 @@ def _byte_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_characters()
+BYTES = _byte_characters()
 
 
 def _bytes_of(token: str, is_byte_level: bool) -> bytes:
     if is_byte_level:
-        return bytes(_BYTES[character] for character in token if character in _BYTES)
+        return bytes(BYTES[character] for character in token if character in BYTES)
     return piece_bytes(token)
 
 

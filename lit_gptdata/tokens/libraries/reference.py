@@ -28,6 +28,8 @@ class Reference(Protocol):
     """Those that they name as its begin of a text."""
     added: Sequence[str]
     """The special strings that the library by itself adds to each text, and this package does not."""
+    whole_strings: Sequence[str]
+    """The strings that the library finds in a text before it splits the text; no cut may divide them."""
     rule: str
     """What decides where a text is split before pairs are merged, in the library's own words."""
     is_lossless: bool

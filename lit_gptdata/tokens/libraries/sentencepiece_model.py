@@ -21,6 +21,7 @@ class SentencePieceReference:
     finds_specials = False
     is_lossless = False  # it adds a space at the start, and may normalize the text
     added: Sequence[str] = ()
+    whole_strings: Sequence[str] = ()
 
     def __init__(self, proto: bytes) -> None:
         """`proto`: the contents of the model's file. Raises ValueError, ImportError."""

@@ -35,6 +35,7 @@ class TiktokenReference:
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.special_ids = encoding._special_tokens
+        self.whole_strings = [*self.special_ids]
         self.rule = encoding._pat_str
 
     @functools.cached_property

@@ -15,7 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lit_gptdata.tokens.chunks import CL100K_PATTERN, O200K_PATTERN, R50K_PATTERN
+from lit_gptdata.tokens.chunks import (
+    CL100K_PATTERN,
+    LLAMA3_PATTERN,
+    O200K_PATTERN,
+    QWEN2_PATTERN,
+    R50K_PATTERN,
+)
 from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
 
 if TYPE_CHECKING:
@@ -30,11 +36,6 @@ GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b772
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 OPENAI = "https://openaipublic.blob.core.windows.net/"
 
-LLAMA3_PATTERN = (  # also Qwen's, but for the number of digits
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"""
-    r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
-QWEN_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
     "finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id",
@@ -72,7 +73,7 @@ KNOWN_RANKS = {
         "llama3", LLAMA3_PATTERN, _after(128000, _LLAMA3_SPECIALS)
     ),
     "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": Ranks(
-        "qwen", QWEN_PATTERN, _after(151643, _QWEN_SPECIALS)
+        "qwen", QWEN2_PATTERN, _after(151643, _QWEN_SPECIALS)
     ),
 }  # fmt: skip
 """SHA-256 of a published rank file → what its publisher's code adds to it."""
