@@ -19,11 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate, to_absolute_path
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata import GPTDataModule, TokenBudget
 from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.configs import register_resolvers, without_null_groups
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
@@ -68,6 +70,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     budget = TokenBudget(cfg.max_tokens, cfg.val_every_tokens)
     job_folder = os.getcwd()
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
+    if cfg.vocab_size is not None:
+        train_own_tokenizer(cfg, folder / "tokenizer.json")
     data, model, trainer = build(cfg, budget)
     os.chdir(job_folder)
     check_launcher(trainer)
@@ -97,6 +101,15 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     metrics |= evaluate(trainer, model, data, "val", "test")
     metrics.pop("tokens", None)
     save_summary(trainer, model, data, metrics, folder)
+
+
+def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
+    """Train a tokenizer of `vocab_size` tokens on the text, and use it; each rank writes the same bytes."""
+    if cfg.data.tokenizer != "gpt2":
+        given = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={cfg.data.tokenizer}"
+        raise ValueError(f"{given} names one: give one of them")
+    rank_zero_only(print)(*train_on(instantiate(cfg.data), path, cfg.vocab_size), sep="\n")
+    cfg.data.tokenizer = str(path)
 
 
 def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
