@@ -106,7 +106,9 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
     """Train a tokenizer of `vocab_size` tokens on the text, and use it; each rank writes the same bytes."""
     if cfg.data.tokenizer != "gpt2":
-        given = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={cfg.data.tokenizer}"
+        given = (
+            f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={cfg.data.tokenizer}"
+        )
         raise ValueError(f"{given} names one: give one of them")
     rank_zero_only(print)(*train_on(instantiate(cfg.data), path, cfg.vocab_size), sep="\n")
     cfg.data.tokenizer = str(path)

@@ -23,6 +23,7 @@ from lit_gptdata._io import write_whole
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.chunks import GPT2_PATTERN, cut_rule, safe_chunks
 from lit_gptdata.tokens.gigatoken import CLASSES_DIFFER
+from lit_gptdata.tokens.libraries.hugging_face import _BYTES
 from lit_gptdata.tokens.libraries.reference import MAX_VOCAB
 from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 
@@ -30,6 +31,8 @@ MIN_VOCAB = 257  # the bytes and <|endoftext|>
 CHUNK_BYTES = 1 << 12  # of text; the train part ends at the start of a chunk
 HELD_OUT_BYTES = 1 << 20  # of each corpus, to measure bytes per token
 CUT_SLACK = 0.01  # a split may move to a document boundary within 1 % of the corpus (windows/split.py)
+
+CHARACTERS = {byte: character for character, byte in _BYTES.items()}  # as a tokenizer.json writes bytes
 
 # The libraries disagree whether these characters are letters, so they are cut out, and both agree.
 NEW_LETTERS = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) + "]+")
@@ -180,25 +183,20 @@ def _n_counted(merges: list[tuple[bytes, bytes]], words_of: Any, file: IO[bytes]
     return last
 
 
-def _byte_characters() -> list[str]:
-    """The characters by which a tokenizer.json writes bytes, as in OpenAI's GPT-2 release."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
-
-
 def _visible(token: bytes) -> str:
-    return "".join(BYTE_CHARACTERS[byte] for byte in token)
+    return "".join(CHARACTERS[byte] for byte in token)
 
 
 def _as_json(merges: list[tuple[str, str]]) -> bytes:
     """The contents of a tokenizer.json; the ids are those of GPT-2: bytes, merges, `<|endoftext|>`."""
-    tokens = [*sorted(BYTE_CHARACTERS), *map("".join, merges), END_OF_TEXT]
+    tokens = [*sorted(CHARACTERS.values()), *map("".join, merges), END_OF_TEXT]
     vocab = {token: id for id, token in enumerate(dict.fromkeys(tokens))}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     special = {
         "id": vocab[END_OF_TEXT], "content": END_OF_TEXT, "single_word": False, "lstrip": False,
         "rstrip": False, "normalized": False, "special": True,
