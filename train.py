@@ -70,7 +70,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     budget = TokenBudget(cfg.max_tokens, cfg.val_every_tokens)
     job_folder = os.getcwd()
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
-    if cfg.vocab_size is not None:
+    if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
         train_own_tokenizer(cfg, folder / "tokenizer.json")
     data, model, trainer = build(cfg, budget)
     os.chdir(job_folder)
@@ -104,12 +104,10 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
 
 
 def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
-    """Train a tokenizer of `vocab_size` tokens on the text, and use it; each rank writes the same bytes."""
-    if cfg.data.tokenizer != "gpt2":
-        given = (
-            f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={cfg.data.tokenizer}"
-        )
-        raise ValueError(f"{given} names one: give one of them")
+    """Train a tokenizer of `vocab_size` tokens, and use it; each rank writes the same bytes."""
+    if (given := cfg.data.get("tokenizer", "gpt2")) != "gpt2":
+        problem = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={given} names one"
+        raise ValueError(f"{problem}: give one of them")
     rank_zero_only(print)(*train_on(instantiate(cfg.data), path, cfg.vocab_size), sep="\n")
     cfg.data.tokenizer = str(path)
 

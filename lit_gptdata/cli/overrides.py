@@ -37,10 +37,8 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
 
     cfg = compose_config(overrides)
     if cfg.vocab_size is not None:
-        command = f"lit-gptdata train-tokenizer OUT.json vocab_size={cfg.vocab_size}"
-        raise ValueError(
-            f"vocab_size trains a tokenizer: run {command}, then give data.tokenizer=OUT.json"
-        )
+        command = f"run lit-gptdata train-tokenizer OUT.json vocab_size={cfg.vocab_size}"
+        raise ValueError(f"vocab_size trains a tokenizer: {command}, then set data.tokenizer=OUT.json")
     return instantiate(cfg.data)  # type: ignore[no-any-return]
 
 

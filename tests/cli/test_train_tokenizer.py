@@ -27,9 +27,8 @@ def test_it_prints_figures_and_the_command_that_uses_the_file(capsys):
     first, rates, last = printed.splitlines()
     assert first.startswith("made/own.json: 1,000 tokens: 256 bytes, 743 merges and <|endoftext|>; ")
     assert re.search(r"; \d+\.\d s on [\d,]+ bytes of text with (gigatoken|tokenizers)$", first)
-    rate, n_bytes, gpt2 = re.match(
-        r"(\S+) bytes per token of (\S+) bytes .*; gpt2: (\S+)$", rates
-    ).groups()
+    found = re.match(r"(\S+) bytes per token of (\S+) bytes .*; gpt2: (\S+)$", rates)
+    rate, n_bytes, gpt2 = found.groups()
     assert 2 < float(rate) < 4
     assert 1.5 < float(gpt2) < 4
     assert 40_000 < int(n_bytes.replace(",", "")) < 60_000
@@ -72,10 +71,8 @@ def test_a_wrong_command_line_gets_one_line_that_helps(words, message, capsys):
 
 def test_other_commands_name_the_command_that_trains(capsys):
     printed = run(capsys, "info", "vocab_size=300", expect=1)
-    assert (
-        "run lit-gptdata train-tokenizer OUT.json vocab_size=300, then give data.tokenizer=OUT"
-        in printed
-    )
+    command = "lit-gptdata train-tokenizer OUT.json vocab_size=300"
+    assert f"run {command}, then set data.tokenizer=OUT.json" in printed
 
 
 @pytest.mark.parametrize("fractions", [(0.1, 0.0), (0.3, 0.2), (0.02, 0.02), (0.0, 0.5)])
@@ -94,9 +91,8 @@ def test_no_text_of_val_or_test_trains_the_tokenizer(fractions, monkeypatch):
 
 def test_a_mixture_trains_on_the_train_split_of_each_source():
     Path("a.txt").write_text("apple " * 1000)
-    Path("b.jsonl").write_text(
-        json.dumps({"body": "banana " * 1000}) + "\n" + '{"body": "secret"}\n' * 500
-    )
+    rows = [json.dumps({"body": text}) for text in ("banana " * 1000, *["secret"] * 500)]
+    Path("b.jsonl").write_text("\n".join(rows))
     Path("c.txt").write_text("cherry " * 1000)
     b = {"path": "b.jsonl", "text_column": "body", "val_fraction": 0.4, "weight": 0.1}
     a, c = {"path": "a.txt", "weight": 1.0}, {"path": "c.txt", "weight": 0.0}
@@ -135,9 +131,8 @@ def test_a_run_with_its_own_tokenizer_resumes(tmp_path):
 
 
 def test_train_py_refuses_vocab_size_with_another_tokenizer():
-    with pytest.raises(
-        ValueError, match="vocab_size=300 trains a tokenizer, but data.tokenizer=o200k_base"
-    ):
+    message = r"vocab_size=300 trains a tokenizer, but data\.tokenizer=o200k_base names one: give one"
+    with pytest.raises(ValueError, match=message):
         run_train_here(*SMALL, "vocab_size=300", "data.tokenizer=o200k_base", "output_dir=run")
 
 

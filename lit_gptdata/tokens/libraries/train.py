@@ -191,12 +191,8 @@ def _as_json(merges: list[tuple[str, str]]) -> bytes:
     """The contents of a tokenizer.json; the ids are those of GPT-2: bytes, merges, `<|endoftext|>`."""
     tokens = [*sorted(CHARACTERS.values()), *map("".join, merges), END_OF_TEXT]
     vocab = {token: id for id, token in enumerate(dict.fromkeys(tokens))}
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
+    flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    byte_level = {"type": "ByteLevel", **flags}
     special = {
         "id": vocab[END_OF_TEXT], "content": END_OF_TEXT, "single_word": False, "lstrip": False,
         "rstrip": False, "normalized": False, "special": True,
