@@ -23,7 +23,7 @@ def train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
-    """Train a byte-level BPE tokenizer on the train split and write a tokenizer.json."""
+    """Train a byte-level BPE tokenizer on the train split."""
     from hydra.utils import instantiate
 
     if not args.out.endswith(".json") or re.match(r"[\w.+~]+=", args.out):
@@ -35,7 +35,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     print(*train_on(instantiate(cfg.data), Path(args.out), cfg.vocab_size), sep="\n")
     use = f"data.tokenizer={args.out}"
     use = use if re.fullmatch(r"[\w./=-]+", use) else quote_value(use)
-    others = [word for word in args.overrides if not word.startswith(("vocab_size=", "data.tokenizer="))]
+    others = [word for word in args.overrides if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
     print(f"next: {shlex.join(['python', 'train.py', use, *others])}")
 
 
@@ -59,7 +59,8 @@ def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:
     ]
     n_bytes = sum(len(text.encode()) for text in made.held_out)
     if n_bytes:
-        gpt2 = n_bytes / sum(len(encode_text(text, Tokenizer("gpt2"))) for text in made.held_out)
-        own = n_bytes / made.held_out_tokens
-        lines += [f"{own:.2f} bytes per token of {n_bytes:,} bytes of held-out text; gpt2: {gpt2:.2f}"]
+        gpt2 = Tokenizer("gpt2")
+        n_gpt2 = sum(len(encode_text(text, gpt2)) for text in made.held_out)
+        own, other = n_bytes / made.held_out_tokens, n_bytes / n_gpt2
+        lines += [f"{own:.2f} bytes per token on {n_bytes:,} bytes of held-out text; gpt2: {other:.2f}"]
     return lines

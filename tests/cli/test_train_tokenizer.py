@@ -27,7 +27,7 @@ def test_it_prints_figures_and_the_command_that_uses_the_file(capsys):
     first, rates, last = printed.splitlines()
     assert first.startswith("made/own.json: 1,000 tokens: 256 bytes, 743 merges and <|endoftext|>; ")
     assert re.search(r"; \d+\.\d s on [\d,]+ bytes of text with (gigatoken|tokenizers)$", first)
-    found = re.match(r"(\S+) bytes per token of (\S+) bytes .*; gpt2: (\S+)$", rates)
+    found = re.match(r"(\S+) bytes per token on (\S+) bytes .*; gpt2: (\S+)$", rates)
     rate, n_bytes, gpt2 = found.groups()
     assert 2 < float(rate) < 4
     assert 1.5 < float(gpt2) < 4
