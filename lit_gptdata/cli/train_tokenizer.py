@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,11 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     """Train a byte-level BPE tokenizer on the train split."""
     from hydra.utils import instantiate
 
-    if not args.out.endswith(".json") or re.match(r"[\w.+~]+=", args.out):
-        given = f", got {args.out!r}" if args.out else ""
-        raise ValueError(f"the file to write comes first and ends in .json{given}. Example: {EXAMPLE}")
+    if "=" in args.out or not args.out.endswith(".json"):
+        raise ValueError(f"the file to write comes first, got {args.out!r}. Example: {EXAMPLE}")
     cfg = compose_config(args.overrides)
     if cfg.vocab_size is None:
-        raise ValueError(f"give the number of tokens, such as vocab_size=8192. Example: {EXAMPLE}")
+        raise ValueError(f"vocab_size=N is missing. Example: {EXAMPLE}")
     print(*train_on(instantiate(cfg.data), Path(args.out), cfg.vocab_size), sep="\n")
     use = f"data.tokenizer={args.out}"
     use = use if re.fullmatch(r"[\w./=-]+", use) else quote_value(use)
@@ -40,27 +40,27 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 
 
 def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:
-    """Train on the train splits of the data, all sources alike; returns lines about the tokenizer."""
+    """Train on the train splits of all sources, whatever their weights; returns lines with figures."""
     from lit_gptdata.tokens.engines import encode_text
-    from lit_gptdata.tokens.libraries.train import END_OF_TEXT, train_tokenizer
+    from lit_gptdata.tokens.libraries.train import train_tokenizer
     from lit_gptdata.tokens.source import LocalBuild
     from lit_gptdata.tokens.tokenizer import Tokenizer
 
-    texts = []
+    start, texts = time.perf_counter(), []
     for source in data._data.trained.values():
         if not isinstance(source.text, LocalBuild):
             raise ValueError(f"{source.text.name} is a store without text: give its text, data.corpus=…")
         texts.append((source.text._open(download=True), 1 - sum(source.fractions)))
-    made = train_tokenizer(path, vocab_size, texts)
-    n_tokens = 257 + made.n_merges
-    lines = [
-        f"{path}: {n_tokens:,} tokens: 256 bytes, {made.n_merges:,} merges and {END_OF_TEXT}; "
-        f"{made.seconds:.1f} s on {made.n_bytes:,} bytes of text with {made.library}"
-    ]
-    n_bytes = sum(len(text.encode()) for text in made.held_out)
-    if n_bytes:
-        gpt2 = Tokenizer("gpt2")
-        n_gpt2 = sum(len(encode_text(text, gpt2)) for text in made.held_out)
-        own, other = n_bytes / made.held_out_tokens, n_bytes / n_gpt2
-        lines += [f"{own:.2f} bytes per token on {n_bytes:,} bytes of held-out text; gpt2: {other:.2f}"]
+    n_bytes, library, held_out = train_tokenizer(path, vocab_size, texts)
+    seconds, own = time.perf_counter() - start, Tokenizer(str(path))
+    counts = f"{own.vocab_size:,} tokens, of which {own.vocab_size - 257:,} are merges"
+    lines = [f"{path}: {counts}; {seconds:.1f} s on {n_bytes:,} bytes of text with {library}"]
+    if held_bytes := sum(len(text.encode()) for text in held_out):
+        n_tokens = (
+            sum(len(encode_text(text, each)) for text in held_out) for each in (own, Tokenizer())
+        )
+        rate, gpt2 = (held_bytes / n for n in n_tokens)
+        lines += [
+            f"{rate:.2f} bytes per token on {held_bytes:,} bytes of held-out text; gpt2: {gpt2:.2f}"
+        ]
     return lines

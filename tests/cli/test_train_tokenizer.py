@@ -25,7 +25,7 @@ def test_it_prints_figures_and_the_command_that_uses_the_file(capsys):
     own = Tokenizer("made/own.json")
     assert own.vocab_size == 1000
     first, rates, last = printed.splitlines()
-    assert first.startswith("made/own.json: 1,000 tokens: 256 bytes, 743 merges and <|endoftext|>; ")
+    assert first.startswith("made/own.json: 1,000 tokens, of which 743 are merges; ")
     assert re.search(r"; \d+\.\d s on [\d,]+ bytes of text with (gigatoken|tokenizers)$", first)
     found = re.match(r"(\S+) bytes per token on (\S+) bytes .*; gpt2: (\S+)$", rates)
     rate, n_bytes, gpt2 = found.groups()
@@ -46,13 +46,10 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            [],
-            "the file to write comes first and ends in .json. Example: lit-gptdata train-tokenizer OUT",
-        ),
-        (["vocab_size=300"], "comes first and ends in .json, got 'vocab_size=300'. Example"),
-        (["own.model", "vocab_size=300"], "comes first and ends in .json, got 'own.model'"),
-        (["own.json"], "give the number of tokens, such as vocab_size=8192. Example: lit-gptdata"),
+        ([], "the file to write comes first, got ''. Example: lit-gptdata train-tokenizer OUT"),
+        (["vocab_size=300"], "comes first, got 'vocab_size=300'. Example"),
+        (["own.model", "vocab_size=300"], "comes first, got 'own.model'"),
+        (["own.json"], "vocab_size=N is missing. Example: lit-gptdata"),
         (["own.json", "vocab_size=256"], "vocab_size must be an integer ≥ 257, got 256"),
         (["own.json", "vocab_size=8k"], "vocab_size must be an integer ≥ 257, got '8k'"),
         (["own.json", "vocab_sise=300"], "vocab_sise does not exist: did you mean vocab_size?"),
@@ -114,7 +111,7 @@ def test_train_py_trains_a_tokenizer_first():
 def test_a_run_with_its_own_tokenizer_resumes(tmp_path):
     command = [*SMALL, "callbacks=default", "output_dir=run"]
     printed = run_train(*command, "vocab_size=300", cwd=tmp_path)
-    assert "tokenizer.json: 300 tokens: 256 bytes, 43 merges and <|endoftext|>; " in printed
+    assert "tokenizer.json: 300 tokens, of which 43 are merges; " in printed
     own = Tokenizer(str(tmp_path / "run" / "tokenizer.json"))
     data = GPTDataModule.load_from_checkpoint(
         tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True
