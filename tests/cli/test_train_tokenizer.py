@@ -14,7 +14,7 @@ from lit_gptdata.cli.overrides import compose_config
 from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.tokens.libraries import train
 from tests.cli.test_cli import run
-from tests.training.run_train import read_metrics, run_train, run_train_here
+from tests.training.run_train import run_train, run_train_here
 
 pytest.importorskip("tokenizers")
 SMALL = ["max_tokens=2_048", "stem.embedding_dim=16", "model.n_layers=1", "callbacks=none", "threads=1"]
@@ -108,23 +108,25 @@ def test_train_py_trains_a_tokenizer_first():
 
 
 @pytest.mark.heavy
-def test_a_run_with_its_own_tokenizer_resumes(tmp_path):
-    command = [*SMALL, "callbacks=default", "output_dir=run"]
-    printed = run_train(*command, "vocab_size=300", cwd=tmp_path)
-    assert "tokenizer.json: 300 tokens, of which 43 are merges; " in printed
-    own = Tokenizer(str(tmp_path / "run" / "tokenizer.json"))
-    data = GPTDataModule.load_from_checkpoint(
-        tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True
-    )
-    assert data.tokenizer.fingerprint == own.fingerprint
-    more = ["max_tokens=4_096", "ckpt_path=last"]
-    run_train(*command, *more, "vocab_size=300", cwd=tmp_path)
-    steps = [int(row["step"]) for row in read_metrics(tmp_path / "run")]
-    assert max(steps) >= 4_096 // 512 - 1
-    other = ["max_tokens=8_192", "ckpt_path=last", "vocab_size=400"]
-    printed = run_train(*command, *other, cwd=tmp_path, expect=1)
-    print(printed)
-    assert "tokenizer" in printed
+def test_a_run_with_its_own_tokenizer_resumes_with_it_also_on_other_text(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 2000)
+    files = ["data=files", "vocab_size=300", "callbacks=default"]
+    run_train(*SMALL, *files, "data.corpus=a.txt", "output_dir=run", cwd=tmp_path)
+    path = tmp_path / "run" / "tokenizer.json"
+    before = path.read_bytes()
+    (tmp_path / "b.txt").write_text("whether it is nobler in the mind to suffer\n" * 2000)
+    more = ["data.corpus=[a.txt,b.txt]", "data.on_change=continue", "max_tokens=4_096"]
+    for folder in ("run", "other"):
+        resumed = [f"output_dir={folder}", "ckpt_path=run/checkpoints/last.ckpt"]
+        printed = run_train(*SMALL, *files, *more, *resumed, cwd=tmp_path)
+        assert f"{path}: 281 tokens, from the run that continues" in printed
+        assert path.read_bytes() == (tmp_path / folder / "tokenizer.json").read_bytes() == before
+    checkpoint = tmp_path / "other" / "checkpoints" / "last.ckpt"
+    data = GPTDataModule.load_from_checkpoint(checkpoint, weights_only=True)
+    assert data.tokenizer.fingerprint == Tokenizer(str(path)).fingerprint
+    path.unlink()
+    printed = run_train(*SMALL, *files, *resumed, cwd=tmp_path, expect=1)
+    assert "set data.tokenizer to the tokenizer.json of the run" in printed
 
 
 def test_train_py_refuses_vocab_size_with_another_tokenizer():
