@@ -19,11 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate, to_absolute_path
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_gptdata import GPTDataModule, TokenBudget
+from lit_gptdata import GPTDataModule, TokenBudget, Tokenizer
 from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata._io import write_whole
+from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.configs import register_resolvers, without_null_groups
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
@@ -68,6 +71,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     budget = TokenBudget(cfg.max_tokens, cfg.val_every_tokens)
     job_folder = os.getcwd()
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
+    if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
+        train_own_tokenizer(cfg, folder / "tokenizer.json")
     data, model, trainer = build(cfg, budget)
     os.chdir(job_folder)
     check_launcher(trainer)
@@ -97,6 +102,27 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     metrics |= evaluate(trainer, model, data, "val", "test")
     metrics.pop("tokens", None)
     save_summary(trainer, model, data, metrics, folder)
+
+
+def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
+    """Train a tokenizer of `vocab_size` tokens, and use it; each rank writes the same bytes.
+
+    A resumed run keeps the tokenizer of its run, even if the text has changed.
+    """
+    if (given := cfg.data.get("tokenizer", "gpt2")) != "gpt2":
+        problem = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={given} names one"
+        raise ValueError(f"{problem}: give one of them")
+    if cfg.ckpt_path is None:
+        lines = train_on(instantiate(cfg.data), path, cfg.vocab_size)
+    else:
+        kept = Path(cfg.ckpt_path).parents[1] / path.name
+        if not kept.is_file():
+            problem = f"vocab_size trains no tokenizer for a resumed run, and {kept} does not exist"
+            raise ValueError(f"{problem}: set data.tokenizer to the tokenizer.json of the run")
+        write_whole(path, kept.read_bytes())
+        lines = [f"{kept}: {Tokenizer(str(path)).vocab_size:,} tokens, from the run that continues"]
+    rank_zero_only(print)(*lines, sep="\n")
+    cfg.data.tokenizer = str(path)
 
 
 def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:

@@ -28,7 +28,8 @@ FLOW = [
     "tokens.libraries.tiktoken_encoding", "tokens.libraries.vocabularies",
     "tokens.libraries.hugging_face", "tokens.libraries.sentencepiece_model", "tokens.libraries.hub",
     "tokens.libraries.reading",
-    "tokens.tokenizer", "tokens.gigatoken", "tokens.engines", "tokens.manifest",
+    "tokens.tokenizer", "tokens.gigatoken", "tokens.libraries.train", "tokens.engines",
+    "tokens.manifest",
     "tokens.shards", "tokens.store", "tokens.coverage",
     "tokens.remote.objects", "tokens.remote.cache", "tokens.remote.store",
     "tokens.build.output", "tokens.build.plan", "tokens.build.encode",
@@ -45,7 +46,8 @@ FLOW = [
     "training.val_sets", "training.summary", "training.ranks", "training.folder", "training.errors",
     "report.usage", "report.jobs", "report.plots", "report.page",
     "training.sweep", "training.lightning_cli",
-    "cli.overrides", "cli.data", "cli.show", "cli.seen", "cli.report", "cli.main", "__main__",
+    "cli.overrides", "cli.data", "cli.show", "cli.seen", "cli.report",
+    "cli.train_tokenizer", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",

@@ -11,6 +11,7 @@ from lit_gptdata.cli.overrides import add_overrides
 from lit_gptdata.cli.report import report, report_arguments
 from lit_gptdata.cli.seen import seen, seen_arguments
 from lit_gptdata.cli.show import show, show_arguments
+from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
 
 COMMANDS = {
     "prepare": (prepare, add_overrides),
@@ -19,6 +20,7 @@ COMMANDS = {
     "seen": (seen, seen_arguments),
     "verify": (verify, add_overrides),
     "publish": (publish, publish_arguments),
+    "train-tokenizer": (train_tokenizer, train_tokenizer_arguments),
     "report": (report, report_arguments),
 }
 """Name → the function that runs a command, and the one that declares its arguments."""
@@ -31,6 +33,7 @@ EPILOG = """overrides are the same as for train.py:
   lit-gptdata seen step=1000 data=mixture
   lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
   lit-gptdata publish s3://bucket/tokens data.build=ray data=files data.corpus=s3://bucket/books/
+  lit-gptdata train-tokenizer own.json vocab_size=8192 data=files data.corpus=books/
 report takes the folder of a sweep:
   lit-gptdata report multirun/2026-11-22/10-00-00-123456
 """

@@ -35,7 +35,11 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     """Build the data module of conf/train.yaml, changed by the overrides."""
     from hydra.utils import instantiate
 
-    return instantiate(compose_config(overrides).data)  # type: ignore[no-any-return]
+    cfg = compose_config(overrides)
+    if cfg.vocab_size is not None:
+        command = f"run lit-gptdata train-tokenizer OUT.json vocab_size={cfg.vocab_size}"
+        raise ValueError(f"vocab_size trains a tokenizer: {command}, then set data.tokenizer=OUT.json")
+    return instantiate(cfg.data)  # type: ignore[no-any-return]
 
 
 def count_ranks(cfg: DictConfig) -> int:
