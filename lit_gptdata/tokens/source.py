@@ -128,7 +128,14 @@ class PublishedStore:
         return store
 
     def publish(self, url: str | os.PathLike[str]) -> str:
-        raise ValueError(f"{redacted(self.name)} is published already")
+        """Upload the store of a folder of this machine."""
+        if self.is_remote:
+            raise ValueError(f"{redacted(self.name)} is published already")
+        return publish(self.prepare(), url)
+
+    @property
+    def is_remote(self) -> bool:
+        return local_path(self.name) is None
 
     @property
     def _url(self) -> str:

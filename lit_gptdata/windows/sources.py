@@ -5,6 +5,7 @@ Sources(corpus, …)  ──open()──▶  {name: NamedSource}  ──▶  tra
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,6 +31,8 @@ from lit_gptdata.windows.split import (
     scored_bytes,
     split_tokens,
 )
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_BYTES = "the tokenizer changes the text, so the bytes of only a part of it are not known"
 
@@ -126,11 +129,12 @@ class NamedSource:
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the windows, in plain values."""
+        val, test = (None, None) if self.store.manifest.cuts else self.fractions
         return {
             "store": self.store.fingerprint,
             **asdict(self.reading),
-            "val_fraction": self.fractions[0],
-            "test_fraction": self.fractions[1],
+            "val_fraction": val,
+            "test_fraction": test,
             "corpus": self.text.name,
             "train_tokens": list(self.split.train),
         }
@@ -215,6 +219,9 @@ class Sources:
         for source in self.all:
             with naming(source.name):
                 store = source.text.prepare()
+            if store.manifest.cuts and not source.only_val:
+                problem = "has its own split: val_fraction and test_fraction are ignored"
+                log.warning("%s %s", redacted(store.location), problem)
             if isinstance(source.text, LocalBuild) and not source.only_val:
                 key = [source.text.name, source.text.tokenizer.fingerprint, *filter(None, [source.name])]
                 root = source.text.root
@@ -226,7 +233,7 @@ class Sources:
         urls = {}
         for source in self.all:
             name, text = source.name, source.text
-            is_kept = isinstance(text, PublishedStore) and name != ""
+            is_kept = isinstance(text, PublishedStore) and text.is_remote and name != ""
             with naming(name):
                 urls[name or "corpus"] = str(text.name) if is_kept else text.publish(url)
         return urls
