@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_gptdata.interop import columns, llmc, megatron, nanogpt, npy
+import lit_gptdata.interop.columns as columns
+import lit_gptdata.interop.llmc as llmc
+import lit_gptdata.interop.megatron as megatron
+import lit_gptdata.interop.nanogpt as nanogpt
+import lit_gptdata.interop.npy as npy
 from lit_gptdata.interop.blocks import Block, Part
 
 SPLITS = ("train", "val", "test")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gptdata.interop import llmc
 from lit_gptdata.interop.blocks import Block, Part, read_binary
+from lit_gptdata.interop.llmc import HEADER, KINDS
 
 
 def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     """The ids of a file; raises ValueError for a file of another format, or an odd size."""
     size, other = path.stat().st_size, "megatron" if path.with_suffix(".idx").is_file() else None
-    if {*np.fromfile(path, llmc.HEADER, 1).tolist()} & {*llmc.KINDS}:
+    if {*np.fromfile(path, HEADER, 1).tolist()} & {*KINDS}:
         other = "llmc"
     if other:
         raise ValueError(f"{path} has the format {other}: lit-gptdata import {other} {path}")

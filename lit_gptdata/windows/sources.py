@@ -5,7 +5,6 @@ Sources(corpus, …)  ──open()──▶  {name: NamedSource}  ──▶  tra
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -31,8 +30,6 @@ from lit_gptdata.windows.split import (
     scored_bytes,
     split_tokens,
 )
-
-log = logging.getLogger(__name__)
 
 UNKNOWN_BYTES = "the tokenizer changes the text, so the bytes of only a part of it are not known"
 
@@ -219,9 +216,6 @@ class Sources:
         for source in self.all:
             with naming(source.name):
                 store = source.text.prepare()
-            if store.manifest.cuts and not source.only_val:
-                problem = "has its own split: val_fraction and test_fraction are ignored"
-                log.warning("%s %s", redacted(store.location), problem)
             if isinstance(source.text, LocalBuild) and not source.only_val:
                 key = [source.text.name, source.text.tokenizer.fingerprint, *filter(None, [source.name])]
                 root = source.text.root
