@@ -29,6 +29,7 @@ _OFFICE = "soffice --headless --convert-to txt:Text {path}"
 _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
 _JQ = "jq -c %s {path} > {new}.jsonl"
+_IMPORT = "lit-gptdata import %s {path}"
 _NO_COMMAS = "sed -E 's/,[[:space:]]*$//' {path} > {new}.jsonl"
 _CSV = (  # with csv, because pandas turns texts such as NA into nulls
     'python -c "import csv, json, sys; csv.field_size_limit(1 << 30); '
@@ -67,9 +68,11 @@ _KINDS = (
     (rb"!<arch>\n", "an ar archive", "mkdir {new} && ar -x --output {new} {path}"),
     (rb"07070[127][0-9A-Fa-f]{104}", "a cpio archive", "mkdir {new} && cpio -idD {new} < {path}"),
     (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", ""),
-    (rb"\x93NUMPY|\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
-    (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", ""),
-    (rb"\x88\xd84\x01|\xa1\xd94\x01|MMIDIDX\0\0|TNTIDX\0\0", "token ids of llm.c or Megatron", ""),
+    (rb"\x93NUMPY", "a NumPy array", _IMPORT % "npy"),
+    (rb"\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
+    (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", _IMPORT % "arrow"),
+    (rb"\x88\xd84\x01|\xa1\xd94\x01", "token ids of llm.c", _IMPORT % "llmc"),
+    (rb"MMIDIDX\0\0|TNTIDX\0\0", "an index of token ids of Megatron", _IMPORT % "megatron"),
 )  # fmt: skip
 _KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
 _COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
@@ -114,7 +117,7 @@ def check_text(head: bytes, path: TextFile, compression: str = "", errors: str =
         what, command = encoding.upper(), _ICONV % encoding
     # reading with "strict" finds that other binary data is not UTF-8
     if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
-        what = "binary data"
+        what, command = "binary data, perhaps token ids", _IMPORT % "nanogpt"
     if what:
         raise refusal(path, what, command, compression)
 
@@ -146,7 +149,7 @@ def _data_with_nuls(head: bytes) -> tuple[str, str]:
         return "", ""
     if _is_utf8(head) and not has_controls(head.replace(b"\0", b"")):
         return "text with many NUL bytes", r"tr -d '\0' < {path} > {new}{suffix}"
-    return "binary data, perhaps token ids of nanoGPT or Megatron", ""
+    return "binary data, perhaps token ids", _IMPORT % "nanogpt"
 
 
 def _utf16_or_32(sample: bytes, controls: bool) -> str:
@@ -190,7 +193,8 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
         if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
             return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
         if offset + position < SAMPLE_BYTES:
-            return "It is binary data, not text: leave it out. The command `file` tells what it is"
+            ids = _IMPORT.replace("{path}", "FILE") % "nanogpt"
+            return f"It is binary data, not text: leave it out. If it has token ids, run {ids}"
         return f"Binary data starts near offset {offset + position}: take that part out of the text"
     n_invalid = (decoded := data.decode(errors="replace")).count("\ufffd")
     if sum(not char.isascii() for char in decoded) > 2 * n_invalid:  # iconv would garble the rest
@@ -314,6 +318,8 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     if compression and "{path}" in command:
         run = f"{_UNPACK[compression]} {quoted['packed']} && {run}"
     advice = f"run {run} and give the result as the corpus" if run else "give the text itself"
+    if run.startswith("lit-gptdata"):
+        advice = f"to train on token ids, run {run}"
     if run and is_remote:
         advice = f"copy it to this machine, {advice}"
     return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")

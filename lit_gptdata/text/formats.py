@@ -323,7 +323,10 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
     with table:
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
-            raise ValueError(f"{path} has columns {sorted(types)}, not {column!r}: set data.text_column")
+            has_ids = any(re.search("list<.*int", str(kind)) for kind in types.values())
+            ids = f", or for token ids: lit-gptdata import parquet {path}" if has_ids else ""
+            problem = f"has columns {sorted(types)}, not {column!r}"
+            raise ValueError(f"{path} {problem}: set data.text_column{ids}")
         if table.schema_arrow.names.count(column) > 1:
             raise ValueError(
                 f"{path} has several columns {column!r}: rename them, or set data.text_column"

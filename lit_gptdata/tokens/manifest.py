@@ -118,9 +118,14 @@ class Manifest:
     sources: list[SourceEntry]
     vocab: FileEntry
     shards: list[ShardEntry]
+    cuts: tuple[int, int] | None = None
+    """The tokens where val and test start, in a store that has its own split."""
 
     def __post_init__(self) -> None:
         _check_counts(self)
+        val, test = self.cuts or (1, self.n_tokens)
+        if not 0 < val <= test <= self.n_tokens:
+            raise ValueError(f"val starts at {val} and test at {test} of {self.n_tokens} tokens")
         for name in ("n_tokens", "n_bytes", "n_documents"):
             if (counted := total(self.shards, name)) != getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, but the shards have {counted}")
@@ -143,6 +148,8 @@ class Manifest:
         for option in fields(TokenizerEntry):  # defaults are not written, as in earlier versions
             if values["tokenizer"][option.name] == option.default:
                 del values["tokenizer"][option.name]
+        if self.cuts is None:
+            del values["cuts"]
         return as_json(values)
 
     @classmethod
@@ -157,6 +164,7 @@ class Manifest:
             values["sources"] = [SourceEntry(**source) for source in values["sources"]]
             values["vocab"] = FileEntry(**values["vocab"])
             values["shards"] = [ShardEntry.from_dict(shard) for shard in values["shards"]]
+            values["cuts"] = tuple(map(int, values.get("cuts") or ())) or None
             return cls(**values)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it has another structure than a manifest: {error}") from None

@@ -6,6 +6,7 @@ PublishedStore  URL   ──fetch on demand─────▶  <data_dir>/cache
 Both have the same methods. `prepare()` runs once per machine, then `find()` runs in every process.
 """
 
+import logging
 import math
 import numbers
 import os
@@ -28,6 +29,8 @@ from lit_gptdata.tokens.remote.publish import publish, publish_text
 from lit_gptdata.tokens.remote.store import RemoteStore, open_store, prepare_store_at
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ class PublishedStore:
         """Fetch the manifest and the vocabulary, which is all that opening the store needs."""
         store = prepare_store_at(self._url, self._cache)
         self._check_tokenizer(store)
+        if store.manifest.cuts:
+            what = "has its own split: val_fraction and test_fraction are ignored"
+            log.warning("the store %s %s", store.location, what)
         return store
 
     def find(self) -> TokenStore:
@@ -128,7 +134,14 @@ class PublishedStore:
         return store
 
     def publish(self, url: str | os.PathLike[str]) -> str:
-        raise ValueError(f"{redacted(self.name)} is published already")
+        """Upload the store of a folder of this machine."""
+        if self.is_remote:
+            raise ValueError(f"{redacted(self.name)} is published already")
+        return publish(self.prepare(), url)
+
+    @property
+    def is_remote(self) -> bool:
+        return local_path(self.name) is None
 
     @property
     def _url(self) -> str:

@@ -210,8 +210,8 @@ class TokenStore:
         shard = int(np.searchsorted(self._ends[0], token, side="right"))
         rows = self.rows(shard)
         row = int(np.searchsorted(rows["token"], token))
-        if row < len(rows) and rows["token"][row] - token <= rows["document"][row]:
-            return int(rows["byte"][row])  # the first token of a chunk, or the separator before it
+        if row < len(rows) and (row == 0 or rows["token"][row] == token):
+            return int(rows["byte"][row])  # the first token of a chunk, or a separator before all chunks
         chunk = rows[row - 1]
         return int(chunk["byte"]) + int(self._lengths(chunk, token).sum())
 

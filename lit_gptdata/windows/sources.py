@@ -126,11 +126,12 @@ class NamedSource:
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the windows, in plain values."""
+        val, test = (None, None) if self.store.manifest.cuts else self.fractions
         return {
             "store": self.store.fingerprint,
             **asdict(self.reading),
-            "val_fraction": self.fractions[0],
-            "test_fraction": self.fractions[1],
+            "val_fraction": val,
+            "test_fraction": test,
             "corpus": self.text.name,
             "train_tokens": list(self.split.train),
         }
@@ -226,7 +227,7 @@ class Sources:
         urls = {}
         for source in self.all:
             name, text = source.name, source.text
-            is_kept = isinstance(text, PublishedStore) and name != ""
+            is_kept = isinstance(text, PublishedStore) and text.is_remote and name != ""
             with naming(name):
                 urls[name or "corpus"] = str(text.name) if is_kept else text.publish(url)
         return urls

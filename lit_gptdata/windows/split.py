@@ -26,10 +26,13 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
     """Cut a store at fractions of its UTF-8 bytes, so that a split is the same text for all tokenizers.
 
     A cut moves to the nearest document boundary within 1 % of the corpus, or else to the start of a
-    word. Raises ValueError for a fraction that leaves val or test without a target.
+    word. A store with its own split keeps it. Raises ValueError for a fraction that leaves val or test
+    without a target.
     """
     val_fraction, test_fraction = check_fractions(val_fraction, test_fraction)
     n = store.n_tokens
+    if cuts := store.manifest.cuts:
+        return Split(train=(0, cuts[0]), val=cuts, test=(cuts[1], n))
     val_end = _cut(store, 1 - test_fraction, n) if test_fraction else n
     train_end = _cut(store, 1 - test_fraction - val_fraction, val_end) if val_fraction else val_end
     split = Split(train=(0, train_end), val=(train_end, val_end), test=(val_end, n))

@@ -120,12 +120,24 @@ BINARY = {
     "sqlite": (database(), "is an SQLite database"),
     "elf": (b"\x7fELF\2\1\1" + bytes(99), "is a program"),
     "pickle": (pickle.dumps(["text"] * 9), "is a Python pickle"),
-    "npy": (numpy_file(), "is model weights or an array"),
+    "npy": (numpy_file(), "is a NumPy array: to train on token ids, run lit-gptdata import npy a.txt"),
     "safetensors": (struct.pack("<Q", 20) + b'{"w": {"dtype": "F32"', "is model weights"),
-    "arrow": (b"ARROW1\0\0\xff\xff\xff\xff", "is an Arrow file"),
-    "llm.c": (struct.pack("<256i", 20240520, 1, *[0] * 254), "is token ids of llm.c or Megatron"),
-    "megatron": (b"MMIDIDX\0\0\1\0\0\0\0\0\0\0\x08", "is token ids of llm.c or Megatron"),
-    "uint16 ids": (token_ids("H"), "is binary data, perhaps token ids of nanoGPT or Megatron: give the"),
+    "arrow": (
+        b"ARROW1\0\0\xff\xff\xff\xff",
+        "is an Arrow file, not Parquet: … run lit-gptdata import arrow a.txt",
+    ),
+    "llm.c": (
+        struct.pack("<256i", 20240520, 1, *[0] * 254),
+        "is token ids of llm.c: … run lit-gptdata import llmc a.txt",
+    ),
+    "megatron": (
+        b"MMIDIDX\0\0\1\0\0\0\0\0\0\0\x08",
+        "is an index of token ids of Megatron: … run lit-gptdata import megatron a.txt",
+    ),
+    "uint16 ids": (
+        token_ids("H"),
+        "is binary data, perhaps token ids: … run lit-gptdata import nanogpt a.txt",
+    ),
     "uint32 ids": (token_ids("I"), "is binary data, perhaps token ids"),
     "characters": (
         bytes(2 * [7, 0, 40, 0, 1, 0, 64, 0, 13, 0] * 99),

@@ -31,6 +31,7 @@ from lit_gptdata.tokens.build.plan import (
     DEFAULT_OPTIONS,
     BuildOptions,
     BuildPlan,
+    IdCorpus,
     PlanCorpus,
     as_plan_corpus,
     document_too_long,
@@ -177,11 +178,14 @@ def _rename(store: Path, published: Path) -> None:
 def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEntry] | None) -> str:
     """Write `folder`/store and return the fingerprint; `sources`: the hashes of the files, if known."""
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
-        shards = encode_corpus(plan, FolderOutput(folder), runner)
+        output, corpus = FolderOutput(folder), getattr(plan.corpus, "corpus", None)
+        is_ids = isinstance(corpus, IdCorpus)
+        shards = corpus.write(output) if is_ids else encode_corpus(plan, output, runner)
         sources = hashed_sources()
     vocab = vocab_table(plan.tokenizer).tobytes()
     try:
         manifest = plan.manifest(sources, shards, vocab)
+        manifest = corpus.complete(manifest) if is_ids else manifest
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise
