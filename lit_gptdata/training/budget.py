@@ -40,8 +40,8 @@ class TokenBudget(L.Callback):
         self._tokens_per_step = 0
         self._sets_limit = False  # whether the end of the run comes from `max_tokens`
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        data = trainer.datamodule
         if stage != "fit":
             return
         if not isinstance(data, GPTDataModule):
@@ -64,7 +64,7 @@ class TokenBudget(L.Callback):
             self._sets_limit = True
             self._limit(trainer, data, self.max_tokens)
         if self.val_every_tokens is not None:
-            trainer._val_check_time_interval = None  # type: ignore[attr-defined]  # a duration
+            trainer._val_check_time_interval = None
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
@@ -85,9 +85,7 @@ class TokenBudget(L.Callback):
         if trainer.lightning_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = done + n_steps
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn != TrainerFn.FITTING:
             return
@@ -97,14 +95,14 @@ class TokenBudget(L.Callback):
         if not self._sets_limit or self.max_tokens is None or not state:
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
-            data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
-            self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
+            remaining = self.max_tokens - state["tokens"]
+            self._limit(trainer, trainer.datamodule, remaining, checkpoint["global_step"])
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         tokens = count_tokens(trainer, batch)
         if trainer.world_size == 1:
@@ -120,13 +118,12 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)
 
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
-        if self.max_tokens is None or not self._sets_limit:
-            return
-        # It never accumulates, so a step is a batch here.
-        if not trainer.lightning_module.automatic_optimization:
+        is_limited = self.max_tokens is not None and self._sets_limit
+        if is_limited and not trainer.lightning_module.automatic_optimization:
+            # it never accumulates, so a step is a batch here
             trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         pl_module.log("tokens", float(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:

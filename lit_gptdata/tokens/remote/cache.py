@@ -85,15 +85,6 @@ class Cache:
                 return True
         return False
 
-    def read(self, file: FileEntry, source: Objects) -> bytes:
-        """The content of a file, fetched if the cache does not have it; raises what `fetch` raises."""
-        while True:
-            self.fetch(file, source)
-            with contextlib.suppress(FileNotFoundError):  # evicted by another process
-                content = self.path(file).read_bytes()
-                self.touch(file)
-                return content
-
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
 

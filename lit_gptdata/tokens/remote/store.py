@@ -101,7 +101,10 @@ class RemoteStore(TokenStore):
         """Check nothing: the cache checks each file when it fetches and maps it."""
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
-        return np.frombuffer(bytearray(self.cache.read(file, self.source)), dtype=dtype)
+        while (mapped := self.cache.map(file, dtype)) is None:  # it may be evicted at any time
+            self.cache.fetch(file, self.source)
+        self.cache.touch(file)
+        return np.array(mapped[0])
 
     @functools.cached_property
     def tokens(self) -> RemoteTokens:
@@ -288,7 +291,7 @@ class Fetcher:
         self._source.open()
         with self._lock:
             future = self._fetches.get(file.sha256)
-            if future is None:
+            if future is None or future.done():
                 future = self._fetches[file.sha256] = Future()
                 # daemon: the program may end without waiting for a shard that it no longer needs
                 threading.Thread(target=self._run, args=(file, future), daemon=True).start()
@@ -298,9 +301,6 @@ class Fetcher:
         try:
             with self._slots:
                 self._cache.fetch(file, self._source)
-            finish = functools.partial(future.set_result, None)
+            future.set_result(None)
         except BaseException as error:
-            finish = functools.partial(future.set_exception, error)
-        with self._lock:
-            del self._fetches[file.sha256]
-        finish()
+            future.set_exception(error)
