@@ -8,7 +8,6 @@ book.txt.part.json  the version of these bytes; without it they are not resumed
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -217,12 +216,6 @@ def _decoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
         raise zlib.error(f"the {coding} data have no end")
 
 
-def _is_gzip_twice(data: bytes) -> bool:
-    with contextlib.suppress(zlib.error):
-        return compression_of(zlib.decompressobj(31).decompress(data, 4)) == ".gz"
-    return False
-
-
 def _check_response(file: _Download, response: requests.Response, *, resumed: bool) -> None:
     """Raise an error unless the response holds text."""
     status, coding = response.status_code, _coding(file, response)
@@ -264,7 +257,6 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
     raw, coding = response.raw, _coding(file, response)
-    labeled = not coding and "gzip" in response.headers.get("Content-Encoding", "").lower()
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
         size = wire_bytes
@@ -285,11 +277,6 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             cause = ""
             try:
                 chunks = raw.stream(CHUNK_BYTES, decode_content=False)
-                first = next(chunks, b"")
-                if labeled and not kept and _is_gzip_twice(first):
-                    file.note.unlink(missing_ok=True)
-                    coding = "gzip"
-                chunks = itertools.chain([first], chunks)
                 for chunk in _decoded(chunks, coding) if coding else chunks:
                     bar.update(out.write(chunk))
             except (urllib3.exceptions.HTTPError, zlib.error) as error:

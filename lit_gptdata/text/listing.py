@@ -56,7 +56,7 @@ def expand_path(
         if found := _search(path, ["**", "*"], not_searched, is_text, left_out):
             _warn_of_texts(str(name), left_out)
             return found
-        raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), _names_below(path))}")
+        raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), left_out)}")
     if mode or os.path.islink(path):
         return {os.path.realpath(path): _checked(path, mode)}
     if _is_prose(os.fspath(name)):
@@ -125,19 +125,12 @@ def _not_found(name: str, path: Path) -> FileNotFoundError:
     return FileNotFoundError(f"no such file or folder: {name} ({path} does not exist). {advice}")
 
 
-def _names_below(folder: Path) -> Iterator[str]:
-    for _, subfolders, names in os.walk(folder):
-        subfolders[:] = filter(_is_visible, subfolders)
-        yield from names
-
-
-def _no_text(name: str, files: Iterable[str]) -> str:
+def _no_text(name: str, left_out: Iterable[str]) -> str:
     """What a folder without texts holds instead, and a glob that names it."""
     text = f"holds no text: looked for {SEARCHED} in it and its subfolders, except hidden ones"
     suffixes = Counter(
         "".join(PurePosixPath(file).suffixes[-2 if file.endswith((".gz", ".zst")) else -1 :])
-        for file in files
-        if _is_visible(file)
+        for file in left_out
     ).most_common(3)
     if not suffixes:
         return f"{text}. Name other files"
@@ -274,10 +267,10 @@ def _list(fs: Any, path: str, url: str) -> Infos:
     else:
         files = _matching(fs, path, ["**", "*"])
     found = {name: info for name, info in files.items() if is_text(basename(name))}
+    left_out = filter(_is_visible, map(basename, files.keys() - found.keys()))
     if not found:
-        raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), map(basename, files))}")
-    names = {basename(name) for name in files.keys() - found.keys()}
-    _warn_of_texts(redact(url), filter(_is_visible, names))
+        raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), left_out)}")
+    _warn_of_texts(redact(url), left_out)
     return found
 
 
@@ -299,12 +292,14 @@ def _matching(fs: Any, folder: str, patterns: list[str]) -> Infos:
     # fsspec's default skips broken folders
     if "**" not in patterns or getattr(type(fs), name) is getattr(base, name):
         return dict(_walk(fs, folder, [patterns]))
-    infos, prefix = fs.find(folder, detail=True), folder.rstrip("/")
-    return {
-        path: info
-        for path, info in infos.items()
-        if _is_file(info) and _match(path.removeprefix(prefix).lstrip("/").split("/"), patterns)
-    }
+    found: Infos = {}
+    for path, info in fs.find(folder, detail=True).items():
+        choices = [patterns]
+        for name in path.removeprefix(folder.rstrip("/")).lstrip("/").split("/"):
+            choices = _all_rests(name, choices)
+        if [] in choices and _is_file(info):
+            found[path] = info
+    return found
 
 
 def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -319,11 +314,6 @@ def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str,
             yield from _walk(fs, path, rests)
         elif rests and path != folder.rstrip("/"):
             _log_once(f"{redact(path)} is a folder, which is not searched: ** searches subfolders")
-
-
-def _match(names: list[str], patterns: list[str]) -> bool:
-    """Whether the names of a path match one pattern each; `**` matches any number of folders."""
-    return [] in functools.reduce(lambda choices, name: _all_rests(name, choices), names, [patterns])
 
 
 def _all_rests(name: str, choices: list[list[str]]) -> list[list[str]]:

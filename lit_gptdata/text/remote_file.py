@@ -6,7 +6,6 @@ with open_raw(file, start=1 << 20) as raw: raw.read(4096)  # file: a Path or a R
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import io
 import os
@@ -26,6 +25,8 @@ VERSION_KEYS = (
     "ETag", "etag", "generation", "blob_id", "sha", "mtime", "LastModified", "last_modified",
     "Last-Modified", "modificationTime", "modify", "created",
 )  # fmt: skip
+
+_prefetchers = ThreadPoolExecutor(THREADS)  # of all readers; no task in it waits for another one
 
 OnBytes = Callable[[int], object]  # called with the length of each read
 T = TypeVar("T")
@@ -163,16 +164,10 @@ class RemoteReader(io.RawIOBase):
         self._prefetched = None
         end = self._position + len(self._block)
         if sequential and end < self._stop:
-            self._prefetched = end, _prefetchers().submit(self._file.fetch, *self._request(end))
+            self._prefetched = end, _prefetchers.submit(self._file.fetch, *self._request(end))
 
     def _request(self, start: int) -> tuple[int, int]:
         return start, min(start + self._request_bytes, self._stop)
-
-
-@functools.cache
-def _prefetchers() -> ThreadPoolExecutor:
-    """The thread pool of all readers; no task in it waits for another task."""
-    return ThreadPoolExecutor(THREADS)
 
 
 TextFile = Path | RemoteFile

@@ -118,9 +118,9 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)
 
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
-        is_limited = self.max_tokens is not None and self._sets_limit
-        if is_limited and not trainer.lightning_module.automatic_optimization:
-            # it never accumulates, so a step is a batch here
+        if self.max_tokens is None or not self._sets_limit:
+            return
+        if not trainer.lightning_module.automatic_optimization:  # a step is a batch: none accumulates
             trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
