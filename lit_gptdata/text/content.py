@@ -16,10 +16,8 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
 SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
-_BEFORE_HTML = rb"(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
-HTML_HEAD = re.compile(
-    _BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE | re.DOTALL
-)
+_BEFORE_HTML = rb"(?is)(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
+HTML_HEAD = re.compile(_BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b")
 TABLES = (".csv", ".tsv", ".tab", ".psv")
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"

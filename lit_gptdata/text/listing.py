@@ -18,7 +18,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Any
@@ -52,18 +52,17 @@ def expand_path(
     """
     path = folder / (local_path(name) or name)
     if stat.S_ISDIR(mode := _mode(path)):
-        left_out: list[str] = []
-        if found := _search(path, ["**", "*"], not_searched, is_text, left_out):
+        found, left_out = _search(path, ["**", "*"], not_searched, texts_only=True)
+        if found:
             _warn_of_texts(str(name), left_out)
             return found
         raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), left_out)}")
     if mode or os.path.islink(path):
         return {os.path.realpath(path): _checked(path, mode)}
     if _is_prose(os.fspath(name)):
-        raise ValueError(
-            f"no file is named {str(name)[:40] + '…'!r}: corpus is the path of a text, not the text. "
-            "Write the text to a file, or give it to WindowDataset or create_dataloader"
-        )
+        problem = f"no file is named {str(name)[:40] + '…'!r}"
+        advice = "Write the text to a file, or give it to WindowDataset or create_dataloader"
+        raise ValueError(f"{problem}: corpus is the path of a text, not the text. {advice}")
     parts = path.parts
     absent = (n for n in range(1, len(parts)) if not os.path.lexists(Path(*parts[: n + 1])))
     n_fixed = next((n for n in absent if glob.has_magic(parts[n])), None)
@@ -73,16 +72,15 @@ def expand_path(
     content = "which does not exist"
     if root.is_dir():
         names_folders = os.fspath(name).endswith("/")  # as in a shell, d/*/ means the folders in d
-        wanted: Callable[[str], bool] = is_text if names_folders else lambda _: True
         patterns = [*parts[n_fixed:], *(["**", "*"] if names_folders else [])]
-        if found := _search(root, patterns, not_searched, wanted):
+        found, _ = _search(root, patterns, not_searched, texts_only=names_folders)
+        if found:
             return found
         names = sorted(entry.name for entry in root.iterdir())
         more = ", …" if len(names) > 5 else ""
         content = f"which has {len(names)} entries: {', '.join(names[:5])}{more}"
-    raise FileNotFoundError(
-        f"no file matches {str(path)!r}: looked in {root.resolve()}, {content}. ** searches subfolders"
-    )
+    problem = f"no file matches {str(path)!r}: looked in {root.resolve()}, {content}"
+    raise FileNotFoundError(f"{problem}. ** searches subfolders")
 
 
 def _mode(path: str | os.PathLike[str]) -> int:
@@ -146,23 +144,18 @@ def _warn_of_texts(folder: str, left_out: Iterable[str]) -> None:
     if found:
         counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in found.most_common(9))
         pattern = f"{folder.rstrip('/')}/**/*{found.most_common(1)[0][0]}"
-        _log_once(
-            f"{folder} has other files, which are not read: {counts}. To read them, add {pattern!r}"
-        )
+        _log_once(f"{folder} has other files that are not read: {counts}. To read them, add {pattern!r}")
 
 
 def _search(
-    root: Path,
-    patterns: list[str],
-    not_searched: frozenset[str],
-    wanted: Callable[[str], bool] = lambda _: True,
-    unwanted: list[str] | None = None,
-) -> dict[str, Path]:
-    """The wanted files below `root` that match `patterns`, one per level: real path → path.
+    root: Path, patterns: list[str], not_searched: frozenset[str], texts_only: bool
+) -> tuple[dict[str, Path], list[str]]:
+    """Files below `root` that match `patterns`, one per level: real path → path, and other names.
 
     Folders of runs are left out. If `root` is one, only the files are left out that train.py wrote.
     """
     found: dict[str, str] = {}  # path → real path
+    other_names: list[str] = []
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
     folders = [(str(root), real_root, patterns)]
@@ -190,14 +183,14 @@ def _search(
                     below += [(path, real, rest) for rest in rests if rest]
                     if rests == [[]]:
                         _log_once(f"{path} is a folder, which is not searched: add {path + '/'!r}")
-                elif [] in rests and wanted(entry.name):
+                elif [] in rests and (is_text(entry.name) or not texts_only):
                     if not entry.is_file(follow_symlinks=False):
                         _checked(Path(path), mode if entry.is_symlink() else entry.stat().st_mode)
                     found[path] = real
                 elif entry.is_symlink() and not mode:
                     _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
-                elif unwanted is not None and _is_visible(entry.name):
-                    unwanted.append(entry.name)
+                elif _is_visible(entry.name):
+                    other_names.append(entry.name)
         if not folders:  # links come last, so that files have their own paths if these are searched, too
             folders, links = sorted(links, reverse=True), []
     files: dict[str, Path] = {}
@@ -205,7 +198,7 @@ def _search(
         first = files.setdefault(found[path], Path(path))
         if str(first) != path:
             _warn(f"{path} is the same file as {first}, which is read once. To repeat a text, copy it")
-    return files
+    return files, other_names
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -51,10 +51,8 @@ class RemoteFile:
         """The file that a listing of fsspec describes; raises RemoteError if ranges cannot be read."""
         size = info.get("size")
         if size is None or info.get("partial") is False:
-            raise RemoteError(
-                f"{redact(url)}: its server reports no size or no ranges. Name each file, without "
-                "stream=true, so that it is downloaded"
-            )
+            advice = "Name each file, without stream=true, so that it is downloaded"
+            raise RemoteError(f"{redact(url)}: its server reports no size or no ranges. {advice}")
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
             version = version.timestamp()
@@ -95,25 +93,14 @@ class RemoteFile:
             else:
                 data = fs.cat_file(path, start=start, end=end)
             if len(data) != end - start:
-                raise OSError(f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}")
+                problem = f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}"
+                raise OSError(f"{problem}: the connection broke, or the file changed")
             return data
 
         try:
             return retry(self.url, attempt)
         except RemoteNotFoundError:
             raise removed_error(self) from None
-        except RemoteError:
-            if not self._is_unchanged():
-                raise RemoteError(f"{self} changed while it was read: run again") from None
-            raise
-
-    def _is_unchanged(self) -> bool:
-        fs, path = filesystem(self.url)
-        fs.invalidate_cache()
-        try:
-            return self.from_info(self.url, fs.info(path)) == self
-        except Exception:  # nothing is known about the file now
-            return True
 
 
 class RemoteReader(io.RawIOBase):

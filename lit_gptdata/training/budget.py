@@ -47,10 +47,8 @@ class TokenBudget(L.Callback):
         if not isinstance(data, GPTDataModule):
             if self.max_tokens is None and self.val_every_tokens is None:
                 return
-            raise TypeError(
-                f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
-                " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
-            )
+            advice = "fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
+            raise TypeError(f"TokenBudget needs a GPTDataModule, but the Trainer has {data!r}: {advice}")
         for name in ("accumulate_grad_batches", "val_check_interval"):
             if getattr(trainer, name, None) == 0:
                 raise ValueError(f"trainer.{name} must be at least 1, got 0")
@@ -77,11 +75,9 @@ class TokenBudget(L.Callback):
         windows = max(0, tokens) // data.max_length
         n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)
         if not done and not n_steps:
-            raise ValueError(
-                f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens"
-                f" (batch_size × max_length × ranks × accumulate_grad_batches), got {tokens:,}:"
-                " raise max_tokens or lower batch_size"
-            )
+            step = "(batch_size × max_length × ranks × accumulate_grad_batches)"
+            least = f"at least one optimizer step of {self._tokens_per_step:,} tokens {step}"
+            raise ValueError(f"max_tokens must be {least}, got {tokens:,}: raise it or lower batch_size")
         if trainer.lightning_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = done + n_steps
 
@@ -102,7 +98,7 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)  # a resumed run may have reached it
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         tokens = count_tokens(trainer, batch)
         if trainer.world_size == 1:
@@ -134,12 +130,9 @@ class TokenBudget(L.Callback):
 
 
 def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
-    """Return how many optimizer steps train on at most `windows` windows, over all ranks.
-
-    A step takes `accumulate` batches. The last step of an epoch may take fewer.
-    """
+    """Count the steps of `accumulate` batches that train on at most `windows` windows of all ranks."""
     windows_per_step = steps.width * accumulate
     windows_per_epoch = min(batches_per_epoch * steps.width, steps.n)
     steps_per_epoch = -(-batches_per_epoch // accumulate)
-    epochs, remaining = divmod(windows, windows_per_epoch)
+    epochs, remaining = divmod(windows, windows_per_epoch)  # the last step of an epoch may be smaller
     return epochs * steps_per_epoch + min(remaining // windows_per_step, steps_per_epoch - 1)

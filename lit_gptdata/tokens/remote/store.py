@@ -50,10 +50,9 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
         return remote
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"store_url={url}: {folder.resolve()} is not a published store, it has no manifest.json. "
-            "Give the URL that lit-gptdata publish printed, or the folder data_dir/tokens/<fingerprint>"
-        )
+        problem = f"{folder.resolve()} is not a published store, it has no manifest.json"
+        advice = "Give the URL that lit-gptdata publish printed, or data_dir/tokens/<fingerprint>"
+        raise FileNotFoundError(f"store_url={url}: {problem}. {advice}")
     return TokenStore(folder)
 
 
@@ -75,10 +74,9 @@ def read_manifest(content: bytes, source: Objects) -> Manifest:
     try:
         return Manifest.from_json(content)
     except ValueError as error:
-        raise ValueError(
-            f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
-            "that lit-gptdata publish printed, or delete that file and publish the store again"
-        ) from None
+        problem = f"{source!r}/manifest.json is not the manifest of a token store ({error})"
+        advice = "Give the URL that lit-gptdata publish printed, or delete that file and publish again"
+        raise ValueError(f"{problem}. {advice}") from None
 
 
 class RemoteStore(TokenStore):
@@ -124,10 +122,9 @@ class RemoteStore(TokenStore):
                 if digest.hexdigest() != file.sha256:
                     bad.append(file.name)
         if bad:
-            raise ValueError(
-                f"the published store {self.location} is damaged: the contents of {', '.join(bad)} do "
-                "not match the manifest. Delete these files and publish again: lit-gptdata publish URL"
-            )
+            problem = f"is damaged: the contents of {', '.join(bad)} do not match the manifest"
+            advice = "Delete these files and publish again: lit-gptdata publish URL"
+            raise ValueError(f"the published store {self.location} {problem}. {advice}")
 
 
 class RemoteTokens(Tokens):
