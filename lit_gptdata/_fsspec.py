@@ -105,9 +105,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     if "::" in url:
         raise ValueError(f"{redact(url)}: chained file systems (::) are not supported; give a plain URL")
     if scheme in CREDENTIALS and "@" in url.split("/")[2]:
-        raise ValueError(
-            f"{redact(url)}: give no credentials in a {scheme}:// URL, but in {CREDENTIALS[scheme]}"
-        )
+        raise ValueError(f"{redact(url)}: give no credentials in a URL, but in {CREDENTIALS[scheme]}")
     # otherwise a web server may compress the response, and its ranges count compressed bytes
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
     try:
@@ -154,9 +152,7 @@ def is_transient(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
-def retry(
-    url: str, attempt: Callable[[int], T], *, first_contact: bool = False, done: str = "read"
-) -> T:
+def retry(url: str, attempt: Callable[[int], T], first_contact: bool = False, done: str = "read") -> T:
     """The result of `attempt(number of failures so far)`, which is called until it succeeds.
 
     `done` completes "URL cannot be …". Raises RemoteError, at once if no other attempt can succeed.
@@ -172,10 +168,8 @@ def retry(
             problem = _describe(error)
         # not inside `except`: after Ctrl-C while it waits, Python would print the error with its URL
         if problem := retries.give_up(problem):
-            raise RemoteError(
-                f"{redact(url)} cannot be {done}: {problem}. Check the network and the address, and run "
-                "the same command again; finished files are kept"
-            )
+            advice = "Check the network and the address, and run again; finished files are kept"
+            raise RemoteError(f"{redact(url)} cannot be {done}: {problem}. {advice}")
 
 
 def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteError | None:
@@ -193,9 +187,8 @@ def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteEr
         # otherwise new credentials that the user sets would not be used
         fsspec.get_filesystem_class(scheme).clear_instance_cache()
         where = CREDENTIALS.get(scheme, "the places that fsspec's file system for it documents")
-        return RemotePermissionError(
-            f"{redact(url)} may not be {done} ({cause}). Credentials are looked for in {where}"
-        )
+        problem = f"{redact(url)} may not be {done} ({cause})"
+        return RemotePermissionError(f"{problem}. Credentials are looked for in {where}")
     client_error = status is not None and status >= 400 and not is_transient(status)
     refused = isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO
     if isinstance(error, _PERMANENT) or client_error or refused:

@@ -14,10 +14,7 @@ CHUNK_BYTES = 1 << 16  # per read: these stay in a core's cache while they are p
 
 
 def working_folder() -> Path:
-    """The folder in which a user's relative paths start.
-
-    It is the current one, or where a Hydra app started: with hydra.job.chdir=true, Hydra leaves it.
-    """
+    """Where a user's relative paths start: the current folder, or the one that a Hydra app left."""
     current = Path.cwd()
     module = sys.modules.get("hydra.core.hydra_config")
     if module is not None and module.HydraConfig.initialized():
@@ -103,6 +100,4 @@ def sync_folder(folder: Path) -> None:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines: the first and the last column start at the left, the others end at the right."""
     first, *middle, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:-1], middle), row[-1]]) for row in rows
-    ]
+    return ["  ".join([r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1]]) for r in rows]

@@ -54,34 +54,28 @@ def ranks_of(trainer: L.Trainer) -> Ranks:
     return Ranks(kwargs["rank"], kwargs["num_replicas"]) if kwargs else Ranks(0, 1)
 
 
-def overfits(trainer: L.Trainer) -> bool:
+def overfits(trainer: Any) -> bool:
     """Whether each epoch repeats the first windows in text order: `Trainer(overfit_batches=…)`."""
-    return bool(trainer.overfit_batches)  # type: ignore[attr-defined]  # the Trainer adds it later
+    return bool(trainer.overfit_batches)
 
 
-def has_trained(trainer: L.Trainer) -> bool:
+def has_trained(trainer: Any) -> bool:
     """Whether the Trainer has trained on a batch, here or in the run that it resumes."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    return bool(progress.total.processed)
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def tells_sets_apart(trainer: L.Trainer) -> bool:
     """Whether the step of the model that now runs takes `dataloader_idx`."""
-    name = {"test": "test_step", "predict": "predict_step"}.get(
-        trainer.state.fn or "", "validation_step"
-    )
-    step = getattr(trainer.lightning_module, name)
+    steps = {"test": "test_step", "predict": "predict_step"}
+    step = getattr(trainer.lightning_module, steps.get(trainer.state.fn or "", "validation_step"))
     return is_param_in_hook_signature(step, "dataloader_idx", explicit=True)
 
 
 def check_trainer(trainer: L.Trainer | None) -> None:
     """Raise TypeError for a Trainer of the package pytorch_lightning."""
     if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
-        raise TypeError(
-            "the Trainer comes from the package pytorch_lightning, but GPTDataModule is a module of "
-            "lightning, and the two do not mix. Write `import lightning as L` and use L.Trainer and "
-            "L.LightningModule"
-        )
+        advice = "Write `import lightning as L` and use L.Trainer and L.LightningModule"
+        raise TypeError(f"the Trainer is from pytorch_lightning, not from lightning. {advice}")
 
 
 def sends_compact(trainer: L.Trainer) -> bool:

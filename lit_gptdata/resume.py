@@ -27,13 +27,14 @@ from lit_gptdata.windows.steps import Position, RunSegment, Steps, windows_of_ba
 
 OnChange = Literal["refuse", "continue"]
 """What happens if the data of a resumed run is not the data of its checkpoint."""
+Identity = dict[str, Any]
+"""Plain values that determine the windows and their order."""
 
 
 class Resume(L.Callback):
     """Tracks the position of a run in its data, and moves a resumed run to its position.
 
-    GPTDataModule adds this callback to its Trainer. `key` names the data module's state in a
-    checkpoint. `identity` below is a dict of plain values that determine the windows and their order.
+    GPTDataModule adds this callback to its Trainer. `key` names the data module's state in a checkpoint.
     """
 
     def __init__(self, key: str, on_change: OnChange) -> None:
@@ -66,19 +67,15 @@ class Resume(L.Callback):
             self._segments, self._earlier = [self._current], []
 
     def follow(self, sampler: WindowSampler, trainer: L.Trainer, steps: Steps) -> None:
-        """Set a sampler to the position of the run, now and each time a checkpoint is loaded later.
-
-        Another batch size since the last loader starts a new segment.
-        """
+        """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
         self._sampler = sampler
         if self._current is None:
             return
         if self._current.steps != steps:
             if self.resumed:
-                raise ValueError(
-                    "batch_size changed after the checkpoint was loaded, so Lightning's counters do not "
-                    "fit: change it before Trainer.fit(), and leave out BatchSizeFinder"
-                )
+                advice = "change it before Trainer.fit(), and leave out BatchSizeFinder"
+                raise ValueError(f"batch_size changed after the checkpoint was loaded: {advice}")
+            # another batch size since the last loader
             self._continue_from(_segment(trainer, steps, *self._position(trainer)))
         sampler.start_at(self._current.start)
 
@@ -88,7 +85,7 @@ class Resume(L.Callback):
         self._segments.append(segment)
         self._current = segment
 
-    def follow_alone(self, sampler: WindowSampler, identity: dict[str, Any]) -> None:
+    def follow_alone(self, sampler: WindowSampler, identity: Identity) -> None:
         """The same without a Trainer: start where a loaded state was saved."""
         before, self._sampler = self._sampler, sampler
         if (state := self.loaded_state) and not sampler.restored:  # by the state of the loader itself
@@ -97,13 +94,8 @@ class Resume(L.Callback):
                 state = {**state, **before.state_dict()}
             sampler.load_state_dict({**state, "seed": identity["seed"]})
 
-    def segments(
-        self, steps: Steps, identity: dict[str, Any], world_size: int | None
-    ) -> list[RunSegment]:
-        """The history of this run, or else of a loaded checkpoint, or else a new run of `steps`.
-
-        A `world_size` other than the history's gives a new run on that number of ranks.
-        """
+    def segments(self, steps: Steps, identity: Identity, world_size: int | None) -> list[RunSegment]:
+        """The history of this run or of a loaded checkpoint; for another `world_size`, of a new run."""
         segments = self._segments or [RunSegment.from_beginning(steps)]
         if self.loaded_state is not None and not self._segments:
             check_same(self.loaded_state["data"], identity)
@@ -115,12 +107,9 @@ class Resume(L.Callback):
 
     def find_batch(
         self, step: int, epoch: int | None, *, rank: int, world_size: int | None, steps: Steps,
-        windows: Windows, identity: dict[str, Any], open_store: OpenStore,
+        windows: Windows, identity: Identity, open_store: OpenStore,
     ) -> tuple[Windows, np.ndarray]:  # fmt: skip
-        """The windows that a batch of the run is from, and its indices; see `GPTDataModule.windows_at`.
-
-        `windows`, `steps` and `identity` are the present ones. `open_store` opens those of earlier data.
-        """
+        """The windows that a batch is from, and its indices in them; see `GPTDataModule.windows_at`."""
         history = self.history(steps, identity, world_size)
         key, number = ("batch", step) if epoch is None else ("epoch", epoch)
         data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
@@ -128,18 +117,17 @@ class Resume(L.Callback):
             windows = windows_of(data["data"], open_store)
         segments = [RunSegment.from_dict(leg, len(windows)) for leg in data["legs"]]
         seed = data["data"]["seed"] if data["data"]["shuffle"] else None
-        return windows, windows_of_batch(
-            segments, step, epoch, rank=rank, seed=seed, order=windows.order
-        )
+        found = windows_of_batch(segments, step, epoch, rank=rank, seed=seed, order=windows.order)
+        return windows, found
 
     def history(
-        self, steps: Steps, identity: dict[str, Any], world_size: int | None = None
+        self, steps: Steps, identity: Identity, world_size: int | None = None
     ) -> list[dict[str, Any]]:
         """Identity and segments of all data of the run, in plain values, the present data last."""
         legs = [segment.as_dict() for segment in self.segments(steps, identity, world_size)]
         return [*self._earlier, {"data": identity, "legs": legs}]
 
-    def save(self, trainer: L.Trainer, identity: dict[str, Any]) -> dict[str, Any]:
+    def save(self, trainer: L.Trainer, identity: Identity) -> dict[str, Any]:
         """Position, history and the random states of every rank, as plain values and tensors."""
         if not self._segments:
             return {}
@@ -155,24 +143,20 @@ class Resume(L.Callback):
             states = {name: state[None] for name, state in states.items()}
         return self._state(identity, self._segments, batches, position, states)
 
-    def save_alone(self, steps: Steps, identity: dict[str, Any]) -> dict[str, Any]:
-        """The same without a Trainer, and without random states: the position of the followed loader.
-
-        The last batch counts as unfinished, as in a run under a Trainer that ends inside a batch.
-        """
+    def save_alone(self, steps: Steps, identity: Identity) -> dict[str, Any]:
+        """The same without a Trainer, and without random states: the position of the followed loader."""
         if self._sampler is None:
             return self.loaded_state or {}
+        # the last batch is treated as unfinished, like one in which a Trainer stops
         segments, position = self.segments(steps, identity, None), self._sampler.position(unfinished=1)
-        if self.loaded_state and segments[-1].steps != steps:
-            start = Position(self.loaded_state["epoch"], self.loaded_state["index"])
-            current = RunSegment(
-                batch=self.loaded_state["batches"], start=start, steps=steps, limit=steps.remaining()
-            )
+        if (state := self.loaded_state) and segments[-1].steps != steps:
+            start, limit = Position(state["epoch"], state["index"]), steps.remaining()
+            current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
             segments = [*segments, current]
         return self._state(identity, segments, segments[-1].batches_before(position), position)
 
     def _state(
-        self, identity: dict[str, Any], segments: list[RunSegment], batches: int, position: Position,
+        self, identity: Identity, segments: list[RunSegment], batches: int, position: Position,
         rng: dict[str, Tensor] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """What a checkpoint keeps. These keys are an on-disk format."""
@@ -185,11 +169,8 @@ class Resume(L.Callback):
             **({"earlier": self._earlier} if self._earlier else {}),
         }
 
-    def load_alone(self, state: dict[str, Any], identity: dict[str, Any] | None) -> None:
-        """The same without a Trainer: keep the state for the next loader, and move the followed loader.
-
-        `identity` is None before the store is open.
-        """
+    def load_alone(self, state: dict[str, Any], identity: Identity | None) -> None:
+        """The same without a Trainer, for the next loader and, with an open store, the followed one."""
         self.check_complete(state)
         self.loaded_state = state
         if self._sampler is not None and identity is not None:
@@ -198,17 +179,12 @@ class Resume(L.Callback):
     def check_complete(self, state: dict[str, Any]) -> None:
         """Raise ValueError for a state that a subclass saved without the state of GPTDataModule."""
         if not {"data", "batches", "epoch", "index", "legs"} <= state.keys():
-            raise ValueError(
-                f"the checkpoint's state of {self.key} has no position in the data, only the keys "
-                f"{sorted(state)}. Its state_dict() must return {{**super().state_dict(), …}}. To go on "
-                "without the position, load only the weights of the model"
-            )
+            problem = f"the saved state of {self.key} has only {sorted(state)}, no position in the data"
+            advice = "Its state_dict() must return {**super().state_dict(), …}"
+            raise ValueError(f"{problem}. {advice}. Without the position, load only the model's weights")
 
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
-        """The number of batches that the run has done, and where its next window is.
-
-        Gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches.
-        """
+        """The number of batches that the run has done, and where its next window is."""
         fit: Any = trainer.fit_loop
         segment = self._segments[-1]
         progress, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress.current
@@ -219,6 +195,7 @@ class Resume(L.Callback):
             return progress.total.processed, Position(epoch + 1, 0)
         start = segment.start if segment.start.epoch == epoch else Position(epoch, 0)
         done -= segment.steps.done(start.index)
+        # gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches
         lost = min(done, progress.current.processed % trainer.accumulate_grad_batches)
         index = start.index + (done - lost) * segment.steps.width
         return progress.total.processed - lost, Position(epoch, index)
@@ -235,35 +212,27 @@ class Resume(L.Callback):
         waiting = current.processed % trainer.accumulate_grad_batches
         return current.ready > current.processed or bool(waiting and not self._epoch_is_over(trainer))
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        loop: Any = trainer.fit_loop.epoch_loop
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.resumed and pl_module.automatic_optimization:
             # Loggers get this as their step. Lightning may have added one to it.
-            loop._batches_that_stepped = trainer.global_step
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self.resumed = False
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._rng_before_step = torch_states(trainer.strategy.root_device)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # All ranks act on a SIGTERM together. After another exception this rank may be alone, and could
         # wait forever for the others' random states.
         self._other_ranks_save = isinstance(exception, SIGTERMException)
         sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
         if sharded and not self._other_ranks_save:  # one rank alone would hang, or hide the exception
             for callback in trainer.checkpoint_callbacks:
-                callback.save_on_exception = False  # type: ignore[attr-defined]
+                callback.save_on_exception = False
 
     def load(
-        self, trainer: L.Trainer, state: dict[str, Any], identity: dict[str, Any], steps: Steps
+        self, trainer: L.Trainer, state: dict[str, Any], identity: Identity, steps: Steps
     ) -> int | None:
-        """Continue from a state; returns the epoch in which new data starts, or None for the same data.
-
-        Another batch size or number of ranks starts a new segment.
-        """
+        """Continue from a state; returns the epoch in which new data starts, None for the same data."""
         self.check_complete(state)
         changes = differences(state["data"], identity)
         if self.on_change == "refuse":
@@ -287,20 +256,16 @@ class Resume(L.Callback):
             self._sampler.start_at(start)
         return current.start.epoch if changes else None
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:  # type: ignore[attr-defined]
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
             return
         loops = checkpoint["loops"]["fit_loop"]
         if self.resumed and self._current is not None:
             rewrite_loops(trainer, pl_module, loops, self._current)
         elif self.key in checkpoint:
             self.check_complete(checkpoint[self.key])
-            raise ValueError(
-                f"{self.key}.load_state_dict() does not call super().load_state_dict(state_dict), "
-                "so the run cannot continue at its position in the data. Add the call"
-            )
+            problem = "does not call super().load_state_dict(state_dict), which finds the position"
+            raise ValueError(f"{self.key}.load_state_dict() {problem}. Add the call")
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
                 f"the checkpoint trained on {batches} batches but has no state of {self.key} (only of "
@@ -308,18 +273,13 @@ class Resume(L.Callback):
                 f"ckpt_path, with the weights of {type(pl_module).__name__}.load_from_checkpoint(path)"
             )
 
-    def _feeds(self, trainer: L.Trainer) -> bool:
-        """Whether the batches come from the followed loader, as far as a wrapper does not hide it."""
-        loader: Any = trainer.fit_loop._combined_loader
-        samplers = [each.sampler for each in loader.flattened if hasattr(each, "sampler")]
-        return self._sampler is not None and (not samplers or self._sampler in samplers)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.resumed and not self._feeds(trainer):
-            raise ValueError(
-                f"{self.key}.train_dataloader() does not return the loader of GPTDataModule, so the run "
-                "cannot continue at its position in the data. Return super().train_dataloader()"
-            )
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        loaders = trainer.fit_loop._combined_loader.flattened
+        samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
+        is_other = samplers and self._sampler not in samplers  # a wrapper may hide the sampler
+        if self.resumed and (self._sampler is None or is_other):
+            problem = "does not return the loader of GPTDataModule, which knows the position"
+            raise ValueError(f"{self.key}.train_dataloader() {problem}. Call super().train_dataloader()")
         rng, rank = self._rng_to_restore, trainer.global_rank
         if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return

@@ -19,10 +19,7 @@ COLUMNS = ("job", "status", *COUNTS, "error")  # of every sweep.csv; no metric m
 
 
 def report_sweep(folder: Path) -> Sweep:
-    """Write the report of a sweep into its folder, print its table, and return what was read.
-
-    Pictures that only an earlier report made are deleted. Raises ValueError for a folder without jobs.
-    """
+    """Write the report of a sweep into its folder, print its table, and return what was read."""
     sweep = read_sweep(folder)
     pictures = draw(sweep)
     for picture in pictures:
@@ -31,7 +28,7 @@ def report_sweep(folder: Path) -> Sweep:
     write_whole(folder / "sweep.csv", as_csv(sweep).encode("utf-8", "replace"))
     write_whole(folder / "sweep.html", as_html(sweep, pictures).encode("utf-8", "replace"))
     for path in {*folder.glob("sweep-*.png")} - {folder / picture.name for picture in pictures}:
-        if SOFTWARE.encode() in path.read_bytes()[:512]:  # not a file of the user
+        if SOFTWARE.encode() in path.read_bytes()[:512]:  # of an earlier report, not of the user
             path.unlink(missing_ok=True)
     print(f"{as_text(sweep)}\n\nreport  {folder / 'sweep.html'}\ntable   {folder / 'sweep.csv'}")
     return sweep

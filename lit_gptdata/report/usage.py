@@ -50,10 +50,7 @@ def draw_usage(store: TokenStore, path: str | os.PathLike[str]) -> None:
 
 
 def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> None:
-    """Write a PNG: the share of each source in a run of `tokens` training tokens.
-
-    A wide band is the target, a thin line the share in an interval of the run.
-    """
+    """Write a PNG: each source's share in a run of `tokens` training tokens, and its target (wide)."""
     length, names = mixture.spans.max_length, [*mixture.sizes]
     colors = matplotlib.color_sequences["tab10"]
     ends = np.unique(np.linspace(0, max(1, tokens // length), INTERVALS + 1).astype(int))

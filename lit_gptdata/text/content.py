@@ -16,10 +16,8 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile
 
 FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
 SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
-_BEFORE_HTML = rb"(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
-HTML_HEAD = re.compile(
-    _BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE | re.DOTALL
-)
+_BEFORE_HTML = rb"(?is)(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
+HTML_HEAD = re.compile(_BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b")
 TABLES = (".csv", ".tsv", ".tab", ".psv")
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
@@ -76,11 +74,8 @@ _KINDS = (
 )  # fmt: skip
 _KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
 _COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
-_ISO_2022 = (
-    (rb"\x1b\$[@B]", "iso-2022-jp"),
-    (rb"\x1b\$\)C", "iso-2022-kr"),
-    (rb"\x1b\$\)A", "iso-2022-cn"),
-)
+# East Asian text in ASCII bytes
+_ISO_2022 = re.compile(rb"\x1b\$(?:(?P<jp>[@B])|\)(?:(?P<kr>C)|(?P<cn>A)))")
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1a\x1b\x1c\x1d\x1e\x1f"})  # rare in any text
 
 
@@ -113,25 +108,14 @@ def check_text(head: bytes, path: TextFile, compression: str = "", errors: str =
         _, what, command = _KINDS[(match.lastindex or 1) - 1]
     elif b"\0" in head:
         what, command = _data_with_nuls(head)
-    elif encoding := _encoding_in_ascii(head):
+    elif found := _ISO_2022.search(head):
+        encoding = f"iso-2022-{found.lastgroup}"
         what, command = encoding.upper(), _ICONV % encoding
     # reading with "strict" finds that other binary data is not UTF-8
     if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
         what, command = "binary data, perhaps token ids", _IMPORT % "nanogpt"
     if what:
         raise refusal(path, what, command, compression)
-
-
-def _encoding_in_ascii(head: bytes) -> str:
-    """The encoding of an East Asian text that consists of ASCII bytes only, or ""."""
-    if b"\x1b$" in head:
-        return next((name for pattern, name in _ISO_2022 if re.search(pattern, head)), "")
-    runs = re.findall(rb"~\{((?:[!-w][!-~])+)~\}", head) if b"~{" in head else []
-    try:  # GB 2312 assigns a part of the codes
-        b"".join(b"~{%b~}" % run for run in runs).decode("hz")
-    except UnicodeDecodeError:
-        return ""
-    return "hz" if sum(map(len, runs)) > 15 else ""
 
 
 def _data_with_nuls(head: bytes) -> tuple[str, str]:

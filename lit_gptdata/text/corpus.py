@@ -73,11 +73,11 @@ def corpus_names(corpus: CorpusLike) -> list[PathLike]:
             raise ValueError("corpus='sample' cannot be part of a list. A file of that name is ./sample")
         if not isinstance(entry, (str, os.PathLike)):
             given, kind = reprlib.repr(corpus), type(entry).__name__
-            raise TypeError(
-                f"corpus={given}: expected the name of a text, got {kind}. Give 'sample', 'stdlib', one "
-                f"of {sorted(NAMED_URLS)}, a URL, a path, a glob, a list or a Corpus"
-                + hydra_quotes("corpus", entry)
+            names = (
+                f"'sample', 'stdlib', one of {sorted(NAMED_URLS)}, a URL, a path, glob, list or Corpus"
             )
+            problem = f"corpus={given}: expected the name of a text, got {kind}. Give {names}"
+            raise TypeError(problem + hydra_quotes("corpus", entry))
     return entries
 
 

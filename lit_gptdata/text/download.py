@@ -8,7 +8,6 @@ book.txt.part.json  the version of these bytes; without it they are not resumed
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -70,11 +69,9 @@ def find_download(path: Path) -> Path | None:
 def fetch(url: str, path: str | os.PathLike[str]) -> Path:
     """Download an http(s) URL to `path` unless that file exists, and return the path of the file.
 
-    The path gets another suffix if the name after redirects, Content-Disposition or the first bytes tell
-    another format: book.txt.jsonl.
-    An existing file is used without a request and never overwritten, because it may be the user's own.
-    An interrupted download resumes if the server still has the same version.
-    Raises ValueError for an invalid URL, DownloadError (an OSError) for anything else.
+    The path gets a suffix if the server or the first bytes tell another format: book.txt.jsonl. A file
+    that exists may be the user's own, so it is never overwritten. An interrupted download resumes if the
+    server has the same version. Raises ValueError for an invalid URL, DownloadError (an OSError).
     """
     _check_url(url)
     file = _Download(url, Path(path))
@@ -89,10 +86,9 @@ def fetch(url: str, path: str | os.PathLike[str]) -> Path:
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(
-            f"cannot read or write {file.target}: {error.strerror or error} "
-            f"({error.filename or file.part}). Free some space or set data_dir to a writable folder"
-        ) from error
+        problem = f"{error.strerror or error} ({error.filename or file.part})"
+        advice = "Free some space or set data_dir to a writable folder"
+        raise DownloadError(f"cannot read or write {file.target}: {problem}. {advice}") from error
     return found
 
 
@@ -101,10 +97,8 @@ def _check_url(url: str) -> None:
         parts = urllib3.util.parse_url(url)
         if parts.scheme in ("http", "https") and parts.host and parts.port != 0:
             return
-    raise ValueError(
-        f"cannot download {redact(url)!r}: a URL starts with http:// or https:// and names a host. "
-        "Correct it, or give the path of a file on this machine"
-    )
+    advice = "a URL starts with http:// or https:// and names a host. Correct it, or give a file's path"
+    raise ValueError(f"cannot download {redact(url)!r}: {advice}")
 
 
 def _download(file: _Download) -> Path:
@@ -140,19 +134,15 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Pa
     except requests.ConnectionError as error:  # also an unknown host, a connect timeout, TLS, a proxy
         cause = _cause(error)
         if isinstance(error, requests.exceptions.SSLError) and "certificate" in cause.lower():
-            advice = (
-                "Check the address. If your network replaces certificates, set REQUESTS_CA_BUNDLE to "
-                "the file of its root certificate"
-            )
+            advice = "Check the address, or set REQUESTS_CA_BUNDLE to your network's root certificate"
             raise file.error(f"its certificate is not trusted: {cause}", advice) from None
         raise _TransientError(f"cannot be reached: {cause}") from None
     except requests.ReadTimeout:
         retries.answered = True
         raise _TransientError(f"no answer, expected one within {TIMEOUT_S[1]:g} s") from None
-    except requests.RequestException as error:  # too many redirects, a redirect to ftp://
-        raise file.error(f"cannot be requested: {error}", "Correct the address") from None
-    except OSError as error:  # REQUESTS_CA_BUNDLE names no file
-        raise file.error(f"cannot be requested: {error}", "Correct REQUESTS_CA_BUNDLE") from None
+    except OSError as error:  # too many redirects, a redirect to ftp://, or an absent bundle
+        wrong = "the address" if isinstance(error, requests.RequestException) else "REQUESTS_CA_BUNDLE"
+        raise file.error(f"cannot be requested: {error}", f"Correct {wrong}") from None
     retries.answered = True
     with response:
         size = _resumed_size(file, response, kept, validator)
@@ -201,10 +191,7 @@ def _coding(file: _Download, response: requests.Response) -> str:
 
 
 def _decoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
-    """Undo gzip, of any number of members, or deflate; raises zlib.error unless the data are complete.
-
-    urllib3 would accept data that are cut short.
-    """
+    """Undo gzip or deflate; raises zlib.error for data that are cut short, which urllib3 accepts."""
     decoder: Any = None
     for chunk in chunks:
         while chunk := chunk.lstrip(b"\0") if decoder is None or decoder.eof else chunk:
@@ -215,12 +202,6 @@ def _decoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
             chunk = decoder.unused_data
     if decoder is not None and not decoder.eof:
         raise zlib.error(f"the {coding} data have no end")
-
-
-def _is_gzip_twice(data: bytes) -> bool:
-    with contextlib.suppress(zlib.error):
-        return compression_of(zlib.decompressobj(31).decompress(data, 4)) == ".gz"
-    return False
 
 
 def _check_response(file: _Download, response: requests.Response, *, resumed: bool) -> None:
@@ -264,7 +245,6 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
     raw, coding = response.raw, _coding(file, response)
-    labeled = not coding and "gzip" in response.headers.get("Content-Encoding", "").lower()
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
         size = wire_bytes
@@ -285,11 +265,6 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             cause = ""
             try:
                 chunks = raw.stream(CHUNK_BYTES, decode_content=False)
-                first = next(chunks, b"")
-                if labeled and not kept and _is_gzip_twice(first):
-                    file.note.unlink(missing_ok=True)
-                    coding = "gzip"
-                chunks = itertools.chain([first], chunks)
                 for chunk in _decoded(chunks, coding) if coding else chunks:
                     bar.update(out.write(chunk))
             except (urllib3.exceptions.HTTPError, zlib.error) as error:

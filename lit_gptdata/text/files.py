@@ -59,12 +59,10 @@ def flatten(names: Any) -> Iterator[Any]:
 
 def check_names(names: Sequence[PathLike]) -> None:
     """Raise ValueError for a corpus without a name."""
-    if not names:
-        raise ValueError("the corpus is an empty list: name at least one file, folder or glob")
-    if "" in names:  # Path("") would be the current folder
-        raise ValueError(
-            "the corpus is an empty string: name a file, a folder ('.' is the current one) or a glob"
-        )
+    if not names or "" in names:  # Path("") would be the current folder
+        kind = "string" if names else "list"
+        advice = "name a file, a folder ('.' is the current one) or a glob"
+        raise ValueError(f"the corpus is an empty {kind}: {advice}")
 
 
 def hash_files(files: Sequence[TextFile], on_bytes: OnBytes, n_threads: int | None = None) -> list[str]:
@@ -103,11 +101,9 @@ class FilesCorpus:
             urls = {canonical(file.url): file for file in remote.get(name, ())}
             found: Mapping[str, TextFile] = urls or expand_path(name, folder, not_searched)
             for key in (key for key in found if key in named):
-                first, second = (redacted(repr(names[i])) for i in (named[key], index))
-                raise ValueError(
-                    f"{found[key]} is in the corpus twice, as {first} and {second}: name it once. To "
-                    "repeat a text, copy its file, or train for more epochs"
-                )
+                one, other = (redacted(repr(names[i])) for i in (named[key], index))
+                advice = "name it once. To repeat a text, copy its file, or train for more epochs"
+                raise ValueError(f"{found[key]} is in the corpus twice, as {one} and {other}: {advice}")
             named |= dict.fromkeys(found, index)
             self.files += found.values()
             if len(found) > 1:
@@ -207,10 +203,8 @@ class FilesCorpus:
 
     def contents(self, known: Contents | None = None) -> Contents:
         """ctime (ns), inode and sample of each file, [] for a URL; reads no file that is as `known`."""
-        return [
-            _content(file, same)
-            for file, same in zip(self.files, known or [[]] * len(self.files), strict=True)
-        ]
+        pairs = zip(self.files, known or [[]] * len(self.files), strict=True)
+        return [_content(file, same) for file, same in pairs]
 
     def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
         """Whether the files are still `sources`: reads or samples those with another ctime or inode."""
@@ -292,6 +286,5 @@ def printable(file: TextFile | str) -> str:
     """The path as text for JSON: file names on disk may be any bytes, and URLs may hold secrets."""
     if isinstance(file, RemoteFile):
         return str(file)
-    return os.fsencode(str.__str__(file) if isinstance(file, str) else file).decode(
-        errors="backslashreplace"
-    )
+    path = str.__str__(file) if isinstance(file, str) else file
+    return os.fsencode(path).decode(errors="backslashreplace")

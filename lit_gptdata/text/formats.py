@@ -117,10 +117,7 @@ def suffixes(name: str) -> tuple[str, Any]:
 
 
 def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
-    """The documents of a slice in order, each to be read before the next one.
-
-    Raises UnicodeError, ValueError for other content, OSError for a broken archive, ImportError.
-    """
+    """The documents, each to be read before the next one; raises ValueError, OSError, ImportError."""
     format = format_of(file.path)
     try:
         for document in format.read(file, reading):
@@ -164,9 +161,6 @@ def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
         if not is_broken and type(error).__name__ != "ZstdError":
             raise
         check_compressed(_head(path), path, format.compression)
-        if "ictionary" in str(error):
-            advice = "unpack it (zstd -d -D DICTIONARY)"
-            raise ValueError(f"{path} was compressed with a dictionary: {advice}") from error
         advice = "fetch it again, or run gzip -t or zstd -t"
         raise OSError(f"{path} is broken or cut short ({error}): {advice}") from error
 
@@ -208,11 +202,9 @@ def _valid(
     try:
         text, used = codecs.utf_8_decode(data, errors, final)
     except UnicodeDecodeError as error:
-        raise UnicodeError(
-            f"{source} is not valid UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}). "
-            + (advice or encoding_advice(data, error.start, offset))
-        ) from None
+        problem = f"byte 0x{data[error.start]:02x} at offset {offset + error.start} ({error.reason})"
+        advice = advice or encoding_advice(data, error.start, offset)
+        raise UnicodeError(f"{source} is not valid UTF-8: {problem}. {advice}") from None
     return (data[:used] if errors == "strict" else text.encode()), used
 
 
@@ -282,9 +274,8 @@ def _lines(file: FileSlice, reading: Reading) -> Iterator[tuple[int, bytes]]:
                 yield offset, bytes(line)
             offset += len(line) + 1
         if len(rest) > LINE_LIMIT:
-            raise ValueError(
-                f"{file.path}: the line at byte {offset} is longer than {LINE_LIMIT:,} bytes: split it"
-            )
+            problem = f"the line at byte {offset} is longer than {LINE_LIMIT:,} bytes"
+            raise ValueError(f"{file.path}: {problem}: split it")
     if rest:
         yield offset, bytes(rest)
 
@@ -297,9 +288,8 @@ def _json_text(value: object, source: str, reading: Reading) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\ud800"
         if reading.encoding_errors == "strict":
-            raise UnicodeError(
-                f"{source} holds a lone surrogate {value[error.start]!r}: set encoding_errors=replace"
-            ) from None
+            problem = f"holds a lone surrogate {value[error.start]!r}"
+            raise UnicodeError(f"{source} {problem}: set encoding_errors=replace") from None
         return utf8(value)
 
 
@@ -321,6 +311,7 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         problem = f"is not a parquet file, or cut short: {error}"
         raise ValueError(f"{path} {problem}. Fetch it again, or remove it") from None
     with table:
+<<<<<<< HEAD
         types = {field.name: field.type for field in table.schema_arrow}
         if column not in types:
             has_ids = any(re.search("list<.*int", str(kind)) for kind in types.values())
@@ -331,8 +322,14 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise ValueError(
                 f"{path} has several columns {column!r}: rename them, or set data.text_column"
             )
+=======
+        names = table.schema_arrow.names
+        if names.count(column) != 1:
+            problem = f"has columns {sorted(names)}, not one named {column!r}"
+            raise ValueError(f"{path} {problem}: set data.text_column")
+>>>>>>> s15
         _check_single(table.metadata, path)
-        kind = types[column]
+        kind = table.schema_arrow.field(column).type
         is_dictionary = arrow.types.is_dictionary(kind)
         stored = kind.value_type if is_dictionary else kind
         if not re.fullmatch("(large_)?(string|binary)(_view)?", str(stored)):

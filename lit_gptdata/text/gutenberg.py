@@ -20,9 +20,8 @@ def strip_gutenberg(text: str, source: object, required: bool = True) -> str:
     kinds = [marker[1].upper() for marker in markers]
     for kind, expected in itertools.zip_longest(kinds, ["START", "END"] * max(1, -(-len(kinds) // 2))):
         if kind != expected:
-            raise ValueError(
-                f"{source} has no line '*** {expected} OF THE PROJECT GUTENBERG …'"
-                f"{' before the next ' + kind if kind else ''}: set strip_gutenberg=false"
-            )
+            missing = f"'*** {expected} OF THE PROJECT GUTENBERG …'"
+            missing += f" before the next {kind}" if kind else ""
+            raise ValueError(f"{source} has no line {missing}: set strip_gutenberg=false")
     pairs = zip(markers[::2], markers[1::2], strict=True)
     return "\n".join(text[start.end() : end.start()].strip("\r\n") + "\n" for start, end in pairs)

@@ -18,7 +18,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from posixpath import basename
 from typing import Any
@@ -52,18 +52,17 @@ def expand_path(
     """
     path = folder / (local_path(name) or name)
     if stat.S_ISDIR(mode := _mode(path)):
-        left_out: list[str] = []
-        if found := _search(path, ["**", "*"], not_searched, is_text, left_out):
+        found, left_out = _search(path, ["**", "*"], not_searched, texts_only=True)
+        if found:
             _warn_of_texts(str(name), left_out)
             return found
-        raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), _names_below(path))}")
+        raise FileNotFoundError(f"{path.resolve()} {_no_text(str(name), left_out)}")
     if mode or os.path.islink(path):
         return {os.path.realpath(path): _checked(path, mode)}
     if _is_prose(os.fspath(name)):
-        raise ValueError(
-            f"no file is named {str(name)[:40] + '…'!r}: corpus is the path of a text, not the text. "
-            "Write the text to a file, or give it to WindowDataset or create_dataloader"
-        )
+        problem = f"no file is named {str(name)[:40] + '…'!r}"
+        advice = "Write the text to a file, or give it to WindowDataset or create_dataloader"
+        raise ValueError(f"{problem}: corpus is the path of a text, not the text. {advice}")
     parts = path.parts
     absent = (n for n in range(1, len(parts)) if not os.path.lexists(Path(*parts[: n + 1])))
     n_fixed = next((n for n in absent if glob.has_magic(parts[n])), None)
@@ -73,16 +72,15 @@ def expand_path(
     content = "which does not exist"
     if root.is_dir():
         names_folders = os.fspath(name).endswith("/")  # as in a shell, d/*/ means the folders in d
-        wanted: Callable[[str], bool] = is_text if names_folders else lambda _: True
         patterns = [*parts[n_fixed:], *(["**", "*"] if names_folders else [])]
-        if found := _search(root, patterns, not_searched, wanted):
+        found, _ = _search(root, patterns, not_searched, texts_only=names_folders)
+        if found:
             return found
         names = sorted(entry.name for entry in root.iterdir())
         more = ", …" if len(names) > 5 else ""
         content = f"which has {len(names)} entries: {', '.join(names[:5])}{more}"
-    raise FileNotFoundError(
-        f"no file matches {str(path)!r}: looked in {root.resolve()}, {content}. ** searches subfolders"
-    )
+    problem = f"no file matches {str(path)!r}: looked in {root.resolve()}, {content}"
+    raise FileNotFoundError(f"{problem}. ** searches subfolders")
 
 
 def _mode(path: str | os.PathLike[str]) -> int:
@@ -125,19 +123,12 @@ def _not_found(name: str, path: Path) -> FileNotFoundError:
     return FileNotFoundError(f"no such file or folder: {name} ({path} does not exist). {advice}")
 
 
-def _names_below(folder: Path) -> Iterator[str]:
-    for _, subfolders, names in os.walk(folder):
-        subfolders[:] = filter(_is_visible, subfolders)
-        yield from names
-
-
-def _no_text(name: str, files: Iterable[str]) -> str:
+def _no_text(name: str, left_out: Iterable[str]) -> str:
     """What a folder without texts holds instead, and a glob that names it."""
     text = f"holds no text: looked for {SEARCHED} in it and its subfolders, except hidden ones"
     suffixes = Counter(
         "".join(PurePosixPath(file).suffixes[-2 if file.endswith((".gz", ".zst")) else -1 :])
-        for file in files
-        if _is_visible(file)
+        for file in left_out
     ).most_common(3)
     if not suffixes:
         return f"{text}. Name other files"
@@ -153,23 +144,18 @@ def _warn_of_texts(folder: str, left_out: Iterable[str]) -> None:
     if found:
         counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in found.most_common(9))
         pattern = f"{folder.rstrip('/')}/**/*{found.most_common(1)[0][0]}"
-        _log_once(
-            f"{folder} has other files, which are not read: {counts}. To read them, add {pattern!r}"
-        )
+        _log_once(f"{folder} has other files that are not read: {counts}. To read them, add {pattern!r}")
 
 
 def _search(
-    root: Path,
-    patterns: list[str],
-    not_searched: frozenset[str],
-    wanted: Callable[[str], bool] = lambda _: True,
-    unwanted: list[str] | None = None,
-) -> dict[str, Path]:
-    """The wanted files below `root` that match `patterns`, one per level: real path → path.
+    root: Path, patterns: list[str], not_searched: frozenset[str], texts_only: bool
+) -> tuple[dict[str, Path], list[str]]:
+    """Files below `root` that match `patterns`, one per level: real path → path, and other names.
 
     Folders of runs are left out. If `root` is one, only the files are left out that train.py wrote.
     """
     found: dict[str, str] = {}  # path → real path
+    other_names: list[str] = []
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
     folders = [(str(root), real_root, patterns)]
@@ -197,14 +183,14 @@ def _search(
                     below += [(path, real, rest) for rest in rests if rest]
                     if rests == [[]]:
                         _log_once(f"{path} is a folder, which is not searched: add {path + '/'!r}")
-                elif [] in rests and wanted(entry.name):
+                elif [] in rests and (is_text(entry.name) or not texts_only):
                     if not entry.is_file(follow_symlinks=False):
                         _checked(Path(path), mode if entry.is_symlink() else entry.stat().st_mode)
                     found[path] = real
                 elif entry.is_symlink() and not mode:
                     _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
-                elif unwanted is not None and _is_visible(entry.name):
-                    unwanted.append(entry.name)
+                elif _is_visible(entry.name):
+                    other_names.append(entry.name)
         if not folders:  # links come last, so that files have their own paths if these are searched, too
             folders, links = sorted(links, reverse=True), []
     files: dict[str, Path] = {}
@@ -212,7 +198,7 @@ def _search(
         first = files.setdefault(found[path], Path(path))
         if str(first) != path:
             _warn(f"{path} is the same file as {first}, which is read once. To repeat a text, copy it")
-    return files
+    return files, other_names
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -274,10 +260,10 @@ def _list(fs: Any, path: str, url: str) -> Infos:
     else:
         files = _matching(fs, path, ["**", "*"])
     found = {name: info for name, info in files.items() if is_text(basename(name))}
+    left_out = filter(_is_visible, map(basename, files.keys() - found.keys()))
     if not found:
-        raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), map(basename, files))}")
-    names = {basename(name) for name in files.keys() - found.keys()}
-    _warn_of_texts(redact(url), filter(_is_visible, names))
+        raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), left_out)}")
+    _warn_of_texts(redact(url), left_out)
     return found
 
 
@@ -299,12 +285,14 @@ def _matching(fs: Any, folder: str, patterns: list[str]) -> Infos:
     # fsspec's default skips broken folders
     if "**" not in patterns or getattr(type(fs), name) is getattr(base, name):
         return dict(_walk(fs, folder, [patterns]))
-    infos, prefix = fs.find(folder, detail=True), folder.rstrip("/")
-    return {
-        path: info
-        for path, info in infos.items()
-        if _is_file(info) and _match(path.removeprefix(prefix).lstrip("/").split("/"), patterns)
-    }
+    found: Infos = {}
+    for path, info in fs.find(folder, detail=True).items():
+        choices = [patterns]
+        for name in path.removeprefix(folder.rstrip("/")).lstrip("/").split("/"):
+            choices = _all_rests(name, choices)
+        if [] in choices and _is_file(info):
+            found[path] = info
+    return found
 
 
 def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -319,11 +307,6 @@ def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str,
             yield from _walk(fs, path, rests)
         elif rests and path != folder.rstrip("/"):
             _log_once(f"{redact(path)} is a folder, which is not searched: ** searches subfolders")
-
-
-def _match(names: list[str], patterns: list[str]) -> bool:
-    """Whether the names of a path match one pattern each; `**` matches any number of folders."""
-    return [] in functools.reduce(lambda choices, name: _all_rests(name, choices), names, [patterns])
 
 
 def _all_rests(name: str, choices: list[list[str]]) -> list[list[str]]:

@@ -6,7 +6,6 @@ with open_raw(file, start=1 << 20) as raw: raw.read(4096)  # file: a Path or a R
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import io
 import os
@@ -26,6 +25,8 @@ VERSION_KEYS = (
     "ETag", "etag", "generation", "blob_id", "sha", "mtime", "LastModified", "last_modified",
     "Last-Modified", "modificationTime", "modify", "created",
 )  # fmt: skip
+
+_prefetchers = ThreadPoolExecutor(THREADS)  # of all readers; no task in it waits for another one
 
 OnBytes = Callable[[int], object]  # called with the length of each read
 T = TypeVar("T")
@@ -50,10 +51,8 @@ class RemoteFile:
         """The file that a listing of fsspec describes; raises RemoteError if ranges cannot be read."""
         size = info.get("size")
         if size is None or info.get("partial") is False:
-            raise RemoteError(
-                f"{redact(url)}: its server reports no size or no ranges. Name each file, without "
-                "stream=true, so that it is downloaded"
-            )
+            advice = "Name each file, without stream=true, so that it is downloaded"
+            raise RemoteError(f"{redact(url)}: its server reports no size or no ranges. {advice}")
         version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
             version = version.timestamp()
@@ -94,25 +93,14 @@ class RemoteFile:
             else:
                 data = fs.cat_file(path, start=start, end=end)
             if len(data) != end - start:
-                raise OSError(f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}")
+                problem = f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}"
+                raise OSError(f"{problem}: the connection broke, or the file changed")
             return data
 
         try:
             return retry(self.url, attempt)
         except RemoteNotFoundError:
             raise removed_error(self) from None
-        except RemoteError:
-            if not self._is_unchanged():
-                raise RemoteError(f"{self} changed while it was read: run again") from None
-            raise
-
-    def _is_unchanged(self) -> bool:
-        fs, path = filesystem(self.url)
-        fs.invalidate_cache()
-        try:
-            return self.from_info(self.url, fs.info(path)) == self
-        except Exception:  # nothing is known about the file now
-            return True
 
 
 class RemoteReader(io.RawIOBase):
@@ -163,16 +151,10 @@ class RemoteReader(io.RawIOBase):
         self._prefetched = None
         end = self._position + len(self._block)
         if sequential and end < self._stop:
-            self._prefetched = end, _prefetchers().submit(self._file.fetch, *self._request(end))
+            self._prefetched = end, _prefetchers.submit(self._file.fetch, *self._request(end))
 
     def _request(self, start: int) -> tuple[int, int]:
         return start, min(start + self._request_bytes, self._stop)
-
-
-@functools.cache
-def _prefetchers() -> ThreadPoolExecutor:
-    """The thread pool of all readers; no task in it waits for another task."""
-    return ThreadPoolExecutor(THREADS)
 
 
 TextFile = Path | RemoteFile

@@ -17,10 +17,9 @@ class SampleCorpus:
         try:
             from pydoc_data.topics import topics
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "this Python lacks pydoc_data, which corpus='sample' reads: install your system's full "
-                "Python, or use your own text: data=files data.corpus=book.txt"
-            ) from error
+            problem = "corpus='sample' reads pydoc_data, which this Python lacks"
+            advice = "install your system's full Python, or use your own text: data.corpus=book.txt"
+            raise ModuleNotFoundError(f"{problem}: {advice}") from error
         return dict(sorted(topics.items()))
 
     def __iter__(self) -> Iterator[Document]:

@@ -40,17 +40,15 @@ class TokenBudget(L.Callback):
         self._tokens_per_step = 0
         self._sets_limit = False  # whether the end of the run comes from `max_tokens`
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        data = trainer.datamodule
         if stage != "fit":
             return
         if not isinstance(data, GPTDataModule):
             if self.max_tokens is None and self.val_every_tokens is None:
                 return
-            raise TypeError(
-                f"TokenBudget needs a GPTDataModule to count windows, but the Trainer has {data!r}:"
-                " fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
-            )
+            advice = "fit with datamodule=GPTDataModule(…), or limit the run with Trainer(max_steps=…)"
+            raise TypeError(f"TokenBudget needs a GPTDataModule, but the Trainer has {data!r}: {advice}")
         for name in ("accumulate_grad_batches", "val_check_interval"):
             if getattr(trainer, name, None) == 0:
                 raise ValueError(f"trainer.{name} must be at least 1, got 0")
@@ -64,7 +62,7 @@ class TokenBudget(L.Callback):
             self._sets_limit = True
             self._limit(trainer, data, self.max_tokens)
         if self.val_every_tokens is not None:
-            trainer._val_check_time_interval = None  # type: ignore[attr-defined]  # a duration
+            trainer._val_check_time_interval = None
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
@@ -77,17 +75,13 @@ class TokenBudget(L.Callback):
         windows = max(0, tokens) // data.max_length
         n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)
         if not done and not n_steps:
-            raise ValueError(
-                f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens"
-                f" (batch_size × max_length × ranks × accumulate_grad_batches), got {tokens:,}:"
-                " raise max_tokens or lower batch_size"
-            )
+            step = "(batch_size × max_length × ranks × accumulate_grad_batches)"
+            least = f"at least one optimizer step of {self._tokens_per_step:,} tokens {step}"
+            raise ValueError(f"max_tokens must be {least}, got {tokens:,}: raise it or lower batch_size")
         if trainer.lightning_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = done + n_steps
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn != TrainerFn.FITTING:
             return
@@ -97,14 +91,14 @@ class TokenBudget(L.Callback):
         if not self._sets_limit or self.max_tokens is None or not state:
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
-            data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
-            self._limit(trainer, data, self.max_tokens - state["tokens"], checkpoint["global_step"])
+            remaining = self.max_tokens - state["tokens"]
+            self._limit(trainer, trainer.datamodule, remaining, checkpoint["global_step"])
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         tokens = count_tokens(trainer, batch)
         if trainer.world_size == 1:
@@ -122,11 +116,10 @@ class TokenBudget(L.Callback):
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
         if self.max_tokens is None or not self._sets_limit:
             return
-        # It never accumulates, so a step is a batch here.
-        if not trainer.lightning_module.automatic_optimization:
+        if not trainer.lightning_module.automatic_optimization:  # a step is a batch: none accumulates
             trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         pl_module.log("tokens", float(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,12 +130,9 @@ class TokenBudget(L.Callback):
 
 
 def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
-    """Return how many optimizer steps train on at most `windows` windows, over all ranks.
-
-    A step takes `accumulate` batches. The last step of an epoch may take fewer.
-    """
+    """Count the steps of `accumulate` batches that train on at most `windows` windows of all ranks."""
     windows_per_step = steps.width * accumulate
     windows_per_epoch = min(batches_per_epoch * steps.width, steps.n)
     steps_per_epoch = -(-batches_per_epoch // accumulate)
-    epochs, remaining = divmod(windows, windows_per_epoch)
+    epochs, remaining = divmod(windows, windows_per_epoch)  # the last step of an epoch may be smaller
     return epochs * steps_per_epoch + min(remaining // windows_per_step, steps_per_epoch - 1)

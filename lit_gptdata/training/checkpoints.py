@@ -24,9 +24,7 @@ class WholeFileIO(TorchCheckpointIO):
     file over the previous checkpoint, and a kill or a full disk leaves a broken one.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         torch.save(checkpoint, buffer := io.BytesIO())
@@ -85,8 +83,8 @@ class LastCheckpoint(_Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._saved_batch = _batches_done(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        n_val: Any = trainer.num_val_batches
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        n_val = trainer.num_val_batches
         has_val = trainer.enable_validation and (sum(n_val) if isinstance(n_val, list) else n_val)
         if not has_val and self._validation_is_due(trainer):
             self._save(trainer)
@@ -99,28 +97,28 @@ class LastCheckpoint(_Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pass  # ModelCheckpoint may save here
 
-    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_exception(self, trainer: Any, *_: Any) -> None:
         if self.save_on_exception:
             self._save(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: Any) -> None:
         """Save unless this batch is already saved. ModelCheckpoint compares steps, not batches."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
             return
         if self._saved_batch in (None, batch := _batches_done(trainer)):
             return
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_batch = batch
 
-    def _validation_is_due(self, trainer: L.Trainer) -> bool:
+    def _validation_is_due(self, trainer: Any) -> bool:
         """Whether `val_check_interval` (number, share or duration) asks for validation now."""
-        loop: Any = trainer.fit_loop.epoch_loop
+        loop = trainer.fit_loop.epoch_loop
         every_n_epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
         if every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs:
             return False
         if every is None:  # a duration
             now = time.monotonic()
-            due = now - (self._last_time_checked or now) >= trainer._val_check_time_interval  # type: ignore[attr-defined]
+            due = now - (self._last_time_checked or now) >= trainer._val_check_time_interval
             if due := trainer.strategy.broadcast(due):
                 self._last_time_checked = now
             return bool(due)
@@ -130,16 +128,12 @@ class LastCheckpoint(_Checkpoint):
         return bool((done + 1) % every == 0)
 
 
-def _batches_done(trainer: L.Trainer) -> int:
-    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-    return int(total.processed)
+def _batches_done(trainer: Any) -> int:
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def find_checkpoint(given: str, last: Path) -> str:
-    """Return the path that ckpt_path=`given` names, where `last` is the path of "last".
-
-    Raises OSError or ValueError if a run cannot resume from it. "best", "hpc" and URLs are not checked.
-    """
+    """The path that ckpt_path=`given` names; raises OSError or ValueError if a run cannot use it."""
     if given in ("best", "hpc") or "://" in given:
         return given
     path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))

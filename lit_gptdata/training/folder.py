@@ -43,10 +43,7 @@ def make_folder(cfg: DictConfig) -> Path:
 
 @rank_zero_only
 def record_config(cfg: DictConfig, folder: Path) -> None:
-    """Write config.yaml, for `train.py --config-path=FOLDER --config-name=config`.
-
-    It does not contain the job's own folder, so a run of it gets another one.
-    """
+    """Write config.yaml, without the job's folder, for `--config-path=FOLDER --config-name=config`."""
     cfg = cfg.copy()
     own = Path(cfg.ckpt_path or "/").is_relative_to(folder)  # resumed here: the folder has the whole run
     recorded = {"output_dir": None, "ckpt_path": None if own else cfg.ckpt_path}

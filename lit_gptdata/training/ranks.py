@@ -60,7 +60,6 @@ def check_launcher(trainer: L.Trainer) -> None:
     hydra, basic = HydraConfig.get(), "hydra._internal.core_plugins.basic_"
     plugins = (hydra.sweeper._target_, hydra.launcher._target_)
     if others := [name for name in plugins if not name.startswith(basic)]:
-        raise ValueError(
-            f"a sweep (-m) in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic:"
-            f" {', '.join(others)} may choose different jobs in each process. {_FORK_HINT}"
-        )
+        needs = f"in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic"
+        problem = f"{', '.join(others)} may choose different jobs in each process"
+        raise ValueError(f"a sweep (-m) {needs}: {problem}. {_FORK_HINT}")

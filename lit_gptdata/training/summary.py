@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -19,11 +18,10 @@ from lit_gptdata.training.val_sets import coverage
 
 PROMPT_TOKENS = 8
 GENERATED_TOKENS = 32
+Metrics = Mapping[str, Any]
 
 
-def evaluate(
-    trainer: L.Trainer, model: L.LightningModule, data: GPTDataModule, *splits: str
-) -> dict[str, float]:
+def evaluate(trainer: Any, model: Any, data: GPTDataModule, *splits: str) -> dict[str, float]:
     """Return the metrics of "val" and "test", as far as the data has the split and the model a step."""
     metrics: dict[str, float] = {}
     fractions = zip(*(source.fractions for source in data.sources.values()), strict=True)
@@ -39,13 +37,7 @@ def evaluate(
     return metrics
 
 
-def save_summary(
-    trainer: L.Trainer,
-    model: L.LightningModule,
-    data: GPTDataModule,
-    metrics: Mapping[str, Any],
-    folder: Path,
-) -> None:
+def save_summary(trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics, folder: Path) -> None:
     """Write loss.png and summary.txt, and print the summary. A part that fails is named, not raised."""
     try:  # on all ranks, because each may hold a part of the model
         summary = summarize(data, model, metrics, folder)
@@ -62,9 +54,7 @@ def save_summary(
     write_whole(folder / "summary.txt", f"{summary}\n".encode(errors="backslashreplace"))
 
 
-def summarize(
-    data: GPTDataModule, model: L.LightningModule, metrics: Mapping[str, Any], folder: Path
-) -> str:
+def summarize(data: GPTDataModule, model: Any, metrics: Metrics, folder: Path) -> str:
     """Return a text table of the data, the model, its metrics, a generated text and the run's folder."""
     stores = [source.store for source in data.sources.values()]
     n_documents, n_bytes, n_tokens = (
@@ -104,7 +94,7 @@ def summarize(
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
 
 
-def _source_rows(data: GPTDataModule, metrics: Mapping[str, Any]) -> dict[str, str]:
+def _source_rows(data: GPTDataModule, metrics: Metrics) -> dict[str, str]:
     """One row for each source with a name."""
     rows = {}
     for source in (each for each in data._data.all if each.name):
@@ -115,15 +105,14 @@ def _source_rows(data: GPTDataModule, metrics: Mapping[str, Any]) -> dict[str, s
     return rows
 
 
-def generate_sample(data: GPTDataModule, model: L.LightningModule) -> tuple[str, str]:
+def generate_sample(data: GPTDataModule, model: Any) -> tuple[str, str]:
     """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
-    generate: Any = getattr(model, "generate", None)
-    if generate is None:
+    if getattr(model, "generate", None) is None:
         raise TypeError(f"{type(model).__name__} has no method generate")
     inputs, _ = (data.val_windows if len(data.val_windows) else data.train_windows)[0]
     prompt = inputs[None, :PROMPT_TOKENS]  # (1, T)
     generator = torch.Generator(model.device).manual_seed(0)
-    (ids,) = generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
+    (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
     n = prompt.shape[1]
     return data.tokenizer.decode(ids[:n]), data.tokenizer.decode(ids[n:])
 

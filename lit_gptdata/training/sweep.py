@@ -78,10 +78,9 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [word for word in config.hydra.overrides.task if word.startswith("output_dir=")]
         if given or config.get("output_dir") is not None:
-            raise SystemExit(  # Hydra would only log an Exception
-                f"error: output_dir must be null in a sweep, got {config.output_dir or given}: all jobs"
-                " would write to the same folder. Set hydra.sweep.dir, which gets one folder per job"
-            )
+            problem = f"output_dir must be null in a sweep, got {config.output_dir or given}"
+            advice = "Set hydra.sweep.dir, which gets one folder per job"
+            raise SystemExit(f"error: {problem}. {advice}")  # Hydra would only log an Exception
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
 
 

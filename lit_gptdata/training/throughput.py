@@ -33,14 +33,13 @@ class Throughput(L.Callback):
             self._paused = None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self._tokens += count_tokens(trainer, batch) * trainer.world_size
         loop = trainer.fit_loop
         # Lightning counts batches that end a step. Manual optimization has several steps in a batch.
         step = loop.epoch_loop._batches_that_stepped + 1
-        log_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # added later
-        if loop._should_accumulate() or step % log_every:
+        if loop._should_accumulate() or step % max(1, trainer.log_every_n_steps):
             return
         now, waited = _clocks(trainer)
         seconds = max(now - self._start, 1e-9)
@@ -51,13 +50,13 @@ class Throughput(L.Callback):
         self.on_train_start(trainer, pl_module)  # for the next averages
 
 
-def count_tokens(trainer: L.Trainer, batch: Any) -> int:
+def count_tokens(trainer: Any, batch: Any) -> int:
     """Count the input tokens of this rank's batch; an unknown format counts as a full batch."""
     inputs = batch.get("input_ids") if isinstance(batch, dict) else batch
     inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
     if isinstance(inputs, Tensor) and inputs.ndim == 2:
         return inputs.numel()
-    data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+    data = trainer.datamodule
     return data.batch_size * data.max_length if isinstance(data, GPTDataModule) else 0
 
 

@@ -20,17 +20,15 @@ class ValSets(L.Callback):
 
     _has_logged = False
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer adds it later
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        data = trainer.datamodule
         if isinstance(data, GPTDataModule) and not self._has_logged:
             self._has_logged = True
             if text := coverage(data, pl_module):
                 rank_zero_only(logging.getLogger(__name__).info)("val_loss covers %s", text)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        split = "test" if trainer.testing else "val"
-        results: Any = trainer._results
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        split, data = "test" if trainer.testing else "val", trainer.datamodule
         name, losses = f"{split}_loss", trainer.callback_metrics
         sets = data.eval_sets(split) if isinstance(data, GPTDataModule) else []
         keys = [f"{name}/dataloader_idx_{i}" for i in range(len(sets))]
@@ -44,7 +42,7 @@ class ValSets(L.Callback):
             total, n_total = total + n_targets * losses[keys[i]], n_total + n_targets
         sync: dict[str, Any] = {"sync_dist": True, "sync_dist_fn": trainer.strategy.reduce}
         # Not `pl_module.log`, which would average this with a val_loss that the model logs afterwards.
-        results.log("ValSets", name, total / n_total, batch_size=1, **sync)
+        trainer._results.log("ValSets", name, total / n_total, batch_size=1, **sync)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -49,16 +49,6 @@ class Spans:
             return max(0, -(-(self.n_tokens - 1) // self.stride))
         return max(0, (self.n_tokens - self.max_length - 1) // self.stride + 1)
 
-    def start(self, index: int) -> int:
-        """The first token of window `index`, counted from the start of the range."""
-        return index * self.stride
-
-
-def check_lengths(max_length: int, stride: int) -> tuple[int, int]:
-    """Return both as ints; raise TypeError or ValueError unless they are integers of at least 1."""
-    max_length = check_integer("max_length", max_length, 1, "the window's length in tokens")
-    return max_length, check_integer("stride", stride, 1, "the distance between two windows in tokens")
-
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
     """The windows of the tokens [begin, end): index → (inputs, targets), both int64 (max_length,).
@@ -73,7 +63,8 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, tokens: Tokens, *, begin: int, end: int, max_length: int, stride: int, pad: bool = False
     ) -> None:
-        max_length, stride = check_lengths(max_length, stride)
+        max_length = check_integer("max_length", max_length, 1, "the window's length in tokens")
+        stride = check_integer("stride", stride, 1, "the distance between two windows in tokens")
         self.tokens, self.begin, self.end = tokens, begin, end
         self.spans = Spans(n_tokens=end - begin, max_length=max_length, stride=stride, pad=pad)
 
@@ -91,9 +82,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """The same for several windows, which a DataLoader asks for at once."""
         least, most = min(indices, default=0), max(indices, default=0)
         if least < 0 or (most >= len(self) and not self.spans.pad):
-            raise IndexError(
-                f"windows {least} to {most} of {len(self)}: give indices in [0, {len(self)})"
-            )
+            raise IndexError(f"windows {least} to {most}: give indices in [0, {len(self)})")
         return list(zip(*self.batch(indices), strict=True))
 
     def __repr__(self) -> str:
@@ -135,10 +124,9 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """Raise ValueError if `saved`, an identity, is of other windows."""
         if saved != (now := self.identity()):
             what = "[begin, end, max_length, stride] was " if isinstance(now, list) else "it was "
-            raise ValueError(
-                f"the state was saved with other windows: {what}{saved}, now {now}. Set the same "
-                "corpus, weights, split, max_length and stride"
-            )
+            advice = "Set the same corpus, weights, split, max_length and stride"
+            problem = f"the state was saved with other windows: {what}{saved}, now {now}"
+            raise ValueError(f"{problem}. {advice}")
 
     def _padded(self, starts: np.ndarray) -> np.ndarray:
         """Gather windows (B,) → (B, max_length + 1), with zeros after the end of the range."""
@@ -212,18 +200,16 @@ class WindowDataset(Windows):
         if not isinstance(text, str):
             kind = type(text).__name__
             raise TypeError(f"text is a {kind}: give the text itself as a str, not a path or bytes")
-        max_length, stride = check_lengths(max_length, stride)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
         ids = encode_text(text, self.tokenizer)
-        check_enough(len(ids), max_length, "the text")
         super().__init__(Tokens([ids]), begin=0, end=len(ids), max_length=max_length, stride=stride)
+        check_enough(len(ids), max_length, "the text")
 
 
 def check_enough(n_tokens: int, max_length: int, name: str) -> None:
     """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no full window."""
     if n_tokens < max_length + 1:
         shorter = f", or set max_length <= {n_tokens - 1}" if n_tokens > 1 else ""
-        raise ValueError(
-            f"{name} has {n_tokens:,} tokens, too few for one window: max_length={max_length} needs "
-            f"{max_length + 1:,}, targets included. Give more text{shorter}"
-        )
+        needs = f"max_length={max_length} needs {max_length + 1:,}, targets included"
+        problem = f"{name} has {n_tokens:,} tokens, too few for one window"
+        raise ValueError(f"{problem}: {needs}. Give more text{shorter}")

@@ -9,7 +9,8 @@ import numpy as np
 
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.dataset import Spans, Windows
-from lit_gptdata.windows.mixture import EpochOrder, Mixture, Stage, taken_windows
+from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, taken_windows
+from lit_gptdata.windows.order import SMALL
 from lit_gptdata.windows.steps import RunSegment, trained_ranges
 
 WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
@@ -82,7 +83,8 @@ def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> lis
             taken = windows.taken(ranges)
         else:
             seed = identity["seed"] if identity["shuffle"] else None
-            taken = {"corpus": taken_windows(EpochOrder(len(windows), seed), ranges)}
+            order = EndlessOrder(len(windows), seed, SMALL - 1)  # equals each epoch's EpochPermutation
+            taken = {"corpus": taken_windows(order, ranges)}
         for name, (n_windows, which) in taken.items():
             source = sources[name]
             store = open_store(source["store"], source["corpus"])

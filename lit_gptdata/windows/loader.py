@@ -104,23 +104,19 @@ class WindowLoader(DataLoader[Any]):
         if not self.keeps_state or self._ours is None:
             return {}
         if self._ours.is_foreign and self.num_workers:
-            raise RuntimeError(
-                f"num_workers={self.num_workers} read ahead in a loader that is not this one, so the "
-                "position of the training is not known: set num_workers=0, which is faster, too"
-            )
+            problem = "read ahead in a loader that is not this one, so the position is not known"
+            advice = "set num_workers=0, which is faster, too"
+            raise RuntimeError(f"num_workers={self.num_workers} {problem}: {advice}")
         return {"windows": self.dataset.identity(), **self._ours.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called, with any batch size and number of ranks.
-
-        Raises ValueError for a state of other windows or another order.
-        """
+        """Continue where `state_dict` was called; raises ValueError for other windows or orders."""
         if not self.keeps_state or self._ours is None:
             return
         if not state:
+            origin = "of Trainer.fit(model, datamodule=…), where the data module keeps the position"
             raise ValueError(
-                "the state of this loader is empty: the checkpoint comes from Trainer.fit(model, "
-                "datamodule=…), where the data module keeps the position. Resume it in the same way"
+                f"the state of this loader is empty: it is {origin}. Resume in the same way"
             )
         self.dataset.restore(state["windows"])
         self._ours.load_state_dict(state)
@@ -194,11 +190,9 @@ def check_not_empty(steps: Steps) -> None:
     """Raise ValueError if an epoch has no step."""
     if not steps.remaining():
         ranks = f" on {steps.world_size} ranks" if steps.world_size > 1 else ""
-        raise ValueError(
-            f"batch_size={steps.batch_size}{ranks} with drop_last={steps.tail == 'drop'} leaves no "
-            f"batch: there are {steps.n} windows. Set batch_size <= {steps.n // steps.world_size}, "
-            "a smaller stride, or drop_last=False"
-        )
+        options = f"batch_size={steps.batch_size}{ranks} with drop_last={steps.tail == 'drop'}"
+        least = f"batch_size <= {steps.n // steps.world_size}, a smaller stride, or drop_last=False"
+        raise ValueError(f"{options} leaves no batch: there are {steps.n} windows. Set {least}")
 
 
 def create_dataloader(

@@ -19,7 +19,7 @@ import numpy as np
 
 from lit_gptdata.tokens.shards import join
 from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.order import SMALL, EpochPositions, epoch_key, feistel, mix, sort_epochs
+from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.steps import Steps
 
@@ -86,11 +86,9 @@ class Slots:
 class EndlessOrder:
     """The windows of one source without end: every epoch has each window once, in a seeded order."""
 
-    largest_table = BLOCK  # windows of an order that is a table
-
-    def __init__(self, n: int, seed: int | None) -> None:
+    def __init__(self, n: int, seed: int | None, largest_table: int = BLOCK) -> None:
         """`n`: windows of the source, at least 1. `seed`: None: text order."""
-        self.n, self.seed = n, seed
+        self.n, self.seed, self._has_table = n, seed, n <= largest_table
         self._epochs = max(1, BLOCK // n)  # that share a table
         self._table = functools.lru_cache(TABLES)(self._make_table)
 
@@ -101,7 +99,7 @@ class EndlessOrder:
         windows = np.empty_like(numbers)
         groups, rest = np.divmod(numbers, self._epochs * self.n)
         for group, chosen in groups_of(groups):
-            if self.n <= self.largest_table:
+            if self._has_table:
                 windows[chosen] = self._table(group)[rest[chosen]]
             else:
                 key = epoch_key(self.seed, np.array([group], np.uint64))
@@ -173,10 +171,7 @@ class Mixture(Windows):
         seed: int | DrawnSeed | None,
         first_epoch: int = 0,
     ) -> None:
-        """`sources`: those that train, each with the weight of its place in every stage.
-
-        `first_epoch`: the epoch of the run in which this mixture starts.
-        """
+        """Stages weight the `sources` in order. The mixture starts in `first_epoch` of the run."""
         any_source = next(iter(sources.values()))
         super().__init__(
             join([windows.tokens for windows in sources.values()]), begin=0, end=0,
@@ -255,12 +250,6 @@ class Mixture(Windows):
     def __repr__(self) -> str:
         windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
         return f"{windows}, from {len(self.sizes)} sources"
-
-
-class EpochOrder(EndlessOrder):
-    """The order of a corpus that is not in a mixture: the `EpochPermutation` of each epoch."""
-
-    largest_table = SMALL - 1
 
 
 def taken_windows(order: EndlessOrder, ranges: Sequence[tuple[int, int]]) -> tuple[int, np.ndarray]:

@@ -40,10 +40,7 @@ def current_ranks() -> Ranks:
 
 
 def check_launched() -> None:
-    """Raise RuntimeError without a process group in one of several processes that a launcher started.
-
-    Each of these processes would take rank 0, and all would train on the same windows.
-    """
+    """Raise RuntimeError in one of several launched processes, if all of them would be rank 0."""
     if _in_a_group():
         return
     for rank_name, *size_names in LAUNCHERS:

@@ -172,14 +172,11 @@ class WindowSampler(DistributedSampler[Any]):
         if isinstance(self.order_seed, DrawnSeed) and state["seed"] is not None:
             self.order_seed.set(state["seed"])
         elif state["seed"] != self.order_seed:
-            raise ValueError(
-                f"the state was saved with seed={state['seed']!r}, this loader has "
-                f"seed={self.order_seed!r} (None: text order): set the same seed and shuffle"
-            )
-        is_over = state["index"] and not self.steps.remaining(state["index"])
-        self.start_at(
-            Position(state["epoch"] + 1, 0) if is_over else Position(state["epoch"], state["index"])
-        )
+            seeds = f"seed={state['seed']!r}, this loader has seed={self.order_seed!r}"
+            raise ValueError(f"the state was saved with {seeds}: set the same seed and shuffle")
+        epoch, index = state["epoch"], state["index"]
+        is_over = index and not self.steps.remaining(index)
+        self.start_at(Position(epoch + 1, 0) if is_over else Position(epoch, index))
         self._epoch_set, self._epoch_offset = state.get("set_epoch", (-1, 0))
         self.restored = True
 

@@ -138,9 +138,8 @@ class RunSegment:
         steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
         text_order = values.get("text_order", False)  # absent from older checkpoints
-        return cls(
-            batch=values["batch"], start=start, steps=steps, limit=values["limit"], text_order=text_order
-        )
+        batch, limit = values["batch"], values["limit"]
+        return cls(batch=batch, start=start, steps=steps, limit=limit, text_order=text_order)
 
 
 def find_batch(
@@ -168,10 +167,7 @@ def find_batch(
 
 
 def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:
-    """The positions [begin, end) of the batches before `stop`, on all ranks; epoch e starts at e * n.
-
-    Neighboring ranges are joined. Raises ValueError for a run that overfits.
-    """
+    """The positions [begin, end) of all ranks' batches before `stop`; epoch e starts at e * n."""
     ranges: list[tuple[int, int]] = []
     ends = [*(segment.batch for segment in segments[1:]), stop]
     for segment, end in zip(segments, ends, strict=True):
@@ -199,10 +195,7 @@ def windows_of_batch(
     seed: int | None,
     order: type[EpochPermutation] = EpochPermutation,
 ) -> np.ndarray:
-    """The windows of a rank in the batch that `find_batch` finds: int64 (B,).
-
-    Raises ValueError for a step or rank that does not exist.
-    """
+    """The windows of a rank in the batch that `find_batch` finds: int64 (B,)."""
     segment, position = find_batch(segments, step, epoch)
     steps = segment.steps
     if not 0 <= rank < steps.world_size:

@@ -50,7 +50,7 @@ def test_no_token_of_val_or_test_is_in_a_train_window(
     assert split.train[0] == 0
     assert split.train[1] == split.val[0] <= split.val[1] == split.test[0] <= split.test[1] == n
     spans = data.train_windows.spans
-    last = spans.start(len(spans) - 1) + max_length  # the last token that a train window reads
+    last = (len(spans) - 1) * stride + max_length  # the last token that a train window reads
     assert last < split.train[1]
     for name, windows in (("val", data.val_windows), ("test", data.test_windows)):
         begin, end = getattr(split, name)

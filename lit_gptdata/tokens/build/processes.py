@@ -64,10 +64,9 @@ class Processes:
                 # one was killed the pool does not always end the others, so it could wait forever.
                 parent_end.close()
                 if isinstance(error, BrokenProcessPool):
-                    raise RuntimeError(
-                        "a worker process was killed, perhaps because memory ran out: run again with "
-                        f"fewer than build_workers={workers}; finished work is kept"
-                    ) from error
+                    advice = f"run again with fewer than build_workers={workers}; finished work is kept"
+                    problem = "a worker process was killed, perhaps because memory ran out"
+                    raise RuntimeError(f"{problem}: {advice}") from error
                 raise
 
 

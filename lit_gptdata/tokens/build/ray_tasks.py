@@ -14,7 +14,7 @@ import socket
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,7 @@ class RayTasks:
                 on_bytes(sum(map(size_of, groups[number])))
         return [sha256 for number in sorted(hashes) for sha256 in hashes[number]]
 
-    def _results(
-        self, start: Callable[[int, Any], Any], work: Mapping[int, Any]
-    ) -> Generator[tuple[int, Any], None, None]:
+    def _results(self, start: Any, work: Mapping[int, Any]) -> Generator[tuple[int, Any], None, None]:
         """Start a task for each number and yield (number, result) as the tasks end."""
         waiting = iter(work.items())
         running: dict[Any, int] = {}
@@ -103,10 +101,9 @@ class RayTasks:
                     return
                 tasks = list(running)
                 if is_first and not ray.wait(tasks, timeout=SILENCE_S)[0]:
-                    log.warning(
-                        "no task ended within %.0f seconds. Each task needs a CPU; the Ray cluster has "
-                        "%s, free: %s", SILENCE_S, ray.cluster_resources(), ray.available_resources(),
-                    )  # fmt: skip
+                    problem = f"no task ended within {SILENCE_S:.0f} seconds. Each task needs a CPU"
+                    has, free = ray.cluster_resources(), ray.available_resources()
+                    log.warning("%s; the Ray cluster has %s, free: %s", problem, has, free)
                 ray.wait(tasks)  # for one of them
                 for task in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
                     yield running.pop(task), _result(task, self.workers)
@@ -128,22 +125,17 @@ def _result(task: Any, workers: int | None) -> Any:
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, RayError):  # Ray could not unpickle the arguments of the task
-            raise RuntimeError(
-                f"a node of the Ray cluster cannot run a task ({str(cause).splitlines()[0]}): install "
-                "the same lit-gptdata, tiktoken and extras on every node"
-            ) from error
+            problem = f"a node of the Ray cluster cannot run a task ({str(cause).splitlines()[0]})"
+            advice = "install the same lit-gptdata, tiktoken and extras on every node"
+            raise RuntimeError(f"{problem}: {advice}") from error
         raise cause from None if isinstance(cause, (ValueError, OSError, ImportError)) else error
     except RayError as error:
-        raise RuntimeError(
-            f"a Ray task was lost {RETRIES + 1} times ({type(error).__name__}), perhaps because memory "
-            f"ran out: run again with fewer build_workers than {workers or 'now'}; finished work is kept"
-        ) from error
+        reason = f"({type(error).__name__}), perhaps because memory ran out"
+        advice = f"run again with fewer build_workers than {workers or 'now'}; finished work is kept"
+        raise RuntimeError(f"a Ray task was lost {RETRIES + 1} times {reason}: {advice}") from error
     for kind, message in caught:
         warnings.warn(message, kind, stacklevel=2)
     return result
-
-
-# The connection ------------------------------------------------------------------------------------
 
 
 def _connect(address: str | None) -> None:
@@ -156,10 +148,8 @@ def _connect(address: str | None) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ValueError, OSError) as error:
-        raise ConnectionError(
-            f"no Ray cluster at ray_address={name!r} ({error}): start one with `ray start --head` and "
-            "give its host:port, or use ray_address='local'"
-        ) from error
+        advice = "start one with `ray start --head` and give its host:port, or use ray_address='local'"
+        raise ConnectionError(f"no Ray cluster at ray_address={name!r} ({error}): {advice}") from error
     finally:  # Ray replaces the handler, but Lightning saves a checkpoint in it
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
@@ -181,8 +171,7 @@ def _sentinel(folder: Path | None) -> Iterator[Path | None]:
         sentinel.unlink(missing_ok=True)
 
 
-# In a worker ---------------------------------------------------------------------------------------
-
+# In each worker process:
 _cached: tuple[str, Encoder] | None = None  # the build of this worker process, and its encoder
 
 
@@ -194,10 +183,9 @@ def _encode_unit(
         if _cached is None or _cached[0] != build:
             encoder, sentinel = ray.get(shared[0])
             if sentinel is not None and not sentinel.exists():
-                raise FileNotFoundError(
-                    f"the node {socket.gethostname()} does not see {sentinel}, which the driver has "
-                    "written: set data_dir to a folder that all nodes see, or publish to an object store"
-                )
+                problem = f"does not see {sentinel}, which the driver has written"
+                advice = "set data_dir to a folder that all nodes see, or publish to an object store"
+                raise FileNotFoundError(f"the node {socket.gethostname()} {problem}: {advice}")
             _cached = build, encoder
         return _cached[1].encode_unit(unit, slices), caught
 
@@ -218,12 +206,9 @@ def _caught_warnings() -> Iterator[CaughtWarnings]:
         except FileNotFoundError as error:
             if error.filename is None:  # not about a file of the corpus or of data_dir
                 raise
-            raise FileNotFoundError(
-                error.errno,
-                f"{error.strerror} on the node {socket.gethostname()}. build='ray' needs the texts and "
-                "data_dir under the same paths on every node",
-                error.filename,
-            ) from None
+            advice = "build='ray' needs the texts and data_dir under the same paths on every node"
+            problem = f"{error.strerror} on the node {socket.gethostname()}. {advice}"
+            raise FileNotFoundError(error.errno, problem, error.filename) from None
     caught += [(warning.category, str(warning.message)) for warning in records]
 
 

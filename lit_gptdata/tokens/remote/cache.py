@@ -67,10 +67,9 @@ class Cache:
     def check_room(self, file: FileEntry) -> None:
         """Raise ValueError if this file alone is larger than the bound."""
         if self.bound is not None and file.size > self.bound:
-            raise ValueError(
-                f"cache_gb={self.bound / 1e9:g} is too small: {file.name} alone has {file.size:,} "
-                f"bytes. Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
-            )
+            problem = f"is too small: {file.name} alone has {file.size:,} bytes"
+            advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
+            raise ValueError(f"cache_gb={self.bound / 1e9:g} {problem}. {advice}")
 
     def touch(self, file: FileEntry) -> None:
         """Mark a file as recently used."""
@@ -84,15 +83,6 @@ class Cache:
                 self.path(file).unlink()
                 return True
         return False
-
-    def read(self, file: FileEntry, source: Objects) -> bytes:
-        """The content of a file, fetched if the cache does not have it; raises what `fetch` raises."""
-        while True:
-            self.fetch(file, source)
-            with contextlib.suppress(FileNotFoundError):  # evicted by another process
-                content = self.path(file).read_bytes()
-                self.touch(file)
-                return content
 
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
@@ -113,10 +103,9 @@ class Cache:
                 if sha256 == file.sha256:
                     return
                 log.warning("%r/%s has sha256 %s, not %s", source, file.name, sha256, file.sha256)
-        raise ValueError(
-            f"{source!r}/{file.name} has sha256 {sha256}, its manifest says {file.sha256}: it is "
-            "damaged there. Delete it and publish the store again: lit-gptdata publish URL"
-        )
+        problem = f"has sha256 {sha256}, its manifest says {file.sha256}: it is damaged there"
+        advice = "Delete it and publish the store again: lit-gptdata publish URL"
+        raise ValueError(f"{source!r}/{file.name} {problem}. {advice}")
 
     def _fetch_once(self, file: FileEntry, source: Objects) -> str:
         """Fetch a file, keep it if its content is right, and return the SHA-256 of the content."""

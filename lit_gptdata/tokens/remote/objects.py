@@ -6,24 +6,18 @@ Credentials come from the places that fsspec's packages document, such as the en
 role of an instance, and never from the URL.
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
 
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
 BLOCK_BYTES = 8 << 20  # per request: a broken connection loses, and a fetch holds, at most this many
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no folders, and a write is atomic
-
-Result = TypeVar("Result")
 
 
 class Objects:
@@ -35,7 +29,7 @@ class Objects:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = os.fspath(url).rstrip("/")
         check_url(self.url)
-        self._opened: tuple[int, AbstractFileSystem, str] | None = None
+        self._opened: tuple[int, Any, str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Objects, (self.url,)
@@ -43,7 +37,7 @@ class Objects:
     def __repr__(self) -> str:
         return redact(self.url)
 
-    def open(self) -> tuple[AbstractFileSystem, str]:
+    def open(self) -> tuple[Any, str]:
         """The file system and the path in it. Open before threads read: fsspec's imports may race."""
         if self._opened is None or self._opened[0] != os.getpid():  # its threads do not survive a fork
             fs, root = filesystem(self.url)
@@ -53,21 +47,23 @@ class Objects:
     def read(self, name: str) -> bytes:
         """The content of a small file; raises FileNotFoundError or RemoteError."""
         fs, root = self.open()
-        return self._retry(name, lambda: bytes(fs.cat_file(f"{root}/{name}")))
+        return retry(f"{self.url}/{name}", lambda _: bytes(fs.cat_file(f"{root}/{name}")))
 
     def blocks(self, name: str, size: int) -> Iterator[bytes]:
         """The content of a file of `size` bytes in blocks of BLOCK_BYTES, each with its own retries."""
         fs, root = self.open()
         for start in range(0, size, BLOCK_BYTES):
-            stop = min(start + BLOCK_BYTES, size)
-            yield self._retry(name, lambda: _read_range(fs, f"{root}/{name}", start, stop))  # noqa: B023
+            read = functools.partial(
+                _read_range, fs, f"{root}/{name}", start, min(start + BLOCK_BYTES, size)
+            )
+            yield retry(f"{self.url}/{name}", read)
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file, by name; empty if nothing exists at the URL."""
         fs, root = self.open()
         fs.invalidate_cache()
         try:
-            entries = self._retry("", lambda: fs.ls(root, detail=True))
+            entries = retry(self.url, lambda _: fs.ls(root, detail=True))
         except FileNotFoundError:
             return {}
         return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
@@ -78,7 +74,7 @@ class Objects:
         rename = urlsplit(self.url).scheme not in OBJECT_STORES
         path = f"{root}/.{name}.part" if rename else f"{root}/{name}"
 
-        def put() -> None:
+        def put(failures: int) -> None:
             if rename:
                 fs.makedirs(root, exist_ok=True)
             if isinstance(source, bytes):
@@ -89,7 +85,7 @@ class Objects:
                 fs.mv(path, f"{root}/{name}")
 
         try:
-            self._retry(name, put, "written")
+            retry(f"{self.url}/{name}", put, done="written")
         except RemoteError:
             if rename:  # after a full disk, give the space back
                 with contextlib.suppress(Exception):
@@ -100,23 +96,18 @@ class Objects:
         """Remove every file below the URL."""
         fs, root = self.open()
         with contextlib.suppress(FileNotFoundError):
-            self._retry("", lambda: fs.rm(root, recursive=True), "removed")
-
-    def _retry(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
-        return retry(f"{self.url}/{name}", lambda failures: call(), done=done)
+            retry(self.url, lambda _: fs.rm(root, recursive=True), done="removed")
 
 
 def check_url(url: str) -> None:
     """Raise ValueError for a URL that would carry a secret into checkpoints and logs."""
     parts = urlsplit(url)
     if parts.password is not None or (is_url(url) and parts.query):
-        raise ValueError(
-            f"{redact(url)} holds a password or a query: give the URL without it, and credentials where "
-            "fsspec's packages look for them, such as AWS_PROFILE or ~/.aws for s3://"
-        )
+        advice = "give credentials where fsspec's packages look for them, such as AWS_PROFILE or ~/.aws"
+        raise ValueError(f"{redact(url)} holds a password or a query: {advice}")
 
 
-def _read_range(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+def _read_range(fs: Any, path: str, start: int, stop: int, failures: int) -> bytes:
     block = bytes(fs.cat_file(path, start=start, end=stop))
     if len(block) != stop - start:
         problem = f"bytes {start:,} to {stop:,} came as {len(block):,} bytes"

@@ -151,18 +151,15 @@ def _check_sizes(files: Iterable[FileEntry], target: Objects) -> None:
     sizes = target.sizes()
     for file in files:
         if sizes.get(file.name) != file.size:
-            raise ValueError(
-                f"{target!r}/{file.name} has {sizes.get(file.name, 'no')} bytes after the upload, not "
-                f"{file.size:,}: something else writes there. Publish to another URL"
-            )
+            problem = f"has {sizes.get(file.name, 'no')} bytes after the upload, not {file.size:,}"
+            advice = "something else writes there. Publish to another URL"
+            raise ValueError(f"{target!r}/{file.name} {problem}: {advice}")
 
 
 def _send(folder: Path, file: FileEntry, target: Objects) -> int:
     path = folder / file.name
     if (sha256 := sha256_of(path)) != file.sha256:
-        raise ValueError(
-            f"{path} has sha256 {sha256}, its manifest says {file.sha256}: the store is damaged and not "
-            f"published. Delete the folder {folder} and run again to rebuild it"
-        )
+        advice = f"is damaged and not published. Delete the folder {folder} and run again to rebuild it"
+        raise ValueError(f"{path} has sha256 {sha256}, not {file.sha256}: the store {advice}")
     target.write(file.name, path)
     return file.size

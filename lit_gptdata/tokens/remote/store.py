@@ -50,10 +50,9 @@ def prepare_store_at(url: str, cache: Cache) -> TokenStore:
         return remote
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"store_url={url}: {folder.resolve()} is not a published store, it has no manifest.json. "
-            "Give the URL that lit-gptdata publish printed, or the folder data_dir/tokens/<fingerprint>"
-        )
+        problem = f"{folder.resolve()} is not a published store, it has no manifest.json"
+        advice = "Give the URL that lit-gptdata publish printed, or data_dir/tokens/<fingerprint>"
+        raise FileNotFoundError(f"store_url={url}: {problem}. {advice}")
     return TokenStore(folder)
 
 
@@ -75,10 +74,9 @@ def read_manifest(content: bytes, source: Objects) -> Manifest:
     try:
         return Manifest.from_json(content)
     except ValueError as error:
-        raise ValueError(
-            f"{source!r}/manifest.json is not the manifest of a token store ({error}). Give the URL "
-            "that lit-gptdata publish printed, or delete that file and publish the store again"
-        ) from None
+        problem = f"{source!r}/manifest.json is not the manifest of a token store ({error})"
+        advice = "Give the URL that lit-gptdata publish printed, or delete that file and publish again"
+        raise ValueError(f"{problem}. {advice}") from None
 
 
 class RemoteStore(TokenStore):
@@ -101,7 +99,10 @@ class RemoteStore(TokenStore):
         """Check nothing: the cache checks each file when it fetches and maps it."""
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
-        return np.frombuffer(bytearray(self.cache.read(file, self.source)), dtype=dtype)
+        while (mapped := self.cache.map(file, dtype)) is None:  # it may be evicted at any time
+            self.cache.fetch(file, self.source)
+        self.cache.touch(file)
+        return np.array(mapped[0])
 
     @functools.cached_property
     def tokens(self) -> RemoteTokens:
@@ -121,10 +122,9 @@ class RemoteStore(TokenStore):
                 if digest.hexdigest() != file.sha256:
                     bad.append(file.name)
         if bad:
-            raise ValueError(
-                f"the published store {self.location} is damaged: the contents of {', '.join(bad)} do "
-                "not match the manifest. Delete these files and publish again: lit-gptdata publish URL"
-            )
+            problem = f"is damaged: the contents of {', '.join(bad)} do not match the manifest"
+            advice = "Delete these files and publish again: lit-gptdata publish URL"
+            raise ValueError(f"the published store {self.location} {problem}. {advice}")
 
 
 class RemoteTokens(Tokens):
@@ -288,7 +288,7 @@ class Fetcher:
         self._source.open()
         with self._lock:
             future = self._fetches.get(file.sha256)
-            if future is None:
+            if future is None or future.done():
                 future = self._fetches[file.sha256] = Future()
                 # daemon: the program may end without waiting for a shard that it no longer needs
                 threading.Thread(target=self._run, args=(file, future), daemon=True).start()
@@ -298,9 +298,6 @@ class Fetcher:
         try:
             with self._slots:
                 self._cache.fetch(file, self._source)
-            finish = functools.partial(future.set_result, None)
+            future.set_result(None)
         except BaseException as error:
-            finish = functools.partial(future.set_exception, error)
-        with self._lock:
-            del self._fetches[file.sha256]
-        finish()
+            future.set_exception(error)
