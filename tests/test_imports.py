@@ -46,15 +46,10 @@ FLOW = [
     "training.val_sets", "training.summary", "training.ranks", "training.folder", "training.errors",
     "report.usage", "report.jobs", "report.plots", "report.page",
     "training.sweep", "training.lightning_cli",
-<<<<<<< HEAD
-    "cli.overrides", "cli.data", "cli.show", "cli.seen", "cli.report",
-    "cli.train_tokenizer", "cli.main", "__main__",
-=======
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting",
     "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
-    "cli.main", "__main__",
->>>>>>> i15
+    "cli.train_tokenizer", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",

@@ -21,12 +21,9 @@ COMMANDS = {
     "seen": (seen, seen_arguments),
     "verify": (verify, add_overrides),
     "publish": (publish, publish_arguments),
-<<<<<<< HEAD
     "train-tokenizer": (train_tokenizer, train_tokenizer_arguments),
-=======
     "import": (import_ids, import_arguments),
     "export": (export, export_arguments),
->>>>>>> i15
     "report": (report, report_arguments),
 }
 """Name → the function that runs a command, and the one that declares its arguments."""
@@ -39,13 +36,10 @@ EPILOG = """overrides are the same as for train.py:
   lit-gptdata seen step=1000 data=mixture
   lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
   lit-gptdata publish s3://bucket/tokens data.build=ray data=files data.corpus=s3://bucket/books/
-<<<<<<< HEAD
   lit-gptdata train-tokenizer own.json vocab_size=8192 data=files data.corpus=books/
-=======
 import reads token files of other programs, export writes them:
   lit-gptdata import nanogpt nanoGPT/data/openwebtext/
   lit-gptdata export nanogpt nanoGPT/data/books/ data=files data.corpus=books/
->>>>>>> i15
 report takes the folder of a sweep:
   lit-gptdata report multirun/2026-11-22/10-00-00-123456
 """

@@ -311,23 +311,12 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         problem = f"is not a parquet file, or cut short: {error}"
         raise ValueError(f"{path} {problem}. Fetch it again, or remove it") from None
     with table:
-<<<<<<< HEAD
-        types = {field.name: field.type for field in table.schema_arrow}
-        if column not in types:
-            has_ids = any(re.search("list<.*int", str(kind)) for kind in types.values())
-            ids = f", or for token ids: lit-gptdata import parquet {path}" if has_ids else ""
-            problem = f"has columns {sorted(types)}, not {column!r}"
-            raise ValueError(f"{path} {problem}: set data.text_column{ids}")
-        if table.schema_arrow.names.count(column) > 1:
-            raise ValueError(
-                f"{path} has several columns {column!r}: rename them, or set data.text_column"
-            )
-=======
-        names = table.schema_arrow.names
+        names, kinds = table.schema_arrow.names, map(str, table.schema_arrow.types)
         if names.count(column) != 1:
+            has_ids = any(re.search("list<.*int", kind) for kind in kinds)
+            ids = f", or for token ids: lit-gptdata import parquet {path}" if has_ids else ""
             problem = f"has columns {sorted(names)}, not one named {column!r}"
-            raise ValueError(f"{path} {problem}: set data.text_column")
->>>>>>> s15
+            raise ValueError(f"{path} {problem}: set data.text_column{ids}")
         _check_single(table.metadata, path)
         kind = table.schema_arrow.field(column).type
         is_dictionary = arrow.types.is_dictionary(kind)
