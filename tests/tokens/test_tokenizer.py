@@ -215,6 +215,8 @@ def test_a_missing_vocabulary_is_reported_with_its_url_and_the_folder(tmp_path, 
 
     monkeypatch.setattr(requests, "get", unreachable)
     monkeypatch.setattr(module, "_wheel_of", lambda name: None)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    load_encoding.cache_clear()
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         Tokenizer("cl100k_base").encode("x")
