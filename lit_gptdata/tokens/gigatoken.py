@@ -78,7 +78,7 @@ def load_gigatoken(tokenizer: Tokenizer, reference: Encode, *, required: bool) -
         except BaseException as error:  # a panic of gigatoken is not an Exception
             problem = f"gigatoken cannot read {name!r} ({str(error).partition(chr(10))[0]})"
     if required:
-        raise ValueError(f"{problem}; use engine='auto' or 'reference'")
+        raise ValueError(f"engine='gigatoken' is refused: {problem}. Use 'auto' or 'reference'")
     log.info("%s; %s is used, which is slower", problem, library)
     return None
 

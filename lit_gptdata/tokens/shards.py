@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import types
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,11 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, message, str(error.filename or path)) from error
 
 
+BATCH_BYTES = 1 << 22
+"""Ids that are hashed and written at once, in a thread. gigatoken holds Python's lock most of the time,
+so the thread waits some milliseconds for each of its steps: they must be few."""
+
+
 class ShardWriter(abc.ABC):
     """Writes one shard: its ids, and an index of its chunks. The files get their names in `finish`."""
 
@@ -243,6 +249,9 @@ class ShardWriter(abc.ABC):
         self._rows: list[tuple[int, int, int, int]] = []
         self._name = name
         self._digest = hashlib.sha256()
+        self._batch = bytearray()
+        self._thread = ThreadPoolExecutor(1)
+        self._in_progress: Future[None] | None = None
 
     def start_chunk(self, source: int, starts_document: bool) -> None:
         """Record that a chunk starts at the next id."""
@@ -251,15 +260,33 @@ class ShardWriter(abc.ABC):
 
     def append(self, ids: np.ndarray | Sequence[int], n_bytes: int) -> None:
         """Write the ids of `n_bytes` UTF-8 bytes of text."""
-        view = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
-        self._digest.update(view)
-        self._write(view)
+        self._batch += np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
+        if len(self._batch) >= BATCH_BYTES:
+            self._write_batch()
+
+    def _write_batch(self) -> None:
+        """Hash and write the last ids in a thread, after the ids before them are written."""
+        self._wait()
+        self._in_progress = self._thread.submit(self._hash_and_write, self._batch)
+        self._batch = bytearray()
+
+    def _wait(self) -> None:
+        if self._in_progress is not None:
+            self._in_progress.result()
+
+    def _hash_and_write(self, ids: bytearray) -> None:
+        with memoryview(ids) as view:
+            self._digest.update(view)
+            self._write(view)
 
     def finish(self) -> ShardEntry:
         """Give the files their names and return the shard's entry for the manifest."""
+        self._write_batch()
         index = np.array(self._rows, dtype=ROW).tobytes()
+        self._wait()
+        self._thread.shutdown()
         self._save(index)
         size = self.n_tokens * self._dtype.itemsize
         ids = FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest())
@@ -270,9 +297,9 @@ class ShardWriter(abc.ABC):
             files=(ids, FileEntry.describe(f"{self._name}.idx", index)),
         )
 
-    @abc.abstractmethod
     def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
+        self._thread.shutdown()
 
     @abc.abstractmethod
     def _write(self, ids: memoryview) -> None:
@@ -293,6 +320,7 @@ class FileShardWriter(ShardWriter):
             self._file = AtomicFile(self._path)
 
     def discard(self) -> None:
+        super().discard()
         self._file.discard()
 
     def _write(self, ids: memoryview) -> None:

@@ -282,9 +282,14 @@ class TokenStore:
 def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
     """Properties of each id of a tokenizer, VOCAB (vocab_size,)."""
     table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
-    for id, token in enumerate(tokenizer.token_bytes):
-        if token:
-            table[id] = len(token), token[0] == 0x20, 0x21 <= token[-1] <= 0x7E
+    tokens = tokenizer.token_bytes
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    ends = np.cumsum(lengths)
+    joined = np.frombuffer(b"".join([*tokens, b"\0"]), np.uint8)
+    first, last = joined[ends - lengths], joined[ends - 1]
+    table["n_bytes"] = lengths
+    table["starts_space"] = (lengths > 0) & (first == 0x20)
+    table["ends_visible"] = (lengths > 0) & (last >= 0x21) & (last <= 0x7E)
     for name, id in tokenizer.allowed_special.items():
         if name not in tokenizer.separators:  # a separator may stand for its name, or between documents
             table["n_bytes"][id] = len(name.encode())

@@ -322,7 +322,7 @@ def test_another_way_to_split_goes_to_the_reference_with_one_line_of_log(caplog)
     with caplog.at_level("INFO"):
         assert load_engine(tokenizer).name == "tiktoken"
     assert caplog.messages == [f"{problem}; tiktoken is used, which is slower"]
-    with pytest.raises(ValueError, match=f"{problem}; use engine='auto' or 'reference'"):
+    with pytest.raises(ValueError, match=f"engine='gigatoken' is refused: {problem}. Use 'auto'"):
         load_engine(tokenizer, "gigatoken")
 
 

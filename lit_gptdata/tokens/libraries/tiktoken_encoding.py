@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import functools
 import hashlib
 import json
@@ -61,7 +62,8 @@ class TiktokenReference:
 
     def content(self) -> bytes:
         ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
+        encode = functools.partial(binascii.b2a_base64, newline=False)
+        return b"".join([b"%s %d\n" % (encode(token), rank) for token, rank in ranks])
 
     def to_files(self) -> dict[str, bytes]:
         values = {

@@ -128,9 +128,6 @@ class UrlShardWriter(ShardWriter):
         self._store = store
         self._ids = io.BytesIO()
 
-    def discard(self) -> None:
-        pass  # an unfinished shard is in memory only
-
     def _write(self, ids: memoryview) -> None:
         self._ids.write(ids)
 
