@@ -20,7 +20,7 @@ from lit_gptdata._io import write_whole
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.agreement import CLASSES_DIFFER
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, cut_rule, safe_chunks
+from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
 from lit_gptdata.tokens.libraries.hugging_face import BYTES
 from lit_gptdata.tokens.libraries.reference import MAX_VOCAB
 from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
@@ -76,7 +76,7 @@ def _copy(corpus: Corpus, part: float, file: IO[bytes]) -> tuple[int, list[str]]
     starts = [(0, file.tell())]  # bytes of text → position in the file, every 0.1 %
     for document in corpus:
         file.write(b"" if document.continues else END_OF_TEXT.encode())
-        for chunk in safe_chunks(document.chunks, cut_rule(GPT2_PATTERN), CHUNK_BYTES):
+        for chunk in safe_chunks(document.chunks, RULES[GPT2_PATTERN], CHUNK_BYTES):
             if n_bytes >= 1.001 * starts[-1][0]:
                 starts.append((n_bytes, file.tell()))
             n_bytes += len(chunk)
@@ -97,7 +97,7 @@ def _chunks(file: IO[bytes]) -> Iterator[str]:
     """The text in chunks that may be tokenized separately."""
     file.seek(0)
     blocks = iter(lambda: file.read(CHUNK_BYTES), b"")
-    for chunk in safe_chunks(blocks, cut_rule(GPT2_PATTERN), CHUNK_BYTES):
+    for chunk in safe_chunks(blocks, RULES[GPT2_PATTERN], CHUNK_BYTES):
         yield from chunk.decode().split(END_OF_TEXT)
 
 
