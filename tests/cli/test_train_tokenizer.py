@@ -116,7 +116,7 @@ def test_a_run_with_its_own_tokenizer_resumes_with_it_also_on_other_text(tmp_pat
     before = path.read_bytes()
     (tmp_path / "b.txt").write_text("whether it is nobler in the mind to suffer\n" * 2000)
     more = ["data.corpus=[a.txt,b.txt]", "data.on_change=continue", "max_tokens=4_096"]
-    for folder in ("run", "other"):
+    for folder in ("other", "run"):
         resumed = [f"output_dir={folder}", "ckpt_path=run/checkpoints/last.ckpt"]
         printed = run_train(*SMALL, *files, *more, *resumed, cwd=tmp_path)
         assert f"{path}: 281 tokens, from the run that continues" in printed
@@ -125,7 +125,7 @@ def test_a_run_with_its_own_tokenizer_resumes_with_it_also_on_other_text(tmp_pat
     data = GPTDataModule.load_from_checkpoint(checkpoint, weights_only=True)
     assert data.tokenizer.fingerprint == Tokenizer(str(path)).fingerprint
     path.unlink()
-    printed = run_train(*SMALL, *files, *resumed, cwd=tmp_path, expect=1)
+    printed = run_train(*SMALL, *files, *more, *resumed, cwd=tmp_path, expect=1)
     assert "set data.tokenizer to the tokenizer.json of the run" in printed
 
 

@@ -14,10 +14,12 @@ import pytest
 
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.text.document import Document
+from lit_gptdata.tokens.engines import load_engine
 from lit_gptdata.tokens.libraries.train import HELD_OUT_BYTES, NEW_LETTERS, train_tokenizer
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 from tests.conftest import ListCorpus
 from tests.tokens.builds import file_size_limit
+from tests.tokens.test_chunks import random_texts
 
 tokenizers = pytest.importorskip("tokenizers")
 LIBRARIES = ("gigatoken", "tokenizers")
@@ -55,6 +57,7 @@ def test_the_file_is_the_same_with_both_libraries_and_any_number_of_threads(tmp_
     code = """
 from pathlib import Path
 from lit_gptdata.text.corpus import open_corpus
+from lit_gptdata.tokens.engines import load_engine
 from lit_gptdata.tokens.libraries.train import train_tokenizer
 train_tokenizer(Path("own.json"), 2000, [(open_corpus("sample"), 0.9)])
 """
@@ -219,3 +222,20 @@ def test_without_either_library_the_error_has_the_pip_command(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install 'lit-gptdata\[tokenizers\]'"):
         train_tokenizer(Path("own.json"), 300, [(SAMPLE, 0.9)])
+
+
+@pytest.mark.heavy
+def test_gigatoken_gives_the_ids_of_the_library_with_a_tokenizer_trained_here():
+    pytest.importorskip("gigatoken")
+    code = b"".join(chunk for each in open_corpus("stdlib") for chunk in each.chunks).decode()
+    train_tokenizer(Path("own.json"), 8192, [(SAMPLE, 1.0), (open_corpus("stdlib"), 0.9)])
+    own = Tokenizer("own.json")
+    engine = load_engine(own, "gigatoken")
+    strings = [*random_texts(100_000, seed=15)]
+    mixed = [
+        code[at : at + 2000] + " ".join(strings[at // 2000 :: 2000]) for at in range(0, len(code), 2000)
+    ]
+    assert sum(len(text.encode()) for text in mixed) > 10_000_000
+    for text in strings + mixed:
+        assert engine.encode(text.encode()).tolist() == own.encode(text), repr(text)
+    assert engine.name == "gigatoken"

@@ -19,9 +19,9 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata._io import write_whole
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, cut_rule, safe_chunks
-from lit_gptdata.tokens.gigatoken import CLASSES_DIFFER
-from lit_gptdata.tokens.libraries.hugging_face import _BYTES
+from lit_gptdata.tokens.agreement import CLASSES_DIFFER
+from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
+from lit_gptdata.tokens.libraries.hugging_face import BYTES
 from lit_gptdata.tokens.libraries.reference import MAX_VOCAB
 from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 
@@ -29,7 +29,7 @@ MIN_VOCAB = 257  # the bytes and <|endoftext|>
 CHUNK_BYTES = 1 << 12  # of text; the train part ends at the start of a chunk
 HELD_OUT_BYTES = 1 << 20  # of each corpus, to measure bytes per token
 CUT_SLACK = 0.01  # a split may move to a document boundary within 1 % of the corpus (windows/split.py)
-CHARACTERS = {byte: character for character, byte in _BYTES.items()}  # that stand for bytes in the file
+CHARACTERS = {byte: character for character, byte in BYTES.items()}  # that stand for bytes in the file
 
 # The libraries disagree whether these characters are letters. They are left out, so both learn the same.
 NEW_LETTERS = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) + "]+")
@@ -76,7 +76,7 @@ def _copy(corpus: Corpus, part: float, file: IO[bytes]) -> tuple[int, list[str]]
     starts = [(0, file.tell())]  # bytes of text → position in the file, every 0.1 %
     for document in corpus:
         file.write(b"" if document.continues else END_OF_TEXT.encode())
-        for chunk in safe_chunks(document.chunks, cut_rule(GPT2_PATTERN), CHUNK_BYTES):
+        for chunk in safe_chunks(document.chunks, RULES[GPT2_PATTERN], CHUNK_BYTES):
             if n_bytes >= 1.001 * starts[-1][0]:
                 starts.append((n_bytes, file.tell()))
             n_bytes += len(chunk)
@@ -97,7 +97,7 @@ def _chunks(file: IO[bytes]) -> Iterator[str]:
     """The text in chunks that may be tokenized separately."""
     file.seek(0)
     blocks = iter(lambda: file.read(CHUNK_BYTES), b"")
-    for chunk in safe_chunks(blocks, cut_rule(GPT2_PATTERN), CHUNK_BYTES):
+    for chunk in safe_chunks(blocks, RULES[GPT2_PATTERN], CHUNK_BYTES):
         yield from chunk.decode().split(END_OF_TEXT)
 
 
@@ -108,7 +108,7 @@ def _train(file: IO[bytes], vocab_size: int, tokenizers: Any) -> tuple[str, Any]
     try:
         import gigatoken
     except ImportError:
-        options = {"initial_alphabet": [*_BYTES], "show_progress": False}
+        options = {"initial_alphabet": [*BYTES], "show_progress": False}
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size - 1, **options)
         model.train_from_iterator(_chunks(file), trainer)
         return "tokenizers", model
@@ -116,7 +116,7 @@ def _train(file: IO[bytes], vocab_size: int, tokenizers: Any) -> tuple[str, Any]
         _, pairs = gigatoken.train_bpe(f"/dev/fd/{file.fileno()}", vocab_size, [END_OF_TEXT])
     pairs = pairs[: _n_counted(pairs, gigatoken.pretokenizer, file)]
     merges = [tuple(token.decode("latin-1").translate(CHARACTERS) for token in pair) for pair in pairs]
-    tokens = dict.fromkeys([*sorted(_BYTES), *map("".join, merges)])
+    tokens = dict.fromkeys([*sorted(BYTES), *map("".join, merges)])
     model.model = tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges)
     return "gigatoken", model
 
