@@ -32,9 +32,11 @@ def import_ids(args: argparse.Namespace) -> None:
     files = find_files([word for word in args.words if word not in options], format.suffix)
     overrides = [f"data.{word.removeprefix('data.')}" for word in options]
     data = build_data(overrides)
+    dtype = np.dtype(args.dtype or data.tokenizer.dtype)
     corpus = IdFiles(
-        format=format, files=files, tokenizer=data.tokenizer, column=args.column,
-        dtype=np.dtype(args.dtype or data.tokenizer.dtype), separate=args.separate,
+        name=" ".join(filter(None, [args.format, dtype.name, args.column])), files=files,
+        read=lambda file: format.read(file, dtype, args.column),
+        tokenizer=data.tokenizer, separate=args.separate,
     )  # fmt: skip
     store = prepare_store(corpus, data.tokenizer, data.data_dir / "tokens")
     print(store)

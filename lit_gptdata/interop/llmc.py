@@ -38,7 +38,7 @@ def write(folder: Path, name: str, part: Part) -> None:
     magic, version = next((m, v) for m, (v, has) in KINDS.items() if has == dtype)
     for number, begin in enumerate(range(part.begin, part.end, FILE_IDS)):
         piece = replace(part, begin=begin, end=min(part.end, begin + FILE_IDS))
-        adds = number == 0 and part.separator is not None and not part.starts_with_separator
+        adds = number == 0 and part.separator >= 0 and not part.starts_with_separator
         header = [magic, version, piece.end - begin + adds]
         with open(folder / f"{name}_{number:06d}.bin", "wb") as file:
             file.write(np.array(header + [0] * (N_HEADER - 3), HEADER).data)
