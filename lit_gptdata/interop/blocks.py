@@ -31,9 +31,14 @@ def read_binary(
         file.seek(offset)
         for begin in range(0, n_ids, BLOCK_IDS):
             end = min(begin + BLOCK_IDS, n_ids)
-            inside = None if starts is None else starts[(begin <= starts) & (starts < end)] - begin
+            inside = None if starts is None else _within(starts, begin, end)
             place = ("offset", offset + begin * dtype.itemsize, dtype.itemsize)
             yield Block(np.fromfile(file, dtype, end - begin), inside, place)
+
+
+def _within(starts: np.ndarray, begin: int, end: int) -> np.ndarray:
+    low, high = np.searchsorted(starts, [begin, end])
+    return starts[low:high] - begin
 
 
 @dataclass(frozen=True)
@@ -63,5 +68,5 @@ class Part:
             starts = np.unique(np.append(self.begin, starts))  # an empty document is left out
             for begin in range(first_here, stop, BLOCK_IDS):
                 end = min(begin + BLOCK_IDS, stop)
-                inside = starts[(begin <= starts) & (starts < end)] - begin
+                inside = _within(starts, begin, end)
                 yield Block(ids[begin - shard_begin : end - shard_begin], inside)

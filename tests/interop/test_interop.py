@@ -365,14 +365,16 @@ def test_a_column_is_asked_for_where_several_have_ids(tmp_path, capsys):
 def test_wrong_words_are_refused(tmp_path, capsys):
     folder = write_nanogpt(two_splits(tmp_path / "a"), extra=[1, 2])
     for words, message in (
-        (["import", "nano", folder], "choose one of nanogpt, llmc, megatron, parquet, arrow, npy"),
-        (["export", "npy", "x"], "choose one of nanogpt, llmc, megatron, parquet\n"),
         (["import", "nanogpt", folder], "extra.bin has no split in its name"),
         (["import", "npy", folder], "holds no *.npy files"),
         (["import", "nanogpt", folder / "train.bin", "nope=1"], "data.nope"),
         (["export", "nanogpt", tmp_path, "data.corpus=sample"], "lit-gptdata prepare"),
     ):
         assert message in run(capsys, *words, expect=1)
+    for words in (["import", "nano", folder], ["export", "npy", "x"]):
+        with pytest.raises(SystemExit):
+            run(capsys, *words)
+        assert "nanogpt" in capsys.readouterr().err.partition("choose from")[2]
 
 
 def test_an_export_does_not_touch_a_folder_with_files(tmp_path):
