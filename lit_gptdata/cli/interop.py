@@ -9,10 +9,12 @@ from lit_gptdata._io import working_folder
 from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
 from lit_gptdata.configs import quote_value
 
+WRITTEN = ("nanogpt", "llmc", "megatron", "parquet")  # the formats of an export
+
 
 def import_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("format", metavar="FORMAT", help="nanogpt | llmc | megatron | parquet | arrow | npy")
+    add("format", metavar="FORMAT", choices=(*WRITTEN, "arrow", "npy"), help="%(choices)s")
     add("words", metavar="PATH", nargs="+", help="files or folders; also tokenizer=…, data_dir=…")
     add("--dtype", choices=("uint16", "uint32"), help="of nanogpt's ids; default: by the vocabulary")
     add("--column", help="with the ids, in parquet and arrow; default: input_ids")
@@ -23,18 +25,20 @@ def import_ids(args: argparse.Namespace) -> None:
     """Make a store of the token files of nanoGPT, llm.c, Megatron or others."""
     import numpy as np
 
-    from lit_gptdata.interop.formats import find_files, format_named
+    from lit_gptdata.interop.formats import FORMATS, find_files
     from lit_gptdata.interop.importing import IdFiles
     from lit_gptdata.tokens.build.local import prepare_store
 
-    format = format_named(args.format, writes=False)
+    format = FORMATS[args.format]
     options = [word for word in args.words if re.match(r"[a-z_.]+=", word)]
     files = find_files([word for word in args.words if word not in options], format.suffix)
     overrides = [f"data.{word.removeprefix('data.')}" for word in options]
     data = build_data(overrides)
+    dtype = np.dtype(args.dtype or data.tokenizer.dtype)
     corpus = IdFiles(
-        format=format, files=files, tokenizer=data.tokenizer, column=args.column,
-        dtype=np.dtype(args.dtype or data.tokenizer.dtype), separate=args.separate,
+        name=" ".join(filter(None, [args.format, dtype.name, args.column])), files=files,
+        read=lambda file: format.read(file, dtype, args.column),
+        tokenizer=data.tokenizer, separate=args.separate,
     )  # fmt: skip
     store = prepare_store(corpus, data.tokenizer, data.data_dir / "tokens")
     print(store)
@@ -49,7 +53,7 @@ def import_ids(args: argparse.Namespace) -> None:
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", metavar="FORMAT", help="nanogpt | llmc | megatron | parquet")
+    parser.add_argument("format", metavar="FORMAT", choices=WRITTEN, help="%(choices)s")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     help_text = "only this one, or all tokens as one; default: train, val and test if they have tokens"
     parser.add_argument("--split", choices=("train", "val", "test", "all"), help=help_text)
@@ -60,10 +64,9 @@ def export(args: argparse.Namespace) -> None:
     """Write tokens for nanoGPT, llm.c, Megatron, or as Parquet."""
     from lit_gptdata.interop.blocks import Part
     from lit_gptdata.interop.exporting import export as write
-    from lit_gptdata.interop.formats import SPLITS, format_named
+    from lit_gptdata.interop.formats import FORMATS, SPLITS
     from lit_gptdata.interop.importing import separator_of
 
-    format = format_named(args.format, writes=True)
     data, parts = open_data(args.overrides), {}
     for source in data._data.all:
         ranges = {split: getattr(source.split, split) for split in SPLITS}
@@ -75,7 +78,7 @@ def export(args: argparse.Namespace) -> None:
                 parts[name] = Part(source.store, begin, end, separator_of(data.tokenizer))
     if not parts:
         raise ValueError(f"there is no {args.split} split: set data.{args.split}_fraction")
-    files = write(format, parts, working_folder() / Path(args.out).expanduser())
+    files = write(FORMATS[args.format], parts, working_folder() / Path(args.out).expanduser())
     for name, part in parts.items():
         print(f"{name}: {part.end - part.begin:,} tokens of {part.store.dtype.name}")
     print(*(f"{file}, {file.stat().st_size:,} bytes" for file in files), sep="\n")

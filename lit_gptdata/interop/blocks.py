@@ -20,7 +20,7 @@ class Block(NamedTuple):
     starts: np.ndarray | None
     """Where documents start, in [0, n); None if the format has no documents."""
     place: tuple[str, int, int] = ("id", 0, 1)
-    """Where the ids are in the file, for messages: "offset", offset of the first one, bytes of each."""
+    """For messages: ("offset", the byte of the first id in the file, bytes of an id)."""
 
 
 def read_binary(
@@ -30,36 +30,43 @@ def read_binary(
     with open(path, "rb") as file:
         file.seek(offset)
         for begin in range(0, n_ids, BLOCK_IDS):
-            ids, inside = np.fromfile(file, dtype, min(BLOCK_IDS, n_ids - begin)), None
-            if starts is not None:
-                low, high = np.searchsorted(starts, [begin, begin + len(ids)])
-                inside = starts[low:high] - begin
-            yield Block(ids, inside, ("offset", offset + begin * dtype.itemsize, dtype.itemsize))
+            end = min(begin + BLOCK_IDS, n_ids)
+            inside = None if starts is None else _within(starts, begin, end)
+            place = ("offset", offset + begin * dtype.itemsize, dtype.itemsize)
+            yield Block(np.fromfile(file, dtype, end - begin), inside, place)
+
+
+def _within(starts: np.ndarray, begin: int, end: int) -> np.ndarray:
+    low, high = np.searchsorted(starts, [begin, end])
+    return starts[low:high] - begin
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens [begin, end) of a store. `separator`: the id that ends a document, or None."""
+    """The tokens [begin, end) of a store. `separator`: the id that ends a document, or -1."""
 
     store: TokenStore
     begin: int
     end: int
-    separator: int | None
+    separator: int
 
     @property
     def starts_with_separator(self) -> bool:
-        return bool((self.store.tokens[self.begin : self.begin + 1] == self.separator).all())
+        return int(self.store.tokens[self.begin : self.begin + 1][0]) == self.separator
 
     def blocks(self) -> Iterator[Block]:
-        """The ids and documents, a shard at a time; a leading separator is in the first document."""
+        """All ids with the documents; a separator at the start is in the first document."""
         shard_end, first = 0, self.begin + self.starts_with_separator
         for number, shard in enumerate(self.store.shards):
             shard_begin, shard_end = shard_end, shard_end + shard.n_tokens
-            begin, end = max(self.begin, shard_begin), min(self.end, shard_end)
-            if begin < end:
-                ids = self.store._read(shard.ids, self.store.dtype)  # a map would count as memory
-                rows = self.store.rows(number)
-                starts = rows["token"][(rows["document"] == 1) & (rows["token"] > first)]
-                starts = np.unique(starts[(begin <= starts) & (starts < end)])
-                starts = np.append(begin, starts) if begin == self.begin else starts
-                yield Block(ids[begin - shard_begin : end - shard_begin], starts - begin)
+            first_here, stop = max(self.begin, shard_begin), min(self.end, shard_end)
+            if first_here >= stop:
+                continue
+            ids = self.store._read(shard.ids, self.store.dtype)  # mapped files would count as memory
+            rows = self.store.rows(number)
+            starts = rows["token"][(rows["document"] == 1) & (rows["token"] > first)]
+            starts = np.unique(np.append(self.begin, starts))  # an empty document is left out
+            for begin in range(first_here, stop, BLOCK_IDS):
+                end = min(begin + BLOCK_IDS, stop)
+                inside = _within(starts, begin, end)
+                yield Block(ids[begin - shard_begin : end - shard_begin], inside)

@@ -38,10 +38,8 @@ def _open(path: Path) -> tuple[Any, Callable[[str], Iterator[Any]]]:
     if path.suffix == ".parquet":
         table = needs("pyarrow.parquet", "parquet", path).ParquetFile(path, pre_buffer=False)
         return table.schema_arrow, lambda name: table.iter_batches(ROWS, columns=[name])
-    ipc, file = (
-        needs("pyarrow.ipc", "parquet", path),
-        needs("pyarrow", "parquet", path).OSFile(str(path)),
-    )
+    arrow, ipc = (needs(name, "parquet", path) for name in ("pyarrow", "pyarrow.ipc"))
+    file = arrow.OSFile(str(path))
     if file.read(6) == b"ARROW1":
         table = ipc.open_file(file)
         return table.schema, lambda _: map(table.get_batch, range(table.num_record_batches))
@@ -67,10 +65,10 @@ def write(folder: Path, name: str, part: Part) -> None:
     arrow, parquet = (needs(name, "parquet", path) for name in ("pyarrow", "pyarrow.parquet"))
     schema = arrow.schema({NAMES[0]: arrow.list_(arrow.from_numpy_dtype(last.dtype))})
     with parquet.ParquetWriter(path, schema) as writer:
-        for ids, starts, _ in itertools.chain(part.blocks(), [Block(last, np.zeros(1, int))]):
-            # the last document of a block may go on in the next one
-            edges = starts + len(last) if not len(last) else np.append(0, starts + len(last))
-            ids = np.append(last, ids)
+        for block in itertools.chain(part.blocks(), [Block(last, np.zeros(1, int))]):
+            # the last document of a block may continue in the next one
+            edges = np.append(np.zeros(int(len(last) > 0), int), np.asarray(block.starts) + len(last))
+            ids = np.append(last, block.ids)
             lists = arrow.ListArray.from_arrays(edges.astype(np.int32), ids[: edges[-1]])
             writer.write_table(arrow.table([lists], schema))
             last = ids[edges[-1] :]

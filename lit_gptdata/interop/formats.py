@@ -38,14 +38,6 @@ FORMATS = {
 }
 
 
-def format_named(name: str, *, writes: bool) -> Format:
-    """The format with this name; raises ValueError that lists the names."""
-    known = [key for key, format in FORMATS.items() if format.write or not writes]
-    if name not in known:
-        raise ValueError(f"unknown format {name!r}: choose one of {', '.join(known)}")
-    return FORMATS[name]
-
-
 def find_files(paths: Sequence[str], suffix: str) -> list[tuple[str, Path]]:
     """(split, file) for each file: those given, and those in a folder by name; train, val, test.
 

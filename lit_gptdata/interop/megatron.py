@@ -36,14 +36,10 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
         raise ValueError(f"{path}: its documents are not all of its {n:,} sequences: write it again")
     if (wrong := np.flatnonzero(begins != ends[:-1])).size:
         place = f"sequence {wrong[0]:,} (offset {HEADER.itemsize + 4 * n + 8 * int(wrong[0]):,})"
-        raise ValueError(
-            f"{path}: {place} does not follow the one before it in the .bin: write it again"
-        )
+        raise ValueError(f"{path}: {place} does not follow the one before it: write it again")
     size = binary.stat().st_size if binary.is_file() else 0
     if size != ends[-1]:
-        raise ValueError(
-            f"{binary} ends at offset {size:,}, but {path} tells {ends[-1]:,}: copy both again"
-        )
+        raise ValueError(f"{binary} ends at offset {size:,}, not {ends[-1]:,} as in {path}: copy both")
     starts = np.unique(ends[edges[:-1]]) // dtype.itemsize  # an empty document is left out
     n_ids = size // dtype.itemsize
     return read_binary(binary, dtype, 0, n_ids, starts[starts < n_ids])
@@ -55,10 +51,10 @@ def write(folder: Path, name: str, part: Part) -> None:
     code = next(code for code, kind in DTYPES.items() if kind == dtype.str)
     starts, n_ids = [], 0
     with open(folder / f"{name}.bin", "wb") as file:
-        for ids, inside, _ in part.blocks():
-            file.write(ids.astype(dtype).data)
-            starts.append(inside + n_ids)
-            n_ids += len(ids)
+        for block in part.blocks():
+            file.write(block.ids.astype(dtype).data)
+            starts.append(np.asarray(block.starts) + n_ids)
+            n_ids += len(block.ids)
     begins = np.concatenate(starts)
     lengths = np.diff(begins, append=n_ids)
     if lengths.max() >= 1 << 31:

@@ -5,6 +5,7 @@ They share no code with lit_gptdata.interop, so that both cannot have the same m
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -71,8 +72,7 @@ class IndexedDataset:
     def documents(self) -> Documents:
         edges = self.document_indices.tolist()
         return [
-            [id for i in range(begin, end) for id in self[i]]
-            for begin, end in zip(edges, edges[1:], strict=False)
+            [id for i in range(begin, end) for id in self[i]] for begin, end in itertools.pairwise(edges)
         ]
 
 

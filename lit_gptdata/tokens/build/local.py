@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,7 +32,6 @@ from lit_gptdata.tokens.build.plan import (
     DEFAULT_OPTIONS,
     BuildOptions,
     BuildPlan,
-    IdCorpus,
     PlanCorpus,
     as_plan_corpus,
     document_too_long,
@@ -178,8 +178,9 @@ def _rename(store: Path, published: Path) -> None:
 def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEntry] | None) -> str:
     """Write `folder`/store and return the fingerprint; `sources`: the hashes of the files, if known."""
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
-        output, corpus = FolderOutput(folder), getattr(plan.corpus, "corpus", None)
-        is_ids = isinstance(corpus, IdCorpus)
+        output = FolderOutput(folder)
+        corpus: Any = getattr(plan.corpus, "corpus", None)
+        is_ids = hasattr(corpus, "complete")  # `IdFiles` in interop/importing.py
         shards = corpus.write(output) if is_ids else encode_corpus(plan, output, runner)
         sources = hashed_sources()
     vocab = vocab_table(plan.tokenizer).tobytes()

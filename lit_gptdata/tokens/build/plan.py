@@ -5,14 +5,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
-from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
@@ -52,17 +52,6 @@ class BuildOptions:
 
 
 DEFAULT_OPTIONS = BuildOptions()
-
-
-@runtime_checkable
-class IdCorpus(Corpus, Protocol):
-    """A corpus that has token ids already, such as files of another program."""
-
-    def write(self, output: ShardOutput) -> Shards:
-        """Write all ids."""
-
-    def complete(self, manifest: Manifest) -> Manifest:
-        """Add the split and the sources."""
 
 
 @dataclass(frozen=True)
