@@ -21,23 +21,19 @@ UNREACHABLE_S = 8.0  # a host that never answered gets no new attempt after this
 RETRY_AFTER_CAP_S = 60.0  # a server may ask for an hour, and no user waits that long
 
 PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "s3fs: pip install 'lit-gptdata[s3]'"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs: pip install 'lit-gptdata[gcs]'"),
+    "s3": "s3fs: pip install 'lit-gptdata[s3]'",
+    "gs": "gcsfs: pip install 'lit-gptdata[gcs]'",
     **dict.fromkeys(("http", "https"), "aiohttp: pip install 'lit-gptdata[http]'"),
     "hf": "huggingface_hub: pip install huggingface_hub",
 }
-
-AWS = (
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or the machine's role; "
-    "FSSPEC_S3_ANON=true reads a public bucket without credentials"
-)
-GOOGLE = (
-    "GOOGLE_APPLICATION_CREDENTIALS, the login of `gcloud auth application-default login`, or the "
-    "machine's role; FSSPEC_GS_TOKEN=anon reads a public bucket without credentials"
-)
-HF = "HF_TOKEN, and the login of `hf auth login`"
 # Scheme → where credentials are looked for. Its file system reads user:password@ as part of a name.
-CREDENTIALS = {"s3": AWS, "s3a": AWS, "gs": GOOGLE, "gcs": GOOGLE, "hf": HF}
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, or the machine's role; "
+    "FSSPEC_S3_ANON=true reads a public bucket without credentials",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the login of `gcloud auth application-default login`, or the "
+    "machine's role; FSSPEC_GS_TOKEN=anon reads a public bucket without credentials",
+    "hf": "HF_TOKEN, and the login of `hf auth login`",
+}
 
 _CREDENTIAL_ERROR = re.compile("Credential|Token|Auth|Profile")  # in the name of an error's type
 _PERMANENT = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
@@ -101,7 +97,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; raises ValueError or ImportError."""
     import fsspec
 
-    scheme = url.partition("://")[0]
+    scheme = canonical(url).partition("://")[0]
     if "::" in url:
         raise ValueError(f"{redact(url)}: chained file systems (::) are not supported; give a plain URL")
     if scheme in CREDENTIALS and "@" in url.split("/")[2]:
@@ -183,7 +179,7 @@ def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteEr
     if isinstance(error, PermissionError) or status in (401, 403) or credentials:
         import fsspec
 
-        scheme = url.partition("://")[0]
+        scheme = canonical(url).partition("://")[0]
         # otherwise new credentials that the user sets would not be used
         fsspec.get_filesystem_class(scheme).clear_instance_cache()
         where = CREDENTIALS.get(scheme, "the places that fsspec's file system for it documents")

@@ -35,10 +35,7 @@ def register_resolvers() -> None:
 
 
 def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Make `callbacks=null` work: for a group Hydra wants the name of a file, callbacks=none.
-
-    data=null becomes data=none, which Hydra refuses with the choices.
-    """
+    """Make `callbacks=null` work, for which Hydra wants none. It refuses data=none, with the choices."""
     defaults = ("experiment=null", "debug=null")
     groups = r"(callbacks|logger|data|stem|model|trainer)=null"
     return [re.sub(f"^{groups}$", r"\1=none", word) for word in overrides if word not in defaults]

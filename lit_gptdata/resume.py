@@ -274,12 +274,16 @@ class Resume(L.Callback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        loaders = trainer.fit_loop._combined_loader.flattened
-        samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
-        is_other = samplers and self._sampler not in samplers  # a wrapper may hide the sampler
-        if self.resumed and (self._sampler is None or is_other):
-            problem = "does not return the loader of GPTDataModule, which knows the position"
-            raise ValueError(f"{self.key}.train_dataloader() {problem}. Call super().train_dataloader()")
+        if self.resumed:
+            loaders = trainer.fit_loop._combined_loader.flattened
+            samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
+            if self._sampler is None or (
+                samplers and self._sampler not in samplers
+            ):  # a wrapper has none
+                problem = "does not return the loader of GPTDataModule, which knows the position"
+                raise ValueError(
+                    f"{self.key}.train_dataloader() {problem}. Call super().train_dataloader()"
+                )
         rng, rank = self._rng_to_restore, trainer.global_rank
         if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return

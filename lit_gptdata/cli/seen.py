@@ -1,7 +1,5 @@
 """The command that lists which text a run has trained on before a step."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -7,16 +7,16 @@ book.txt.part.json  the version of these bytes; without it they are not resumed
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -190,20 +190,6 @@ def _coding(file: _Download, response: requests.Response) -> str:
     return "" if coding in ("identity", *kept) else coding
 
 
-def _decoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
-    """Undo gzip or deflate; raises zlib.error for data that are cut short, which urllib3 accepts."""
-    decoder: Any = None
-    for chunk in chunks:
-        while chunk := chunk.lstrip(b"\0") if decoder is None or decoder.eof else chunk:
-            if decoder is None or decoder.eof:
-                raw = chunk[0] & 15 != 8  # some servers send deflate without a header
-                decoder = zlib.decompressobj(31 if "gzip" in coding else -15 if raw else 15)
-            yield decoder.decompress(chunk)
-            chunk = decoder.unused_data
-    if decoder is not None and not decoder.eof:
-        raise zlib.error(f"the {coding} data have no end")
-
-
 def _check_response(file: _Download, response: requests.Response, *, resumed: bool) -> None:
     """Raise an error unless the response holds text."""
     status, coding = response.status_code, _coding(file, response)
@@ -218,8 +204,8 @@ def _check_response(file: _Download, response: requests.Response, *, resumed: bo
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type in ("text/html", "application/xhtml+xml"):
         _reject_html(file, f"Content-Type {media_type}")
-    if coding not in ("", "gzip", "x-gzip", "deflate"):
-        problem = f"Content-Encoding {coding}, expected identity, gzip or deflate"
+    if coding not in ("", "gzip", "x-gzip"):
+        problem = f"Content-Encoding {coding}, expected identity or gzip"
         raise file.error(problem, "Give the address of another copy")
 
 
@@ -245,6 +231,7 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
     raw, coding = response.raw, _coding(file, response)
+    unpacked = gzip.GzipFile(fileobj=raw, mode="rb")
     wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
     if size is None and not coding:
         size = wire_bytes
@@ -265,9 +252,11 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             cause = ""
             try:
                 chunks = raw.stream(CHUNK_BYTES, decode_content=False)
-                for chunk in _decoded(chunks, coding) if coding else chunks:
+                if coding:  # urllib3 would accept data that are cut short
+                    chunks = iter(lambda: unpacked.read(CHUNK_BYTES), b"")
+                for chunk in chunks:
                     bar.update(out.write(chunk))
-            except (urllib3.exceptions.HTTPError, zlib.error) as error:
+            except (urllib3.exceptions.HTTPError, zlib.error, gzip.BadGzipFile, EOFError) as error:
                 cause = f" ({_cause(error)})"
             # urllib3 1.26 does not report a body that is too short
             received, expected = (raw.tell(), wire_bytes) if coding else (out.tell(), size)

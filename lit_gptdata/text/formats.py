@@ -192,20 +192,12 @@ def needs(module: str, extra: str, path: TextFile) -> Any:
         raise ImportError(f"{path} needs {module}: pip install 'lit-gptdata[{extra}]'") from error
 
 
-def _valid(
-    data: bytes, errors: EncodingErrors, source: object, offset: int = 0, final: bool = True,
-    advice: str = "",
-) -> tuple[bytes, int]:  # fmt: skip
-    """(valid UTF-8, bytes of `data` used). A character cut off at the end is invalid only if `final`."""
-    if data.isascii():
-        return data, len(data)
-    try:
-        text, used = codecs.utf_8_decode(data, errors, final)
-    except UnicodeDecodeError as error:
-        problem = f"byte 0x{data[error.start]:02x} at offset {offset + error.start} ({error.reason})"
-        advice = advice or encoding_advice(data, error.start, offset)
-        raise UnicodeError(f"{source} is not valid UTF-8: {problem}. {advice}") from None
-    return (data[:used] if errors == "strict" else text.encode()), used
+def _invalid(error: UnicodeDecodeError, source: object, offset: int, advice: str = "") -> UnicodeError:
+    """The error for invalid UTF-8 in the bytes that start at `offset` of `source`."""
+    data, start = error.object, error.start
+    problem = f"byte 0x{data[start]:02x} at offset {offset + start} ({error.reason})"
+    advice = advice or encoding_advice(data, start, offset)
+    return UnicodeError(f"{source} is not valid UTF-8: {problem}. {advice}")
 
 
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
@@ -216,23 +208,20 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
     """Check UTF-8 and translate newlines to \\n, like `open(path, encoding="utf-8")`; a BOM stays."""
-    offset, rest = file.start, b""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(errors), file.start
+    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
     try:
         for chunk in itertools.chain(raw, [b""]):
-            data = rest + chunk
+            pending, _ = decoder.getstate()
             try:
-                valid, used = _valid(data, errors, file.path, offset, final=not chunk)
-            except UnicodeError:
+                text = newlines.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
                 if file.start:  # another slice has not checked what the file is yet
                     check_text(_head(file.path), file.path)
-                raise
-            if chunk and valid.endswith(b"\r"):  # maybe followed by \n
-                valid, used = valid[:-1], used - 1
-            offset, rest = offset + used, data[used:]
-            if b"\r" in valid:
-                valid = valid.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            if valid:
-                yield valid
+                raise _invalid(error, file.path, offset - len(pending)) from None
+            offset += len(chunk)
+            if text:
+                yield text.encode()
     except (ValueError, OSError) as error:
         raise _naming_download(error, file.path) from error.__cause__
 
@@ -245,9 +234,10 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         if not line.strip():
             continue
         source = f"{file.path}: line at byte {offset}"
-        text, _ = _valid(line, reading.encoding_errors, source, offset)
         try:
-            row = json.loads(text.decode())  # given bytes, json would guess UTF-16
+            row = json.loads(line.decode(errors=reading.encoding_errors))  # bytes: it would guess UTF-16
+        except UnicodeDecodeError as error:
+            raise _invalid(error, source, offset) from None
         except (ValueError, RecursionError) as error:
             raise line_refusal(line, offset, file.path, format_of(file.path).compression) or ValueError(
                 f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
@@ -327,10 +317,11 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             value = row.value if is_dictionary and row.is_valid else row
             if value.is_valid:
                 name = f"{path}: row {number}"
-                # arrow does not check that strings are valid UTF-8
-                data = value.as_buffer().to_pybytes()
-                text, _ = _valid(data, reading.encoding_errors, name, advice=BAD_ROW)
-                yield Document(source=name, chunks=[text], number=file.number)
+                try:  # arrow does not check that strings are valid UTF-8
+                    text = value.as_buffer().to_pybytes().decode(errors=reading.encoding_errors)
+                except UnicodeDecodeError as error:
+                    raise _invalid(error, name, 0, BAD_ROW) from None
+                yield Document(source=name, chunks=[text.encode()], number=file.number)
 
 
 def _check_single(metadata: Any, path: TextFile) -> None:

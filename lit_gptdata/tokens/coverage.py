@@ -72,8 +72,7 @@ def describe(parts: list[Covered]) -> str:
 def changed_val(root: Path, key: Any, val: list[Covered]) -> str | None:
     """A warning if val covers other text than in the last run with the same `key`, else None.
 
-    `key`: what users choose, such as corpus, fractions and tokenizer, in plain values. A file below
-    `root` remembers what val covers; if it cannot be written, nothing is remembered.
+    `key`: what users choose, in plain values. A file below `root` remembers what val covers.
     """
     record = root / ".val" / f"{hashlib.sha256(as_json(key)).hexdigest()[:32]}.json"
     parts = as_json([[part.sha256, part.begin, part.end] for part in val])

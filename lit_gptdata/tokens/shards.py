@@ -68,10 +68,7 @@ class Tokens:
         return self._arrays[shard][start:stop]
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The windows [s, s + length) of all starts s: (B,) int64 → (B, length), dtype of the tokens.
-
-        Raises IndexError if a window is not inside the sequence.
-        """
+        """The windows [s, s + length) of all starts s: (B,) int64 → (B, length); raises IndexError."""
         if not len(starts):
             return np.empty((0, length), self.dtype)
         return next(self.batches(starts, length, len(starts)))
@@ -107,10 +104,7 @@ class Tokens:
         return lambda chosen: windows[items[chosen]].view(self.dtype).reshape(-1, length)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
-        """`batches` unchanged; a subclass that fetches shards can fetch the next ones early.
-
-        `plan` yields the starts of the windows of each batch, in the same order.
-        """
+        """`batches`; a subclass may fetch shards early by `plan`, the starts of each batch's windows."""
         return batches
 
     @functools.cached_property
@@ -199,10 +193,7 @@ OTHER_FILES = 512  # files and connections that a process may have open in addit
 
 
 def allow_open_files(n: int) -> int:
-    """Raise the limit of this process so that `n` more files can stay mapped; returns how many can.
-
-    A mapped file is an open file, and Linux allows 1,024 by default.
-    """
+    """Let `n` more files stay open, as mapped ones do (Linux allows 1,024); returns how many can."""
     import resource  # only POSIX has it
 
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,5 @@
 """Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -7,8 +7,6 @@ Positions never end. The length of an epoch is the number of windows of all sour
 a large weight repeats within it. A large one continues in the next epoch, where it stopped.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ WindowSampler(steps, seed=0)  ──start_epoch()──▶  EpochSlice  ──bl
         └──────────── start_at(Position) ◀── position() ◀─────────┘
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -554,7 +553,7 @@ def moved(location):
         (BODY, {"statuses": [404]}, "the server answered HTTP 404 Not Found, expected 200. Check the"),
         (b"", {}, NO_TEXT),
         (b"", {"length": False}, NO_TEXT),
-        (BODY, {"headers": {"Content-Encoding": "br"}}, "Content-Encoding br, expected identity, gzip"),
+        (BODY, {"headers": {"Content-Encoding": "br"}}, "Content-Encoding br, expected identity"),
         (BODY, moved("/book.txt"), "cannot be requested: Exceeded 30 redirects.. Correct the address,"),
         (BODY, moved(FTP), "cannot be requested: No connection adapters were found for 'ftp://host/"),
         (b"plain", {"content_type": "Text/HTML; charset=utf-8"}, HTML.format("Content-Type text/html")),
@@ -744,11 +743,10 @@ def test_a_table_is_refused_by_the_name_that_the_server_gives(tmp_path, name):
             assert len(server.requests) < 3
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("length", [True, False])
-def test_a_compressed_body_that_ends_early_is_fetched_again(path, coding, length):
-    packed = gzip.compress(BODY) if coding == "gzip" else zlib.compress(BODY)
-    with FileServer(packed[:-30], headers={"Content-Encoding": coding}, length=length) as server:
+def test_a_compressed_body_that_ends_early_is_fetched_again(path, length):
+    packed = gzip.compress(BODY)
+    with FileServer(packed[:-30], headers={"Content-Encoding": "gzip"}, length=length) as server:
 
         def heal(server):
             server.body = packed[:-30] if len(server.requests) < 3 else packed
@@ -760,15 +758,9 @@ def test_a_compressed_body_that_ends_early_is_fetched_again(path, coding, length
 
 
 def test_every_member_of_a_compressed_body_is_kept(tmp_path):
-    raw = zlib.compressobj(wbits=-15)
-    bodies = {
-        "b.txt": gzip.compress(b"some text\n" * 50) + gzip.compress(b"some text\n" * 49) + bytes(9),
-        "c.txt": raw.compress(b"some text\n" * 99) + raw.flush(),
-    }
-    for name, body in bodies.items():
-        coding = "deflate" if name == "c.txt" else "gzip"
-        with FileServer(body, headers={"Content-Encoding": coding}) as server:
-            assert opened(server.address(f"/{name}"), tmp_path)[1] == ["some text\n" * 99]
+    body = gzip.compress(b"some text\n" * 50) + gzip.compress(b"some text\n" * 49) + bytes(9)
+    with FileServer(body, headers={"Content-Encoding": "gzip"}) as server:
+        assert opened(server.address("/b.txt"), tmp_path)[1] == ["some text\n" * 99]
 
 
 def test_a_download_of_an_earlier_version_stays_valid(tmp_path):

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 from lit_gptdata.text.files import hash_files
 from lit_gptdata.text.formats import FileSlice
@@ -117,7 +116,7 @@ def _start_worker(encoder: Encoder, lifeline: Connection) -> None:
 
 def _exit_with_parent(lifeline: Connection) -> None:
     """End this process when its parent ends or gives up, so a killed build stops writing."""
-    multiprocessing.connection.wait([lifeline])  # returns when the parent's end is closed
+    wait([lifeline])  # returns when the parent's end is closed
     os._exit(1)
 
 

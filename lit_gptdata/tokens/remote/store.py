@@ -21,7 +21,7 @@ import numpy as np
 
 from lit_gptdata._fsspec import local_path
 from lit_gptdata._io import write_whole
-from lit_gptdata.tokens.manifest import FileEntry, Manifest
+from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import Tokens, allow_open_files, writing
@@ -106,7 +106,7 @@ class RemoteStore(TokenStore):
 
     @functools.cached_property
     def tokens(self) -> RemoteTokens:
-        shards = [(shard.ids, shard.n_tokens) for shard in self.shards if shard.n_tokens]
+        shards = [shard for shard in self.shards if shard.n_tokens]
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
     def verify(self) -> None:
@@ -130,18 +130,17 @@ class RemoteStore(TokenStore):
 class RemoteTokens(Tokens):
     """The tokens of a published store; reading them fetches the missing shards into a cache.
 
-    `shards`: file and number of tokens of each shard, none empty. A process keeps memory maps of the
-    shards that it has read. When it maps another shard, it drops its maps of evicted shards. Until then,
-    evicted shards take up disk space beyond the cache: at most the cache's bound per process, and
-    usually none, because shards in use are evicted last.
+    No shard is empty. A process keeps memory maps of the shards that it has read. When it maps another
+    shard, it drops its maps of evicted shards. Until then, these take up disk space beyond the cache: at
+    most the cache's bound per process, and usually none, because shards in use are evicted last.
     """
 
     def __init__(
-        self, shards: list[tuple[FileEntry, int]], dtype: np.dtype[Any], cache: Cache, source: Objects
+        self, shards: list[ShardEntry], dtype: np.dtype[Any], cache: Cache, source: Objects
     ) -> None:
         super().__init__([np.empty(0, dtype)])
         self._shards, self._cache, self._source = shards, cache, source
-        self._set_lengths([n_tokens for _, n_tokens in shards])
+        self._set_lengths([shard.n_tokens for shard in shards])
         self._touched_at = np.full(len(shards), -np.inf)  # monotonic seconds
         self._max_maps = allow_open_files(len(shards))
         self._reset_threads()
@@ -173,7 +172,7 @@ class RemoteTokens(Tokens):
         self._offsets[numbers] = self._mapped._begins - self._begins[numbers]
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
-        length = min(stop, self._shards[shard][1]) - start
+        length = min(stop, self._shards[shard].n_tokens) - start
         ids: np.ndarray = self._gather(self._begins[[shard]] + start, np.array([shard]), length)[0]
         return ids
 
@@ -203,22 +202,22 @@ class RemoteTokens(Tokens):
                     return ids
                 has_mapped = self._map(missing)
             if not has_mapped:
-                self._fetcher.wait_for_one([self._shards[shard][0] for shard in missing])
+                self._fetcher.wait_for_one([self._shards[shard].ids for shard in missing])
 
     def _touch(self, shards: np.ndarray) -> None:
         """Mark shards as recently used, each at most once in TOUCH_S."""
         now = time.monotonic()
         for shard in _distinct(shards[self._touched_at[shards] < now - TOUCH_S]):
-            self._cache.touch(self._shards[shard][0])
+            self._cache.touch(self._shards[shard].ids)
             self._touched_at[shard] = now
 
     def _map(self, shards: list[int]) -> bool:
         """Map the shards that the cache has, and return whether it has any of them."""
-        found = {s: self._cache.map(self._shards[s][0], self.dtype) for s in shards[:MAPS_AT_ONCE]}
+        found = {s: self._cache.map(self._shards[s].ids, self.dtype) for s in shards[:MAPS_AT_ONCE]}
         new = {shard: entry for shard, entry in found.items() if entry is not None}
         if new:
             maps, cached = self._maps | new, self._cache.inodes()
-            sha256s = {shard: self._shards[shard][0].sha256 for shard in maps}
+            sha256s = {shard: self._shards[shard].ids.sha256 for shard in maps}
             kept = [s for s in maps if s in new or cached.get(sha256s[s]) == maps[s][1]]
             self._set_maps({shard: maps[shard] for shard in kept[-self._max_maps :]})
         return bool(new)
@@ -241,7 +240,7 @@ class RemoteTokens(Tokens):
                     n_planned += 1
                     continue
                 next_shard = next(iter(queue))
-                files = [self._shards[shard][0] for shard in (*started, next_shard)]
+                files = [self._shards[shard].ids for shard in (*started, next_shard)]
                 if not self._fetcher.fit_together(files):
                     break
                 started[next_shard] = queue.pop(next_shard)
@@ -254,7 +253,7 @@ class RemoteTokens(Tokens):
         shards = np.searchsorted(self._ends, edges, side="right")
         shards = shards[shards < len(self._shards)]  # padding has none
         unmapped = _distinct(shards[~self._is_mapped[shards]])
-        return [shard for shard in unmapped if not self._cache.has(self._shards[shard][0])]
+        return [shard for shard in unmapped if not self._cache.has(self._shards[shard].ids)]
 
 
 def _distinct(shards: np.ndarray) -> list[int]:
