@@ -214,7 +214,7 @@ class GPT(L.LightningModule):
         # trains. And `scored_bytes`, to count special tokens that stand for text.
         if eval_sets := getattr(data, "eval_sets", None):
             sets = [(each.name, each.trains) for each in eval_sets(split)]
-        scored_bytes = getattr(data, "scored_bytes", None)
+        scored_bytes = None if self.trainer.sanity_checking else getattr(data, "scored_bytes", None)
         if (n := len(self._totals)) != len(sets):  # a single loader over all sets, or unknown loaders
             sets = [(str(i) if n > 1 else "", True) for i in range(n)]
             scored_bytes = None
@@ -229,7 +229,9 @@ class GPT(L.LightningModule):
                 self._log_scores(split, f"/{name}", *scores[-1])
         if any(in_total):  # if no source has a val split, the total covers `val_corpus`
             scores = list(itertools.compress(scores, in_total))
-        self._log_scores(split, "", *map(sum, zip(*scores, strict=True)))
+        nats, n_targets, n_bytes = zip(*scores, strict=True)
+        known = all(b for n, b in zip(n_targets, n_bytes, strict=True) if n)  # 0 bytes: not known
+        self._log_scores(split, "", sum(nats), sum(n_targets), sum(n_bytes) if known else 0)
 
     def _log_scores(self, split: str, suffix: str, nats: float, n_targets: int, n_bytes: int) -> None:
         if not n_targets:

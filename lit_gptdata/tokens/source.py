@@ -23,6 +23,7 @@ from lit_gptdata.text.files import flatten, printable
 from lit_gptdata.text.formats import Reading
 from lit_gptdata.tokens.build.local import find_store, prepare_store
 from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import check_url
 from lit_gptdata.tokens.remote.publish import publish, publish_text
@@ -155,10 +156,11 @@ class PublishedStore:
     def _check_tokenizer(self, store: TokenStore) -> None:
         theirs, ours = store.manifest.tokenizer, self.tokenizer
         if theirs.fingerprint != ours.fingerprint:
+            inserted = " and ".join(theirs.separators or [END_OF_TEXT])
             raise ValueError(
                 f"the store {store.location} was made with tokenizer={theirs.name!r} and special_tokens="
-                f"{theirs.special_tokens!r} ({theirs.fingerprint[:8]}), this run has {ours.name!r} and "
-                f"{ours.special_tokens!r} ({ours.fingerprint[:8]}). Set the store's values"
+                f"{theirs.special_tokens!r} ({theirs.fingerprint[:8]}), {inserted} between documents. "
+                f"This run has {ours!r} ({ours.fingerprint[:8]}). Set the store's values"
             )
 
 

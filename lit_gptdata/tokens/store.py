@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gptdata.text.remote_file import sha256_of
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry, total
 from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -173,8 +173,8 @@ class TokenStore:
             shard -= 1
             rows = self.rows(shard)
             row = len(rows) - 1
-        chunk = rows[row]
-        byte = int(chunk["byte"]) + int(self._lengths(chunk, token).sum())
+        chunk, (lengths, _) = rows[row], self._lengths(shard, rows, row)
+        byte = int(chunk["byte"]) + int(lengths[: token - int(chunk["token"])].sum())
         rows = rows[: row + 1]
         document = total(self.shards[:shard], "n_documents") + int(rows["document"].sum())
         while not rows["document"].any():  # the document starts in an earlier shard
@@ -201,57 +201,57 @@ class TokenStore:
     def byte_at(self, token: int) -> int:
         """The UTF-8 bytes of all text before a token, or of all text if `token` is the number of tokens.
 
-        A separator has 0 bytes, and a literal `<|endoftext|>` in a text has 13.
+        A separator has 0 bytes, and a literal `<|endoftext|>` in a text has 13. It is an estimate
+        unless `is_exact_at(token)`.
         """
+        return self._byte_at(token)[0]
+
+    def is_exact_at(self, token: int) -> bool:
+        """Whether `byte_at(token)` is exact; always, if the tokenizer does not change the text."""
+        return self._byte_at(token)[1]
+
+    def _byte_at(self, token: int) -> tuple[int, bool]:
         if not 0 <= token <= self.n_tokens:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,}]")
         if token == self.n_tokens:
-            return self.n_bytes
+            return self.n_bytes, True
         shard = int(np.searchsorted(self._ends[0], token, side="right"))
         rows = self.rows(shard)
         row = int(np.searchsorted(rows["token"], token))
         if row < len(rows) and (row == 0 or rows["token"][row] == token):
-            return int(rows["byte"][row])  # the first token of a chunk, or a separator before all chunks
-        chunk = rows[row - 1]
-        return int(chunk["byte"]) + int(self._lengths(chunk, token).sum())
+            return int(rows["byte"][row]), True  # of a chunk, or a separator before all chunks
+        lengths, is_exact = self._lengths(shard, rows, row - 1)
+        before = lengths[: token - int(rows["token"][row - 1])]
+        return int(rows["byte"][row - 1] + before.sum()), is_exact
 
-    def _lengths(self, chunk: np.ndarray, stop: int) -> np.ndarray:
-        """The UTF-8 bytes of a chunk's tokens up to `stop`, int64. A special token has its name's."""
-        # this counts a separator, too, but it is the last token of its chunk, so it moves no other token
-        start = int(chunk["token"])
-        ids = self.tokens[start:stop]
-        lengths: np.ndarray = self.vocab["n_bytes"][ids].astype(np.int64)
-        lengths[lengths == 0] = len(END_OF_TEXT)
-        tokenizer = self.manifest.tokenizer
-        for name, id in (tokenizer.separators or {}).items():
-            lengths[ids == id] = len(name.encode())
-        if chunk["document"] and tokenizer.bos:
-            lengths[:1] = 0
-        if chunk["document"] and tokenizer.adds_space:
-            first = int(tokenizer.bos)
-            lengths[first : first + 1] -= 1
-        return lengths
+    def _lengths(self, shard: int, rows: np.ndarray, row: int) -> tuple[np.ndarray, bool]:
+        """The UTF-8 bytes of a chunk's tokens, int64 (T,), and whether they are exact.
 
-    def is_exact_at(self, token: int) -> bool:
-        """Whether `byte_at(token)` is more than an estimate; always, if the tokenizer is lossless.
-
-        An estimate adds the bytes of tokens. A normalizer may change the text, so this compares the
-        bytes of all tokens of the chunk with the bytes of its text.
+        A special token in a text has the bytes of its name. If the tokenizer changes the text, the bytes
+        of its tokens may not sum to those of the text. Then they are stretched until they do.
         """
-        if self.manifest.tokenizer.is_lossless or token == self.n_tokens:
-            return True
-        shard = int(np.searchsorted(self._ends[0], token, side="right"))
-        rows = self.rows(shard)
-        row = int(np.searchsorted(rows["token"], token, side="right")) - 1
-        if row < 0 or token == rows["token"][row]:
-            return True
+        chunk, tokenizer = rows[row], self.manifest.tokenizer
         stop, byte = (int(ends[shard]) for ends in self._ends)
         if row + 1 < len(rows):
-            following = rows[row + 1]
-            stop, byte = int(following["token"] - following["document"]), int(following["byte"])
-        if token >= stop:  # the separator before a document
-            return True
-        return int(self._lengths(rows[row], stop).sum()) == byte - int(rows["byte"][row])
+            stop, byte = int(rows["token"][row + 1]), int(rows["byte"][row + 1])
+        n_bytes = byte - int(chunk["byte"])
+        ids = self.tokens[int(chunk["token"]) : stop]
+        lengths: np.ndarray = self.vocab["n_bytes"][ids].astype(np.int64)
+        may_separate = bool(len(ids)) and lengths[-1] == 0
+        lengths[lengths == 0] = len(END_OF_TEXT)
+        for name, id in (tokenizer.separators or {}).items():
+            lengths[ids == id] = len(name.encode())
+        first = int(chunk["document"] and tokenizer.bos)
+        lengths[:first] = 0
+        if chunk["document"] and tokenizer.adds_space:
+            lengths[first : first + 1] -= 1
+        if may_separate and lengths.sum() > n_bytes:  # a separator ends the chunk
+            lengths[-1] = 0
+        total = int(lengths.sum())
+        if total == n_bytes or tokenizer.is_lossless:
+            return lengths, True
+        ends = np.cumsum(lengths) if total else np.arange(1, len(ids) + 1)
+        return np.diff(ends * n_bytes // max(1, int(ends[-1])), prepend=0), False
 
     def token_at(self, byte: int) -> int:
         """Where to cut for `byte`: the next token that starts with a space and follows visible ASCII.
@@ -261,12 +261,10 @@ class TokenStore:
         """
         shard = min(int(np.searchsorted(self._ends[1], byte, side="right")), len(self.shards) - 1)
         rows = self.rows(shard)
-        chunk = rows[max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)]
-        next_chunks = rows["token"][rows["token"] > chunk["token"]]
-        stop = int(next_chunks[0]) if len(next_chunks) else int(self._ends[0][shard])
-        start = int(chunk["token"])
-        lengths = self._lengths(chunk, stop)
-        cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - int(chunk["byte"])))
+        row = max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)
+        start, first_byte = int(rows["token"][row]), int(rows["byte"][row])
+        lengths, _ = self._lengths(shard, rows, row)
+        cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - first_byte))
         first = max(0, cut - 1)
         near = self.vocab[self.tokens[first : min(cut + 1000, self.n_tokens)]]
         words = np.flatnonzero(near["starts_space"][1:] & near["ends_visible"][:-1])

@@ -20,8 +20,7 @@ import numpy as np
 from lit_gptdata._checks import check_flag, check_string, plain
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
 from lit_gptdata.tokens.libraries.reading import Origin, read_tokenizer
-from lit_gptdata.tokens.libraries.reference import Reference
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, Reference
 
 if TYPE_CHECKING:
     import tiktoken
@@ -70,15 +69,18 @@ class Tokenizer:
                     f"special_tokens={special_tokens!r} differs from {tokenizer!r}: give one"
                 )
             (special_tokens,) = policies
+            if None not in (ends := (tokenizer.own_end, end_of_document)) and len({*ends}) > 1:
+                raise ValueError(f"end_of_document={end_of_document!r} differs from {tokenizer!r}")
             end_of_document, bos = end_of_document or tokenizer.own_end, bos or tokenizer.bos
         if end_of_document is not None:
             end_of_document = check_string("end_of_document", end_of_document)
         self.special_tokens: SpecialTokens = special_tokens
         self.own_end: str | None = end_of_document
         self.bos: bool = bos
-        self.origin: Origin = (
-            tokenizer.origin if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer, data_dir)
-        )
+        if isinstance(tokenizer, Tokenizer):
+            self.origin: Origin = tokenizer.origin.under(data_dir)
+        else:
+            self.origin = read_tokenizer(tokenizer, data_dir)
 
     @property
     def name(self) -> str:
@@ -113,11 +115,17 @@ class Tokenizer:
     @functools.cached_property
     def allowed_special(self) -> dict[str, int]:
         """The special strings that become special tokens inside a text, with their ids."""
-        if self.special_tokens != "allow" or self.reference.library == "sentencepiece":
-            return {}
-        if self.reference.finds_specials:
-            return self.special_ids
         end = self._end
+        if self.special_tokens != "allow" or self.reference.library == "sentencepiece":
+            if end is not None and self.special_ids[end] in self.reference.encode(end, frozenset()):
+                problem = f"{self.name!r} reads {end!r} in a text as the special token"
+                raise ValueError(
+                    f"special_tokens={self.special_tokens!r} is not possible: {problem}. "
+                    "Set special_tokens='allow'"
+                )
+            return {}
+        if self.reference.library == "tokenizers":
+            return self.special_ids
         return {} if end is None else {end: self.special_ids[end]}
 
     @functools.cached_property
@@ -135,8 +143,11 @@ class Tokenizer:
         """Whether the first id of a text has a space that is not in the text, as in sentencepiece."""
         if self.is_lossless:
             return False
-        first = int(self.reference.encode("a", frozenset())[0])
-        return self.token_bytes[first].startswith(b" ")
+        try:
+            ids = self.reference.encode("a", frozenset())[:1].tolist()
+        except ValueError:  # "a" is not in its vocabulary
+            return False
+        return any(self.token_bytes[id].startswith(b" ") for id in ids)
 
     @functools.cached_property
     def cut_rule(self) -> CutRule | None:
@@ -159,9 +170,10 @@ class Tokenizer:
     def end_of_document(self) -> int:
         """The id that separates documents; raises ValueError if there is none, or several."""
         if (end := self._end) is None:
+            options = f"set end_of_document to one of {_some(self.special_ids)}, or give one document"
             raise ValueError(
-                f"tokenizer {self.name!r} does not tell which token ends a document: set "
-                f"end_of_document to one of {_some(self.special_ids)}, or give one document"
+                f"tokenizer {self.name!r} does not tell which token ends a document: "
+                f"{options if self.special_ids else 'it has no special tokens, so give one document'}"
             )
         return self.special_ids[end]
 
@@ -200,8 +212,8 @@ class Tokenizer:
         identity = f"tiktoken:{self.name}" if named else f"content:{self.reference.digest}"
         identity += f"\n{self.special_tokens}"
         if not named or self.own_end is not None or self.bos:
-            if (end := self._end) not in (None, END_OF_TEXT):
-                identity += f"\nend_of_document:{end}"
+            if self.reference.library != "tiktoken" or self._end not in (None, END_OF_TEXT):
+                identity += f"\nend_of_document:{self._end}"
             identity += f"\nbos:{self.begin}" if self.bos else ""
         return hashlib.sha256(identity.encode()).hexdigest()
 
@@ -243,7 +255,7 @@ def _only(own: Sequence[str], known: Sequence[str], special_ids: dict[str, int])
     """The only special string that the tokenizer names, or else whose name is known."""
     for names in (own, known):
         found = [name for name in dict.fromkeys(names) if name in special_ids]
-        if found:
+        if found or (names is own and own):
             return found[0] if len(found) == 1 else None
     return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gptdata.tokens.coverage import changed_val, covered, describe
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.store import TokenStore
 
 

@@ -166,8 +166,10 @@ def test_without_the_object_or_its_file_a_checkpoint_is_refused_by_name(files, t
     data = GPTDataModule(str(files / "a.txt"), byte_level(), 16, data_dir=tmp_path / "data")
     data.prepare_data()
     location = data.hparams["tokenizer"]
+    path, _, digest = location.partition("#")
+    assert (len(digest), path.endswith(digest)) == (8, True)
     (tmp_path / "data" / "tokenizers").rename(tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match=f"tokenizer='{location}': there is no such file"):
+    with pytest.raises(FileNotFoundError, match=f"tokenizer='{path}': there is no such file"):
         GPTDataModule(tokenizer=location, data_dir=tmp_path / "data")
     (tmp_path / "other").mkdir()
     (tmp_path / "moved").rename(tmp_path / "other" / "tokenizers")  # with a data_dir that moved
@@ -272,6 +274,109 @@ def test_bits_per_byte_are_not_logged_where_a_normalizer_hides_the_bytes(tmp_pat
     assert "val_bits_per_byte" not in trainer.callback_metrics
 
 
+def test_a_total_over_sets_with_unknown_bytes_is_not_logged(files, tmp_path):
+    (tmp_path / "a.txt").write_text("ﬁve wives " * 400, encoding="utf-8")
+    corpus = {"known": str(files / "a.txt"), "unknown": str(tmp_path / "a.txt")}
+    data = GPTDataModule(corpus, byte_level(normalizers.NFKC()), 16, data_dir=tmp_path / "data")
+    with pytest.warns(UserWarning, match="bits per byte are not logged"):
+        metrics = train(data, tmp_path, val_check_interval=2).callback_metrics
+    assert {name for name in metrics if "bits" in name} == {"val_bits_per_byte/known"}
+
+
+def word_level(unknown: str = "[UNK]", **words: int) -> tokenizers.Tokenizer:
+    vocab = words or {word: id for id, word in enumerate(["[UNK]", "</s>", "ab", "cd"])}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([token for token in ("[UNK]", "</s>") if token in vocab])
+    return tokenizer
+
+
+def clip_like() -> tokenizers.Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.model.end_of_word_suffix = "</w>"
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [word_level, clip_like], ids=["word_level", "suffix"])
+def test_the_places_of_a_tokenizer_that_changes_the_text_stay_inside_it(make, tmp_path):
+    (tmp_path / "a.txt").write_text("some ab cd unknown words\n" * 300, encoding="utf-8")
+    tokenizer = Tokenizer(make())
+    assert not tokenizer.is_lossless
+    data = GPTDataModule(str(tmp_path / "a.txt"), tokenizer, 8, data_dir=tmp_path / "data")
+    data.prepare_data()
+    data.setup()
+    places = [data.store.byte_at(token) for token in range(data.store.n_tokens + 1)]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0, data.store.n_bytes)
+    begin, end = data.sources["corpus"].split.val
+    assert 0.05 < (places[end] - places[begin]) / data.store.n_bytes < 0.15
+
+
+def test_text_cannot_stay_text_where_a_special_string_is_a_word_of_the_vocabulary():
+    assert Tokenizer(word_level()).encode("ab </s> cd") == [2, 1, 3]
+    with pytest.raises(
+        ValueError, match=r"special_tokens='text' is not possible: .* Set special_tokens"
+    ):
+        Tokenizer(word_level(), "text").encode("ab </s> cd")
+
+
+def test_dropout_is_off_and_a_word_that_is_not_in_the_vocabulary_is_an_error():
+    tokenizer = byte_level()
+    tokenizer.model.dropout = 0.5
+    assert Tokenizer(tokenizer).encode(TOPICS[0]) == byte_level().encode(TOPICS[0]).ids
+    without = Tokenizer(word_level("[NONE]", ACGT=0))
+    assert without.encode("ACGT ACGT") == [0, 0]
+    with pytest.raises(ValueError, match=r"the tokenizer cannot encode the text: .*UNK"):
+        without.encode("xyz")
+
+
+def test_a_name_in_tokenizer_config_counts_even_if_the_token_is_not_called_special(files, tmp_path):
+    own = byte_level()
+    own.add_tokens(["<|im_end|>"])
+    own.save(str(tmp_path / "tokenizer.json"))
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"eos_token": "<|im_end|>", "bos_token": "<s>", "add_bos_token": true}')
+    tokenizer = Tokenizer(tmp_path)
+    assert (tokenizer.end_of_document, tokenizer.left_out) == (400, ["<s>"])
+    assert tokenizer.fingerprint != Tokenizer(own).fingerprint
+    config.write_text('{"eos_token": "<|no|>"}')
+    with pytest.raises(ValueError, match="does not tell which token ends a document"):
+        _ = Tokenizer(tmp_path).end_of_document
+    config.write_text("{")
+    with pytest.raises(ValueError, match=f"tokenizer {config} cannot be read"):
+        Tokenizer(tmp_path)
+    own.save(str(tmp_path / "mine.json"))  # the config is of tokenizer.json
+    assert Tokenizer(tmp_path / "mine.json").fingerprint == Tokenizer(own).fingerprint
+
+
+def test_a_relative_path_in_a_checkpoint_does_not_take_another_file(files, tmp_path, monkeypatch):
+    for folder, tokenizer in (("a", byte_level()), ("b", byte_level(normalizers.Lowercase()))):
+        (tmp_path / folder).mkdir()
+        tokenizer.save(str(tmp_path / folder / "tok.json"))
+    monkeypatch.chdir(tmp_path / "a")
+    location = GPTDataModule(str(files / "a.txt"), "tok.json").hparams["tokenizer"]
+    assert Tokenizer(location).encode("AB") == byte_level().encode("AB").ids
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"tok\.json has other contents than it had: its digest was"):
+        Tokenizer(location)
+
+
+def test_objects_stay_below_the_data_dir_whatever_their_name(tmp_path):
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    own = tiktoken.Encoding("x/../y", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={})
+    data = GPTDataModule("sample", Tokenizer(own), 8, data_dir=tmp_path)
+    data.tokenizer.origin.keep()
+    (kept,) = (tmp_path / "tokenizers").iterdir()
+    assert kept.name == data.tokenizer.name == f"x_.._y-{data.tokenizer.reference.digest[:8]}"
+
+
+def test_two_options_that_differ_are_refused():
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["</s>"])
+    with pytest.raises(ValueError, match="end_of_document='<s>' differs from Tokenizer"):
+        Tokenizer(Tokenizer(tokenizer, end_of_document="</s>"), end_of_document="<s>")
+
+
 def test_truncation_and_padding_of_a_tokenizer_json_are_ignored():
     own = byte_level()
     own.enable_truncation(3)
@@ -287,13 +392,13 @@ def test_truncation_and_padding_of_a_tokenizer_json_are_ignored():
         ("tok.json", b"", "it has 0 ranks, but no split pattern"),
         ("tok.json", b"{", "Expecting property name"),
         ("tok.json", b'{"model": 1}', "it is not a tokenizer.json"),
-        ("tok.json", b'{"mergeable_ranks": "x"}', "not enough values to unpack"),
+        ("tok.json", b'{"mergeable_ranks": "x"}', "neither a tokenizer.json"),
         (
             "my.tiktoken",
             b"IQ== 0\nIg== 1\n",
             r"it has 2 ranks, .* Give its tokenizer\.json, or a tiktoken",
         ),
-        ("my.tiktoken", b"some text\n", "Only base64 data|Non-base64|invalid"),
+        ("my.tiktoken", b"some text\n", "neither a tokenizer.json"),
         ("tokenizer.model", b"\n\x0b\x0c", "sentencepiece cannot read it"),
         ("tok.json", byte_level().to_str().encode()[:5000], "cannot be read"),
     ],

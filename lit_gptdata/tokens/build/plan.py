@@ -14,7 +14,7 @@ from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata.tokens.libraries.reference import digest_of
+from lit_gptdata.tokens.libraries.reference import Reference, digest_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 _KEEP_ALL = ("Split", "ByteLevel", "Digits", "Sequence")  # pre-tokenizers that leave nothing out
 
 
-class HuggingFaceReference:
+class HuggingFaceReference(Reference):
     """A tokenizer.json; special tokens that its post-processor would add are left out.
 
-    `config`: the contents of tokenizer_config.json, which names special tokens. Raises ValueError for
-    another text, ImportError.
+    Raises ValueError for another text, ImportError.
     """
 
     library = "tokenizers"
-    finds_specials = True
 
-    def __init__(self, text: str, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, text: str) -> None:
         self._tokenizer = _from_json(text)
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # a build would never give the same ids again
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._json: dict[str, Any] = json.loads(self._tokenizer.to_str())
@@ -38,29 +38,35 @@ class HuggingFaceReference:
         self.special_ids = {each["content"]: each["id"] for each in self._added if each["special"]}
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # some of these tokens take the spaces after them, or look at them
-        self.whole_strings: Sequence[str] = [
+        self.whole_strings = [
             each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in self._added
         ]
         self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
-        self.ends: Sequence[str] = _named(config or {}, "eos_token")
-        self.begins: Sequence[str] = _named(config or {}, "bos_token")
         self.is_lossless = self._keeps_all()
-        with_added = self._tokenizer.encode("a", add_special_tokens=True)
-        self.added: Sequence[str] = [
-            token for token, mask in zip(with_added.tokens, with_added.special_tokens_mask, strict=True)
-            if mask
-        ]  # fmt: skip
+        self.added = self._tokenizer.encode("", add_special_tokens=True).tokens
 
     @functools.cached_property
     def digest(self) -> str:
         parts = ("normalizer", "pre_tokenizer", "model", "added_tokens")
-        return digest_of({part: self._json[part] for part in parts})
+        return digest_of([{part: self._json[part] for part in parts}, *self._names])
+
+    @property
+    def _names(self) -> tuple[list[str], list[str]]:
+        return [*self.ends], [*self.begins]
+
+    def name_specials(self, config: Mapping[str, Any]) -> None:
+        super().name_specials(config)
+        for name in (*self.ends, *self.begins):  # whose "special" may be false
+            if (id := self._tokenizer.token_to_id(name)) is not None:
+                self.special_ids[name] = id
 
     def _keeps_all(self) -> bool:
         steps = [*_steps(self._json["normalizer"], "normalizers")]
         splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
         return (
             self._is_byte_level
+            and self._json["model"]["type"] == "BPE"
+            and not any(self._affixes)
             and not steps
             and all(step["type"] in _KEEP_ALL and step.get("behavior") != "Removed" for step in splits)
             and not any(step.get("add_prefix_space") for step in splits)
@@ -73,39 +79,53 @@ class HuggingFaceReference:
         splits = _steps(self._json["pre_tokenizer"], "pretokenizers")
         return any(step["type"] == "ByteLevel" for step in splits)
 
+    @property
+    def _affixes(self) -> tuple[str, str]:
+        """What a vocabulary writes before a token inside a word, and after the last token of a word."""
+        model = self._json["model"]
+        names = "continuing_subword_prefix", "end_of_word_suffix"
+        prefix, suffix = (model.get(name) or "" for name in names)
+        return prefix, suffix
+
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         # the attribute costs nothing to set; a second tokenizer would take as much memory again
         self._tokenizer.encode_special_tokens = not allowed
-        tokenizer = self._tokenizer
-        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"the tokenizer cannot encode the text: {error}") from None
+        return np.array(ids, np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
+        prefix, suffix = self._affixes
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            token = token.removeprefix(prefix).removesuffix(suffix)
             table[id] = _bytes_of(token, self._is_byte_level)
         for each in self._added:
-            table[each["id"]] = b"" if each["special"] else each["content"].encode()
+            table[each["id"]] = each["content"].encode()
+        for id in self.special_ids.values():
+            table[id] = b""
         return table
 
     def content(self) -> bytes:
         return self._tokenizer.to_str().encode()
 
     def to_files(self) -> dict[str, bytes]:
-        config = json.dumps(self._config).encode()
-        return {"tokenizer_config.json": config, "tokenizer.json": self.content()}
+        config = json.dumps(dict(zip(("eos_token", "bos_token"), self._names, strict=True)))
+        return {"tokenizer_config.json": config.encode(), "tokenizer.json": self.content()}
 
-    @property
-    def _config(self) -> dict[str, list[str]]:
-        return {"eos_token": [*self.ends], "bos_token": [*self.begins]}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_files, (self.to_files(),)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"text": self.content().decode(), "config": self._config}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+def _from_files(files: dict[str, bytes]) -> HuggingFaceReference:
+    reference = HuggingFaceReference(files["tokenizer.json"].decode())
+    reference.name_specials(json.loads(files["tokenizer_config.json"]))
+    return reference
 
 
 def _from_json(text: str) -> tokenizers.Tokenizer:
@@ -118,13 +138,6 @@ def _from_json(text: str) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises no other class
         raise ValueError(f"it is not a tokenizer.json: {error}") from None
-
-
-def _named(config: Mapping[str, Any], key: str) -> list[str]:
-    """The special strings under a key of tokenizer_config.json, which has several forms."""
-    value = config.get(key) or []
-    values = value if isinstance(value, list) else [value]
-    return [each["content"] if isinstance(each, Mapping) else str(each) for each in values]
 
 
 def _steps(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:

@@ -5,17 +5,18 @@ read_tokenizer("gpt2") | read_tokenizer("tokenizer.json") | read_tokenizer("hf:/
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 from lit_gptdata._checks import plain
 from lit_gptdata._io import working_folder, write_whole
 from lit_gptdata.tokens.libraries.hub import check_hub_name, find_on_hub
-from lit_gptdata.tokens.libraries.reference import Reference
+from lit_gptdata.tokens.libraries.reference import MAX_VOCAB, Reference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import (
     ENCODING_FILE,
     TiktokenReference,
@@ -36,15 +37,35 @@ class Origin:
     """Where a tokenizer comes from. `is_name`: its name alone decides the ids."""
 
     def __init__(
-        self, name: str, location: str, reference: Reference | None = None, *, is_name: bool = False,
-        is_object: bool = False,
-    ) -> None:  # fmt: skip
+        self, name: str, location: str, reference: Reference | None = None, *, is_name: bool = False
+    ) -> None:
         self.name = name
         """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
         self.location = location
-        """In hyperparameters: a name, a path, or an address on the hub."""
-        self.is_name, self._is_object = is_name, is_object
+        """In hyperparameters: a name, a path with 8 hex digits, or an address on the hub."""
+        self.is_name = is_name
         self._reference = reference
+        self._folder: Path | None = None
+
+    @classmethod
+    def of_object(cls, label: str, reference: Reference, data_dir: Path) -> Origin:
+        """An object, which `keep` writes into a folder below `data_dir`."""
+        name = _with_digest(re.sub(r"[^\w.-]", "_", label), reference)
+        origin = cls(name, name, reference)
+        origin.move(data_dir)
+        return origin
+
+    def move(self, data_dir: Path) -> None:
+        """Keep an object below another `data_dir`."""
+        self._folder = data_dir / "tokenizers" / self.name
+        self.location = f"{self._folder}#{self.reference.digest[:8]}"
+
+    def under(self, data_dir: Path) -> Origin:
+        """The same; an object is kept below `data_dir`."""
+        origin = copy.copy(self)
+        if self._folder is not None:
+            origin.move(data_dir)
+        return origin
 
     @property
     def reference(self) -> Reference:
@@ -58,12 +79,12 @@ class Origin:
 
     def keep(self) -> None:
         """Write an object to `location`, where a checkpoint and other processes find it."""
-        folder = Path(self.location)
-        if self._is_object and not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.reference.to_files().items() if self._is_object else ():
-            if not (folder / name).is_file():
-                write_whole(folder / name, content)
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.reference.to_files().items():
+            if not (self._folder / name).is_file():
+                write_whole(self._folder / name, content)
 
     def __getstate__(self) -> dict[str, Any]:
         # the vocabulary of a name is loaded again, instead of a copy of some MB
@@ -76,10 +97,10 @@ class HubOrigin(Origin):
     def __init__(self, name: str, folder: Path) -> None:
         check_hub_name(name)
         super().__init__(name, name)
-        self._folder = folder
+        self._hub_folder = folder
 
     def _load(self) -> Reference:
-        path, self.location = find_on_hub(self.name, self._folder)
+        path, self.location = find_on_hub(self.name, self._hub_folder)
         self.name = self.location
         return read_file(path)
 
@@ -101,12 +122,16 @@ def read_tokenizer(value: Any, data_dir: Path) -> Origin:
     if packages & {"tokenizers", "transformers"}:
         from lit_gptdata.tokens.libraries.hugging_face import HuggingFaceReference
 
-        tokens = {name: getattr(value, name, None) for name in ("eos_token", "bos_token")}
-        text = getattr(value, "backend_tokenizer", value).to_str()
-        reference = HuggingFaceReference(text, tokens)
+        try:
+            text = getattr(value, "backend_tokenizer", value).to_str()
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"the tokenizer has no tokenizer.json: {error}") from None
+        reference = HuggingFaceReference(text)
+        names = ("eos_token", "bos_token", "add_bos_token")
+        reference.name_specials({name: getattr(value, name, None) for name in names})
         label = Path(getattr(value, "name_or_path", "") or "tokenizer").name
-        return _kept(label, reference, data_dir)
-    raise TypeError(f"tokenizer must be {ALLOWED}, got a {kind}")
+        return Origin.of_object(label, reference, data_dir)
+    raise TypeError(f"tokenizer must be {ALLOWED}, got {value!r} ({kind})")
 
 
 def _read_text(text: str, data_dir: Path) -> Origin:
@@ -117,44 +142,65 @@ def _read_text(text: str, data_dir: Path) -> Origin:
         return Origin(text, text, is_name=True)
     if text.startswith("hf://"):
         return HubOrigin(text, data_dir / "tokenizers")
-    path = working_folder() / Path(text).expanduser()
-    if not path.exists() and (kept := data_dir / "tokenizers" / path.name).is_dir():
+    # a checkpoint keeps the digest behind the path
+    name, digest = text[:-9], text[-8:]
+    if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
+        name, digest = text, ""
+    path = working_folder() / Path(name).expanduser() if name[:1] != "~" or "/" in name else Path(name)
+    if not _exists(path) and _exists(kept := data_dir / "tokenizers" / path.name):
         path = kept  # the data_dir of a checkpoint may have moved
-    if text and path.exists():
+    if name and _exists(path):
         reference = read_file(path)
-        return Origin(_with_digest(path.stem, reference), text, reference)
-    if os.sep in text or path.suffix in (".json", ".tiktoken", ".model"):
-        raise FileNotFoundError(f"tokenizer={text!r}: there is no such file or folder: {path}")
+        found = Origin(_with_digest(path.stem, reference), name, reference)
+        found.location = f"{name}#{reference.digest[:8]}"
+        if digest and digest != reference.digest[:8]:
+            problem = f"{path} has other contents than it had: its digest was {digest}"
+            raise ValueError(f"{problem}, now {reference.digest[:8]}. Give the file that it was")
+        return found
+    if "/" in name or path.suffix in (".json", ".tiktoken", ".model"):
+        hub = f", or for the hub hf://{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+        raise FileNotFoundError(f"tokenizer={name!r}: there is no such file or folder: {path}{hub}")
     raise ValueError(_unknown_name(text, names))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def read_file(path: Path) -> Reference:
     """The tokenizer of a file, or of a folder with one; its content decides the format."""
-    config: Mapping[str, Any] = {}
-    folder = path if path.is_dir() else path.parent
     if path.is_dir():
         names = ("tokenizer.json", "tokenizer.model", ENCODING_FILE)
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise FileNotFoundError(f"the folder {path} has neither tokenizer.json nor tokenizer.model")
         path = found[0]
-    if (settings := folder / "tokenizer_config.json").is_file():
-        config = json.loads(settings.read_bytes())
-    content = path.read_bytes()
     try:
-        return _read_content(content, config)
-    except (ValueError, KeyError, TypeError) as error:
+        reference = _read_content(path.read_bytes())
+        # beside a file of another name it may belong to another tokenizer
+        config = path.with_name("tokenizer_config.json")
+        if path.name in ("tokenizer.json", "tokenizer.model") and config.is_file():
+            path = config
+            reference.name_specials(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"tokenizer {path} cannot be read: {error}") from error
+    if reference.vocab_size > MAX_VOCAB:
+        problem = f"has the id {reference.vocab_size - 1:,}, and a model has an embedding per id"
+        raise ValueError(f"tokenizer {path} {problem}: use ids < {MAX_VOCAB:,}")
+    return reference
 
 
-def _read_content(content: bytes, config: Mapping[str, Any]) -> Reference:
+def _read_content(content: bytes) -> Reference:
     if content.lstrip()[:1] == b"{":
         values = json.loads(content)
         if "mergeable_ranks" in values:
             return TiktokenReference(_checked(encoding_from_file(values)))
         from lit_gptdata.tokens.libraries.hugging_face import HuggingFaceReference
 
-        return HuggingFaceReference(content.decode(), config)
+        return HuggingFaceReference(content.decode())
     if content[:1] == b"\n":  # the first field of a protobuf message
         from lit_gptdata.tokens.libraries.sentencepiece_model import SentencePieceReference
 
@@ -170,18 +216,13 @@ def _read_encoding(encoding: Any, data_dir: Path) -> Origin:
     known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
     if known is encoding or (known and digest_of_encoding(known) == digest_of_encoding(encoding)):
         return Origin(name, name, is_name=True)
-    return _kept(name, TiktokenReference(_checked(encoding)), data_dir)
+    return Origin.of_object(name, TiktokenReference(_checked(encoding)), data_dir)
 
 
 def _checked(encoding: Any) -> Any:
     if problem := problem_of(encoding):
         raise ValueError(f"encoding {encoding.name!r} {problem}")
     return encoding
-
-
-def _kept(label: str, reference: Reference, data_dir: Path) -> Origin:
-    name = _with_digest(label, reference)
-    return Origin(name, str(data_dir / "tokenizers" / name), reference, is_object=True)
 
 
 def _with_digest(label: str, reference: Reference) -> str:

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
 
 
-class Reference(Protocol):
+class Reference:
     """A tokenizer of some library, whose ids are the right ones."""
 
     library: str
@@ -20,39 +21,56 @@ class Reference(Protocol):
     """One more than the largest possible id."""
     special_ids: dict[str, int]
     """Every special string, with its id."""
-    finds_specials: bool
-    """Whether the library finds all special strings in a text, or only `<|endoftext|>` and its like."""
-    ends: Sequence[str]
-    """The special strings that the tokenizer's files name as its end of a text."""
-    begins: Sequence[str]
-    """Those that they name as its begin of a text."""
-    added: Sequence[str]
-    """The special strings that the library by itself adds to each text, and this package does not."""
-    whole_strings: Sequence[str]
-    """The strings that the library finds in a text before it splits the text; no cut may divide them."""
     rule: str
     """What decides where a text is split before pairs are merged, in the library's own words."""
-    is_lossless: bool
+    is_lossless = False
     """Whether the bytes of the ids of a text always sum to the text's UTF-8 bytes."""
+    ends: Sequence[str] = ()
+    """The special strings that the tokenizer's files name as its end of a text."""
+    begins: Sequence[str] = ()
+    """Those that they name as its begin of a text."""
+    added: Sequence[str] = ()
+    """The special strings that the library by itself adds to each text, and this package does not."""
+    whole_strings: Sequence[str] = ()
+    """The strings that the library finds in a text before it splits the text; no cut may divide them."""
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that decides the ids."""
+        raise NotImplementedError
 
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         """The ids of a text, uint32 (T,). Only special strings in `allowed` become special tokens."""
+        raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; bytes that are not a complete character become U+FFFD."""
+        raise NotImplementedError
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every id; b"" for special and unused ones."""
+        raise NotImplementedError
 
     def content(self) -> bytes:
         """The tokenizer in the library's file format."""
+        raise NotImplementedError
+
+    def name_specials(self, config: Mapping[str, Any]) -> None:
+        """Take the names from the contents of a tokenizer_config.json, which has several forms."""
+        self.ends = _names(config.get("eos_token")) or self.ends
+        self.begins = _names(config.get("bos_token")) or self.begins
+        if config.get("add_bos_token"):
+            self.added = [*dict.fromkeys([*self.begins, *self.added])]
 
     def to_files(self) -> dict[str, bytes]:
         """Files of a folder, name → content, from which `read_file` makes an equal tokenizer."""
+        raise NotImplementedError
+
+
+def _names(value: Any) -> list[str]:
+    """The special strings of "</s>", {"content": "</s>"}, or a list of these."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(each["content"] if isinstance(each, Mapping) else each) for each in values]
 
 
 def digest_of(value: Any) -> str:

