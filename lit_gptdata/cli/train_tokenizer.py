@@ -19,23 +19,23 @@ EXAMPLE = "lit-gptdata train-tokenizer OUT.json vocab_size=8192 data=files data.
 
 
 def train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT.json", nargs="?", default="", help="the file to write")
-    add_overrides(parser, "vocab_size=N, which counts <|endoftext|> and the 256 bytes; all others: ")
+    add_overrides(
+        parser, "the OUT.json to write; vocab_size=N, with 256 bytes and <|endoftext|>; others: "
+    )
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
     """Train a byte-level BPE tokenizer on the train split."""
     from hydra.utils import instantiate
 
-    if "=" in args.out or not args.out.endswith(".json"):
-        raise ValueError(f"the file to write comes first, got {args.out!r}. Example: {EXAMPLE}")
-    cfg = compose_config(args.overrides)
-    if cfg.vocab_size is None:
-        raise ValueError(f"vocab_size=N is missing. Example: {EXAMPLE}")
-    print(*train_on(instantiate(cfg.data), Path(args.out), cfg.vocab_size), sep="\n")
-    use = f"data.tokenizer={args.out}"
+    files = [word for word in args.overrides if word.endswith(".json") and "=" not in word]
+    words = [word for word in args.overrides if word not in files]
+    if len(files) != 1 or (cfg := compose_config(words)).vocab_size is None:
+        raise ValueError(f"give one .json file to write, and vocab_size=N: {EXAMPLE}")
+    print(*train_on(instantiate(cfg.data), Path(files[0]), cfg.vocab_size), sep="\n")
+    use = f"data.tokenizer={files[0]}"
     use = use if re.fullmatch(r"[\w./=-]+", use) else quote_value(use)
-    others = [word for word in args.overrides if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
+    others = [word for word in words if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
     print(f"next: {shlex.join(['python', 'train.py', use, *others])}")
 
 
@@ -53,14 +53,10 @@ def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:
         texts.append((source.text._open(download=True), 1 - sum(source.fractions)))
     n_bytes, library, held_out = train_tokenizer(path, vocab_size, texts)
     seconds, own = time.perf_counter() - start, Tokenizer(str(path))
-    counts = f"{own.vocab_size:,} tokens, of which {own.vocab_size - 257:,} are merges"
-    lines = [f"{path}: {counts}; {seconds:.1f} s on {n_bytes:,} bytes of text with {library}"]
+    made = f"{path}: {own.vocab_size:,} tokens, of which {own.vocab_size - 257:,} are merges"
+    lines = [f"{made}; {seconds:.1f} s on {n_bytes:,} bytes of text with {library}"]
     if held_bytes := sum(len(text.encode()) for text in held_out):
-        n_tokens = (
-            sum(len(encode_text(text, each)) for text in held_out) for each in (own, Tokenizer())
-        )
-        rate, gpt2 = (held_bytes / n for n in n_tokens)
-        lines += [
-            f"{rate:.2f} bytes per token on {held_bytes:,} bytes of held-out text; gpt2: {gpt2:.2f}"
-        ]
+        counts = (sum(len(encode_text(text, each)) for text in held_out) for each in (own, Tokenizer()))
+        rate, gpt2 = (f"{held_bytes / count:.2f}" for count in counts)
+        lines += [f"{rate} bytes per token on {held_bytes:,} bytes of held-out text; gpt2: {gpt2}"]
     return lines

@@ -37,7 +37,7 @@ def test_it_prints_figures_and_the_command_that_uses_the_file(capsys):
 
 
 def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsys):
-    printed = run(capsys, "train-tokenizer", "my own, é.json", "vocab_size=300", "data.val_fraction=0")
+    printed = run(capsys, "train-tokenizer", "vocab_size=300", "my own, é.json", "data.val_fraction=0")
     assert len(printed.splitlines()) == 2  # without held-out text
     override = shlex.split(printed.splitlines()[-1])[3]
     assert compose_config([override]).data.tokenizer == "my own, é.json"
@@ -46,10 +46,12 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the file to write comes first, got ''. Example: lit-gptdata train-tokenizer OUT"),
-        (["vocab_size=300"], "comes first, got 'vocab_size=300'. Example"),
-        (["own.model", "vocab_size=300"], "comes first, got 'own.model'"),
-        (["own.json"], "vocab_size=N is missing. Example: lit-gptdata"),
+        ([], "give one .json file to write, and vocab_size=N: lit-gptdata train-tokenizer OUT.json vo"),
+        (["vocab_size=300"], "give one .json file to write, and vocab_size=N"),
+        (["own.model", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
+        (["own.json", "b.json", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
+        (["own.json"], "give one .json file to write, and vocab_size=N"),
+        (["own.json", "vocab_size=300,400"], "vocab_size=300,400 has a comma"),
         (["own.json", "vocab_size=256"], "vocab_size must be an integer ≥ 257, got 256"),
         (["own.json", "vocab_size=8k"], "vocab_size must be an integer ≥ 257, got '8k'"),
         (["own.json", "vocab_sise=300"], "vocab_sise does not exist: did you mean vocab_size?"),

@@ -15,7 +15,7 @@ import pytest
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.text.document import Document
 from lit_gptdata.tokens.engines import load_engine
-from lit_gptdata.tokens.libraries.train import HELD_OUT_BYTES, NEW_LETTERS, train_tokenizer
+from lit_gptdata.tokens.libraries.train import HELD_OUT_BYTES, train_tokenizer
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, Tokenizer
 from tests.conftest import ListCorpus
 from tests.tokens.builds import file_size_limit
@@ -147,7 +147,7 @@ def test_other_programs_load_the_file_and_give_the_same_ids(library):
         import gigatoken
 
         loaded = gigatoken.Tokenizer("own.json")
-        strings = [string for string in strings if not NEW_LETTERS.search(string)]
+        strings = [string for string in strings if NEW not in string]
         assert [loaded.encode(s).tolist() for s in strings] == [own.encode(s) for s in strings]
 
 
@@ -183,7 +183,7 @@ train.train_tokenizer(Path({str(tmp_path / "own.json")!r}), 300, [(open_corpus("
 def test_a_full_disk_keeps_the_old_file_and_is_named(tmp_path, library, limit):
     out = tmp_path / "own.json"
     out.write_text("old")
-    with file_size_limit(limit), pytest.raises(OSError, match=r"File too large: '.*/own\.json'"):
+    with file_size_limit(limit), pytest.raises(OSError, match=r"File too large: .* '.*/own\.json'"):
         train_tokenizer(out, 300, [(SAMPLE, 0.9)])
     short = ListCorpus([text[:200] for text in SAMPLE.topics.values()])
     with file_size_limit(20_000), pytest.raises(OSError, match=r"File too large: '.*/own\.json'"):

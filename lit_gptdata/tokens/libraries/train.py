@@ -23,6 +23,7 @@ from lit_gptdata.tokens.agreement import CLASSES_DIFFER
 from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
 from lit_gptdata.tokens.libraries.hugging_face import BYTES
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB
+from lit_gptdata.tokens.shards import writing
 
 MIN_VOCAB = 257  # the bytes and <|endoftext|>
 CHUNK_BYTES = 1 << 12  # of text; the train part ends at the start of a chunk
@@ -31,7 +32,7 @@ CUT_SLACK = 0.01  # a split may move to a document boundary within 1 % of the co
 CHARACTERS = {byte: character for character, byte in BYTES.items()}  # that stand for bytes in the file
 
 # The libraries disagree whether these characters are letters. They are left out, so both learn the same.
-NEW_LETTERS = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) + "]+")
+NEW = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) + "]+")
 
 
 def train_tokenizer(
@@ -49,17 +50,12 @@ def train_tokenizer(
         raise ValueError(f"vocab_size must be an integer ≤ {MAX_VOCAB:,}, got {vocab_size:,}")
     tokenizers = needs("tokenizers", "tokenizers", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            copied = [_copy(corpus, part, file) for corpus, part in texts]
-            file.flush()
-            if not (n_bytes := sum(n for n, _ in copied)):
-                raise ValueError("no text is left to train on: give more, or lower val_fraction")
-            library, model = _train(file, vocab_size, tokenizers)
-    except OSError as error:
-        if error.errno and not error.filename:  # the nameless file, for example on a full disk
-            error.filename = str(path)
-        raise
+    with writing(path), tempfile.TemporaryFile(dir=path.parent) as file:
+        copied = [_copy(corpus, part, file) for corpus, part in texts]
+        file.flush()
+        if not (n_bytes := sum(n for n, _ in copied)):
+            raise ValueError("no text is left to train on: give more, or lower val_fraction")
+        library, model = _train(file, vocab_size, tokenizers)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens([END_OF_TEXT])
     if (size := model.get_vocab_size()) < vocab_size:
@@ -71,16 +67,14 @@ def train_tokenizer(
 
 def _copy(corpus: Corpus, part: float, file: IO[bytes]) -> tuple[int, list[str]]:
     """Append the first `part` of a corpus; returns its bytes, and the start of the rest by document."""
-    n_bytes = 0
-    starts = [(0, file.tell())]  # bytes of text → position in the file, every 0.1 %
+    n_bytes, starts = 0, [(0, file.tell())]  # bytes of text → position in the file, every 0.1 %
     for document in corpus:
         file.write(b"" if document.continues else END_OF_TEXT.encode())
         for chunk in safe_chunks(document.chunks, RULES[GPT2_PATTERN], CHUNK_BYTES):
             if n_bytes >= 1.001 * starts[-1][0]:
                 starts.append((n_bytes, file.tell()))
             n_bytes += len(chunk)
-            is_ascii = chunk.isascii()
-            file.write(chunk if is_ascii else NEW_LETTERS.sub(END_OF_TEXT, chunk.decode()).encode())
+            file.write(chunk if chunk.isascii() else NEW.sub(END_OF_TEXT, chunk.decode()).encode())
     if part >= 1:
         return n_bytes, []
     limit = max(0, part - CUT_SLACK) * n_bytes
@@ -115,7 +109,7 @@ def _train(file: IO[bytes], vocab_size: int, tokenizers: Any) -> tuple[str, Any]
         _, pairs = gigatoken.train_bpe(f"/dev/fd/{file.fileno()}", vocab_size, [END_OF_TEXT])
     pairs = pairs[: _n_counted(pairs, gigatoken.pretokenizer, file)]
     merges = [tuple(token.decode("latin-1").translate(CHARACTERS) for token in pair) for pair in pairs]
-    tokens = dict.fromkeys([*sorted(BYTES), *map("".join, merges)])
+    tokens = [*sorted(BYTES), *map("".join, merges)]
     model.model = tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges)
     return "gigatoken", model
 
