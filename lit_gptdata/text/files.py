@@ -27,7 +27,6 @@ from lit_gptdata.text.remote_file import (
     TextFile,
     map_in_threads,
     open_raw,
-    removed_error,
     sha256_of,
     size_of,
 )
@@ -196,7 +195,7 @@ class FilesCorpus:
         listed = {file.url: file for files in self._list_urls().values() for file in files}
         for file in self.files:
             if isinstance(file, RemoteFile) and file.url not in listed:
-                raise removed_error(file)
+                raise file.removed_error()
         # later reads expect the files of this listing
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
