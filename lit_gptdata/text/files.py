@@ -164,8 +164,7 @@ class FilesCorpus:
             return []
         find = functools.partial(_cut_in_file, file, find_cut=find_cut)
         targets = (size * i // n_slices for i in range(1, n_slices))
-        cuts = map_in_threads(find, targets) if isinstance(file, RemoteFile) else map(find, targets)
-        return sorted(set(cuts) - {0, size})
+        return sorted(set(map_in_threads(find, targets)) - {0, size})
 
     @property
     def fingerprint(self) -> str:
