@@ -264,7 +264,7 @@ class Resume(L.Callback):
             rewrite_loops(trainer, pl_module, loops, self._current)
         elif self.key in checkpoint:
             self.check_complete(checkpoint[self.key])
-            problem = "does not call super().load_state_dict(state_dict), which finds the position"
+            problem = "does not call super().load_state_dict(state_dict), so the position is lost"
             raise ValueError(f"{self.key}.load_state_dict() {problem}. Add the call")
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
             raise ValueError(
@@ -277,13 +277,11 @@ class Resume(L.Callback):
         if self.resumed:
             loaders = trainer.fit_loop._combined_loader.flattened
             samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
-            if self._sampler is None or (
-                samplers and self._sampler not in samplers
-            ):  # a wrapper has none
-                problem = "does not return the loader of GPTDataModule, which knows the position"
-                raise ValueError(
-                    f"{self.key}.train_dataloader() {problem}. Call super().train_dataloader()"
-                )
+            is_other = samplers and self._sampler not in samplers  # a wrapper may have none
+            if self._sampler is None or is_other:
+                problem = "does not return the loader of GPTDataModule"
+                advice = "Return super().train_dataloader() to continue at the position in the data"
+                raise ValueError(f"{self.key}.train_dataloader() {problem}. {advice}")
         rng, rank = self._rng_to_restore, trainer.global_rank
         if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return

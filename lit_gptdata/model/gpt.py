@@ -305,10 +305,8 @@ class GPT(L.LightningModule):
         """
         if not isinstance(ids, Tensor) or ids.ndim != 2 or 0 in ids.shape:
             got = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-            raise ValueError(
-                f"the prompt must be a tensor (batch, tokens) with at least one token, got {got};"
-                " to generate without a prompt, pass the end-of-text token"
-            )
+            problem = f"the prompt must be a tensor (batch, tokens) with at least one token, got {got}"
+            raise ValueError(f"{problem}; to generate without a prompt, pass the end-of-text token")
         check_integer("max_new_tokens", max_new_tokens, 0)
         check_number("temperature", temperature, math.inf)
         if top_k is not None:

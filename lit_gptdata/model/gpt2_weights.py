@@ -45,10 +45,9 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found = f"the folder {folder} does not exist"
             if folder.is_dir():
                 found = f"the folder contains {sorted(entry.name for entry in folder.iterdir())}"
-            raise FileNotFoundError(
-                f"{file} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files. Get GPT-2:"
-                " hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
-            )
+            get = "hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
+            problem = f"{file} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files"
+            raise FileNotFoundError(f"{problem}. Get GPT-2: {get}")
     config = _read_config(folder / "config.json")
     vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
     stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}

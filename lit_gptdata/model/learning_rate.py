@@ -41,8 +41,6 @@ def count_warmup_steps(warmup_steps: int | float, total_steps: float) -> int:
     if total_steps == 0:  # Trainer(max_steps=0) trains nothing
         return 0
     if not 1 <= total_steps < math.inf:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} is a fraction of all steps, but the Trainer has no limit on"
-            " them: give an integer, or set its max_steps or max_epochs"
-        )
+        advice = "but the Trainer has no limit: give an integer, or set its max_steps or max_epochs"
+        raise ValueError(f"warmup_steps={warmup_steps} is a fraction of all steps, {advice}")
     return round(warmup_steps * total_steps)

@@ -15,10 +15,8 @@ def sample_token(
     Raises ValueError for logits with NaN or infinity, which a model that diverged gives.
     """
     if not logits.isfinite().all():
-        raise ValueError(
-            "the model's logits are NaN or infinite, so its training diverged: train again with a lower"
-            " learning rate or with gradient clipping"
-        )
+        advice = "train again with a lower learning rate or with gradient clipping"
+        raise ValueError(f"the model's logits are NaN or infinite, so its training diverged: {advice}")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     vocab_size = logits.shape[-1]

@@ -95,10 +95,9 @@ class EmbeddingStem(L.LightningModule):
             shape = tuple(ids.shape)
             raise ValueError(f"ids must have the shape (batch, tokens), got {shape}: try ids[None, :]")
         if (length := ids.shape[1]) > self.max_length:
-            raise ValueError(
-                f"a sequence may have at most max_length={self.max_length} tokens, got {length}: shorten"
-                f" it to ids[:, -{self.max_length}:], or build the stem with max_length={length} or more"
-            )
+            problem = f"a sequence may have at most max_length={self.max_length} tokens, got {length}"
+            advice = f"ids[:, -{self.max_length}:], or build the stem with max_length={length} or more"
+            raise ValueError(f"{problem}: shorten it to {advice}")
         x: Tensor = _lookup(self.token_embedding, ids, "ids", "vocab_size", self.vocab_size)  # (B, T, D)
         if self.position_table is not None:
             x += self._position_rows(self.position_table, ids, positions)  # in place: x is a new tensor
@@ -155,7 +154,6 @@ def _lookup(
         return rows(index)
     except IndexError:
         low, high = index.min().item(), index.max().item()
-        raise IndexError(
-            f"{name} must be in 0 … {size - 1}, got values from {low} to {high}: this stem has"
-            f" {size_name}={size}, which must match the data"
-        ) from None
+        problem = f"{name} must be in 0 … {size - 1}, got values from {low} to {high}"
+        advice = f"this stem has {size_name}={size}, which must match the data"
+        raise IndexError(f"{problem}: {advice}") from None

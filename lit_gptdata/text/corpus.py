@@ -73,11 +73,10 @@ def corpus_names(corpus: CorpusLike) -> list[PathLike]:
             raise ValueError("corpus='sample' cannot be part of a list. A file of that name is ./sample")
         if not isinstance(entry, (str, os.PathLike)):
             given, kind = reprlib.repr(corpus), type(entry).__name__
-            names = (
-                f"'sample', 'stdlib', one of {sorted(NAMED_URLS)}, a URL, a path, glob, list or Corpus"
-            )
-            problem = f"corpus={given}: expected the name of a text, got {kind}. Give {names}"
-            raise TypeError(problem + hydra_quotes("corpus", entry))
+            problem = f"corpus={given}: expected the name of a text, got {kind}"
+            names, quotes = f"one of {sorted(NAMED_URLS)}", hydra_quotes("corpus", entry)
+            advice = f"Give 'sample', 'stdlib', {names}, a URL, a path, a glob, a list or a Corpus"
+            raise TypeError(f"{problem}. {advice}{quotes}")
     return entries
 
 

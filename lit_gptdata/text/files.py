@@ -27,7 +27,6 @@ from lit_gptdata.text.remote_file import (
     TextFile,
     map_in_threads,
     open_raw,
-    removed_error,
     sha256_of,
     size_of,
 )
@@ -165,8 +164,7 @@ class FilesCorpus:
             return []
         find = functools.partial(_cut_in_file, file, find_cut=find_cut)
         targets = (size * i // n_slices for i in range(1, n_slices))
-        cuts = map_in_threads(find, targets) if isinstance(file, RemoteFile) else map(find, targets)
-        return sorted(set(cuts) - {0, size})
+        return sorted(set(map_in_threads(find, targets)) - {0, size})
 
     @property
     def fingerprint(self) -> str:
@@ -196,7 +194,7 @@ class FilesCorpus:
         listed = {file.url: file for files in self._list_urls().values() for file in files}
         for file in self.files:
             if isinstance(file, RemoteFile) and file.url not in listed:
-                raise removed_error(file)
+                raise file.removed_error()
         # later reads expect the files of this listing
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]

@@ -253,7 +253,7 @@ def _list(fs: Any, path: str, url: str) -> Infos:
             if not glob.has_magic(path):
                 raise
             return _glob(fs, path, url)
-        if _is_file(info):
+        if info["type"] != "directory":
             return {path: info}
     if glob.has_magic(path) and not fs.exists(path):  # the folders that match
         files = _glob(fs, f"{path.rstrip('/')}/**/*", url)
@@ -290,7 +290,7 @@ def _matching(fs: Any, folder: str, patterns: list[str]) -> Infos:
         choices = [patterns]
         for name in path.removeprefix(folder.rstrip("/")).lstrip("/").split("/"):
             choices = _all_rests(name, choices)
-        if [] in choices and _is_file(info):
+        if [] in choices and info["type"] != "directory":
             found[path] = info
     return found
 
@@ -300,7 +300,7 @@ def _walk(fs: Any, folder: str, choices: list[list[str]]) -> Iterator[tuple[str,
     for info in fs.ls(folder, detail=True):
         path = info["name"].rstrip("/")
         rests = _all_rests(basename(path), choices)
-        if _is_file(info):
+        if info["type"] != "directory":
             if [] in rests:
                 yield path, info
         elif path != folder.rstrip("/") and any(rests):
@@ -317,7 +317,3 @@ def _match_name(name: str, pattern: str) -> bool:
     """Match like a glob on disk: `*` does not match a hidden name, and brackets may be literal."""
     hidden = name == "__MACOSX" or (name.startswith(".") and not pattern.startswith("."))
     return name == pattern or (not hidden and fnmatch.fnmatchcase(name, pattern))
-
-
-def _is_file(info: dict[str, Any]) -> bool:
-    return bool(info["type"] != "directory")

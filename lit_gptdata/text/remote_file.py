@@ -100,7 +100,11 @@ class RemoteFile:
         try:
             return retry(self.url, attempt)
         except RemoteNotFoundError:
-            raise removed_error(self) from None
+            raise self.removed_error() from None
+
+    def removed_error(self) -> RemoteNotFoundError:
+        """The error if the file disappeared after it was listed."""
+        return RemoteNotFoundError(f"{self} is gone: it was there when the corpus was listed. Run again")
 
 
 class RemoteReader(io.RawIOBase):
@@ -158,11 +162,6 @@ class RemoteReader(io.RawIOBase):
 
 
 TextFile = Path | RemoteFile
-
-
-def removed_error(file: RemoteFile) -> RemoteNotFoundError:
-    """The error for a file that disappeared after it was listed."""
-    return RemoteNotFoundError(f"{file} is gone: it was there when the corpus was listed. Run again")
 
 
 def size_of(file: TextFile) -> int:

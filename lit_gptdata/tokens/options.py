@@ -74,9 +74,7 @@ def _read_source(option: str, name: Any, value: Any) -> Source:
         )
     known = [f.name for f in fields(Source)]
     if isinstance(value, str) and value.startswith("{") and ":" in value:  # LightningCLI did not know it
-        raise ValueError(
-            f"{option} must be a path or have options of {', '.join(known)}, got the text {value!r}"
-        )
+        raise ValueError(f"{option} must be a path or have options of {', '.join(known)}, got {value!r}")
     if isinstance(value, Mapping) and not isinstance(value, Corpus):
         if unknown := [key for key in value if key not in known]:
             raise ValueError(f"{option} has no option {unknown[0]!r}: choose from {', '.join(known)}")
@@ -103,20 +101,14 @@ def read_stages(
         option, is_last = f"stages[{number}]", number == len(stages) - 1
         if not isinstance(stage, Mapping) or not {"weights"} <= set(stage) <= {"tokens", "weights"}:
             raise ValueError(f"{option} must have the keys tokens and weights, got {stage!r}")
+        key = f"{option}.weights"
         if not isinstance(given := stage["weights"], Mapping):
-            raise TypeError(f"{option}.weights must be a mapping, {{source: weight, …}}, got {given!r}")
-        weights = {
-            name: check_number(f"{option}.weights.{name}", weight, math.inf)
-            for name, weight in given.items()
-        }
+            raise TypeError(f"{key} must be a mapping, {{source: weight, …}}, got {given!r}")
+        weights = {name: check_number(f"{key}.{name}", share, math.inf) for name, share in given.items()}
         if missing := [name for name in sources if name not in weights]:
-            raise ValueError(
-                f"{option}.weights must name every source: {missing[0]} is missing (0 is allowed)"
-            )
+            raise ValueError(f"{key} must name every source: {missing[0]} is missing (0 is allowed)")
         if unknown := [name for name in weights if name not in sources]:
-            raise ValueError(
-                f"{option}.weights names {unknown[0]}, but the sources are {', '.join(sources)}"
-            )
+            raise ValueError(f"{key} names {unknown[0]}, but the sources are {', '.join(sources)}")
         if not any(weights.values()):
             raise ValueError(f"{option}.weights are all 0: at least one source must train")
         tokens = stage.get("tokens")

@@ -98,7 +98,7 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)  # a resumed run may have reached it
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         tokens = count_tokens(trainer, batch)
         if trainer.world_size == 1:
@@ -116,7 +116,9 @@ class TokenBudget(L.Callback):
     def _stop_at_limit(self, trainer: L.Trainer) -> None:
         if self.max_tokens is None or not self._sets_limit:
             return
-        if not trainer.lightning_module.automatic_optimization:  # a step is a batch: none accumulates
+        if (
+            not trainer.lightning_module.automatic_optimization
+        ):  # it never accumulates: a step is a batch
             trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:

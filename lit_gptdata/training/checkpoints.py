@@ -133,7 +133,7 @@ def _batches_done(trainer: Any) -> int:
 
 
 def find_checkpoint(given: str, last: Path) -> str:
-    """The path that ckpt_path=`given` names; raises OSError or ValueError if a run cannot use it."""
+    """The path that ckpt_path=`given` names (`last`: of "last"); raises OSError or ValueError."""
     if given in ("best", "hpc") or "://" in given:
         return given
     path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))

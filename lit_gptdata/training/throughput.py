@@ -33,7 +33,7 @@ class Throughput(L.Callback):
             self._paused = None
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._tokens += count_tokens(trainer, batch) * trainer.world_size
         loop = trainer.fit_loop

@@ -114,10 +114,8 @@ class WindowLoader(DataLoader[Any]):
         if not self.keeps_state or self._ours is None:
             return
         if not state:
-            origin = "of Trainer.fit(model, datamodule=…), where the data module keeps the position"
-            raise ValueError(
-                f"the state of this loader is empty: it is {origin}. Resume in the same way"
-            )
+            origin = "it is of Trainer.fit(model, datamodule=…): the data module keeps the position"
+            raise ValueError(f"the state of this loader is empty: {origin}. Resume in the same way")
         self.dataset.restore(state["windows"])
         self._ours.load_state_dict(state)
 

@@ -169,7 +169,7 @@ class Mixture(Windows):
         seed: int | DrawnSeed | None,
         first_epoch: int = 0,
     ) -> None:
-        """Stages weight the `sources` in order. The mixture starts in `first_epoch` of the run."""
+        """Each stage has a weight per source. The mixture starts in `first_epoch` of the run."""
         any_source = next(iter(sources.values()))
         super().__init__(
             join([windows.tokens for windows in sources.values()]), begin=0, end=0,

@@ -28,20 +28,16 @@ class Ranks(NamedTuple):
     world_size: int
 
 
-def _in_a_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def current_ranks() -> Ranks:
     """Rank and world size of the process group of torch.distributed, else (0, 1)."""
-    if _in_a_group():
+    if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks(0, 1)
 
 
 def check_launched() -> None:
     """Raise RuntimeError in one of several launched processes, if all of them would be rank 0."""
-    if _in_a_group():
+    if dist.is_available() and dist.is_initialized():
         return
     for rank_name, *size_names in LAUNCHERS:
         size_name = next((name for name in size_names if name in os.environ), None)

@@ -53,9 +53,8 @@ class Objects:
         """The content of a file of `size` bytes in blocks of BLOCK_BYTES, each with its own retries."""
         fs, root = self.open()
         for start in range(0, size, BLOCK_BYTES):
-            read = functools.partial(
-                _read_range, fs, f"{root}/{name}", start, min(start + BLOCK_BYTES, size)
-            )
+            stop = min(start + BLOCK_BYTES, size)
+            read = functools.partial(_read_range, fs, f"{root}/{name}", start, stop)
             yield retry(f"{self.url}/{name}", read)
 
     def sizes(self) -> dict[str, int]:
