@@ -419,10 +419,10 @@ def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"needs the package tokenizers: pip install 'lit-gptdata"):
+    with pytest.raises(ImportError, match=r"needs tokenizers: pip install 'lit-gptdata"):
         Tokenizer(files / "tokenizer.json")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(ImportError, match=r"needs the package sentencepiece: pip install 'lit-gpt"):
+    with pytest.raises(ImportError, match=r"needs sentencepiece: pip install 'lit-gpt"):
         Tokenizer(files / "tokenizer.model")
 
 

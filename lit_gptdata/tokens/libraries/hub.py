@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from lit_gptdata._io import write_whole
+from lit_gptdata.text.formats import needs
 
 FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 
@@ -40,20 +41,13 @@ def find_on_hub(name: str, folder: Path) -> tuple[Path, str]:
 
 def _download(repository: str, revision: str, home: Path) -> str:
     """Download the files of a revision, those that exist; returns its commit."""
+    hub = needs("huggingface_hub", "tokenizers", f"hf://{repository}")
     try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
-    except ImportError as error:
-        problem = f"hf://{repository} needs the package huggingface-hub"
-        raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
-    try:
-        commit = str(huggingface_hub.model_info(repository, revision=revision).sha)
+        commit = str(hub.model_info(repository, revision=revision).sha)
         for file in FILES:
             try:
-                huggingface_hub.hf_hub_download(
-                    repository, file, revision=commit, local_dir=home / commit
-                )
-            except EntryNotFoundError:
+                hub.hf_hub_download(repository, file, revision=commit, local_dir=home / commit)
+            except hub.errors.EntryNotFoundError:
                 continue
             if file == "tokenizer.json":
                 break  # tokenizer.model would be the same tokenizer in another format

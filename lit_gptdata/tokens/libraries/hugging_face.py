@@ -6,15 +6,13 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.libraries.reference import Reference, digest_of
-
-if TYPE_CHECKING:
-    import tokenizers
 
 _KEEP_ALL = ("Split", "ByteLevel", "Digits", "Sequence")  # pre-tokenizers that leave nothing out
 
@@ -128,12 +126,8 @@ def _from_files(files: dict[str, bytes]) -> HuggingFaceReference:
     return reference
 
 
-def _from_json(text: str) -> tokenizers.Tokenizer:
-    try:
-        import tokenizers
-    except ImportError as error:
-        problem = "a tokenizer.json needs the package tokenizers"
-        raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
+def _from_json(text: str) -> Any:
+    tokenizers = needs("tokenizers", "tokenizers", "a tokenizer.json")
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises no other class

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.libraries.hugging_face import piece_bytes
 from lit_gptdata.tokens.libraries.reference import Reference, digest_of
 
@@ -22,11 +23,7 @@ class SentencePieceReference(Reference):
 
     def __init__(self, proto: bytes) -> None:
         """`proto`: the contents of the model's file. Raises ValueError, ImportError."""
-        try:
-            import sentencepiece
-        except ImportError as error:
-            problem = "a sentencepiece model needs the package sentencepiece"
-            raise ImportError(f"{problem}: pip install 'lit-gptdata[tokenizers]'") from error
+        sentencepiece = needs("sentencepiece", "tokenizers", "a sentencepiece model")
         self._model: Any = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(proto)
