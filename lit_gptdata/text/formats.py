@@ -184,7 +184,7 @@ def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractConte
     return zstd.ZstdFile(raw, options={window: window.bounds()[1]})  # type: ignore[no-any-return]
 
 
-def needs(module: str, extra: str, path: TextFile) -> Any:
+def needs(module: str, extra: str, path: TextFile | str) -> Any:
     """Import an optional package; raises ImportError with the pip command if it is missing."""
     try:
         return importlib.import_module(module)
