@@ -110,7 +110,7 @@ class HuggingFaceReference(Reference):
         return table
 
     def content(self) -> bytes:
-        return self._tokenizer.to_str().encode()
+        return str(self._tokenizer.to_str()).encode()
 
     def to_files(self) -> dict[str, bytes]:
         config = json.dumps(dict(zip(("eos_token", "bos_token"), self._names, strict=True)))
