@@ -59,7 +59,9 @@ def as_tiktoken(pattern: str) -> Reference:
     tokens = [*(bytes([byte]) for byte in range(256)), *pairs()]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return TiktokenReference(
-        tiktoken.Encoding("probe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: len(ranks)})
+        tiktoken.Encoding(
+            "probe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: len(ranks)}
+        )
     )
 
 
@@ -69,16 +71,15 @@ def as_tokenizer_json(pattern: str, normalizer: str | None = None) -> Reference:
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     splits = [split | {"pattern": {"Regex": each}} for each in pattern.split("\0")]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    if pattern == GPT2_PATTERN:  # the library's own way to write it
-        splits, byte_level = [], byte_level | {"use_regex": True}
-    else:
-        byte_level |= {"use_regex": False}
+    sequence = {"type": "Sequence", "pretokenizers": [*splits, byte_level | {"use_regex": False}]}
+    # the first one is the library's own way to write it
+    pre_tokenizer = byte_level | {"use_regex": True} if pattern == GPT2_PATTERN else sequence
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     values = {
         "version": "1.0",
         "added_tokens": [{"id": len(names), "content": END, "special": True} | flags],
         "normalizer": normalizer and {"type": normalizer},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
+        "pre_tokenizer": pre_tokenizer,
         "model": {
             "type": "BPE", "vocab": {each: id for id, each in enumerate(names)},
             "merges": [[each[0], each[1]] for each in names[256:]],
@@ -97,7 +98,9 @@ for _pattern, _scheme in SCHEMES.items():
         continue
     CASES[f"tokenizers/{_scheme.name}"] = (functools.partial(as_tokenizer_json, _pattern), PROBES)
 CASES["tokenizers/qwen2+NFC"] = (
-    functools.partial(as_tokenizer_json, SCHEMES and next(p for p, s in SCHEMES.items() if s.name == "qwen2"), "NFC"),
+    functools.partial(
+        as_tokenizer_json, SCHEMES and next(p for p, s in SCHEMES.items() if s.name == "qwen2"), "NFC"
+    ),
     PROBES + NFC_PROBES,
 )
 
@@ -109,7 +112,9 @@ def disagreements(ours: Encode, theirs: Encode, probes: str) -> list[int]:
     for start in range(0, len(characters), BLOCK):
         block = [probes.replace("C", c) for c in characters[start : start + BLOCK]]
         if ours(END.join(block)) != theirs(END.join(block)):
-            found += [ord(characters[start + i]) for i, text in enumerate(block) if ours(text) != theirs(text)]
+            found += [
+                ord(characters[start + i]) for i, text in enumerate(block) if ours(text) != theirs(text)
+            ]
     return found
 
 
@@ -134,7 +139,9 @@ def main() -> None:
     parser.add_argument("--strings", type=int, default=100_000)
     args = parser.parse_args()
     known = {code for low, high in CLASSES_DIFFER for code in range(low, high + 1)}
-    print("| library/scheme | versions | code points that differ | not in the table | strings that differ |")
+    print(
+        "| library/scheme | versions | code points that differ | not in the table | strings that differ |"
+    )
     print("|---|---|---|---|---|")
     for case in args.cases or CASES:
         make, probes = CASES[case]
