@@ -3,6 +3,7 @@
     python benchmarks/tokenize.py                      # 100 MB, 5 rounds
     python benchmarks/tokenize.py --megabytes 1000 --rounds 1 --only ours,ours-tiktoken
     python benchmarks/tokenize.py --files 4 --only ours,ours-2-workers
+    python benchmarks/tokenize.py --megabytes 50 --tokenizers   # others, against their libraries
 
 Each measurement is a separate process. A round runs every candidate once, and ratios are taken within a
 round. The text is source code and prose of the installed Python packages in shuffled order; a tenth is
@@ -18,8 +19,10 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder, because its tokenize.py would hide the standard library's
 
 import argparse
+import functools
 import importlib.util
 import json
+import os
 import random
 import resource
 import shutil
@@ -29,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,15 +62,49 @@ def gigatoken_encode(files: list[Path], out: Path) -> Callable[[], int]:
     return lambda: sum(len(engine._gigatoken.encode(chunk)) for chunk in chunks)
 
 
-def ours(engine: str, workers: int) -> Callable[[list[Path], Path], Callable[[], int]]:
+def vocabularies() -> dict[str, str]:
+    """Tokenizers by name; most of them are in packages that LIT_GPTDATA_VOCABULARIES has."""
+    root = Path(os.environ.get("LIT_GPTDATA_VOCABULARIES", "vocabularies"))
+    return {
+        "cl100k": "cl100k_base",
+        "o200k": "o200k_base",
+        "llama3": str(root / "llama_models/llama3/tokenizer.model"),
+        "qwen2": str(root / "dashscope/resources/qwen.tiktoken"),
+        "deepseek": str(root / "litellm/litellm_core_utils/tokenizers/deepseek_tokenizer.json"),
+        "mistral": str(root / "mistral_common/data/tokenizer.model.v1"),
+    }
+
+
+def library_batch(tokenizer: str) -> Callable[[list[Path], Path], Callable[[], int]]:
+    """The batch call of the tokenizer's library on one thread, with documents of 20 kB in memory."""
+
+    def candidate(files: list[Path], out: Path) -> Callable[[], int]:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        text = "".join(path.read_text(encoding="utf-8") for path in files)
+        documents = [text[i : i + 20_000] for i in range(0, len(text), 20_000)]
+        reference: Any = Tokenizer(tokenizer).reference
+        if reference.library == "tiktoken":
+            encode = functools.partial(reference.encoding.encode_ordinary_batch, num_threads=1)
+            return lambda: sum(map(len, encode(documents)))
+        if reference.library == "tokenizers":
+            backend = reference._tokenizer
+            return lambda: sum(len(each.ids) for each in backend.encode_batch(documents))
+        return lambda: sum(map(len, reference._model.Encode(documents, num_threads=1)))
+
+    return candidate
+
+
+def ours(
+    engine: str, workers: int, tokenizer_name: str = "gpt2"
+) -> Callable[[list[Path], Path], Callable[[], int]]:
     """`prepare_store`: read, check, encode, hash, write, sync, publish."""
 
     def candidate(files: list[Path], out: Path) -> Callable[[], int]:
         from lit_gptdata.text.files import FilesCorpus
         from lit_gptdata.tokens.build.local import prepare_store
 
-        tokenizer = Tokenizer("gpt2")
-        tokenizer.reference.encoding  # noqa: B018 loaded before the clock starts, like the others
+        tokenizer = Tokenizer(tokenizer_name)
+        tokenizer.reference  # noqa: B018 loaded before the clock starts, like the others
         return lambda: (
             prepare_store(
                 FilesCorpus(files), tokenizer, out, BuildOptions(engine=engine, workers=workers)
@@ -130,6 +168,9 @@ CANDIDATES = {
     "nanogpt-way": nanogpt_way,
     "litdata-optimize": litdata_optimize,
 }
+for _name, _location in vocabularies().items():
+    CANDIDATES[f"{_name}:library"] = library_batch(_location)
+    CANDIDATES[f"{_name}:ours"] = ours("auto", 1, _location)
 NEEDS = {
     "gigatoken-encode": "gigatoken", "ours": "gigatoken", "ours-2-workers": "gigatoken",
     "litdata-optimize": "litdata",
@@ -209,6 +250,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="candidates, comma-separated; the baseline is always run")
+    parser.add_argument("--tokenizers", action="store_true", help="other tokenizers than gpt2")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help="text files to use instead of made-up ones")
@@ -216,7 +258,10 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.paths, args.out)))
         return
-    wanted = [BASELINE, *args.only.split(",")] if args.only else list(CANDIDATES)
+    wanted = [BASELINE, *args.only.split(",")] if args.only else [n for n in CANDIDATES if ":" not in n]
+    if args.tokenizers:
+        chosen = args.only.split(",") if args.only else vocabularies()
+        wanted = [f"{name}:{side}" for name in chosen for side in ("library", "ours")]
     names = [n for n in dict.fromkeys(wanted) if n not in NEEDS or importlib.util.find_spec(NEEDS[n])]
     with tempfile.TemporaryDirectory() as folder:
         files = args.paths or make_text(Path(folder), args.megabytes, args.files)
@@ -225,12 +270,14 @@ def main() -> None:
             {name: run_process(name, files, Path(folder)) for name in names} for _ in range(args.rounds)
         ]
     print(f"\n{len(files)} file(s), {total:,.0f} MB, medians of {args.rounds} rounds\n")
-    print(f"| candidate | speed ÷ {BASELINE} | lowest – highest | memory ÷ {BASELINE} | memory MB |")
+    other = "its library" if args.tokenizers else BASELINE
+    print(f"| candidate | speed ÷ {other} | lowest – highest | memory ÷ {other} | memory MB |")
     print("|---|---|---|---|---|")
     for name in names:
-        ratios = [r[BASELINE]["seconds"] / r[name]["seconds"] for r in rounds]
+        base = f"{name.partition(':')[0]}:library" if args.tokenizers else BASELINE
+        ratios = [r[base]["seconds"] / r[name]["seconds"] for r in rounds]
         memory = statistics.median(r[name]["memory_mb"] for r in rounds)
-        share = statistics.median(r[name]["memory_mb"] / r[BASELINE]["memory_mb"] for r in rounds)
+        share = statistics.median(r[name]["memory_mb"] / r[base]["memory_mb"] for r in rounds)
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
         print(f"| {name} | {middle:.2f} | {low:.2f} – {high:.2f} | {share:.3f} | {memory:,.0f} |")
 

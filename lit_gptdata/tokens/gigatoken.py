@@ -7,7 +7,7 @@ compared.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import ctypes
 import functools
@@ -255,9 +255,11 @@ def _ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> 
     names = {}
     for line in ranks.splitlines():
         token, rank = line.split()
-        names[base64.b64decode(token).decode("latin-1").translate(CHARACTERS)] = int(rank)
-    splits = ((name[:i], name[i:]) for name in names for i in range(1, len(name)))
-    merges = [f"{left} {right}" for left, right in splits if left in names and right in names]
+        names[binascii.a2b_base64(token).decode("latin-1").translate(CHARACTERS)] = int(rank)
+    merges = [
+        f"{name[:i]} {name[i:]}" for name in names for i in range(1, len(name))
+        if name[:i] in names and name[i:] in names
+    ]  # fmt: skip
     added = [{"id": id, "content": text, "special": True} for text, id in special_ids.items()]
     model = {"type": "BPE", "vocab": names, "merges": merges, "ignore_merges": True}
     split = {"type": "Split", "pattern": {"Regex": regex}}

@@ -100,9 +100,9 @@ class HuggingFaceReference(Reference):
     def token_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
         prefix, suffix = self._affixes
+        bytes_of = _byte_level_bytes if self._is_byte_level else piece_bytes
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            token = token.removeprefix(prefix).removesuffix(suffix)
-            table[id] = _bytes_of(token, self._is_byte_level)
+            table[id] = bytes_of(token.removeprefix(prefix).removesuffix(suffix))
         for each in self._added:
             table[each["id"]] = each["content"].encode()
         for id in self.special_ids.values():
@@ -154,10 +154,11 @@ def _byte_characters() -> dict[str, int]:
 BYTES = _byte_characters()
 
 
-def _bytes_of(token: str, is_byte_level: bool) -> bytes:
-    if is_byte_level:
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes([BYTES[character] for character in token])
+    except KeyError:  # a special token that is in the vocabulary
         return bytes(BYTES[character] for character in token if character in BYTES)
-    return piece_bytes(token)
 
 
 def piece_bytes(piece: str) -> bytes:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -58,9 +59,13 @@ class TiktokenReference(Reference):
         return table
 
     def content(self) -> bytes:
-        ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        encode = functools.partial(binascii.b2a_base64, newline=False)
-        return b"".join([b"%s %d\n" % (encode(token), rank) for token, rank in ranks])
+        ranks, encode = (
+            self.encoding._mergeable_ranks,
+            functools.partial(binascii.b2a_base64, newline=False),
+        )
+        tokens = sorted(ranks, key=ranks.__getitem__)
+        numbers = map(b" %d\n".__mod__, map(ranks.__getitem__, tokens))
+        return b"".join(itertools.chain.from_iterable(zip(map(encode, tokens), numbers, strict=True)))
 
     def to_files(self) -> dict[str, bytes]:
         values = {
