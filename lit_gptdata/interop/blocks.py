@@ -62,7 +62,7 @@ class Part:
             first_here, stop = max(self.begin, shard_begin), min(self.end, shard_end)
             if first_here >= stop:
                 continue
-            ids = self.store._read(shard.ids, self.store.dtype)  # mapped files would count as memory
+            ids = self.store._read(shard.ids, self.store.dtype)  # a mapped shard would stay in memory
             rows = self.store.rows(number)
             starts = rows["token"][(rows["document"] == 1) & (rows["token"] > first)]
             starts = np.unique(np.append(self.begin, starts))  # an empty document is left out

@@ -24,7 +24,7 @@ from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 CHUNK_IDS = 1 << 14  # at most, from one row of the index to the next: about 64 KiB of text
-SHARD_IDS = 1 << 24  # in a shard, at least: about 64 MiB of text
+SHARD_IDS = 1 << 24  # ids per shard, or a few more: about 64 MiB of text
 
 log = logging.getLogger(__name__)
 
