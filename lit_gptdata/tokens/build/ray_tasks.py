@@ -66,7 +66,7 @@ class RayTasks:
         with self.session(), _sentinel(encoder.output.shared_folder) as sentinel:
             # Ray fetches an argument before a task, but not inside a list: a worker needs it only once
             shared = [ray.put((encoder, sentinel))]
-            start = functools.partial(_encode_task.remote, shared, uuid.uuid4().hex)
+            start = functools.partial(_encode_task.remote, shared)
             slices = {unit: [replace(s, path=_absolute(s.path)) for s in units[unit]] for unit in units}
             with contextlib.closing(self._results(start, slices)) as results:
                 for unit, shards in results:
@@ -171,23 +171,20 @@ def _sentinel(folder: Path | None) -> Iterator[Path | None]:
         sentinel.unlink(missing_ok=True)
 
 
-# In each worker process:
-_cached: tuple[str, Encoder] | None = None  # the build of this worker process, and its encoder
+@functools.lru_cache(maxsize=1)
+def _fetch_encoder(shared: Any) -> Encoder:
+    """The encoder of a build, fetched once by each worker process."""
+    encoder, sentinel = ray.get(shared)
+    if sentinel is not None and not sentinel.exists():
+        problem = f"does not see {sentinel}, which the driver has written"
+        advice = "set data_dir to a folder that all nodes see, or publish to an object store"
+        raise FileNotFoundError(f"the node {socket.gethostname()} {problem}: {advice}")
+    return encoder  # type: ignore[no-any-return]
 
 
-def _encode_unit(
-    shared: list[Any], build: str, unit: int, slices: list[FileSlice]
-) -> tuple[Shards, CaughtWarnings]:
-    global _cached
+def _encode_unit(shared: Any, unit: int, slices: list[FileSlice]) -> tuple[Shards, CaughtWarnings]:
     with _caught_warnings() as caught:
-        if _cached is None or _cached[0] != build:
-            encoder, sentinel = ray.get(shared[0])
-            if sentinel is not None and not sentinel.exists():
-                problem = f"does not see {sentinel}, which the driver has written"
-                advice = "set data_dir to a folder that all nodes see, or publish to an object store"
-                raise FileNotFoundError(f"the node {socket.gethostname()} {problem}: {advice}")
-            _cached = build, encoder
-        return _cached[1].encode_unit(unit, slices), caught
+        return _fetch_encoder(shared[0]).encode_unit(unit, slices), caught
 
 
 def _hash_files(number: int, files: list[TextFile]) -> tuple[list[str], CaughtWarnings]:
