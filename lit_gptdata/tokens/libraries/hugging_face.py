@@ -95,7 +95,7 @@ class HuggingFaceReference(Reference):
         return np.array(ids, np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def token_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
