@@ -247,6 +247,7 @@ def test_a_store_keeps_its_split_whatever_the_fractions_are(tmp_path, caplog):
     store = import_store("nanogpt", folder)
     n, n_val = len(joined(TRAIN)), len(joined(VAL))
     data = opened(store, val_fraction=0.5, test_fraction=0.2)
+    data.prepare_data()  # a second time, as a Trainer does for validation
     assert caplog.text.count("has its own split: val_fraction and test_fraction are ignored") == 1
     split = data._split
     assert (split.train, split.val, split.test) == ((0, n), (n, n + n_val), (n + n_val, store.n_tokens))
