@@ -24,6 +24,7 @@ from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 CHUNK_IDS = 1 << 14  # at most, from one row of the index to the next: about 64 KiB of text
+SHARD_DOCUMENTS = 1 << 18  # their rows of the index are in memory
 SHARD_IDS = 1 << 24  # ids per shard, or a few more: about 64 MiB of text
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ class IdFiles:
                 "importing", sum(file.stat().st_size for _, file in self.files)
             ) as progress:
                 for row, ids, n_bytes in self._chunks(readers):
-                    if row and writer.n_tokens >= SHARD_IDS:
-                        shards.append(writer.finish())
-                        writer = output.shard_writer(f"00000-{len(shards):03d}", self.tokenizer.dtype)
                     if row:
+                        if writer.n_tokens >= SHARD_IDS or writer.n_documents >= SHARD_DOCUMENTS:
+                            shards.append(writer.finish())
+                            name = f"00000-{len(shards):03d}"
+                            writer = output.shard_writer(name, self.tokenizer.dtype)
                         writer.start_chunk(*row)
                     writer.append(ids, n_bytes)
                     progress.add(ids.nbytes, len(ids))

@@ -19,6 +19,10 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     if size % dtype.itemsize:
         problem = f"ends inside an id of {dtype.name}, at offset {size:,}: it was cut short, or has"
         raise ValueError(f"{path} {problem} another type: give --dtype")
+    head = np.fromfile(path, dtype, 1 << 12)
+    if len(head) > 8 and head.any() and not head[1::2].any():
+        problem = f"every second id of {dtype.name} is 0, so the ids are of a larger type"
+        raise ValueError(f"{path}: {problem}: give --dtype uint32, or save them as uint32")
     return read_binary(path, dtype, 0, size // dtype.itemsize)
 
 

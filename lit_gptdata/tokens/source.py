@@ -6,6 +6,7 @@ PublishedStore  URL   ──fetch on demand─────▶  <data_dir>/cache
 Both have the same methods. `prepare()` runs once per machine, then `find()` runs in every process.
 """
 
+import functools
 import logging
 import math
 import numbers
@@ -31,7 +32,7 @@ from lit_gptdata.tokens.remote.store import RemoteStore, open_store, prepare_sto
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
+log_once = functools.cache(logging.getLogger(__name__).warning)
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class PublishedStore:
         store = prepare_store_at(self._url, self._cache)
         self._check_tokenizer(store)
         if store.manifest.cuts:
-            what = "has its own split: val_fraction and test_fraction are ignored"
-            log.warning("the store %s %s", store.location, what)
+            problem = "has its own split: val_fraction and test_fraction are ignored"
+            log_once(f"the store {store.location} {problem}")
         return store
 
     def find(self) -> TokenStore:

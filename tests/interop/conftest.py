@@ -11,3 +11,4 @@ def _small_blocks(monkeypatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_IDS", 100)
     monkeypatch.setattr(importing, "CHUNK_IDS", 16)
     monkeypatch.setattr(importing, "SHARD_IDS", 320)
+    monkeypatch.setattr(importing, "SHARD_DOCUMENTS", 18)

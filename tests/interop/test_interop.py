@@ -185,6 +185,15 @@ def test_large_vocabularies_have_uint32(tmp_path, capsys):
     assert store.fingerprint in run(capsys, "import", "nanogpt", "nanogpt", big)
 
 
+def test_dtype_reads_ids_without_a_header_of_another_type(tmp_path, capsys):
+    np.array(joined(TRAIN), np.uint32).tofile(tmp_path / "a.bin")
+    words = ["import", "nanogpt", tmp_path / "a.bin"]
+    assert "give --dtype uint32" in run(capsys, *words, expect=1)
+    assert f"{len(joined(TRAIN))} tokens" in run(capsys, *words, "--dtype=uint32")
+    with pytest.raises(SystemExit):
+        run(capsys, *words, "--dtype=float16")
+
+
 def test_all_formats_give_the_same_store(tmp_path):
     store = import_store("nanogpt", two_splits(tmp_path / "a"))
     for format in ("megatron", "parquet", "nanogpt"):
@@ -247,6 +256,7 @@ def test_a_store_keeps_its_split_whatever_the_fractions_are(tmp_path, caplog):
     store = import_store("nanogpt", folder)
     n, n_val = len(joined(TRAIN)), len(joined(VAL))
     data = opened(store, val_fraction=0.5, test_fraction=0.2)
+    data.prepare_data()  # a second time, as a Trainer does for validation
     assert caplog.text.count("has its own split: val_fraction and test_fraction are ignored") == 1
     split = data._split
     assert (split.train, split.val, split.test) == ((0, n), (n, n + n_val), (n + n_val, store.n_tokens))
