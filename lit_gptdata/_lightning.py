@@ -97,9 +97,7 @@ def split_on_device(batch: Any, dataloader_idx: int) -> Any:
     return batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
 
 
-def rewrite_loops(
-    trainer: L.Trainer, pl_module: L.LightningModule, loops: dict[str, Any], current: RunSegment
-) -> None:
+def rewrite_loops(trainer: Any, pl_module: Any, loops: dict[str, Any], current: RunSegment) -> None:
     """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs."""
     saved = loops["epoch_loop.batch_progress"]["total"]
     validation = loops["epoch_loop.val_loop.batch_progress"]

@@ -51,12 +51,11 @@ class Resume(L.Callback):
         self._other_ranks_save = True
         self.resumed = False  # True from `load` until the first batch
 
-    def attach(self, trainer: L.Trainer, steps: Steps) -> None:
+    def attach(self, trainer: Any, steps: Steps) -> None:
         """Join the Trainer's callbacks, for a run that starts at the beginning until `load`."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set late
-        # It comes first, because other callbacks may draw random numbers.
-        callbacks[:] = [self, *(other for other in callbacks if not isinstance(other, Resume))]
-        fit: Any = trainer.fit_loop
+        others = [other for other in trainer.callbacks if not isinstance(other, Resume)]
+        trainer.callbacks[:] = [self, *others]  # first, because others may draw random numbers
+        fit = trainer.fit_loop
         start = Position(fit.epoch_progress.current.processed, 0)
         batch = fit.epoch_loop.batch_progress.total.processed
         self._current = _segment(trainer, steps, batch, start)
@@ -229,9 +228,7 @@ class Resume(L.Callback):
             for callback in trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
 
-    def load(
-        self, trainer: L.Trainer, state: dict[str, Any], identity: Identity, steps: Steps
-    ) -> int | None:
+    def load(self, trainer: Any, state: dict[str, Any], identity: Identity, steps: Steps) -> int | None:
         """Continue from a state; returns the epoch in which new data starts, None for the same data."""
         self.check_complete(state)
         changes = differences(state["data"], identity)

@@ -40,7 +40,6 @@ EncodingErrors = Literal["strict", "replace"]
 
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
-BAD_ROW = "Repair it, or set encoding_errors=replace"
 INDEX_BYTES = 1 << 20  # of a parquet file, between its data and its footer
 BATCH_BYTES = 16 << 20  # of parquet rows per read, estimated from the file's metadata
 
@@ -320,7 +319,7 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
                 try:  # arrow does not check that strings are valid UTF-8
                     text = value.as_buffer().to_pybytes().decode(errors=reading.encoding_errors)
                 except UnicodeDecodeError as error:
-                    raise _invalid(error, name, 0, BAD_ROW) from None
+                    raise _invalid(error, name, 0, "Repair it, or set encoding_errors=replace") from None
                 yield Document(source=name, chunks=[text.encode()], number=file.number)
 
 
