@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -59,13 +57,8 @@ class TiktokenReference(Reference):
         return table
 
     def content(self) -> bytes:
-        ranks, encode = (
-            self.encoding._mergeable_ranks,
-            functools.partial(binascii.b2a_base64, newline=False),
-        )
-        tokens = sorted(ranks, key=ranks.__getitem__)
-        numbers = map(b" %d\n".__mod__, map(ranks.__getitem__, tokens))
-        return b"".join(itertools.chain.from_iterable(zip(map(encode, tokens), numbers, strict=True)))
+        ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
+        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
 
     def to_files(self) -> dict[str, bytes]:
         values = {
