@@ -45,8 +45,7 @@ class Source:
 
     def given(self) -> dict[str, Any]:
         """The options that are not None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def read_sources(option: str, sources: Mapping[Any, Any]) -> dict[str, Source]:

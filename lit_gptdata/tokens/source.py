@@ -169,7 +169,7 @@ def choose_source(
     local: LocalBuild, store_url: str | os.PathLike[str] | None, cache_gb: float | None
 ) -> LocalBuild | PublishedStore:
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
-    limit = cache_bytes(cache_gb)
+    limit = _cache_bytes(cache_gb)
     if store_url is None:
         if not hasattr(type(local.corpus), "fingerprint"):
             corpus_names(local.corpus)  # checks them
@@ -191,8 +191,7 @@ def local_folder(data_dir: str | os.PathLike[str]) -> Path:
     return working_folder() / Path(plain(data_dir)).expanduser()
 
 
-def cache_bytes(cache_gb: float | None) -> int | None:
-    """Convert the option `cache_gb` to bytes. Raises ValueError unless it is positive or None."""
+def _cache_bytes(cache_gb: float | None) -> int | None:
     if cache_gb is None or cache_gb == math.inf:
         return None
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, numbers.Real) or not 0 < cache_gb < 1e12:

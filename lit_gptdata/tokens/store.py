@@ -68,12 +68,8 @@ class TokenStore:
         self.vocab_size: int = self.manifest.tokenizer.vocab_size
         self.dtype: np.dtype[np.unsignedinteger] = np.dtype(self.manifest.tokenizer.dtype)
         self.shards: list[ShardEntry] = self.manifest.shards
+        self.files: list[FileEntry] = self.manifest.files
         self._check_files()
-
-    @property
-    def files(self) -> list[FileEntry]:
-        """Every file except the manifest."""
-        return self.manifest.files
 
     @property
     def location(self) -> str:
@@ -145,19 +141,17 @@ class TokenStore:
         first, last = np.searchsorted(ends, [byte - within, byte + within])
         candidates = range(int(first), min(int(last) + 1, len(self.shards)))
         distance = np.maximum(np.maximum(starts - byte, byte - ends), 0)
-        best: tuple[int, int] | None = None  # distance in bytes, token
+        best = within, self.n_tokens + 1  # distance in bytes, token; no document is at this token
         for shard in sorted(candidates, key=distance.__getitem__):
-            if best is not None and distance[shard] > best[0]:
+            if distance[shard] > best[0]:
                 break  # the remaining shards are further away; do not read or fetch them
             rows = self.rows(shard)
             inside = (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)
             rows = rows[(rows["document"] == 1) & inside]
             if len(rows):
                 i = int(np.argmin(np.abs(rows["byte"] - byte)))
-                found = abs(int(rows["byte"][i]) - byte), int(rows["token"][i])
-                if found[0] <= within and (best is None or found < best):
-                    best = found
-        return None if best is None else best[1] - 1
+                best = min(best, (abs(int(rows["byte"][i]) - byte), int(rows["token"][i])))
+        return best[1] - 1 if best[1] < self.n_tokens else None
 
     def place(self, token: int) -> Place:
         """The origin of token number `token`, in O(tokens of a chunk); raises IndexError beyond the end.

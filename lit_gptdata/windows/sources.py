@@ -167,10 +167,10 @@ class Sources:
                 raise ValueError("stages need named sources: corpus={name: path, …}")
         val_given = {} if val_corpus is None else read_sources("val_corpus", val_corpus)
         for name, source in val_given.items():
-            options = source.given()
-            unused = [key for key in ("weight", "val_fraction", "test_fraction") if key in options]
+            no_use = ("weight", "val_fraction", "test_fraction")
+            unused = [f"{key}={value}" for key, value in source.given().items() if key in no_use]
             if name in given or unused:
-                problem = f"has {unused[0]}={options[unused[0]]}" if unused else "is in corpus, too"
+                problem = f"has {unused[0]}" if unused else "is in corpus, too"
                 raise ValueError(f"val_corpus.{name} {problem}, but all of it is val: change this")
         self.stages = None if stages is None else read_stages(stages, given)
         self.sources: dict[str, NamedSource] = {}
@@ -190,9 +190,9 @@ class Sources:
         """The options of texts and tokens in plain values, which a checkpoint can hold."""
         corpus = {name: source.hparams for name, source in self.sources.items()}
         val_corpus = {name: source.hparams for name, source in self.val_corpus.items()} or None
-        local = local_build(self.options, self.owner.tokenizer, self.owner.data_dir)
-        build, cache_gb = asdict(local.options), self.options["cache_gb"]
-        tokenizer = local.tokenizer
+        tokenizer, cache_gb = self.owner.tokenizer, self.options["cache_gb"]
+        local = local_build(self.options, tokenizer, self.owner.data_dir)
+        build = asdict(local.options)
         return asdict(local.reading) | {"build_workers": build.pop("workers"), **build} | {
             "corpus": corpus if self.is_named else local.name, "val_corpus": val_corpus,
             "stages": self.stages, "stream": local.stream, "cache_gb": cache_gb and float(cache_gb),
@@ -336,18 +336,10 @@ class Sources:
 
     def identity(self, mixture: Mixture) -> dict[str, Any]:
         """What determines the windows of a mixture, in plain values; see identity.py."""
-        stages = [
-            [stage.begin, dict(zip(mixture.sizes, stage.weights, strict=True))]
-            for stage in mixture.stages
-        ]
-        return {
-            "sources": {
-                name: source.identity | {"weight": source.weight}
-                for name, source in self.sources.items()
-            },
-            "stages": self.stages,
-            "mixture": {"stages": stages, "first_epoch": mixture.first_epoch},
-        }
+        sources = {name: s.identity | {"weight": s.weight} for name, s in self.sources.items()}
+        stages = [[s.begin, dict(zip(mixture.sizes, s.weights, strict=True))] for s in mixture.stages]
+        mixed = {"stages": stages, "first_epoch": mixture.first_epoch}
+        return {"sources": sources, "stages": self.stages, "mixture": mixed}
 
     def describe(self, budget: int | None = None) -> list[str]:
         """Corpus, tokens and windows, in lines for people. `budget`: training tokens of a run."""
@@ -388,11 +380,8 @@ class Sources:
             rows.append([name, *counts, store.fingerprint[:8], text])
         epoch = f"one epoch of {self.n_train:,} windows of {length} every {stride} tokens"
         run = f"{budget:,} training tokens" if budget else epoch
-        lines = [
-            *aligned(rows),
-            f"epochs   of each source in {run}",
-            f"tokens   by {self.owner.tokenizer!r}",
-        ]
+        lines = [*aligned(rows), f"epochs   of each source in {run}"]
+        lines += [f"tokens   by {self.owner.tokenizer!r}"]
         many = ", ".join(name for name, n in epochs.items() if n > MAX_EPOCHS)
         if many and budget:
             lines += [f"warning  {many}: over {MAX_EPOCHS} epochs; add text, or lower the weight"]
