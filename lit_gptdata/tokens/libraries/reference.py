@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
 
 
-class Reference:
+class Reference(Protocol):
     """A tokenizer of some library, whose ids are the right ones."""
 
     library: str
@@ -23,7 +23,7 @@ class Reference:
     """Every special string, with its id."""
     rule: str
     """What decides where a text is split before pairs are merged, in the library's own words."""
-    is_lossless = False
+    is_lossless: bool = False
     """Whether the bytes of the ids of a text always sum to the text's UTF-8 bytes."""
     ends: Sequence[str] = ()
     """The special strings that the tokenizer's files name as its end of a text."""
@@ -37,23 +37,18 @@ class Reference:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that decides the ids."""
-        raise NotImplementedError
 
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         """The ids of a text, uint32 (T,). Only special strings in `allowed` become special tokens."""
-        raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; bytes that are not a complete character become U+FFFD."""
-        raise NotImplementedError
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every id; b"" for special and unused ones."""
-        raise NotImplementedError
 
     def content(self) -> bytes:
         """The tokenizer in the library's file format."""
-        raise NotImplementedError
 
     def name_specials(self, config: Mapping[str, Any]) -> None:
         """Take the names from the contents of a tokenizer_config.json, which has several forms."""
@@ -64,7 +59,6 @@ class Reference:
 
     def to_files(self) -> dict[str, bytes]:
         """Files of a folder, name → content, from which `read_file` makes an equal tokenizer."""
-        raise NotImplementedError
 
 
 def _names(value: Any) -> list[str]:

@@ -11,9 +11,8 @@ import hashlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lit_gptdata.tokens.chunks import (
     CL100K_PATTERN,
@@ -42,37 +41,31 @@ _LLAMA3_SPECIALS = (
 _QWEN_SPECIALS = "endoftext", "im_start", "im_end", *(f"extra_{i}" for i in range(205))
 
 
-class Ranks(NamedTuple):
-    """What a file of ranks does not say about itself."""
-
-    name: str
-    pattern: str
-    special_ids: Mapping[str, int]
-
-
 def _after(n: int, names: tuple[str, ...]) -> dict[str, int]:
     return {f"<|{name}|>": id for id, name in enumerate(names, n)}
 
 
-KNOWN_RANKS = {
-    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": Ranks(
-        "cl100k_base", CL100K_PATTERN, {
+KNOWN_RANKS: dict[str, dict[str, Any]] = {
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": {
+        "name": "cl100k_base", "pat_str": CL100K_PATTERN, "special_tokens": {
             END_OF_TEXT: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
             "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276,
         },
-    ),
-    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": Ranks(
-        "o200k_base", O200K_PATTERN, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018}
-    ),
-    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": Ranks(
-        "r50k_base", R50K_PATTERN, {END_OF_TEXT: 50256}
-    ),
-    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": Ranks(
-        "llama3", LLAMA3_PATTERN, _after(128000, _LLAMA3_SPECIALS)
-    ),
-    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": Ranks(
-        "qwen", QWEN2_PATTERN, _after(151643, _QWEN_SPECIALS)
-    ),
+    },
+    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": {
+        "name": "o200k_base", "pat_str": O200K_PATTERN,
+        "special_tokens": {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
+    },
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": {
+        "name": "r50k_base", "pat_str": R50K_PATTERN, "special_tokens": {END_OF_TEXT: 50256},
+    },
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": {
+        "name": "llama3", "pat_str": LLAMA3_PATTERN,
+        "special_tokens": _after(128000, _LLAMA3_SPECIALS),
+    },
+    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": {
+        "name": "qwen", "pat_str": QWEN2_PATTERN, "special_tokens": _after(151643, _QWEN_SPECIALS),
+    },
 }  # fmt: skip
 """SHA-256 of a published rank file → what its publisher's code adds to it."""
 
@@ -98,15 +91,13 @@ def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
     import tiktoken
 
     ranks, sha256 = read_ranks(content), hashlib.sha256(content).hexdigest()
-    if (known := KNOWN_RANKS.get(sha256)) is None:
-        names = ", ".join(sorted(known.name for known in KNOWN_RANKS.values()))
+    if sha256 not in KNOWN_RANKS:
+        names = ", ".join(sorted(known["name"] for known in KNOWN_RANKS.values()))
         raise ValueError(
             f"it has {len(ranks):,} ranks, but no split pattern and no special tokens, and it is not "
             f"the file of {names}. Give its tokenizer.json, or a tiktoken.Encoding with these ranks"
         )
-    return tiktoken.Encoding(
-        known.name, pat_str=known.pattern, mergeable_ranks=ranks, special_tokens=dict(known.special_ids)
-    )
+    return tiktoken.Encoding(mergeable_ranks=ranks, **KNOWN_RANKS[sha256])
 
 
 def _wheel_of(name: str) -> Path | None:
@@ -125,18 +116,10 @@ def _gpt2_from(folder: Path) -> tiktoken.Encoding:
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    return tiktoken.Encoding(
-        name="gpt2",
-        pat_str=R50K_PATTERN,
-        mergeable_ranks=data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(folder / "vocab.bpe"),
-            encoder_json_file=str(folder / "encoder.json"),
-            vocab_bpe_hash=GPT2_VOCAB_SHA256,
-            encoder_json_hash=GPT2_ENCODER_SHA256,
-        ),
-        special_tokens={END_OF_TEXT: 50256},
-        explicit_n_vocab=50257,
-    )
+    files = str(folder / "vocab.bpe"), str(folder / "encoder.json")
+    ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
+    special = {END_OF_TEXT: 50256}
+    return tiktoken.Encoding("gpt2", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
