@@ -26,7 +26,11 @@ class HuggingFaceReference(Reference):
     library = "tokenizers"
 
     def __init__(self, text: str) -> None:
-        self._tokenizer = _from_json(text)
+        tokenizers = needs("tokenizers", "tokenizers", "a tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"it is not a tokenizer.json: {error}") from None
         if getattr(self._tokenizer.model, "dropout", None):
             self._tokenizer.model.dropout = None  # a build would never give the same ids again
         self._tokenizer.no_truncation()
@@ -110,23 +114,6 @@ class HuggingFaceReference(Reference):
         config = {"eos_token": [*self.ends], "bos_token": [*self.begins]}
         files = {"tokenizer_config.json": json.dumps(config).encode()}
         return files | {"tokenizer.json": self.content()}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _from_files, (self.to_files(),)
-
-
-def _from_files(files: dict[str, bytes]) -> HuggingFaceReference:
-    reference = HuggingFaceReference(files["tokenizer.json"].decode())
-    reference.name_specials(json.loads(files["tokenizer_config.json"]))
-    return reference
-
-
-def _from_json(text: str) -> Any:
-    tokenizers = needs("tokenizers", "tokenizers", "a tokenizer.json")
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the package raises no other class
-        raise ValueError(f"it is not a tokenizer.json: {error}") from None
 
 
 def _steps(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:

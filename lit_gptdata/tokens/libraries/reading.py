@@ -141,9 +141,9 @@ def _read_text(text: str, data_dir: Path) -> Origin:
     if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
         name, digest = text, ""
     path = working_folder() / Path(name).expanduser() if name[:1] != "~" or "/" in name else Path(name)
-    if not _exists(path) and _exists(kept := data_dir / "tokenizers" / path.name):
+    if not path.exists() and (kept := data_dir / "tokenizers" / path.name).exists():
         path = kept  # the data_dir of a checkpoint may have moved
-    if name and _exists(path):
+    if name and path.exists():
         reference = read_file(path)
         found = reference.digest[:8]
         if digest not in ("", found):
@@ -154,13 +154,6 @@ def _read_text(text: str, data_dir: Path) -> Origin:
         hub = f", or for the hub hf://{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise FileNotFoundError(f"tokenizer={name!r}: there is no such file or folder: {path}{hub}")
     raise ValueError(_unknown_name(text, names))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False
 
 
 def read_file(path: Path) -> Reference:
