@@ -166,7 +166,7 @@ class _Gigatoken:
     def _load(self) -> None:
         while self._instance is None:
             try:
-                with _panics_hidden():
+                with output_hidden(2):  # where Rust prints panics
                     self._instance = self._loaders[0]()
             except (KeyboardInterrupt, SystemExit, MemoryError, OSError):
                 raise
@@ -196,19 +196,19 @@ def _anonymous_memory() -> int | None:
 
 
 @contextlib.contextmanager
-def _panics_hidden() -> Iterator[None]:
-    """Close the standard error of the process for a moment, because Rust prints panics there."""
+def output_hidden(descriptor: int) -> Iterator[None]:
+    """Discard what the process writes to 1, standard output, or to 2, standard error."""
     try:
-        saved = os.dup(2)
+        saved = os.dup(descriptor)
     except OSError:  # a daemon has none
         yield
         return
     try:
         with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
+            os.dup2(null.fileno(), descriptor)
         yield
     finally:
-        os.dup2(saved, 2)
+        os.dup2(saved, descriptor)
         os.close(saved)
 
 

@@ -5,8 +5,6 @@
 gigatoken and tokenizers learn the same merges, so the file does not depend on the library.
 """
 
-import contextlib
-import os
 import re
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.agreement import CLASSES_DIFFER
 from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
+from lit_gptdata.tokens.gigatoken import CHARACTERS, output_hidden
 from lit_gptdata.tokens.libraries.hugging_face import BYTES
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB
 from lit_gptdata.tokens.shards import writing
@@ -29,7 +28,6 @@ MIN_VOCAB = 257  # the bytes and <|endoftext|>
 CHUNK_BYTES = 1 << 12  # of text; the train part ends at the start of a chunk
 HELD_OUT_BYTES = 1 << 20  # of each corpus, to measure bytes per token
 CUT_SLACK = 0.01  # a split may move to a document boundary within 1 % of the corpus (windows/split.py)
-CHARACTERS = {byte: character for character, byte in BYTES.items()}  # that stand for bytes in the file
 
 # The libraries disagree whether these characters are letters. They are left out, so both learn the same.
 NEW = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) + "]+")
@@ -105,29 +103,14 @@ def _train(file: IO[bytes], vocab_size: int, tokenizers: Any) -> tuple[str, Any]
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size - 1, **options)
         model.train_from_iterator(_chunks(file), trainer)
         return "tokenizers", model
-    with _no_output():
+    sys.stdout.flush()
+    with output_hidden(1), output_hidden(2):  # gigatoken prints its progress
         _, pairs = gigatoken.train_bpe(f"/dev/fd/{file.fileno()}", vocab_size, [END_OF_TEXT])
     pairs = pairs[: _n_counted(pairs, gigatoken.pretokenizer, file)]
     merges = [tuple(token.decode("latin-1").translate(CHARACTERS) for token in pair) for pair in pairs]
     tokens = [*sorted(BYTES), *map("".join, merges)]
     model.model = tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges)
     return "gigatoken", model
-
-
-@contextlib.contextmanager
-def _no_output() -> Iterator[None]:
-    """Discard what a library prints without Python: gigatoken prints its progress."""
-    sys.stdout.flush()
-    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    with open(os.devnull, "wb") as null:
-        for descriptor in kept:
-            os.dup2(null.fileno(), descriptor)
-    try:
-        yield
-    finally:
-        for descriptor, copy in kept.items():
-            os.dup2(copy, descriptor)
-            os.close(copy)
 
 
 def _n_counted(pairs: list[tuple[bytes, bytes]], words_of: Any, file: IO[bytes]) -> int:
