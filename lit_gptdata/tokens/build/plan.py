@@ -1,8 +1,6 @@
 """The plan of a build: a corpus, a tokenizer, and the options that say how to build their store."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -14,7 +12,7 @@ from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
-from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
 from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -189,4 +187,4 @@ def _reading(corpus: PlanCorpus) -> dict[str, Any]:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    return digest_of(value)[:32]
