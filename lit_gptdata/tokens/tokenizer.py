@@ -12,6 +12,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -78,7 +79,7 @@ class Tokenizer:
         self.own_end: str | None = end_of_document
         self.bos: bool = bos
         if isinstance(tokenizer, Tokenizer):
-            self.origin: Origin = tokenizer.origin.under(data_dir)
+            self.origin: Origin = replace(tokenizer.origin, data_dir=data_dir)
         else:
             self.origin = read_tokenizer(tokenizer, data_dir)
 
@@ -208,7 +209,7 @@ class Tokenizer:
 
         A tiktoken encoding counts by its name, without loading it: tiktoken checks its files.
         """
-        named = self.origin.is_name
+        named = self.origin.kind == "name"
         identity = f"tiktoken:{self.name}" if named else f"content:{self.reference.digest}"
         identity += f"\n{self.special_tokens}"
         if not named or self.own_end is not None or self.bos:
@@ -253,11 +254,8 @@ class Tokenizer:
 
 def _only(own: Sequence[str], known: Sequence[str], special_ids: dict[str, int]) -> str | None:
     """The only special string that the tokenizer names, or else whose name is known."""
-    for names in (own, known):
-        found = [name for name in dict.fromkeys(names) if name in special_ids]
-        if found or (names is own and own):
-            return found[0] if len(found) == 1 else None
-    return None
+    found = special_ids.keys() & (own or known)
+    return found.pop() if len(found) == 1 else None
 
 
 def _some(special_ids: dict[str, int]) -> list[str]:

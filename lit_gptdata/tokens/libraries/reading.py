@@ -5,13 +5,13 @@ read_tokenizer("gpt2") | read_tokenizer("tokenizer.json") | read_tokenizer("hf:/
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_gptdata._checks import plain
 from lit_gptdata._io import working_folder, write_whole
@@ -33,60 +33,50 @@ ALLOWED = (
 )
 
 
+@dataclass(eq=False)
 class Origin:
-    """Where a tokenizer comes from. `is_name`: its name alone decides the ids.
+    """Where a tokenizer comes from."""
 
-    Without `is_name` and `reference`, it is an address on the hub, downloaded on first use.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        location: str,
-        data_dir: Path,
-        reference: Reference | None = None,
-        *,
-        is_name: bool = False,
-        is_object: bool = False,
-    ) -> None:
-        self.name = name
-        """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
-        self.is_name = is_name
-        self._location, self._folder, self._reference = location, data_dir / "tokenizers", reference
-        self._is_object = is_object
+    kind: Literal["name", "file", "object", "hub"]
+    """A name alone decides the ids. A name and the hub are loaded on first use."""
+    name: str
+    """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
+    given: str
+    """The name, the path with 8 hex digits, or the address on the hub."""
+    data_dir: Path
+    """For files of the hub and objects."""
+    loaded: Reference | None = None
 
     @classmethod
     def of_object(cls, label: str, reference: Reference, data_dir: Path) -> Origin:
         """An object, which `keep` writes into a folder below `data_dir`."""
         name = _with_digest(re.sub(r"[^\w.-]", "_", label), reference)
-        return cls(name, name, data_dir, reference, is_object=True)
-
-    def under(self, data_dir: Path) -> Origin:
-        """The same, with another `data_dir`."""
-        origin = copy.copy(self)
-        origin._folder = data_dir / "tokenizers"
-        return origin
+        return cls("object", name, name, data_dir, reference)
 
     @property
     def location(self) -> str:
-        """In hyperparameters: a name, a path with 8 hex digits, or an address on the hub."""
-        if self._is_object:
+        """In hyperparameters: `given`, or where `keep` writes an object."""
+        if self.kind == "object":
             return f"{self._folder / self.name}#{self.reference.digest[:8]}"
-        return self._location
+        return self.given
+
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / "tokenizers"
 
     @property
     def reference(self) -> Reference:
         """The tokenizer, loaded on first use; raises OSError, ValueError, ImportError."""
-        if self._reference is None and self.is_name:
-            self._reference = TiktokenReference(load_encoding(self.name))
-        elif self._reference is None:
+        if self.loaded is None and self.kind == "hub":
             path, self.name = find_on_hub(self.name, self._folder)
-            self._location, self._reference = self.name, read_file(path)
-        return self._reference
+            self.given, self.loaded = self.name, read_file(path)
+        elif self.loaded is None:
+            self.loaded = TiktokenReference(load_encoding(self.name))
+        return self.loaded
 
     def keep(self) -> None:
         """Write an object to `location`, where a checkpoint and other processes find it."""
-        files = self.reference.to_files() if self._is_object else {}
+        files = self.reference.to_files() if self.kind == "object" else {}
         for name, content in files.items():
             path = self._folder / self.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +85,7 @@ class Origin:
 
     def __getstate__(self) -> dict[str, Any]:
         # the vocabulary of a name is loaded again, instead of a copy of some MB
-        return vars(self) | ({"_reference": None} if self.is_name else {})
+        return vars(self) | ({"loaded": None} if self.kind == "name" else {})
 
 
 def read_tokenizer(value: Any, data_dir: Path) -> Origin:
@@ -132,10 +122,10 @@ def _read_text(text: str, data_dir: Path) -> Origin:
 
     names = tiktoken.list_encoding_names()
     if text in names:
-        return Origin(text, text, data_dir, is_name=True)
+        return Origin("name", text, text, data_dir)
     if text.startswith("hf://"):
         check_hub_name(text)
-        return Origin(text, text, data_dir)
+        return Origin("hub", text, text, data_dir)
     # a checkpoint keeps the digest behind the path
     name, digest = text[:-9], text[-8:]
     if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
@@ -149,7 +139,8 @@ def _read_text(text: str, data_dir: Path) -> Origin:
         if digest not in ("", found):
             problem = f"{path} has other contents than it had: its digest was {digest}"
             raise ValueError(f"{problem}, now {found}. Give the file that it was")
-        return Origin(_with_digest(path.stem, reference), f"{name}#{found}", data_dir, reference)
+        label = _with_digest(path.stem, reference)
+        return Origin("file", label, f"{name}#{found}", data_dir, reference)
     if "/" in name or path.suffix in (".json", ".tiktoken", ".model"):
         hub = f", or for the hub hf://{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise FileNotFoundError(f"tokenizer={name!r}: there is no such file or folder: {path}{hub}")
@@ -201,7 +192,7 @@ def _read_encoding(encoding: Any, data_dir: Path) -> Origin:
     name = encoding.name
     known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
     if known is encoding or (known and digest_of_encoding(known) == digest_of_encoding(encoding)):
-        return Origin(name, name, data_dir, is_name=True)
+        return Origin("name", name, name, data_dir)
     return Origin.of_object(name, TiktokenReference(checked(encoding)), data_dir)
 
 
