@@ -31,8 +31,6 @@ from lit_gptdata.windows.split import (
     split_tokens,
 )
 
-UNKNOWN_BYTES = "the tokenizer changes the text, so the bytes of only a part of it are not known"
-
 
 class Owner(Protocol):
     """What sources need of their data module, whose lengths may change after `setup()`."""
@@ -120,7 +118,8 @@ class NamedSource:
         """`windows.split.scored_bytes` of a split; says once why they are not known."""
         n_bytes = scored_bytes(self.store, getattr(self.split, split), n, ordinary, special)
         if not n_bytes:
-            warnings.warn(f"{split} bits per byte are not logged: {UNKNOWN_BYTES}", stacklevel=2)
+            reason = "the tokenizer changes the text, so the bytes of only a part of it are not known"
+            warnings.warn(f"{split} bits per byte are not logged: {reason}", stacklevel=2)
         return n_bytes
 
     @property

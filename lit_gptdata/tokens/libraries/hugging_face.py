@@ -44,6 +44,8 @@ class HuggingFaceReference(Reference):
             each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in self._added
         ]
         self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
+        self._splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
+        self._is_byte_level = any(step["type"] == "ByteLevel" for step in self._splits)
         self.is_lossless = self._keeps_all()
         self.added = self._tokenizer.encode("", add_special_tokens=True).tokens
 
@@ -59,7 +61,7 @@ class HuggingFaceReference(Reference):
                 self.special_ids[name] = id
 
     def _keeps_all(self) -> bool:
-        splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
+        splits = self._splits
         return (
             self._is_byte_level
             and self._json["model"]["type"] == "BPE"
@@ -70,11 +72,6 @@ class HuggingFaceReference(Reference):
             and not any(each["lstrip"] or each["rstrip"] for each in self._added)
             and BYTES.keys() <= self._tokenizer.get_vocab().keys()
         )
-
-    @property
-    def _is_byte_level(self) -> bool:
-        splits = _steps(self._json["pre_tokenizer"], "pretokenizers")
-        return any(step["type"] == "ByteLevel" for step in splits)
 
     @property
     def _affixes(self) -> tuple[str, str]:
