@@ -460,7 +460,7 @@ def test_another_tokenizer_of_a_published_source_is_refused_by_name(folder, tmp_
     url = local.publish(str(tmp_path / "published"))
     corpus = {"web": {"store_url": url}, "code": str(folder / "code.txt")}
     data = make_data(tmp_path, corpus=corpus)
-    with pytest.raises(ValueError, match=r"source web: .* special_tokens='text' .* has Tokenizer\('gpt2'\)"):
+    with pytest.raises(ValueError, match=r"source web: .* special_tokens='text' .* has Tokenizer\("):
         data.prepare_data()
 
 
