@@ -47,7 +47,7 @@ BLOCK = 256  # code points in one text
 
 
 def pairs() -> Iterator[bytes]:
-    """The pairs of bytes across a border between two characters, those of c first."""
+    """The pairs of bytes across a border between two characters; a lower rank is merged first."""
     leads, ends, ascii_bytes = range(0xC2, 0xF5), range(0x80, 0xC0), range(0x80)
     for firsts, seconds in (
         (ends, leads), (ascii_bytes, leads), (ends, ascii_bytes), (ascii_bytes, ascii_bytes),
@@ -75,7 +75,7 @@ def as_tokenizer_json(pattern: str, normalizer: str | None = None) -> tokenizers
         "version": "1.0",
         "added_tokens": [{"id": len(names), "content": END, "special": True} | _FLAGS],
         "normalizer": normalizer and {"type": normalizer},
-        # a regular expression of its own is the library's way to write the pattern of gpt2
+        # the library has the pattern of gpt2 built in
         "pre_tokenizer": last | {"use_regex": True} if pattern == GPT2_PATTERN else sequence,
         "model": {
             "type": "BPE", "vocab": {each: id for id, each in enumerate(names)},

@@ -129,7 +129,7 @@ class GigatokenEngine:
         self._bytes_to_compare -= len(chunk)
         if _classes_differ(head, self._differ):
             return
-        expected, actual = self._reference(head), self._gigatoken.encode(head)
+        expected, actual = self._reference(head, False), self._gigatoken.encode(head)
         if np.array_equal(expected, actual):
             return
         self.name = self._tokenizer.reference.library
@@ -244,7 +244,9 @@ def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> An
         with tempfile.TemporaryFile() as file:
             file.write(ranks)
             file.seek(0)
-            return gigatoken.Tokenizer.from_tiktoken(f"/dev/fd/{file.fileno()}", scheme, special_ids)
+            return gigatoken.Tokenizer.from_tiktoken(
+                f"/dev/fd/{file.fileno()}", scheme, dict(special_ids)
+            )
     except OSError as error:
         problem = (
             f"{error.strerror}: gigatoken needs {len(ranks):,} bytes. Free some space, or set TMPDIR"
