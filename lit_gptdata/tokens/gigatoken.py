@@ -283,6 +283,8 @@ def _checked_json(content: bytes, special_ids: Mapping[str, int]) -> str:
     wrong += [flag for flag in flags if any(each[flag] for each in added)]
     if wrong:
         raise ValueError(f"it ignores {' and '.join(wrong)}")
+    if added == values["added_tokens"]:
+        return content.decode()
     return json.dumps(values | {"added_tokens": added})
 
 
