@@ -108,7 +108,9 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
 
 
 def quote_value(override: str) -> str:
-    """Quote the value of an override for Hydra: a=é.txt → a="é.txt", and a=[x,é] → a=["x","é"]."""
+    """Quote a value for Hydra where necessary: a=é.txt → a="é.txt", and a=[x,é] → a=["x","é"]."""
+    if re.fullmatch(r"[\w.-]+=[\w./-]+", override, re.ASCII):
+        return override
 
     def quoted(text: str) -> str:
         # Backslashes count only before a quote, in Hydra, and before "${", in OmegaConf.

@@ -99,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, json.dumps([hub.entry(name) for name in names]).encode())
         elif re.fullmatch(f"/api/models/{DATASET}/revision/(main|[0-9a-f]{{40}})", path):
             commit = path.rpartition("/")[2].replace("main", hub.commit)
-            self.answer(200, json.dumps({"id": DATASET, "sha": commit}).encode())
+            siblings = [{"rfilename": name} for name in hub.files]
+            info = {"id": DATASET, "sha": commit, "siblings": siblings}
+            self.answer(200, json.dumps(info).encode())
         elif found := re.fullmatch(f"/{DATASET}/resolve/([0-9a-f]{{40}})/(.*)", path):
             if (content := hub.files.get(found[2])) is None:
                 self.answer(404, code="EntryNotFound")

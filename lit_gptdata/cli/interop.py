@@ -47,9 +47,8 @@ def import_ids(args: argparse.Namespace) -> None:
         print("split: {:,} tokens of train, {:,} of val, {:,} of test".format(*sizes))
     here, path = working_folder(), store.path
     url = f"data.store_url={path.relative_to(here) if path.is_relative_to(here) else path}"
-    url = url if re.fullmatch(r"[\w=./-]+", url) else quote_value(url)
     kept = [word for word in overrides if not word.startswith("data.data_dir=")]
-    print(shlex.join(["python", "train.py", url, *kept]))
+    print(shlex.join(["python", "train.py", quote_value(url), *kept]))
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,8 @@ EXAMPLE = "lit-gptdata train-tokenizer OUT.json vocab_size=8192 data=files data.
 
 
 def train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    add_overrides(
-        parser, "the OUT.json to write; vocab_size=N, with 256 bytes and <|endoftext|>; others: "
-    )
+    words = "the OUT.json to write; vocab_size=N, with 256 bytes and <|endoftext|>; others: "
+    add_overrides(parser, words)
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
@@ -33,8 +32,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     if len(files) != 1 or (cfg := compose_config(words)).vocab_size is None:
         raise ValueError(f"give one .json file to write, and vocab_size=N: {EXAMPLE}")
     print(*train_on(instantiate(cfg.data), Path(files[0]), cfg.vocab_size), sep="\n")
-    use = f"data.tokenizer={files[0]}"
-    use = use if re.fullmatch(r"[\w./=-]+", use) else quote_value(use)
+    use = quote_value(f"data.tokenizer={files[0]}")
     others = [word for word in words if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
     print(f"next: {shlex.join(['python', 'train.py', use, *others])}")
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,9 @@ class IdFiles:
         output.remove_unfinished({})  # of a killed process
         shards, readers = Shards(), [self.read(file) for _, file in self.files]
         writer = output.shard_writer("00000-000", self.tokenizer.dtype)
+        n_bytes_of_files = sum(file.stat().st_size for _, file in self.files)
         try:
-            with progress_of(
-                "importing", sum(file.stat().st_size for _, file in self.files)
-            ) as progress:
+            with progress_of("importing", n_bytes_of_files) as progress:
                 for row, ids, n_bytes in self._chunks(readers):
                     if row:
                         if writer.n_tokens >= SHARD_IDS or writer.n_documents >= SHARD_DOCUMENTS:
@@ -98,26 +98,25 @@ class IdFiles:
         A chunk ends after a special token, which has no bytes of text.
         """
         lengths_of = vocab_table(self.tokenizer)["n_bytes"].astype(np.int64)
-        last, n_ids, n_joined, separator = -1, 0, 0, separator_of(self.tokenizer)
+        last, n_ids, n_joined = -1, 0, 0
+        separator = self.tokenizer.end_of_document if self.separate else separator_of(self.tokenizer)
         for source, (split, file) in enumerate(self.files):
             self._begins.setdefault(split, n_ids)
             digest, is_first = hashlib.sha256(), True
             for block in readers[source]:
                 ids = self._checked(file, block)
                 before = np.append(last, ids)[:-1]
-                is_document = (before == separator) | (before < 0)
+                follows_end = (before == separator) | (before < 0)
+                is_document = follows_end.copy()
                 is_document[1:2] &= not (is_first and is_document[0])
                 if block.starts is not None:
+                    joined = block.starts[~follows_end[block.starts]]
+                    n_joined += len(joined)
                     is_document[:] = False
                     is_document[block.starts] = True
-                    is_joined = is_document & (before != separator) & (before >= 0)
-                    n_joined += int(is_joined.sum())
                     if self.separate:
-                        at = np.flatnonzero(is_joined)
-                        ids, is_document = (
-                            np.insert(ids, at, separator),
-                            np.insert(is_document, at, False),
-                        )
+                        ids = np.insert(ids, joined, separator)
+                        is_document = np.insert(is_document, joined, False)
                         before = np.append(last, ids)[:-1]
                 is_edge = is_document | (lengths_of[before] == 0)
                 is_edge[:1] |= is_first
@@ -126,9 +125,7 @@ class IdFiles:
                 lengths[is_document & (lengths > 0)] -= self.tokenizer.adds_space
                 bounds = np.unique(np.append([0, len(ids)], np.flatnonzero(is_edge)))
                 sizes = np.diff(np.append(0, np.cumsum(lengths))[bounds]).tolist()
-                for begin, end, n_bytes in zip(
-                    bounds.tolist(), bounds[1:].tolist(), sizes, strict=False
-                ):
+                for (begin, end), n_bytes in zip(pairwise(bounds.tolist()), sizes, strict=True):
                     row = (source, bool(is_document[begin])) if is_edge[begin] else None
                     yield row, ids[begin:end], n_bytes
                 digest.update(ids.data)

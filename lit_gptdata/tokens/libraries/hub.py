@@ -9,7 +9,8 @@ from pathlib import Path
 from lit_gptdata._io import write_whole
 from lit_gptdata.text.formats import needs
 
-FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+CONFIG = "tokenizer_config.json"
+MODELS = ("tokenizer.json", "tokenizer.model")  # the same tokenizer in two formats
 
 
 def check_hub_name(name: str) -> tuple[str, str]:
@@ -32,7 +33,7 @@ def find_on_hub(name: str, folder: Path) -> tuple[Path, str]:
     commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
     if not commit and record.is_file():
         commit = record.read_text()
-    if not commit or not any((home / commit / file).is_file() for file in FILES[1:]):
+    if not commit or not any((home / commit / file).is_file() for file in MODELS):
         commit = _download(repository, commit or revision, home)
         if commit != revision:
             write_whole(record, commit.encode())
@@ -40,26 +41,19 @@ def find_on_hub(name: str, folder: Path) -> tuple[Path, str]:
 
 
 def _download(repository: str, revision: str, home: Path) -> str:
-    """Download the files of a revision, those that exist; returns its commit."""
+    """Download the files of a tokenizer; returns the commit."""
     hub = needs("huggingface_hub", "tokenizers", f"hf://{repository}")
     try:
-        commit = str(hub.model_info(repository, revision=revision).sha)
-        for file in FILES:
-            try:
-                hub.hf_hub_download(repository, file, revision=commit, local_dir=home / commit)
-            except hub.errors.EntryNotFoundError:
-                continue
-            if file == "tokenizer.json":
-                break  # tokenizer.model would be the same tokenizer in another format
-        else:
-            if not any((home / commit / file).is_file() for file in FILES[1:]):
-                raise FileNotFoundError(
-                    f"hf://{repository}@{commit} has neither tokenizer.json nor tokenizer.model"
-                )
-    except FileNotFoundError:
-        raise
+        info = hub.model_info(repository, revision=revision)
+        existing = {sibling.rfilename for sibling in info.siblings or ()}
+        # the model comes last: where it exists, the download was complete
+        files = [CONFIG, *[model for model in MODELS if model in existing][:1]]
+        for file in filter(existing.__contains__, files):
+            hub.hf_hub_download(repository, file, revision=info.sha, local_dir=home / info.sha)
     except Exception as error:  # of the package itself, of requests or of httpx, by its version
         hint = "check the name, the network and HF_TOKEN, or give a tokenizer.json"
         problem = f"hf://{repository}@{revision} cannot be downloaded: {' '.join(str(error).split())}"
         raise ConnectionError(f"{problem}. {hint}") from error
-    return commit
+    if len(files) < 2:
+        raise FileNotFoundError(f"hf://{repository}@{info.sha} has neither {' nor '.join(MODELS)}")
+    return str(info.sha)

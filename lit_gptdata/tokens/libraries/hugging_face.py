@@ -46,11 +46,7 @@ class HuggingFaceReference(Reference):
     @functools.cached_property
     def digest(self) -> str:
         parts = ("normalizer", "pre_tokenizer", "model", "added_tokens")
-        return digest_of([{part: self._json[part] for part in parts}, *self._names])
-
-    @property
-    def _names(self) -> tuple[list[str], list[str]]:
-        return [*self.ends], [*self.begins]
+        return digest_of([{part: self._json[part] for part in parts}, [*self.ends], [*self.begins]])
 
     def name_specials(self, config: Mapping[str, Any]) -> None:
         super().name_specials(config)
@@ -59,13 +55,12 @@ class HuggingFaceReference(Reference):
                 self.special_ids[name] = id
 
     def _keeps_all(self) -> bool:
-        steps = [*_steps(self._json["normalizer"], "normalizers")]
         splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
         return (
             self._is_byte_level
             and self._json["model"]["type"] == "BPE"
             and not any(self._affixes)
-            and not steps
+            and not any(_steps(self._json["normalizer"], "normalizers"))
             and all(step["type"] in _KEEP_ALL and step.get("behavior") != "Removed" for step in splits)
             and not any(step.get("add_prefix_space") for step in splits)
             and not any(each["lstrip"] or each["rstrip"] for each in self._added)
@@ -81,9 +76,8 @@ class HuggingFaceReference(Reference):
     def _affixes(self) -> tuple[str, str]:
         """What a vocabulary writes before a token inside a word, and after the last token of a word."""
         model = self._json["model"]
-        names = "continuing_subword_prefix", "end_of_word_suffix"
-        prefix, suffix = (model.get(name) or "" for name in names)
-        return prefix, suffix
+        prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+        return prefix or "", suffix or ""
 
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         # the attribute costs nothing to set; a second tokenizer would take as much memory again
@@ -113,8 +107,9 @@ class HuggingFaceReference(Reference):
         return str(self._tokenizer.to_str()).encode()
 
     def to_files(self) -> dict[str, bytes]:
-        config = json.dumps(dict(zip(("eos_token", "bos_token"), self._names, strict=True)))
-        return {"tokenizer_config.json": config.encode(), "tokenizer.json": self.content()}
+        config = {"eos_token": [*self.ends], "bos_token": [*self.begins]}
+        files = {"tokenizer_config.json": json.dumps(config).encode()}
+        return files | {"tokenizer.json": self.content()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_files, (self.to_files(),)
@@ -144,21 +139,15 @@ def _steps(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, An
         yield from _steps(step, key)
 
 
-def _byte_characters() -> dict[str, int]:
-    """The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTES = _byte_characters()
+_VISIBLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
+BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+"""The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    try:
-        return bytes([BYTES[character] for character in token])
-    except KeyError:  # a special token that is in the vocabulary
-        return bytes(BYTES[character] for character in token if character in BYTES)
+    # a special token may have other characters, too
+    return bytes([BYTES[character] for character in token if character in BYTES])
 
 
 def piece_bytes(piece: str) -> bytes:

@@ -20,9 +20,9 @@ from lit_gptdata.tokens.libraries.reference import MAX_VOCAB, Reference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import (
     ENCODING_FILE,
     TiktokenReference,
+    checked,
     digest_of_encoding,
     encoding_from_file,
-    problem_of,
 )
 from lit_gptdata.tokens.libraries.vocabularies import encoding_from_ranks, load_encoding
 
@@ -34,75 +34,68 @@ ALLOWED = (
 
 
 class Origin:
-    """Where a tokenizer comes from. `is_name`: its name alone decides the ids."""
+    """Where a tokenizer comes from. `is_name`: its name alone decides the ids.
+
+    Without `is_name` and `reference`, it is an address on the hub, downloaded on first use.
+    """
 
     def __init__(
-        self, name: str, location: str, reference: Reference | None = None, *, is_name: bool = False
+        self,
+        name: str,
+        location: str,
+        data_dir: Path,
+        reference: Reference | None = None,
+        *,
+        is_name: bool = False,
+        is_object: bool = False,
     ) -> None:
         self.name = name
         """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
-        self.location = location
-        """In hyperparameters: a name, a path with 8 hex digits, or an address on the hub."""
         self.is_name = is_name
-        self._reference = reference
-        self._folder: Path | None = None
+        self._location, self._folder, self._reference = location, data_dir / "tokenizers", reference
+        self._is_object = is_object
 
     @classmethod
     def of_object(cls, label: str, reference: Reference, data_dir: Path) -> Origin:
         """An object, which `keep` writes into a folder below `data_dir`."""
         name = _with_digest(re.sub(r"[^\w.-]", "_", label), reference)
-        origin = cls(name, name, reference)
-        origin.move(data_dir)
-        return origin
-
-    def move(self, data_dir: Path) -> None:
-        """Keep an object below another `data_dir`."""
-        self._folder = data_dir / "tokenizers" / self.name
-        self.location = f"{self._folder}#{self.reference.digest[:8]}"
+        return cls(name, name, data_dir, reference, is_object=True)
 
     def under(self, data_dir: Path) -> Origin:
-        """The same; an object is kept below `data_dir`."""
+        """The same, with another `data_dir`."""
         origin = copy.copy(self)
-        if self._folder is not None:
-            origin.move(data_dir)
+        origin._folder = data_dir / "tokenizers"
         return origin
+
+    @property
+    def location(self) -> str:
+        """In hyperparameters: a name, a path with 8 hex digits, or an address on the hub."""
+        if self._is_object:
+            return f"{self._folder / self.name}#{self.reference.digest[:8]}"
+        return self._location
 
     @property
     def reference(self) -> Reference:
         """The tokenizer, loaded on first use; raises OSError, ValueError, ImportError."""
-        if self._reference is None:
-            self._reference = self._load()
+        if self._reference is None and self.is_name:
+            self._reference = TiktokenReference(load_encoding(self.name))
+        elif self._reference is None:
+            path, self.name = find_on_hub(self.name, self._folder)
+            self._location, self._reference = self.name, read_file(path)
         return self._reference
-
-    def _load(self) -> Reference:
-        return TiktokenReference(load_encoding(self.name))
 
     def keep(self) -> None:
         """Write an object to `location`, where a checkpoint and other processes find it."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.reference.to_files().items():
-            if not (self._folder / name).is_file():
-                write_whole(self._folder / name, content)
+        files = self.reference.to_files() if self._is_object else {}
+        for name, content in files.items():
+            path = self._folder / self.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                write_whole(path, content)
 
     def __getstate__(self) -> dict[str, Any]:
         # the vocabulary of a name is loaded again, instead of a copy of some MB
         return vars(self) | ({"_reference": None} if self.is_name else {})
-
-
-class HubOrigin(Origin):
-    """A tokenizer on the Hugging Face Hub, downloaded on first use into `folder`."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        check_hub_name(name)
-        super().__init__(name, name)
-        self._hub_folder = folder
-
-    def _load(self) -> Reference:
-        path, self.location = find_on_hub(self.name, self._hub_folder)
-        self.name = self.location
-        return read_file(path)
 
 
 def read_tokenizer(value: Any, data_dir: Path) -> Origin:
@@ -139,9 +132,10 @@ def _read_text(text: str, data_dir: Path) -> Origin:
 
     names = tiktoken.list_encoding_names()
     if text in names:
-        return Origin(text, text, is_name=True)
+        return Origin(text, text, data_dir, is_name=True)
     if text.startswith("hf://"):
-        return HubOrigin(text, data_dir / "tokenizers")
+        check_hub_name(text)
+        return Origin(text, text, data_dir)
     # a checkpoint keeps the digest behind the path
     name, digest = text[:-9], text[-8:]
     if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
@@ -151,12 +145,11 @@ def _read_text(text: str, data_dir: Path) -> Origin:
         path = kept  # the data_dir of a checkpoint may have moved
     if name and _exists(path):
         reference = read_file(path)
-        found = Origin(_with_digest(path.stem, reference), name, reference)
-        found.location = f"{name}#{reference.digest[:8]}"
-        if digest and digest != reference.digest[:8]:
+        found = reference.digest[:8]
+        if digest not in ("", found):
             problem = f"{path} has other contents than it had: its digest was {digest}"
-            raise ValueError(f"{problem}, now {reference.digest[:8]}. Give the file that it was")
-        return found
+            raise ValueError(f"{problem}, now {found}. Give the file that it was")
+        return Origin(_with_digest(path.stem, reference), f"{name}#{found}", data_dir, reference)
     if "/" in name or path.suffix in (".json", ".tiktoken", ".model"):
         hub = f", or for the hub hf://{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise FileNotFoundError(f"tokenizer={name!r}: there is no such file or folder: {path}{hub}")
@@ -197,7 +190,7 @@ def _read_content(content: bytes) -> Reference:
     if content.lstrip()[:1] == b"{":
         values = json.loads(content)
         if "mergeable_ranks" in values:
-            return TiktokenReference(_checked(encoding_from_file(values)))
+            return TiktokenReference(checked(encoding_from_file(values)))
         from lit_gptdata.tokens.libraries.hugging_face import HuggingFaceReference
 
         return HuggingFaceReference(content.decode())
@@ -215,14 +208,8 @@ def _read_encoding(encoding: Any, data_dir: Path) -> Origin:
     name = encoding.name
     known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
     if known is encoding or (known and digest_of_encoding(known) == digest_of_encoding(encoding)):
-        return Origin(name, name, is_name=True)
-    return Origin.of_object(name, TiktokenReference(_checked(encoding)), data_dir)
-
-
-def _checked(encoding: Any) -> Any:
-    if problem := problem_of(encoding):
-        raise ValueError(f"encoding {encoding.name!r} {problem}")
-    return encoding
+        return Origin(name, name, data_dir, is_name=True)
+    return Origin.of_object(name, TiktokenReference(checked(encoding)), data_dir)
 
 
 def _with_digest(label: str, reference: Reference) -> str:

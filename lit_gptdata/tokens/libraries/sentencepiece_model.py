@@ -66,13 +66,11 @@ def _specs(proto: bytes) -> dict[str, Any]:
     from sentencepiece import sentencepiece_model_pb2 as protobuf
 
     model = protobuf.ModelProto.FromString(proto)  # type: ignore[attr-defined]
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    trainer = ("model_type", "byte_fallback", "treat_whitespace_as_suffix")
+    normalizer = ("add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces")
     return {
-        "model_type": int(trainer.model_type),
-        "byte_fallback": bool(trainer.byte_fallback),
-        "treat_whitespace_as_suffix": bool(trainer.treat_whitespace_as_suffix),
-        "charsmap": hashlib.sha256(normalizer.precompiled_charsmap).hexdigest(),
-        "add_dummy_prefix": bool(normalizer.add_dummy_prefix),
-        "remove_extra_whitespaces": bool(normalizer.remove_extra_whitespaces),
-        "escape_whitespaces": bool(normalizer.escape_whitespaces),
+        "charsmap": hashlib.sha256(charsmap).hexdigest(),
+        **{name: getattr(model.trainer_spec, name) for name in trainer},
+        **{name: getattr(model.normalizer_spec, name) for name in normalizer},
     }

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -59,13 +57,8 @@ class TiktokenReference(Reference):
         return table
 
     def content(self) -> bytes:
-        ranks, encode = (
-            self.encoding._mergeable_ranks,
-            functools.partial(binascii.b2a_base64, newline=False),
-        )
-        tokens = sorted(ranks, key=ranks.__getitem__)
-        numbers = map(b" %d\n".__mod__, map(ranks.__getitem__, tokens))
-        return b"".join(itertools.chain.from_iterable(zip(map(encode, tokens), numbers, strict=True)))
+        ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
+        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
 
     def to_files(self) -> dict[str, bytes]:
         values = {
@@ -95,19 +88,23 @@ def read_ranks(content: bytes) -> dict[bytes, int]:
         raise ValueError(problem) from None
 
 
-def problem_of(encoding: tiktoken.Encoding) -> str | None:
-    """Why an encoding would give wrong data, with the remedy."""
+def checked(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
+    """The encoding; raises ValueError for one that would give wrong data."""
     ranks, ordinary = encoding._mergeable_ranks, set(encoding._mergeable_ranks.values())
-    if (largest := encoding.max_token_value) >= MAX_VOCAB:
-        return f"has the id {largest:,}, and a model has an embedding per id: use ids < {MAX_VOCAB:,}"
-    for special, id in encoding._special_tokens.items():
-        if id in ordinary and ranks.get(special.encode()) != id:
-            return f"gives {special!r} the id {id} of another token: give it an unused id"
-    if not all(bytes([byte]) in ranks for byte in range(256)):  # tiktoken panics at a missing byte
-        return None
-    if (decoded := encoding.decode(encoding.encode_ordinary(PROBE))) != PROBE:
-        return f"turns {PROBE!r} into {decoded!r}: its pat_str must match all characters"
-    return None
+    special_ids, largest, problem = encoding._special_tokens.items(), encoding.max_token_value, ""
+    taken = [name for name, id in special_ids if id in ordinary and ranks.get(name.encode()) != id]
+    if largest >= MAX_VOCAB:
+        problem = f"has the id {largest:,}, and a model has an embedding per id: use ids < {MAX_VOCAB:,}"
+    elif taken:
+        id = encoding._special_tokens[taken[0]]
+        problem = f"gives {taken[0]!r} the id {id} of another token: give it an unused id"
+    elif any(bytes([byte]) not in ranks for byte in range(256)):
+        return encoding  # tiktoken panics at a missing byte
+    elif (decoded := encoding.decode(encoding.encode_ordinary(PROBE))) != PROBE:
+        problem = f"turns {PROBE!r} into {decoded!r}: its pat_str must match all characters"
+    if problem:
+        raise ValueError(f"encoding {encoding.name!r} {problem}")
+    return encoding
 
 
 @functools.lru_cache(maxsize=8)
