@@ -60,7 +60,7 @@ class TiktokenReference(Reference):
     def content(self) -> bytes:
         ranks = self.encoding._mergeable_ranks
         encode = functools.partial(binascii.b2a_base64, newline=False)  # twice as fast as base64
-        return b"".join([b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.get)])
+        return b"".join([b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)])
 
     def to_files(self) -> dict[str, bytes]:
         values = {
