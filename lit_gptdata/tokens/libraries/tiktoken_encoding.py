@@ -58,6 +58,8 @@ class TiktokenReference(Reference):
         return table
 
     def content(self) -> bytes:
+        if (file := getattr(self.encoding, "rank_file", None)) is not None:
+            return bytes(file)  # `encoding_from_ranks` keeps it
         ranks = self.encoding._mergeable_ranks
         encode = functools.partial(binascii.b2a_base64, newline=False)  # twice as fast as base64
         return b"".join([b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)])

@@ -103,9 +103,11 @@ def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
             f"it has {len(ranks):,} ranks, but no split pattern and no special tokens, and it is not "
             f"the file of {names}. Give its tokenizer.json, or a tiktoken.Encoding with these ranks"
         )
-    return tiktoken.Encoding(
+    encoding = tiktoken.Encoding(
         known.name, pat_str=known.pattern, mergeable_ranks=ranks, special_tokens=dict(known.special_ids)
     )
+    encoding.rank_file = content  # type: ignore[attr-defined]  # gigatoken needs it
+    return encoding
 
 
 def _wheel_of(name: str) -> Path | None:
