@@ -97,7 +97,9 @@ class HuggingFaceReference(Reference):
         prefix, suffix = self._affixes
         bytes_of = _byte_level_bytes if self._is_byte_level else piece_bytes
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            table[id] = bytes_of(token.removeprefix(prefix).removesuffix(suffix))
+            if prefix or suffix:
+                token = token.removeprefix(prefix).removesuffix(suffix)
+            table[id] = bytes_of(token)
         for each in self._added:
             table[each["id"]] = each["content"].encode()
         for id in self.special_ids.values():
@@ -129,13 +131,16 @@ BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte
 """The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
 
 
+_LATIN1 = {ord(character): byte for character, byte in BYTES.items()}
+
+
 def _byte_level_bytes(token: str) -> bytes:
     # a special token may have other characters, too
-    return bytes([BYTES[character] for character in token if character in BYTES])
+    return token.translate(_LATIN1).encode("latin-1", errors="ignore")
 
 
 def piece_bytes(piece: str) -> bytes:
     """The bytes of a piece of sentencepiece: `▁` stands for a space, and `<0x0A>` for a byte."""
-    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+    if piece.startswith("<0x") and re.fullmatch("<0x[0-9A-F]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("▁", " ").encode()

