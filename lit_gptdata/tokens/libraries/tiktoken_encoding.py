@@ -62,7 +62,9 @@ class TiktokenReference(Reference):
             return bytes(file)  # `encoding_from_ranks` keeps it
         ranks = self.encoding._mergeable_ranks
         encode = functools.partial(binascii.b2a_base64, newline=False)  # twice as fast as base64
-        return b"".join([b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)])
+        return b"".join(
+            [b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)]
+        )
 
     def to_files(self) -> dict[str, bytes]:
         values = {
