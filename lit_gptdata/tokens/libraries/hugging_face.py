@@ -95,11 +95,11 @@ class HuggingFaceReference(Reference):
     def token_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
         prefix, suffix = self._affixes
-        bytes_of = _byte_level_bytes if self._is_byte_level else piece_bytes
-        for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            if prefix or suffix:
-                token = token.removeprefix(prefix).removesuffix(suffix)
-            table[id] = bytes_of(token)
+        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        tokens = [token.removeprefix(prefix).removesuffix(suffix) for token in vocab]
+        bytes_of = _byte_level_bytes if self._is_byte_level else lambda them: map(piece_bytes, them)
+        for id, token in zip(vocab.values(), bytes_of(tokens), strict=True):
+            table[id] = token
         for each in self._added:
             table[each["id"]] = each["content"].encode()
         for id in self.special_ids.values():
@@ -131,12 +131,14 @@ BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte
 """The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
 
 
+_BETWEEN = "\u2fff"  # in no vocabulary
 _LATIN1 = {ord(character): byte for character, byte in BYTES.items()}
 
 
-def _byte_level_bytes(token: str) -> bytes:
-    # a special token may have other characters, too
-    return token.translate(_LATIN1).encode("latin-1", errors="ignore")
+def _byte_level_bytes(tokens: list[str]) -> Iterator[bytes]:
+    # one translation of all takes a third of the time; a special token may have other characters, too
+    joined = _BETWEEN.join(tokens).translate(_LATIN1)
+    return (token.encode("latin-1", errors="ignore") for token in joined.split(_BETWEEN))
 
 
 def piece_bytes(piece: str) -> bytes:
