@@ -372,6 +372,20 @@ def test_a_column_is_asked_for_where_several_have_ids(tmp_path, capsys):
     assert store.tokens[:].tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("ids", [[[[1, 2]]], [[1.0, 2.0]], None])
+@pytest.mark.parametrize("other", ["attention_mask", "token_type_ids", "labels", "special_tokens_mask"])
+def test_a_mask_is_not_taken_for_ids(tmp_path, ids, other):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {other: [[1, 1]], "text": ["x"]} | ({"input_ids": ids} if ids else {})
+    parquet.write_table(arrow.table(columns), tmp_path / "x.parquet")
+    message = (
+        rf"give --column with one of \['{other}'\]; it has \{{'{other}': 'int64', 'text': 'no list'"
+    )
+    with pytest.raises(ValueError, match=message):
+        import_store("parquet", tmp_path / "x.parquet")
+    assert import_store("parquet", tmp_path / "x.parquet", column=other).n_tokens == 2
+
+
 def test_wrong_words_are_refused(tmp_path, capsys):
     folder = write_nanogpt(two_splits(tmp_path / "a"), extra=[1, 2])
     for words, message in (
