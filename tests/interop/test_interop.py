@@ -13,6 +13,7 @@ import pytest
 
 from lit_gptdata import GPTDataModule, Tokenizer
 from lit_gptdata.interop import importing, llmc
+from lit_gptdata.interop.formats import find_files
 from lit_gptdata.tokens.manifest import Manifest
 from lit_gptdata.tokens.store import TokenStore
 from tests.interop.other_programs import (
@@ -384,6 +385,51 @@ def test_a_mask_is_not_taken_for_ids(tmp_path, ids, other):
     with pytest.raises(ValueError, match=message):
         import_store("parquet", tmp_path / "x.parquet")
     assert import_store("parquet", tmp_path / "x.parquet", column=other).n_tokens == 2
+
+
+def found(*paths: Path, suffix: str = ".bin") -> list[tuple[str, str]]:
+    return [(split, file.name) for split, file in find_files(list(map(str, paths)), suffix)]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "eval", "dev"])
+def test_folders_and_files_name_the_split(tmp_path, val):
+    one, other = (write_nanogpt(tmp_path / "d" / name, x=[1, 2]) for name in ("train", val))
+    expected = [("train", "x.bin"), ("val", "x.bin")]
+    for paths in ([one, other], [other / "x.bin", one / "x.bin"], [tmp_path / "d"], [tmp_path / "d/*"]):
+        assert found(*paths) == expected
+    folder = write_nanogpt(tmp_path / "dev" / "test", **{"train": [1], val: [2]})
+    assert found(folder) == [("train", "train.bin"), ("val", f"{val}.bin")]
+    assert found(folder / "train.bin", folder / f"{val}.bin") == found(folder)
+
+
+def test_names_that_leave_the_split_open_are_refused(tmp_path):
+    folder = write_nanogpt(tmp_path / "a" / "train", test_prep=[1, 2])
+    with pytest.raises(ValueError, match=r"test_prep\.bin names several splits, \['test', 'train'\]"):
+        found(tmp_path / "a")
+    assert found(folder / "test_prep.bin") == [("train", "test_prep.bin")]
+    for names, message in (
+        (("train", "holdout"), r"holdout\.bin has no split in its name, but others have"),
+        (("one", "x_val"), r"one\.bin has no split in its name, but others have"),
+        (("val", "test"), "files of val and test, but none of train"),
+    ):
+        folder = write_nanogpt(tmp_path / "-".join(names), **{name: [1, 2] for name in names})
+        with pytest.raises(ValueError, match=message):
+            found(folder)
+
+
+def test_hidden_folders_and_caches_are_left_out_and_a_file_given_twice_is_refused(tmp_path, monkeypatch):
+    folder = write_nanogpt(tmp_path / "a", train=[1, 2])
+    write_nanogpt(folder / ".ipynb_checkpoints", x=[1, 2])
+    assert found(folder) == [("train", "train.bin")]
+    for name in ("data-0.arrow", "cache-12.arrow"):
+        (folder / name).touch()
+    assert found(folder, suffix=".arrow") == [("train", "data-0.arrow")]
+    monkeypatch.chdir(tmp_path)
+    for twice in ([folder, Path("a/train.bin")], [Path("a"), folder]):
+        with pytest.raises(ValueError, match=r"a/train\.bin is given twice, also as .*a/train\.bin"):
+            found(*twice)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found(Path("~/a")) == [("train", "train.bin")]
 
 
 def test_wrong_words_are_refused(tmp_path, capsys):
