@@ -38,6 +38,7 @@ def bad_files(folder: Path) -> None:
     write_nanogpt(folder, wrong=[*ids[:150], 60000], text=ids)
     (folder / "odd.bin").write_bytes(b"\1\2\3")
     np.array(ids, np.uint32).tofile(folder / "wide.bin")
+    np.arange(70_000, 60_000, -7, np.uint32).tofile(folder / "large.bin")
     (folder / "empty.bin").write_bytes(b"")
     write_llmc(folder / "llmc.bin", ids)
     write_llmc(folder / "magic.bin", ids, magic=20240521)
@@ -76,8 +77,9 @@ def bad_files(folder: Path) -> None:
 WRONG = [
     ("nanogpt", "wrong.bin", r"wrong\.bin, offset 300: 'gpt2' has no id 60000, only \[0, 50,257\)"),
     ("nanogpt", "odd.bin", "odd.bin ends inside an id of uint16, at offset 3"),
-    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is 0, so .* give --dtype uint32"),
-    ("nanogpt", "empty.bin", "holds no text"),
+    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is 0 to 0, so .* give --dtype uint32"),
+    ("nanogpt", "large.bin", "large.bin: every second id of uint16 is 0 to 1, so .* --dtype uint32"),
+    ("nanogpt", "empty.bin", r"empty\.bin is empty \(0 bytes\)"),
     ("nanogpt", "llmc.bin", "llmc.bin has the format llmc: lit-gptdata import llmc"),
     ("nanogpt", "meg.bin", "meg.bin has the format megatron: lit-gptdata import megatron"),
     ("nanogpt", "missing.bin", "no such file or folder: .*missing.bin"),

@@ -437,6 +437,7 @@ def test_wrong_words_are_refused(tmp_path, capsys):
     for words, message in (
         (["import", "nanogpt", folder], "extra.bin has no split in its name"),
         (["import", "npy", folder], "holds no *.npy files"),
+        (["import", "npy", "data_dir=d1"], "give the files or folders to import"),
         (["import", "nanogpt", folder / "train.bin", "nope=1"], "data.nope"),
         (["export", "nanogpt", tmp_path, "data.corpus=sample"], "lit-gptdata prepare"),
     ):
@@ -445,6 +446,16 @@ def test_wrong_words_are_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(capsys, *words)
         assert "nanogpt" in capsys.readouterr().err.partition("choose from")[2]
+
+
+def test_a_path_like_an_option_is_read_and_ids_of_characters_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_splits(Path("a=b"))
+    assert "TokenStore" in run(capsys, "import", "nanogpt", "a=b/train.bin")
+    Path("a=b/meta.pkl").touch()
+    printed = run(capsys, "import", "nanogpt", "a=b", expect=1)
+    assert "a=b/meta.pkl: nanoGPT writes it for ids of its own characters" in printed
+    assert "TokenStore" in run(capsys, "import", "nanogpt", "a=b", "tokenizer=gpt2")
 
 
 def test_an_export_does_not_touch_a_folder_with_files(tmp_path):
