@@ -203,6 +203,23 @@ def test_all_formats_give_the_same_store(tmp_path):
         assert (again.path / "00000-001.bin").read_bytes() == (store.path / "00000-001.bin").read_bytes()
 
 
+def test_no_document_continues_in_another_split(tmp_path):
+    train, val = joined(TRAIN, ends=False), [END, *joined(VAL, ends=False)]
+    store = import_store("nanogpt", write_nanogpt(tmp_path / "a", train=train, val=val))
+    assert store.n_documents == len(TRAIN + VAL)
+    assert len(train) in starts_of(store)
+    for format in ("megatron", "parquet", "nanogpt"):
+        again = import_store(format, export_store(format, store, format), root=f"by-{format}")
+        assert starts_of(again) == starts_of(store)
+        assert again.fingerprint == store.fingerprint
+
+
+def test_rows_without_ids_are_left_out(tmp_path):
+    write_table(tmp_path / "a.parquet", [[], None] * 90 + TRAIN)
+    store = import_store("parquet", tmp_path / "a.parquet")
+    assert starts_of(store) == np.cumsum([0, *map(len, TRAIN)])[:-1].tolist()
+
+
 def test_sentencepiece_ids_keep_their_documents(tmp_path):
     folder = Path(os.environ.get("LIT_GPTDATA_VOCABULARIES", "missing"))
     model = folder / "mistral_common" / "data" / "tokenizer.model.v1"
@@ -218,6 +235,11 @@ def test_sentencepiece_ids_keep_their_documents(tmp_path):
     assert store.n_documents == len(texts)
     assert store.n_bytes == sum(len(text.encode()) for text in texts)
     assert store.is_exact_at(len(ids) // 2)
+    (cut,) = (i for i in range(9, 19) if tokenizer.token_bytes[ids[i]] == b" night")
+    np.save(tmp_path / "train.npy", np.array(ids[:cut]))
+    np.save(tmp_path / "val.npy", np.array(ids[cut:]))  # from the middle of a text
+    paths = (tmp_path / "train.npy", tmp_path / "val.npy")
+    assert import_store("npy", *paths, tokenizer=tokenizer, checks=False).n_bytes == store.n_bytes
 
 
 # The store ------------------------------------------------------------------------------------------
