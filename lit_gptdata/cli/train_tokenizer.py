@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import time
@@ -31,10 +32,23 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     words = [word for word in args.overrides if word not in files]
     if len(files) != 1 or (cfg := compose_config(words)).vocab_size is None:
         raise ValueError(f"give one .json file to write, and vocab_size=N: {EXAMPLE}")
-    print(*train_on(instantiate(cfg.data), Path(files[0]), cfg.vocab_size), sep="\n")
-    use = quote_value(f"data.tokenizer={files[0]}")
+    if sum("vocab_size=" in word for word in words) > 1:
+        raise ValueError(f"give vocab_size once, got {words}")
+    path = Path(files[0]).expanduser()
+    if path.is_dir() or (path.exists() and not _is_tokenizer(path)):
+        kind = "a folder" if path.is_dir() else "not a tokenizer.json"
+        raise FileExistsError(f"{path} exists and is {kind}: give another name, or remove it")
+    print(*train_on(instantiate(cfg.data), path, cfg.vocab_size), sep="\n")
+    use = quote_value(f"data.tokenizer={path}")
     others = [word for word in words if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
     print(f"next: {shlex.join(['python', 'train.py', use, *others])}")
+
+
+def _is_tokenizer(path: Path) -> bool:
+    try:
+        return "vocab" in json.loads(path.read_bytes())["model"]
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import re
+import shlex
 import stat
 import warnings
 from collections import Counter
@@ -134,6 +135,10 @@ def _no_text(name: str, left_out: Iterable[str]) -> str:
         return f"{text}. Name other files"
     counts = ", ".join(f"{n:,} *{suffix}" for suffix, n in suffixes)
     pattern = f"{name.rstrip('/')}/**/*{suffixes[0][0]}"
+    formats = {".bin": "nanogpt", ".idx": "megatron", ".npy": "npy", ".arrow": "arrow"}
+    if ids := [formats[suffix] for suffix, _ in suffixes if suffix in formats]:
+        command = f"lit-gptdata import {min(ids)} {shlex.quote(name)}"  # megatron has .bin files, too
+        return f"{text}. It holds {counts}. For token ids: {command}"
     return f"{text}. It holds {counts}. To read them, give a glob such as {pattern!r}"
 
 

@@ -51,6 +51,7 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
         (["own.model", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
         (["own.json", "b.json", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
         (["own.json"], "give one .json file to write, and vocab_size=N"),
+        (["own.json", "vocab_size=300", "vocab_size=400"], "give vocab_size once, got ["),
         (["own.json", "vocab_size=300,400"], "vocab_size=300,400 has a comma"),
         (["own.json", "vocab_size=256"], "vocab_size must be an integer ≥ 257, got 256"),
         (["own.json", "vocab_size=8k"], "vocab_size must be an integer ≥ 257, got '8k'"),
@@ -66,6 +67,21 @@ def test_a_wrong_command_line_gets_one_line_that_helps(words, message, capsys):
     assert message in printed
     assert printed.count("\n") == 1
     assert not Path("own.json").exists()
+
+
+def test_only_a_tokenizer_json_is_replaced(capsys, monkeypatch, tmp_path):
+    Path("folder.json").mkdir()
+    words = ["train-tokenizer", "vocab_size=257", "data.val_fraction=0"]
+    printed = run(capsys, *words, "folder.json", expect=1)
+    assert "folder.json exists and is a folder: give another name" in printed
+    for content in ('{"model": "gpt"}', "[1]", "x", "{}"):
+        Path("data.json").write_text(content)
+        printed = run(capsys, *words, "data.json", expect=1)
+        assert "data.json exists and is not a tokenizer.json: give another name, or remove it" in printed
+        assert Path("data.json").read_text() == content
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for _ in range(2):
+        assert f"data.tokenizer={tmp_path}/home/own.json" in run(capsys, *words, "~/own.json")
 
 
 def test_other_commands_name_the_command_that_trains(capsys):

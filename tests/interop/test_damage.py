@@ -175,6 +175,19 @@ def test_a_file_of_ids_that_is_given_as_corpus_names_the_import_command(bad, nam
         run(capsys, *command.split()[1:])
 
 
+@pytest.mark.parametrize(
+    ("names", "format"),
+    [(["train.bin", "val.bin"], "nanogpt"), (["a.npy"], "npy"), (["a.idx", "a.bin"], "megatron")],
+)
+def test_a_folder_of_ids_that_is_given_as_corpus_names_the_import_command(tmp_path, names, format):
+    (tmp_path / "my ids").mkdir()
+    for name in names:
+        (tmp_path / "my ids" / name).touch()
+    command = re.escape(f"lit-gptdata import {format} '{tmp_path}/my ids'")
+    with pytest.raises(FileNotFoundError, match=command):
+        GPTDataModule(str(tmp_path / "my ids")).prepare_data()
+
+
 # Kills and full disks -------------------------------------------------------------------------------
 
 

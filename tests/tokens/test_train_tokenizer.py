@@ -217,6 +217,12 @@ def test_a_text_without_a_train_split_is_refused(library):
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("text", ["a" * 60_000, "語" * 60_000])
+def test_a_text_without_a_place_to_cut_is_named(text):
+    with pytest.raises(ValueError, match=r"the text cannot be cut into train and val: add spaces"):
+        train_tokenizer(Path("own.json"), 300, [(ListCorpus([text]), 0.9)])
+
+
 def test_without_either_library_the_error_has_the_pip_command(monkeypatch):
     for name in LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None)
