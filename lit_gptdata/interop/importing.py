@@ -146,7 +146,7 @@ class IdFiles:
         ):
             if len(self._begins) > 1 and end - begin < 2:
                 file = next(file for has, file in self.files if has == split)
-                problem = f"{file}: {split} has {end - begin} tokens, but a window needs 2"
+                problem = f"{file}: {split} has {end - begin} of the 2 tokens that a window needs"
                 raise ValueError(f"{problem}: give more, or leave the files of {split} out")
 
     def _checked(self, file: Path, block: Block) -> np.ndarray:

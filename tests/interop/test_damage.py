@@ -88,8 +88,8 @@ WRONG = [
     ),
     ("megatron", "count62.idx", r"count62\.idx ends at offset 842, inside .* header is damaged"),
     ("nanogpt", "odd.bin", "odd.bin ends inside an id of uint16, at offset 3"),
-    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is 0 to 0, so .* give --dtype uint32"),
-    ("nanogpt", "large.bin", "large.bin: every second id of uint16 is 0 to 1, so .* --dtype uint32"),
+    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is ≤ 0, so .* give --dtype uint32"),
+    ("nanogpt", "large.bin", "large.bin: every second id of uint16 is ≤ 1, so .* --dtype uint32"),
     ("nanogpt", "empty.bin", r"empty\.bin is empty \(0 bytes\)"),
     ("nanogpt", "llmc.bin", "llmc.bin has the format llmc: lit-gptdata import llmc"),
     ("nanogpt", "meg.bin", "meg.bin has the format megatron: lit-gptdata import megatron"),
@@ -142,7 +142,7 @@ def test_a_wrong_file_is_named_and_nothing_is_left(bad, format, name, message):
 def test_a_split_without_a_window_is_refused(tmp_path, n):
     np.save(tmp_path / "train.npy", np.arange(9))
     np.save(tmp_path / "val.npy", np.arange(n))
-    with pytest.raises(ValueError, match=rf"val\.npy: val has {n} tokens, but a window needs 2: give"):
+    with pytest.raises(ValueError, match=rf"val\.npy: val has {n} of the 2 tokens that a window needs: give"):
         import_store("npy", tmp_path)
     assert not stores(Path("tokens"))
 
