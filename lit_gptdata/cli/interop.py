@@ -30,8 +30,14 @@ def import_ids(args: argparse.Namespace) -> None:
     from lit_gptdata.tokens.build.local import prepare_store
 
     format = FORMATS[args.format]
-    options = [word for word in args.words if re.match(r"[a-z_.]+=", word)]
-    files = find_files([word for word in args.words if word not in options], format.suffix)
+    options = [word for word in args.words if re.match(r"[a-z_.]+=", word) and not Path(word).exists()]
+    if not (paths := [word for word in args.words if word not in options]):
+        raise ValueError(f"give the files or folders to import: lit-gptdata import {args.format} PATH")
+    files = find_files(paths, format.suffix)
+    metas = [meta for _, file in files if (meta := file.with_name("meta.pkl")).is_file()]
+    if args.format == "nanogpt" and metas and not any("tokenizer=" in word for word in options):
+        problem = "nanoGPT writes it for ids of its own characters, which are not ids of gpt2"
+        raise ValueError(f"{metas[0]}: {problem}. Give their tokenizer, tokenizer=…, or remove it")
     overrides = [f"data.{word.removeprefix('data.')}" for word in options]
     data = build_data(overrides)
     dtype = np.dtype(args.dtype or data.tokenizer.dtype)

@@ -12,6 +12,7 @@ from lit_gptdata.interop.blocks import Block, Part
 from lit_gptdata.text.formats import ROWS, needs
 
 NAMES = ("input_ids", "tokens", "ids")  # the order of preference among columns with lists of integers
+NOT_IDS = ("attention_mask", "token_type_ids", "special_tokens_mask", "labels")  # only with --column
 
 
 def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
@@ -52,11 +53,12 @@ def _column(path: Path, schema: Any, wanted: str | None) -> str:
     """The name of the column of ids; raises ValueError that lists the columns."""
     kinds = {field.name: str(getattr(field.type, "value_type", "no list")) for field in schema}
     found = [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+", kind)]
-    names = [wanted] if wanted else [name for name in NAMES if name in found][:1] or found
+    preferred = [name for name in NAMES if kinds.get(name, "no list") != "no list"][:1]
+    names = [wanted] if wanted else preferred or [name for name in found if name not in NOT_IDS]
     if len(names) == 1 and names[0] in found:
         return names[0]
-    advice = f"give --column with one of {found}" if found else f"it has {kinds}"
-    raise ValueError(f"{path}: no single column has lists of integers: {advice}")
+    advice = f"give --column with one of {found}; " * bool(found)
+    raise ValueError(f"{path}: no single column has lists of integers: {advice}it has {kinds}")
 
 
 def write(folder: Path, name: str, part: Part) -> None:

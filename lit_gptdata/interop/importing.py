@@ -97,17 +97,21 @@ class IdFiles:
 
         A chunk ends after a special token, which has no bytes of text.
         """
-        lengths_of = vocab_table(self.tokenizer)["n_bytes"].astype(np.int64)
+        table = vocab_table(self.tokenizer)
+        lengths_of = table["n_bytes"].astype(np.int64)
         last, n_ids, n_joined = -1, 0, 0
         separator = self.tokenizer.end_of_document if self.separate else separator_of(self.tokenizer)
         for source, (split, file) in enumerate(self.files):
             self._begins.setdefault(split, n_ids)
             digest, is_first = hashlib.sha256(), True
             for block in readers[source]:
-                ids = self._checked(file, block)
+                if not len(ids := self._checked(file, block)):
+                    continue  # rows without ids
                 before = np.append(last, ids)[:-1]
                 follows_end = (before == separator) | (before < 0)
-                is_document = follows_end.copy()
+                is_document, in_text = follows_end.copy(), False
+                if n_ids == self._begins[split]:  # no document continues in another split
+                    in_text, is_document[0] = not (follows_end[0] or n_joined), True
                 is_document[1:2] &= not (is_first and is_document[0])
                 if block.starts is not None:
                     joined = block.starts[~follows_end[block.starts]]
@@ -119,10 +123,12 @@ class IdFiles:
                         is_document = np.insert(is_document, joined, False)
                         before = np.append(last, ids)[:-1]
                 is_edge = is_document | (lengths_of[before] == 0)
-                is_edge[:1] |= is_first
+                is_edge[0] |= is_first
                 is_edge[-n_ids % CHUNK_IDS :: CHUNK_IDS] = True
                 lengths = lengths_of[ids]
-                lengths[is_document & (lengths > 0)] -= self.tokenizer.adds_space
+                has_space = is_document & table["starts_space"][ids]
+                has_space[0] &= not in_text
+                lengths[has_space] -= self.tokenizer.adds_space
                 bounds = np.unique(np.append([0, len(ids)], np.flatnonzero(is_edge)))
                 sizes = np.diff(np.append(0, np.cumsum(lengths))[bounds]).tolist()
                 for (begin, end), n_bytes in zip(pairwise(bounds.tolist()), sizes, strict=True):
@@ -135,15 +141,24 @@ class IdFiles:
         if n_joined and separator >= 0 and not self.separate:
             what = "start without an end-of-document id before them. To add it, use --separate"
             log.warning("%s documents %s", f"{n_joined:,}", what)
+        for (split, begin), end in zip(
+            self._begins.items(), [*self._begins.values(), n_ids][1:], strict=True
+        ):
+            if len(self._begins) > 1 and end - begin < 2:
+                file = next(file for has, file in self.files if has == split)
+                problem = f"{file}: {split} has {end - begin} tokens, but a window needs 2"
+                raise ValueError(f"{problem}: give more, or leave the files of {split} out")
 
     def _checked(self, file: Path, block: Block) -> np.ndarray:
         """The ids in the store's dtype; raises ValueError for one that the tokenizer does not have."""
         found, size, (unit, first, step) = block.ids, self.tokenizer.vocab_size, block.place
         if len(found) and not 0 <= found.min() <= found.max() < size:
             i = int(np.flatnonzero((found < 0) | (found >= size))[0])
+            file = file.with_suffix(".bin") if file.suffix == ".idx" else file
+            other = ", or the type, --dtype" * self.name.startswith("nanogpt")
             raise ValueError(
                 f"{file}, {unit} {first + i * step:,}: {self.tokenizer.name!r} has no id {found[i]}, "
-                f"only [0, {size:,}). Give the tokenizer that made it, tokenizer=…, or the type, --dtype"
+                f"only [0, {size:,}). Give the tokenizer that made it, tokenizer=…{other}"
             )
         return found.astype(self.tokenizer.dtype)
 

@@ -24,11 +24,14 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
         problem = f"starts with {bytes(magic)!r}, version {version} and dtype {code}"
         raise ValueError(f"{path} {problem}, not with {MAGIC!r}, 1 and one of {sorted(DTYPES)}")
     tables, offset, dtype = [], HEADER.itemsize, np.dtype(DTYPES[code])
+    size = path.stat().st_size
     for kind, count in (("<i4", n), ("<i8", n), ("<i8", n_edges)):
+        if (
+            offset + count * np.dtype(kind).itemsize > size
+        ):  # before memory is reserved for a damaged count
+            end = f"{size:,}, inside the table of {count:,} rows at {offset:,}"
+            raise ValueError(f"{path} ends at offset {end}: it was cut short, or its header is damaged")
         tables.append(np.fromfile(path, kind, count, offset=offset))
-        if len(tables[-1]) < count:
-            end = f"{path.stat().st_size:,}, inside the table of {count:,} rows at {offset:,}"
-            raise ValueError(f"{path} ends at offset {end}: it was cut short")
         offset += tables[-1].nbytes
     lengths, begins, edges = tables
     ends = np.append(0, np.cumsum(lengths, dtype=np.int64)) * dtype.itemsize

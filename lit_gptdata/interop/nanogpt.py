@@ -19,9 +19,12 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     if size % dtype.itemsize:
         problem = f"ends inside an id of {dtype.name}, at offset {size:,}: it was cut short, or has"
         raise ValueError(f"{path} {problem} another type: give --dtype")
+    if not size:
+        raise ValueError(f"{path} is empty (0 bytes): remove it, or write its ids")
     head = np.fromfile(path, dtype, 1 << 12)
-    if len(head) > 8 and head.any() and not head[1::2].any():
-        problem = f"every second id of {dtype.name} is 0, so the ids are of a larger type"
+    if len(head) > 8 and head[1::2].max() <= 3 < head.max():
+        problem = f"every second id of {dtype.name} is {head[1::2].min()} to {head[1::2].max()}, so"
+        problem += " the ids are of a larger type"
         raise ValueError(f"{path}: {problem}: give --dtype uint32, or save them as uint32")
     return read_binary(path, dtype, 0, size // dtype.itemsize)
 

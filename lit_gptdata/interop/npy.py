@@ -15,7 +15,9 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     except (ValueError, EOFError) as error:
         problem = f"is not an .npy file, or was cut short at offset {path.stat().st_size:,}"
         raise ValueError(f"{path} {problem}: {error}") from None
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.flags.c_contiguous:
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         problem = f"holds {ids.dtype} of shape {ids.shape}, but must hold integers in 1 or 2 dimensions"
-        raise ValueError(f"{path} {problem}, in C order: save it again")
+        raise ValueError(f"{path} {problem}: save it again")
+    if not ids.flags.c_contiguous:
+        raise ValueError(f"{path} is in Fortran order: save it again, from np.ascontiguousarray(ids)")
     return read_binary(path, ids.dtype, ids.offset, ids.size)

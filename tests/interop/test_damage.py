@@ -38,6 +38,7 @@ def bad_files(folder: Path) -> None:
     write_nanogpt(folder, wrong=[*ids[:150], 60000], text=ids)
     (folder / "odd.bin").write_bytes(b"\1\2\3")
     np.array(ids, np.uint32).tofile(folder / "wide.bin")
+    np.arange(70_000, 60_000, -7, np.uint32).tofile(folder / "large.bin")
     (folder / "empty.bin").write_bytes(b"")
     write_llmc(folder / "llmc.bin", ids)
     write_llmc(folder / "magic.bin", ids, magic=20240521)
@@ -53,6 +54,10 @@ def bad_files(folder: Path) -> None:
     (folder / "alone.idx").write_bytes(index)
     (folder / "magic.idx").write_bytes(b"X" + index[1:])
     (folder / "float.idx").write_bytes(index[:17] + b"\6" + index[18:])
+    write_megatron(folder / "wrong_id", [[[1, 2, 60000]]])
+    for power in (40, 62):
+        count = (1 << power).to_bytes(8, "little")
+        (folder / f"count{power}.idx").write_bytes(index[:18] + count + index[26:])
     at = 34 + 4 * len(TRAIN) + 8 * 3
     (folder / "gap.idx").write_bytes(index[:at] + b"\xff" + index[at + 1 :])
     (folder / "gap.bin").write_bytes((folder / "meg.bin").read_bytes())
@@ -74,14 +79,23 @@ def bad_files(folder: Path) -> None:
 
 
 WRONG = [
-    ("nanogpt", "wrong.bin", r"wrong\.bin, offset 300: 'gpt2' has no id 60000, only \[0, 50,257\)"),
+    ("nanogpt", "wrong.bin", r"wrong\.bin, offset 300: 'gpt2' has no id 60000, .* 50,257\).*--dtype$"),
+    ("megatron", "wrong_id.idx", r"wrong_id\.bin, offset 4: 'gpt2' has no id 60000, .* tokenizer=…$"),
+    (
+        "megatron",
+        "count40.idx",
+        r"count40\.idx ends at offset 842, inside the table of 1,099,511,627,776",
+    ),
+    ("megatron", "count62.idx", r"count62\.idx ends at offset 842, inside .* header is damaged"),
     ("nanogpt", "odd.bin", "odd.bin ends inside an id of uint16, at offset 3"),
-    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is 0, so .* give --dtype uint32"),
-    ("nanogpt", "empty.bin", "holds no text"),
+    ("nanogpt", "wide.bin", "wide.bin: every second id of uint16 is 0 to 0, so .* give --dtype uint32"),
+    ("nanogpt", "large.bin", "large.bin: every second id of uint16 is 0 to 1, so .* --dtype uint32"),
+    ("nanogpt", "empty.bin", r"empty\.bin is empty \(0 bytes\)"),
     ("nanogpt", "llmc.bin", "llmc.bin has the format llmc: lit-gptdata import llmc"),
     ("nanogpt", "meg.bin", "meg.bin has the format megatron: lit-gptdata import megatron"),
-    ("nanogpt", "missing.bin", "missing.bin is not a file"),
-    ("nanogpt", "float.npy", r"float.npy is not a file, or not a \*\.bin file"),
+    ("nanogpt", "missing.bin", "no such file or folder: .*missing.bin"),
+    ("nanogpt", "float.npy", r"float.npy is not a \*\.bin file"),
+    ("nanogpt", "nothing*.bin", r"no file matches '.*nothing\*\.bin'"),
     ("llmc", "text.bin", "text.bin starts with .*, not with the header of llm.c"),
     ("llmc", "magic.bin", "magic.bin starts with 20240521 1, not"),
     ("llmc", "version.bin", "version.bin starts with 20240520 2, not"),
@@ -98,7 +112,7 @@ WRONG = [
     ("megatron", "less.idx", r"less\.bin ends at offset 1,122, not 1,128 as in .*less\.idx: copy both"),
     ("npy", "float.npy", r"float\.npy holds float64 of shape \(3,\), but must hold integers"),
     ("npy", "cube.npy", r"holds int64 of shape \(2, 2, 2\)"),
-    ("npy", "fortran.npy", "in C order: save it again"),
+    ("npy", "fortran.npy", r"fortran\.npy is in Fortran order: save it again"),
     ("npy", "cut.npy", r"cut\.npy is not an \.npy file, or was cut short at offset 919"),
     ("npy", "none.npy", r"none\.npy is not an \.npy file, or was cut short at offset 0"),
     ("npy", "negative.npy", r"negative\.npy, offset 136: 'gpt2' has no id -1"),
@@ -122,6 +136,15 @@ def test_a_wrong_file_is_named_and_nothing_is_left(bad, format, name, message):
     assert "\n" not in str(caught.value)
     assert not stores(Path("tokens"))
     assert not [path for path in Path("tokens").rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_split_without_a_window_is_refused(tmp_path, n):
+    np.save(tmp_path / "train.npy", np.arange(9))
+    np.save(tmp_path / "val.npy", np.arange(n))
+    with pytest.raises(ValueError, match=rf"val\.npy: val has {n} tokens, but a window needs 2: give"):
+        import_store("npy", tmp_path)
+    assert not stores(Path("tokens"))
 
 
 def test_a_file_that_changes_during_the_import_is_reported(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from lit_gptdata import GPTDataModule, Tokenizer
 from lit_gptdata.interop import importing, llmc
+from lit_gptdata.interop.formats import find_files
 from lit_gptdata.tokens.manifest import Manifest
 from lit_gptdata.tokens.store import TokenStore
 from tests.interop.other_programs import (
@@ -202,6 +203,23 @@ def test_all_formats_give_the_same_store(tmp_path):
         assert (again.path / "00000-001.bin").read_bytes() == (store.path / "00000-001.bin").read_bytes()
 
 
+def test_no_document_continues_in_another_split(tmp_path):
+    train, val = joined(TRAIN, ends=False), [END, *joined(VAL, ends=False)]
+    store = import_store("nanogpt", write_nanogpt(tmp_path / "a", train=train, val=val))
+    assert store.n_documents == len(TRAIN + VAL)
+    assert len(train) in starts_of(store)
+    for format in ("megatron", "parquet", "nanogpt"):
+        again = import_store(format, export_store(format, store, format), root=f"by-{format}")
+        assert starts_of(again) == starts_of(store)
+        assert again.fingerprint == store.fingerprint
+
+
+def test_rows_without_ids_are_left_out(tmp_path):
+    write_table(tmp_path / "a.parquet", [[], None] * 90 + TRAIN)
+    store = import_store("parquet", tmp_path / "a.parquet")
+    assert starts_of(store) == np.cumsum([0, *map(len, TRAIN)])[:-1].tolist()
+
+
 def test_sentencepiece_ids_keep_their_documents(tmp_path):
     folder = Path(os.environ.get("LIT_GPTDATA_VOCABULARIES", "missing"))
     model = folder / "mistral_common" / "data" / "tokenizer.model.v1"
@@ -217,6 +235,11 @@ def test_sentencepiece_ids_keep_their_documents(tmp_path):
     assert store.n_documents == len(texts)
     assert store.n_bytes == sum(len(text.encode()) for text in texts)
     assert store.is_exact_at(len(ids) // 2)
+    (cut,) = (i for i in range(9, 19) if tokenizer.token_bytes[ids[i]] == b" night")
+    np.save(tmp_path / "train.npy", np.array(ids[:cut]))
+    np.save(tmp_path / "val.npy", np.array(ids[cut:]))  # from the middle of a text
+    paths = (tmp_path / "train.npy", tmp_path / "val.npy")
+    assert import_store("npy", *paths, tokenizer=tokenizer, checks=False).n_bytes == store.n_bytes
 
 
 # The store ------------------------------------------------------------------------------------------
@@ -372,11 +395,71 @@ def test_a_column_is_asked_for_where_several_have_ids(tmp_path, capsys):
     assert store.tokens[:].tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("ids", [[[[1, 2]]], [[1.0, 2.0]], None])
+@pytest.mark.parametrize("other", ["attention_mask", "token_type_ids", "labels", "special_tokens_mask"])
+def test_a_mask_is_not_taken_for_ids(tmp_path, ids, other):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {other: [[1, 1]], "text": ["x"]} | ({"input_ids": ids} if ids else {})
+    parquet.write_table(arrow.table(columns), tmp_path / "x.parquet")
+    message = (
+        rf"give --column with one of \['{other}'\]; it has \{{'{other}': 'int64', 'text': 'no list'"
+    )
+    with pytest.raises(ValueError, match=message):
+        import_store("parquet", tmp_path / "x.parquet")
+    assert import_store("parquet", tmp_path / "x.parquet", column=other).n_tokens == 2
+
+
+def found(*paths: Path, suffix: str = ".bin") -> list[tuple[str, str]]:
+    return [(split, file.name) for split, file in find_files(list(map(str, paths)), suffix)]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "eval", "dev"])
+def test_folders_and_files_name_the_split(tmp_path, val):
+    one, other = (write_nanogpt(tmp_path / "d" / name, x=[1, 2]) for name in ("train", val))
+    expected = [("train", "x.bin"), ("val", "x.bin")]
+    for paths in ([one, other], [other / "x.bin", one / "x.bin"], [tmp_path / "d"], [tmp_path / "d/*"]):
+        assert found(*paths) == expected
+    folder = write_nanogpt(tmp_path / "dev" / "test", **{"train": [1], val: [2]})
+    assert found(folder) == [("train", "train.bin"), ("val", f"{val}.bin")]
+    assert found(folder / "train.bin", folder / f"{val}.bin") == found(folder)
+
+
+def test_names_that_leave_the_split_open_are_refused(tmp_path):
+    folder = write_nanogpt(tmp_path / "a" / "train", test_prep=[1, 2])
+    with pytest.raises(ValueError, match=r"test_prep\.bin names several splits, \['test', 'train'\]"):
+        found(tmp_path / "a")
+    assert found(folder / "test_prep.bin") == [("train", "test_prep.bin")]
+    for names, message in (
+        (("train", "holdout"), r"holdout\.bin has no split in its name, but others have"),
+        (("one", "x_val"), r"one\.bin has no split in its name, but others have"),
+        (("val", "test"), "files of val and test, but none of train"),
+    ):
+        folder = write_nanogpt(tmp_path / "-".join(names), **{name: [1, 2] for name in names})
+        with pytest.raises(ValueError, match=message):
+            found(folder)
+
+
+def test_hidden_folders_and_caches_are_left_out_and_a_file_given_twice_is_refused(tmp_path, monkeypatch):
+    folder = write_nanogpt(tmp_path / "a", train=[1, 2])
+    write_nanogpt(folder / ".ipynb_checkpoints", x=[1, 2])
+    assert found(folder) == [("train", "train.bin")]
+    for name in ("data-0.arrow", "cache-12.arrow"):
+        (folder / name).touch()
+    assert found(folder, suffix=".arrow") == [("train", "data-0.arrow")]
+    monkeypatch.chdir(tmp_path)
+    for twice in ([folder, Path("a/train.bin")], [Path("a"), folder]):
+        with pytest.raises(ValueError, match=r"a/train\.bin is given twice, also as .*a/train\.bin"):
+            found(*twice)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found(Path("~/a")) == [("train", "train.bin")]
+
+
 def test_wrong_words_are_refused(tmp_path, capsys):
     folder = write_nanogpt(two_splits(tmp_path / "a"), extra=[1, 2])
     for words, message in (
         (["import", "nanogpt", folder], "extra.bin has no split in its name"),
         (["import", "npy", folder], "holds no *.npy files"),
+        (["import", "npy", "data_dir=d1"], "give the files or folders to import"),
         (["import", "nanogpt", folder / "train.bin", "nope=1"], "data.nope"),
         (["export", "nanogpt", tmp_path, "data.corpus=sample"], "lit-gptdata prepare"),
     ):
@@ -385,6 +468,16 @@ def test_wrong_words_are_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(capsys, *words)
         assert "nanogpt" in capsys.readouterr().err.partition("choose from")[2]
+
+
+def test_a_path_like_an_option_is_read_and_ids_of_characters_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_splits(Path("a=b"))
+    assert "TokenStore" in run(capsys, "import", "nanogpt", "a=b/train.bin")
+    Path("a=b/meta.pkl").touch()
+    printed = run(capsys, "import", "nanogpt", "a=b", expect=1)
+    assert "a=b/meta.pkl: nanoGPT writes it for ids of its own characters" in printed
+    assert "TokenStore" in run(capsys, "import", "nanogpt", "a=b", "tokenizer=gpt2")
 
 
 def test_an_export_does_not_touch_a_folder_with_files(tmp_path):
