@@ -176,8 +176,9 @@ def test_a_missing_extra_names_its_pip_command(outcomes, extra):
 # It would run itself. test_ranks takes minutes and imports nothing that one process does not import.
 NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
-    "test_build_ray", "test_gpt2_weights", "test_hub", "test_libraries", "test_lightning_cli",
-    "test_publish", "test_rank_loaders", "test_remote_file", "test_remote_store",
+    "test_agreement", "test_build_ray", "test_gpt2_weights", "test_hub", "test_libraries",
+    "test_lightning_cli", "test_publish", "test_rank_loaders", "test_remote_file",
+    "test_remote_store", "test_train_tokenizer",
 }  # fmt: skip
 
 

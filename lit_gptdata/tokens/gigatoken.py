@@ -18,7 +18,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class GigatokenEngine:
         self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
         refuse = tokenizer.special_tokens == "error"
         self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
+        self._overlapping = _overlapping(tokenizer.reference, tokenizer.allowed_special)
         self._bytes_to_compare = COMPARED_BYTES
         self._dtype = tokenizer.dtype
 
@@ -116,6 +117,8 @@ class GigatokenEngine:
         if self._bytes_to_compare > 0:
             self._compare(chunk)
         if self.name != "gigatoken" or _classes_differ(chunk, self._differ):
+            return self._reference(chunk, continues)
+        if any(text in chunk for text in self._overlapping):
             return self._reference(chunk, continues)
         if any(special in chunk for special in self._refused):
             self._tokenizer.check_special(chunk.decode())
@@ -286,6 +289,38 @@ def _checked_json(content: bytes, special_ids: Mapping[str, int]) -> str:
     if added == values["added_tokens"]:
         return content.decode()
     return json.dumps(values | {"added_tokens": added})
+
+
+def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[bytes]:
+    """The added tokens that may overlap others in a text, where the library's choice is its own.
+
+    tokenizers looks for tokens with `normalized` after those without, and leaves out special ones if the
+    policy says so. gigatoken looks for all that it has at once.
+    """
+    if reference.library != "tokenizers":
+        return []
+    groups: dict[int, list[str]] = {0: [], 1: [], 2: []}  # in the order of the search; 2: left out
+    for each in json.loads(reference.content())["added_tokens"]:
+        is_kept = not each["special"] or each["content"] in special_ids
+        groups[each["normalized"] if is_kept else 2].append(each["content"])
+    first, second, left_out = groups.values()
+    found = _touching(second, [*first, *left_out]) | _touching(first, left_out)
+    return [text.encode() for text in found]
+
+
+def _touching(texts: Sequence[str], others: Sequence[str]) -> set[str]:
+    """Those of `texts` that can share characters with one of `others`."""
+    names, starts, ends = {*others}, set[str](), set[str]()
+    for each in others:
+        starts.update(each[:n] for n in range(1, len(each) + 1))
+        ends.update(each[n:] for n in range(len(each)))
+    inside = "\0".join(others)
+    return {
+        text for text in texts
+        if text in inside
+        or any(text[i:] in starts or text[: i + 1] in ends for i in range(len(text)))
+        or any(each in text for each in names)
+    }  # fmt: skip
 
 
 def _sentencepiece_as_json(content: bytes) -> str:

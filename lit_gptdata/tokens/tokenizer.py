@@ -99,6 +99,11 @@ class Tokenizer:
         return self.origin.reference
 
     @property
+    def encoding(self) -> tiktoken.Encoding:
+        """The `tiktoken.Encoding`; AttributeError for a tokenizer of another library."""
+        return self.reference.encoding  # type: ignore[attr-defined, no-any-return]
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest possible id."""
         return self.reference.vocab_size

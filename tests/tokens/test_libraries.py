@@ -20,6 +20,7 @@ import torch
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
 from lit_gptdata.text.sample import SampleCorpus
+from lit_gptdata.tokens.engines import load_engine
 from lit_gptdata.tokens.libraries.hub import find_on_hub
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from tests.hub_server import hub_server
@@ -494,3 +495,17 @@ def test_own_special_tokens_of_tiktoken_end_a_document():
     assert ids == [97, 256, *b"<|x|>"]
     assert tokenizer.decode_each(ids)[:2] == [b"a", b"<eos>"]
     assert np.array(ids).max() < tokenizer.vocab_size
+
+
+def test_added_tokens_that_overlap_are_found_in_the_librarys_order():
+    """tokenizers looks for special tokens first, gigatoken for the longest token."""
+    pytest.importorskip("gigatoken")
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<a>b", tokenizers.AddedToken("<|end", normalized=False)])
+    tokenizer.add_special_tokens(["<a>"])
+    for policy, text in (("allow", "x<a>b"), ("text", "x<|endoftext|>"), ("allow", "x<a>b<|end<a>")):
+        own = Tokenizer(tokenizer, policy)
+        engine = load_engine(own)
+        engine.encode(b"a" * (1 << 17))  # the sample at the start of a build is over
+        assert engine.name == "gigatoken"
+        assert engine.encode(text.encode()).tolist() == own.encode(text)

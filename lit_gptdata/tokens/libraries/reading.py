@@ -21,7 +21,6 @@ from lit_gptdata.tokens.libraries.tiktoken_encoding import (
     ENCODING_FILE,
     TiktokenReference,
     checked,
-    digest_of_encoding,
     encoding_from_file,
 )
 from lit_gptdata.tokens.libraries.vocabularies import encoding_from_ranks, load_encoding
@@ -191,9 +190,11 @@ def _read_encoding(encoding: Any, data_dir: Path) -> Origin:
 
     name = encoding.name
     known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
-    if known is encoding or (known and digest_of_encoding(known) == digest_of_encoding(encoding)):
+    reference = TiktokenReference(encoding)
+    if known is encoding or (known and TiktokenReference(known).digest == reference.digest):
         return Origin("name", name, name, data_dir)
-    return Origin.of_object(name, TiktokenReference(checked(encoding)), data_dir)
+    checked(encoding)
+    return Origin.of_object(name, reference, data_dir)
 
 
 def _with_digest(label: str, reference: Reference) -> str:

@@ -38,7 +38,12 @@ class TiktokenReference(Reference):
 
     @functools.cached_property
     def digest(self) -> str:
-        return digest_of_encoding(self.encoding)
+        digest = hashlib.sha256(self.rule.encode())
+        for token, rank in sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+            digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
+        for name, rank in sorted(self.special_ids.items()):
+            digest.update(f"{rank}:{name}\n".encode())
+        return digest.hexdigest()
 
     def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
         # faster than encode() and a tenth of its memory, because it creates no int per token
@@ -111,14 +116,3 @@ def checked(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
     if problem:
         raise ValueError(f"encoding {encoding.name!r} {problem}")
     return encoding
-
-
-@functools.lru_cache(maxsize=8)
-def digest_of_encoding(encoding: tiktoken.Encoding) -> str:
-    """SHA-256 (hex) of the contents of an encoding."""
-    digest = hashlib.sha256(encoding._pat_str.encode())
-    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]):
-        digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
-    for name, rank in sorted(encoding._special_tokens.items()):
-        digest.update(f"{rank}:{name}\n".encode())
-    return digest.hexdigest()
