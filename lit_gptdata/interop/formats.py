@@ -16,9 +16,8 @@ import lit_gptdata.interop.npy as npy
 from lit_gptdata.interop.blocks import Block, Part
 
 SPLITS = ("train", "val", "test")
-_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(
-    ("val", "valid", "validation", "eval", "dev"), "val"
-)
+_VAL = ("val", "valid", "validation", "eval", "dev")
+_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(_VAL, "val")
 _SPLIT = re.compile(rf"(?<![a-z])(?:{'|'.join(_WORDS)})(?![a-z])")
 _LEFT_OUT = re.compile(r"(^|/)(\.|__MACOSX/|cache-[^/]*\.arrow$)")
 

@@ -142,7 +142,9 @@ def test_a_wrong_file_is_named_and_nothing_is_left(bad, format, name, message):
 def test_a_split_without_a_window_is_refused(tmp_path, n):
     np.save(tmp_path / "train.npy", np.arange(9))
     np.save(tmp_path / "val.npy", np.arange(n))
-    with pytest.raises(ValueError, match=rf"val\.npy: val has {n} of the 2 tokens that a window needs: give"):
+    with pytest.raises(
+        ValueError, match=rf"val\.npy: val has {n} of the 2 tokens that a window needs: give"
+    ):
         import_store("npy", tmp_path)
     assert not stores(Path("tokens"))
 
