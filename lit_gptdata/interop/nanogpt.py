@@ -22,10 +22,8 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     if not size:
         raise ValueError(f"{path} is empty (0 bytes): remove it, or write its ids")
     head = np.fromfile(path, dtype, 1 << 12)
-    if len(head) > 8 and head[1::2].max() <= 3 < head.max():
-        problem = (
-            f"every second id of {dtype.name} is ≤ {head[1::2].max()}, so they are of a larger type"
-        )
+    if len(head) > 8 and (largest := head[1::2].max()) <= 3 < head.max():
+        problem = f"every second id of {dtype.name} is ≤ {largest}, so they are of a larger type"
         raise ValueError(f"{path}: {problem}: give --dtype uint32, or save them as uint32")
     return read_binary(path, dtype, 0, size // dtype.itemsize)
 
