@@ -91,7 +91,7 @@ def order_from(folder: Path, kind: Any, epoch: int, index: int, width: int) -> l
 
 
 KINDS = {"mixture": mixture, "staged": staged}
-TWO_RANKS = [pytest.param("mixture", marks=pytest.mark.heavy), "staged"]
+TWO_RANKS = [pytest.param(kind, marks=pytest.mark.heavy) for kind in ("mixture", "staged")]
 
 
 @pytest.fixture(scope="module", params=TWO_RANKS)

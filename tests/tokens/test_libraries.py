@@ -140,9 +140,10 @@ for checkpoint in sys.argv[1:]:
 
 
 @pytest.mark.filterwarnings("ignore:.*by itself adds:UserWarning")
-def test_a_checkpoint_finds_each_tokenizer_in_a_new_process_and_resumes(files, tmp_path):
+@pytest.mark.parametrize("kinds", [KINDS[2:6], pytest.param(KINDS, marks=pytest.mark.heavy)])
+def test_a_checkpoint_finds_its_tokenizer_in_a_new_process_and_resumes(kinds, files, tmp_path):
     expected, checkpoints = [], []
-    for kind in KINDS:
+    for kind in kinds:
         value, _ = make(kind, files)
         options: dict[str, Any] = {"corpus": str(files / "*.txt"), "max_length": 16, "stride": 16}
         options |= {"data_dir": str(tmp_path / kind), "bos": kind in ("folder", "pieces")}

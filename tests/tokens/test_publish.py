@@ -87,9 +87,10 @@ def remote(corpus: FilesCorpus, s3: S3Server) -> FilesCorpus:
 
 LOCAL = [{"workers": 1}, {"workers": 2, "engine": "tiktoken"}]
 ONE_TASK = pytest.param({"workers": 1, "build": "ray"}, marks=pytest.mark.heavy)
+MANY_TASKS = pytest.param({"workers": None, "build": "ray"}, marks=pytest.mark.heavy)
 
 
-@pytest.mark.parametrize("options", [*LOCAL, ONE_TASK, {"workers": None, "build": "ray"}], ids=str)
+@pytest.mark.parametrize("options", [*LOCAL, ONE_TASK, MANY_TASKS], ids=str)
 def test_a_store_built_at_a_url_is_the_same_as_on_a_disk(s3, corpus, built, request, options):
     if "build" in options:
         options = options | {"ray_address": request.getfixturevalue("cluster")}
