@@ -117,7 +117,7 @@ REAL = ["gpt2", *vocabularies(), "trained"]
 def test_ids_of_hostile_strings(name, tmp_path):
     tokenizer = real(name, tmp_path)
     for number, text in enumerate(random_texts(100_000, seed=18)):
-        check(tokenizer, text, with_chunks=number % 20 == 0)
+        check(tokenizer, text, with_chunks=number % 5 == 0)
 
 
 @pytest.mark.heavy
@@ -137,7 +137,7 @@ def test_ids_of_ten_megabytes_of_text(name, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("case", ["tiktoken/o200k", "tokenizers/deepseek_v3"])
+@pytest.mark.parametrize("case", ["tiktoken/o200k", "tokenizers/gpt2"])
 def test_code_points_that_differ_are_in_the_table(case):
     """The procedure of benchmarks/agreement.py."""
     tokenizer = Tokenizer(CASES[case]())
