@@ -40,6 +40,7 @@ def extras() -> dict[str, set[str]]:
         if name != "dev":
             markers = {line: Requirement(line).marker for line in lines}
             found[name] = {package(line) for line, m in markers.items() if not m or m.evaluate()} - base
+            found[name] -= {"protobuf"}  # other packages need it, too, such as tensorboard
     return found
 
 

@@ -194,6 +194,7 @@ def test_a_folder_of_ids_that_is_given_as_corpus_names_the_import_command(tmp_pa
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
+    pytest.importorskip("pyarrow")
     folder = write_nanogpt(tmp_path / "a", train=joined(documents(900)), val=joined(VAL))
     with file_size_limit(500), pytest.raises(OSError, match="the tokens cannot be written"):
         import_store("nanogpt", folder)

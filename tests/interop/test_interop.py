@@ -196,6 +196,7 @@ def test_dtype_reads_ids_without_a_header_of_another_type(tmp_path, capsys):
 
 
 def test_all_formats_give_the_same_store(tmp_path):
+    pytest.importorskip("pyarrow")
     store = import_store("nanogpt", two_splits(tmp_path / "a"))
     for format in ("megatron", "parquet", "nanogpt"):
         again = import_store(format, export_store(format, store, format), root=f"by-{format}")
@@ -204,6 +205,7 @@ def test_all_formats_give_the_same_store(tmp_path):
 
 
 def test_no_document_continues_in_another_split(tmp_path):
+    pytest.importorskip("pyarrow")
     train, val = joined(TRAIN, ends=False), [END, *joined(VAL, ends=False)]
     store = import_store("nanogpt", write_nanogpt(tmp_path / "a", train=train, val=val))
     assert store.n_documents == len(TRAIN + VAL)
