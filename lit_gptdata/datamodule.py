@@ -91,7 +91,7 @@ class GPTDataModule(L.LightningDataModule):
         Where and how it is built:
         data_dir: folder for downloads/, tokens/ and cache/; `~` is the home folder
         stream: read http(s) texts in place, like texts of other schemes, and keep no download
-        engine: "auto" | "tiktoken" | "gigatoken", which give the same ids at different speeds
+        engine: "auto" | "reference" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
         build_workers: processes or tasks at a time; None: one per core
         ray_address: address of the cluster, as in `ray.init`; None: a running cluster, else a local one
@@ -140,7 +140,7 @@ class GPTDataModule(L.LightningDataModule):
         self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.data_dir = local_folder(data_dir)
-        self.tokenizer = Tokenizer(tokenizer, plain(special_tokens), end_of_document, bos, self.data_dir)
+        self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
         self._data = Sources(arguments, self)
         self._resume = Resume(type(self).__qualname__, plain(on_change))
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()

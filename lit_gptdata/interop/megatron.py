@@ -26,13 +26,12 @@ def read(path: Path, dtype: np.dtype, column: str | None) -> Iterator[Block]:
     tables, offset, dtype = [], HEADER.itemsize, np.dtype(DTYPES[code])
     size = path.stat().st_size
     for kind, count in (("<i4", n), ("<i8", n), ("<i8", n_edges)):
-        if (
-            offset + count * np.dtype(kind).itemsize > size
-        ):  # before memory is reserved for a damaged count
+        table_end = offset + count * np.dtype(kind).itemsize
+        if table_end > size:  # checked first, because a damaged count would reserve memory
             end = f"{size:,}, inside the table of {count:,} rows at {offset:,}"
             raise ValueError(f"{path} ends at offset {end}: it was cut short, or its header is damaged")
         tables.append(np.fromfile(path, kind, count, offset=offset))
-        offset += tables[-1].nbytes
+        offset = table_end
     lengths, begins, edges = tables
     ends = np.append(0, np.cumsum(lengths, dtype=np.int64)) * dtype.itemsize
     if len(edges) < 2 or edges[0] or edges[-1] != n or (np.diff(edges) < 0).any() or (lengths < 0).any():

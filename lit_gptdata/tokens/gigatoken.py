@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from lit_gptdata.tokens.agreement import CLASSES_DIFFER, SCHEMES, VERSIONS
 from lit_gptdata.tokens.chunks import Ids, split_pattern, steps
-from lit_gptdata.tokens.libraries.hugging_face import BYTES
+from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference
 from lit_gptdata.tokens.libraries.reference import Reference
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -295,12 +295,12 @@ def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[b
     """The added tokens that may overlap others in a text, where the library's choice is its own.
 
     tokenizers looks for tokens with `normalized` after those without, and leaves out special ones if the
-    policy says so. gigatoken looks for all that it has at once.
+    policy asks for it. gigatoken looks for all that it has at once.
     """
-    if reference.library != "tokenizers":
+    if not isinstance(reference, HuggingFaceReference):
         return []
     groups: dict[int, list[str]] = {0: [], 1: [], 2: []}  # in the order of the search; 2: left out
-    for each in json.loads(reference.content())["added_tokens"]:
+    for each in reference.added_tokens:
         is_kept = not each["special"] or each["content"] in special_ids
         groups[each["normalized"] if is_kept else 2].append(each["content"])
     first, second, left_out = groups.values()
@@ -309,8 +309,8 @@ def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[b
 
 
 def _touching(texts: Sequence[str], others: Sequence[str]) -> set[str]:
-    """Those of `texts` that can share characters with one of `others`."""
-    names, starts, ends = {*others}, set[str](), set[str]()
+    """The texts that can share characters with one of `others`."""
+    starts, ends = set[str](), set[str]()
     for each in others:
         starts.update(each[:n] for n in range(1, len(each) + 1))
         ends.update(each[n:] for n in range(len(each)))
@@ -319,7 +319,7 @@ def _touching(texts: Sequence[str], others: Sequence[str]) -> set[str]:
         text for text in texts
         if text in inside
         or any(text[i:] in starts or text[: i + 1] in ends for i in range(len(text)))
-        or any(each in text for each in names)
+        or any(each in text for each in others)
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ class BuildOptions:
     """How to build a store; the tokens do not depend on it. Raises ValueError or TypeError."""
 
     engine: EngineName = "auto"
-    """"auto" | "tiktoken" | "gigatoken"."""
+    """"auto" | "reference" (the tokenizer's own library) | "gigatoken"."""
     build: BuildName = "processes"
     """"processes" on this machine, or "ray": tasks on a Ray cluster."""
     workers: int | None = 1

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_gptdata.text.formats import needs
+from lit_gptdata.tokens.chunks import steps
 from lit_gptdata.tokens.libraries.reference import Reference, digest_of
 
 _KEEP_ALL = ("Split", "ByteLevel", "Digits", "Sequence")  # pre-tokenizers that leave nothing out
@@ -36,15 +37,15 @@ class HuggingFaceReference(Reference):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._json: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        self._added = self._json["added_tokens"]
-        self.special_ids = {each["content"]: each["id"] for each in self._added if each["special"]}
+        added = self.added_tokens = self._json["added_tokens"]
+        self.special_ids = {each["content"]: each["id"] for each in added if each["special"]}
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # some of these tokens take the spaces after them, or look at them
         self.whole_strings = [
-            each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in self._added
+            each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in added
         ]
         self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
-        self._splits = [*_steps(self._json["pre_tokenizer"], "pretokenizers")]
+        self._splits = steps(self._json["pre_tokenizer"])
         self._is_byte_level = any(step["type"] == "ByteLevel" for step in self._splits)
         self.is_lossless = self._keeps_all()
         self.added = self._tokenizer.encode("", add_special_tokens=True).tokens
@@ -66,10 +67,10 @@ class HuggingFaceReference(Reference):
             self._is_byte_level
             and self._json["model"]["type"] == "BPE"
             and not any(self._affixes)
-            and not any(_steps(self._json["normalizer"], "normalizers"))
+            and not steps(self._json["normalizer"])
             and all(step["type"] in _KEEP_ALL and step.get("behavior") != "Removed" for step in splits)
             and not any(step.get("add_prefix_space") for step in splits)
-            and not any(each["lstrip"] or each["rstrip"] for each in self._added)
+            and not any(each["lstrip"] or each["rstrip"] for each in self.added_tokens)
             and BYTES.keys() <= self._tokenizer.get_vocab().keys()
         )
 
@@ -100,7 +101,7 @@ class HuggingFaceReference(Reference):
         bytes_of = _byte_level_bytes if self._is_byte_level else lambda them: map(piece_bytes, them)
         for id, token in zip(vocab.values(), bytes_of(tokens), strict=True):
             table[id] = token
-        for each in self._added:
+        for each in self.added_tokens:
             table[each["id"]] = each["content"].encode()
         for id in self.special_ids.values():
             table[id] = b""
@@ -113,16 +114,6 @@ class HuggingFaceReference(Reference):
         config = {"eos_token": [*self.ends], "bos_token": [*self.begins]}
         files = {"tokenizer_config.json": json.dumps(config).encode()}
         return files | {"tokenizer.json": self.content()}
-
-
-def _steps(part: Mapping[str, Any] | None, key: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
-    if part is None:
-        return
-    if part["type"] != "Sequence":
-        yield part
-    for step in part.get(key, ()):
-        yield from _steps(step, key)
 
 
 _VISIBLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -142,7 +133,7 @@ def _byte_level_bytes(tokens: list[str]) -> Iterator[bytes]:
 
 
 def piece_bytes(piece: str) -> bytes:
-    """The bytes of a piece of sentencepiece: `▁` stands for a space, and `<0x0A>` for a byte."""
+    """The bytes of a piece of sentencepiece: `▁` is a space, and `<0x0A>` one byte."""
     if piece.startswith("<0x") and re.fullmatch("<0x[0-9A-F]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("▁", " ").encode()
