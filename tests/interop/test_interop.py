@@ -223,6 +223,7 @@ def test_rows_without_ids_are_left_out(tmp_path):
 
 
 def test_sentencepiece_ids_keep_their_documents(tmp_path):
+    pytest.importorskip("sentencepiece")
     folder = Path(os.environ.get("LIT_GPTDATA_VOCABULARIES", "missing"))
     model = folder / "mistral_common" / "data" / "tokenizer.model.v1"
     if not model.is_file():
