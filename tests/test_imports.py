@@ -48,13 +48,14 @@ FLOW = [
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting",
     "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
-    "cli.train_tokenizer", "cli.main", "__main__",
+    "cli.train_tokenizer", "cli.train", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",
     "training.budget", "training.checkpoints", "training.metrics_csv", "training.summary",
     "training.val_sets",
     "training.ranks", "training.folder", "training.sweep", "training.lightning_cli",
+    "cli.train",
 }  # fmt: skip
 
 

@@ -48,6 +48,11 @@ report takes the folder of a sweep:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status; a wrong command line raises SystemExit(2)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        from lit_gptdata.cli.train import run as run_train
+
+        run_train(words[1:])
+        return 0
     keeps_lines = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("lit-gptdata", formatter_class=keeps_lines, allow_abbrev=False)
     parser.description, parser.epilog = DESCRIPTION, EPILOG

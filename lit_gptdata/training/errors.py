@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lit_gptdata.configs import message_for_user, one_line, root_cause
 
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
-_PACKAGES = ("lit_gptdata", "__main__", "train", "lightning")
+_PACKAGES = ("lit_gptdata", "__main__", "lightning")
 
 
 @contextmanager

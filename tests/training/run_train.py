@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import train
+from lit_gptdata.cli import train
 from lit_gptdata.configs import register_resolvers
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def compose_config(*overrides: str, **options: bool) -> DictConfig:
 
 def run_train_here(*overrides: str) -> float:
     """Run the main function of train.py in this process; return the loss."""
-    return train.main.__wrapped__(compose_config(*overrides))
+    return train.main(compose_config(*overrides))
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-import train
 from lit_gptdata import GPT
+from lit_gptdata.cli import train
 from lit_gptdata.report.jobs import read_job
 from lit_gptdata.training import summary
 from lit_gptdata.training.errors import describe
@@ -140,7 +140,7 @@ def test_a_group_in_place_of_an_option_is_named(group, value):
     cfg = compose_config(*TEXT, "output_dir=run")
     cfg[group] = value
     with pytest.raises(TypeError, match=f"no choices for {group}, so leave {group}=… out"):
-        train.main.__wrapped__(cfg)
+        train.main(cfg)
 
 
 class LogsPerSet(GPT):
@@ -260,7 +260,7 @@ def test_a_recorded_config_runs_again_without_touching_the_old_folder():
         assert full.hydra.output_subdir is None
         assert "sweep" in full.hydra.callbacks
         cfg.output_dir = "new"  # what Hydra would choose
-        train.main.__wrapped__(cfg)
+        train.main(cfg)
         assert {path: path.read_bytes() for path in before} == before
     assert set(Path("old").rglob("*")) >= set(before)
     assert len([path for path in Path("old").rglob("*") if path.is_file()]) == len(before)

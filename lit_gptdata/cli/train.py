@@ -1,0 +1,196 @@
+"""The command that trains a GPT on raw text: `lit-gptdata train` and `python train.py`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate, to_absolute_path
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gptdata import GPTDataModule, TokenBudget, Tokenizer
+from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata._io import write_whole
+from lit_gptdata.cli.train_tokenizer import train_on
+from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
+from lit_gptdata.training.errors import short_errors
+from lit_gptdata.training.folder import make_folder, record_config
+from lit_gptdata.training.ranks import check_launcher, in_sweep, share_run_name
+from lit_gptdata.training.summary import evaluate, save_summary
+from lit_gptdata.training.sweep import record_result, report_at_end
+from lit_gptdata.training.val_sets import ValSets
+from lit_gptdata.windows.loader import check_not_empty
+
+# Least value → integers with it; None → numbers ≥ 0. Lightning checks neither type nor sign of most.
+TRAINER_OPTIONS = {
+    -1: ("max_steps", "max_epochs", "num_sanity_val_steps"),  # -1: no limit
+    0: ("min_steps", "min_epochs", "log_every_n_steps"),
+    1: ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
+    None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
+}
+DEFAULT_THREADS = torch.get_num_threads()
+register_resolvers()
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the job or the sweep that the words of a command line describe.
+
+    This is what @hydra.main does, which reads sys.argv. Lightning repeats sys.argv to start more
+    processes, and in `lit-gptdata train` it has one word more.
+    """
+    version.setbase("1.3")
+    parser = get_args_parser()
+    args = parser.parse_args(without_null_groups(words))
+    if args.config_path is not None:
+        args.config_path = os.path.abspath(args.config_path)
+    with short_errors():
+        share_run_name()
+        with report_at_end():
+            _run_hydra(args, parser, main, str(conf_dir()), "train")
+
+
+def main(cfg: DictConfig) -> float:
+    """Run one job in its folder; return the final loss, which a sweeper minimizes."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
+    # The folder of the run already contains files from Hydra, and a resumed run has its own folder.
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*|The dirpath has changed.*")
+    # Hydra would print the error of a single job; a sweep needs it as an exception.
+    with short_errors() if HydraConfig.initialized() and not in_sweep() else nullcontext():
+        check_options(cfg)
+        folder = make_folder(cfg)
+        with record_result(folder) as result:
+            record_config(cfg, folder)
+            train(cfg, folder, result)
+    metrics = result["metrics"]
+    return metrics.get("val_loss", metrics.get("train_loss", math.nan))
+
+
+def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
+    """Build data, model and Trainer from the config, train, evaluate, and save the results."""
+    torch.set_num_threads(cfg.threads or DEFAULT_THREADS)
+    result["global_seed"] = L.seed_everything(cfg.seed, workers=True, verbose=False)
+    budget = TokenBudget(cfg.max_tokens, cfg.val_every_tokens)
+    job_folder = os.getcwd()
+    os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
+    if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
+        train_own_tokenizer(cfg, folder / "tokenizer.json")
+    data, model, trainer = build(cfg, budget)
+    os.chdir(job_folder)
+    check_launcher(trainer)
+
+    if trainer.world_size == 1:
+        data.prepare_data()
+        data.setup()
+        check_not_empty(data.train_steps)  # before the validation, which may take long
+    if cfg.ckpt_path is None:
+        evaluate(trainer, model, data, "val")  # the loss of the untrained model
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except SIGTERMException as error:  # Lightning would exit with 0, as if training had finished
+        raise SystemExit(128 + signal.SIGTERM) from error
+
+    # With a spawn or fork strategy, other processes did the training, and the data module and the
+    # TokenBudget of this process have not seen it.
+    data.trainer = trainer
+    data.setup()
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
+    result["steps"] = trainer.global_step or None
+    result["seed"] = getattr(data, "seed", None)
+    result["parameters"] = sum(p.numel() for p in model.parameters())
+    result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
+    result["metrics"] = metrics
+    metrics |= evaluate(trainer, model, data, "val", "test")
+    metrics.pop("tokens", None)
+    save_summary(trainer, model, data, metrics, folder)
+
+
+def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
+    """Train a tokenizer of `vocab_size` tokens, and use it; each rank writes the same bytes.
+
+    A resumed run keeps the tokenizer of its run, even if the text has changed.
+    """
+    if (given := cfg.data.get("tokenizer", "gpt2")) != "gpt2":
+        problem = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={given} names one"
+        raise ValueError(f"{problem}: give one of them")
+    if cfg.ckpt_path is None:
+        lines = train_on(instantiate(cfg.data), path, cfg.vocab_size)
+    else:
+        kept = Path(cfg.ckpt_path).parents[1] / path.name
+        if not kept.is_file():
+            problem = f"vocab_size trains no tokenizer for a resumed run, and {kept} does not exist"
+            raise ValueError(f"{problem}: set data.tokenizer to the tokenizer.json of the run")
+        write_whole(path, kept.read_bytes())
+        lines = [f"{kept}: {Tokenizer(str(path)).vocab_size:,} tokens, from the run that continues"]
+    rank_zero_only(print)(*lines, sep="\n")
+    cfg.data.tokenizer = str(path)
+
+
+def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
+    """Build the objects of a config."""
+    data = instantiate(cfg.data)
+    stem = instantiate(cfg.stem, vocab_size=data.vocab_size)
+    if stem.max_length < data.max_length:
+        raise ValueError(
+            f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
+            " stem.max_length out, or make it at least as large"
+        )
+    model = instantiate(cfg.model, stem=stem)
+    callbacks = [budget, ValSets(), *build_all(cfg, "callbacks", L.Callback)]
+    unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
+    for option, kind in unwanted.items():
+        if cfg.trainer.get(option) is False:
+            callbacks = [each for each in callbacks if not isinstance(each, kind)]
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg, "logger", Logger))
+    return data, model, trainer
+
+
+def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
+    """Build the objects of a mapping or a list of nodes, without those that are null."""
+    nodes = cfg.get(group)
+    objects = instantiate(nodes) if OmegaConf.is_config(nodes) else []
+    objects = objects.values() if isinstance(objects, DictConfig) else objects
+    for each in objects:
+        if not isinstance(each, kind | None):
+            raise TypeError(f"{group} must be null, or {kind.__name__}s with a _target_, got {each!r}")
+    return [each for each in objects if each is not None]
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raise ValueError or TypeError for options that Hydra or the Trainer would accept and misuse."""
+    for group in ("data", "stem", "model", "trainer"):
+        if not isinstance(cfg[group], DictConfig):
+            raise TypeError(
+                f"{group} must have options, got {group}={cfg[group]}: this config has no choices for"
+                f" {group}, so leave {group}=… out and set options such as {group}.…=…"
+            )
+    for name in ("callbacks", "logger"):
+        if name in cfg.trainer:
+            raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
+    for low, names in TRAINER_OPTIONS.items():
+        for name in names:
+            value = cfg.trainer.get(name)
+            if value is not None and low is not None:
+                check_integer(f"trainer.{name}", value, low)
+            elif value is not None:
+                check_number(f"trainer.{name}", value, math.inf)
+    max_threads = 64 * (os.cpu_count() or 1)  # torch crashes with more
+    for name, least, most in (("seed", 0, 2**32 - 1), ("threads", 1, max_threads)):
+        if cfg[name] is not None and check_integer(name, cfg[name], least) > most:
+            raise ValueError(f"{name} must be an integer in [{least}, {most}], got {cfg[name]}")
