@@ -24,11 +24,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_gptdata import GPTDataModule, TokenBudget, Tokenizer
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata._io import write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
+from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
 from lit_gptdata.training.ranks import check_launcher, in_sweep, share_run_name
