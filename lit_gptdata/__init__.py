@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lit_gptdata.training.budget import TokenBudget
     from lit_gptdata.training.lightning_cli import GPTCLI
     from lit_gptdata.training.throughput import Throughput
-    from lit_gptdata.windows.dataset import WindowDataset
-    from lit_gptdata.windows.loader import create_dataloader
+    from lit_gptdata.windows.dataset import GPTDatasetV1, WindowDataset
+    from lit_gptdata.windows.loader import create_dataloader, create_dataloader_v1
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ _MODULE_OF = {
     "GPTCLI": "lit_gptdata.training.lightning_cli",
     "EmbeddingStem": "lit_gptdata.model.stem",
     "GPTDataModule": "lit_gptdata.datamodule",
+    "GPTDatasetV1": "lit_gptdata.windows.dataset",
     "Source": "lit_gptdata.tokens.options",
     "Throughput": "lit_gptdata.training.throughput",
     "TokenBudget": "lit_gptdata.training.budget",
@@ -38,11 +39,13 @@ _MODULE_OF = {
     "Tokenizer": "lit_gptdata.tokens.tokenizer",
     "WindowDataset": "lit_gptdata.windows.dataset",
     "create_dataloader": "lit_gptdata.windows.loader",
+    "create_dataloader_v1": "lit_gptdata.windows.loader",
 }
 
 __all__ = [
-    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "Source", "Throughput", "TokenBudget",
-    "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
+    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "GPTDatasetV1", "Source", "Throughput",
+    "TokenBudget", "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
+    "create_dataloader_v1",
 ]  # fmt: skip
 
 

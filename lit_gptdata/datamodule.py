@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import plain
+from lit_gptdata._checks import check_integer, plain
 from lit_gptdata._lightning import (
     IGNORED_WARNINGS,
     OPTIONS,
@@ -41,8 +41,8 @@ from lit_gptdata.windows.mixture import Mixture, stage_begins
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
+from lit_gptdata.windows.show import ShownText
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
-from lit_gptdata.windows.split import Split
 from lit_gptdata.windows.steps import Steps, Tail
 
 if TYPE_CHECKING:
@@ -205,10 +205,6 @@ class GPTDataModule(L.LightningDataModule):
         return self._data.first.store
 
     @property
-    def _split(self) -> Split:
-        return self._data.first.split
-
-    @property
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each id, int64 (vocab_size,); 0 for special tokens."""
         return self._data.first.store.vocab["n_bytes"].astype(np.int64)
@@ -301,8 +297,7 @@ class GPTDataModule(L.LightningDataModule):
         return self._steps(self._data.n_train, "drop" if self.drop_last else "share")
 
     def _steps(self, n: int, tail: Tail) -> Steps:
-        world_size = self._ranks.world_size
-        return Steps(n=n, batch_size=self.batch_size, world_size=world_size, tail=tail)
+        return Steps(n=n, batch_size=self.batch_size, world_size=self._ranks.world_size, tail=tail)
 
     def _eval_loader(self, split: str) -> EvalLoaders:
         sets = [found.windows for found in self.eval_sets(split)]
@@ -370,6 +365,14 @@ class GPTDataModule(L.LightningDataModule):
         """
         return self._find_batch(step, epoch, rank, world_size)[1]
 
+    def show(self, step: int = 0, *, window: int | None = None) -> ShownText:
+        """The text of a training step, see `windows_at`, or of one window; a notebook colors tokens."""
+        if window is not None:
+            return ShownText("", self.train_windows, [check_integer("window", window, 0)], self._data)
+        windows, indices = self._find_batch(step, None, None, None)
+        title = f"step {step:,}: {len(indices):,} windows, seed {self.seed}"
+        return ShownText(title, windows, indices.tolist(), self._data)
+
     def _find_batch(
         self, step: int, epoch: int | None, rank: int | None, world_size: int | None
     ) -> tuple[Windows, np.ndarray]:
@@ -387,10 +390,9 @@ class GPTDataModule(L.LightningDataModule):
         """What determines the windows and their order, in plain values."""
         options = {name: getattr(self, name) for name in ("max_length", "stride", "shuffle")}
         options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
-        draws = self.shuffle and self.seed is None
-        options["seed"] = self._drawn_seed.value if draws else self.seed
+        options["seed"] = self._drawn_seed.value if self.shuffle and self.seed is None else self.seed
         if not self._data.is_named:
-            return options | self._data.first.identity | {"val": self._split.val_sources}
+            return options | self._data.first.identity | {"val": self._data.first.split.val_sources}
         return options | self._data.identity(cast(Mixture, self.train_windows))
 
     def __repr__(self) -> str:

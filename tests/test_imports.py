@@ -37,6 +37,7 @@ FLOW = [
     "windows.split", "windows.order", "windows.steps",
     "windows.dataset",
     "windows.ranks", "windows.mixture", "windows.sources", "windows.identity",
+    "windows.show",
     "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",

@@ -85,9 +85,12 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"windows {least} to {most}: give indices in [0, {len(self)})")
         return list(zip(*self.batch(indices), strict=True))
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
         return f"{windows}, over tokens [{self.begin:,}, {self.end:,})"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self}"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Windows by index, each in [0, len): (B,) → inputs, targets, int64 (B, max_length).
@@ -151,7 +154,7 @@ class ChainedWindows(Windows):
     def __len__(self) -> int:
         return self.end
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self._sets)} sets"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -204,6 +207,16 @@ class WindowDataset(Windows):
         ids = encode_text(text, self.tokenizer)
         super().__init__(Tokens([ids]), begin=0, end=len(ids), max_length=max_length, stride=stride)
         check_enough(len(ids), max_length, "the text")
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} of {self.tokenizer!r}"
+
+
+class GPTDatasetV1(WindowDataset):
+    """`WindowDataset` with the course's name and arguments."""
+
+    def __init__(self, txt: str, tokenizer: Any, max_length: int, stride: int) -> None:
+        super().__init__(txt, tokenizer, max_length, stride)
 
 
 def check_enough(n_tokens: int, max_length: int, name: str) -> None:

@@ -214,3 +214,8 @@ def create_dataloader(
     steps = Steps(n=len(windows), batch_size=batch_size, tail="drop" if drop_last else "share")
     seed = DrawnSeed(int(torch.empty((), dtype=torch.int64).random_().item())) if shuffle else None
     return window_loader(windows, steps, seed=seed, num_workers=num_workers)
+
+
+def create_dataloader_v1(txt: str, *args: Any, **options: Any) -> DataLoader[Batch]:
+    """`create_dataloader` with the course's name and arguments: `txt` is the text."""
+    return create_dataloader(txt, *args, **options)

@@ -175,6 +175,7 @@ class Mixture(Windows):
             join([windows.tokens for windows in sources.values()]), begin=0, end=0,
             max_length=any_source.spans.max_length, stride=any_source.spans.stride,
         )  # fmt: skip
+        self.sources = dict(sources)
         self.sizes = {name: len(windows) for name, windows in sources.items()}
         self.stages, self.seed, self.first_epoch = tuple(stages), seed, first_epoch
         lengths = [len(windows.tokens) for windows in sources.values()]
@@ -243,9 +244,9 @@ class Mixture(Windows):
         super().restore(saved)
 
     def __getstate__(self) -> dict[str, Any]:  # caches of functions cannot be pickled
-        return {**vars(self), "_orders": {}}
+        return {**vars(self), "_orders": {}, "sources": {}}
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
         return f"{windows}, from {len(self.sizes)} sources"
 

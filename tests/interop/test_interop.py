@@ -78,7 +78,7 @@ def test_nanogpt_reads_the_export_of_a_text(tmp_path, capsys):
     data = GPTDataModule(str(tmp_path / "book.txt"), max_length=8, stride=8, test_fraction=0.1)
     data.setup()
     for split in ("train", "val", "test"):
-        begin, end = getattr(data._split, split)
+        begin, end = getattr(data._data.first.split, split)
         ids = data.store.tokens[begin:end].tolist()
         assert f"{split}: {end - begin:,} tokens of uint16" in printed
         inputs, targets = nanogpt_batch(Path("out"), split, [0, 5, len(ids) - 9], 8)
@@ -284,7 +284,7 @@ def test_a_store_keeps_its_split_whatever_the_fractions_are(tmp_path, caplog):
     data = opened(store, val_fraction=0.5, test_fraction=0.2)
     data.prepare_data()  # a second time, as a Trainer does for validation
     assert caplog.text.count("has its own split: val_fraction and test_fraction are ignored") == 1
-    split = data._split
+    split = data._data.first.split
     assert (split.train, split.val, split.test) == ((0, n), (n, n + n_val), (n + n_val, store.n_tokens))
     targets = np.concatenate([batch.numpy().ravel() for _, batch in data.val_dataloader()])
     assert targets[targets >= 0].tolist() == joined(VAL)[1:]
@@ -313,7 +313,7 @@ def test_an_imported_store_can_be_published_checked_and_read_from_a_url(tmp_path
     url = run(capsys, "publish", "memory://shelf", local).strip()
     assert url.endswith(store.fingerprint)
     remote = opened(url)
-    assert remote._split == opened(store)._split
+    assert remote._data.first.split == opened(store)._data.first.split
     assert remote.batch_at(3)[0].tolist() == opened(store).batch_at(3)[0].tolist()
     export_store("nanogpt", remote.store)
     assert Path("out/val.bin").read_bytes() == (tmp_path / "a" / "val.bin").read_bytes()

@@ -1,0 +1,125 @@
+"""Windows as text, token by token, for a terminal and for a notebook: `data.show(step)`."""
+
+import codecs
+import html
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lit_gptdata.windows.dataset import Windows
+from lit_gptdata.windows.mixture import Mixture
+from lit_gptdata.windows.sources import Sources
+
+SEPARATOR = "·"  # printed between two tokens if the output has no colors
+COLORS = ("\x1b[30;46m", "\x1b[30;47m")  # of tokens, in turn: black on cyan, black on white
+RESET = "\x1b[0m"
+NOTEBOOK_TOKENS = 8192  # a notebook shows about this many inputs: each needs 150 bytes of HTML
+
+STYLE = """<style>
+.lit-gptdata {font: 13px/1.5 ui-monospace, monospace; overflow-wrap: anywhere}
+.lit-gptdata .row {display: flex; flex-wrap: wrap; gap: 4px 1px; margin: 2px 0 12px}
+.lit-gptdata .row > span {display: flex; flex-direction: column; max-width: 100%}
+.lit-gptdata .row > span > span {white-space: break-spaces; padding: 0 1px; color: #111}
+.lit-gptdata .c0 {background: #a5d8f3} .lit-gptdata .c1 {background: #fdd6a0}
+.lit-gptdata .c2 {background: #b9e4b4} .lit-gptdata .c3 {background: #e2c9f2}
+</style>"""
+N_HUES = 4  # of tokens in a notebook, in turn
+
+
+class ShownWindow(NamedTuple):
+    """A window's number and origin, and the ids of its inputs and targets, max_length each."""
+
+    title: str
+    inputs: list[int]
+    targets: list[int]
+
+
+class ShownText:
+    """Windows as text. `str()` has the inputs; a notebook colors each input above its target."""
+
+    def __init__(self, title: str, windows: Windows, indices: Sequence[int], sources: Sources) -> None:
+        """`windows`: train windows of `sources`, or of earlier data of the run."""
+        self.title, self.tokenizer = title, sources.owner.tokenizer
+        if (most := max(indices)) >= len(windows) and not isinstance(windows, Mixture):
+            raise ValueError(f"window must be an integer in [0, {len(windows):,}), got {most}")
+        inputs, targets = windows.batch(indices)  # (B, T) each
+        names, parts = [""] * len(inputs), {"": windows}
+        if isinstance(windows, Mixture):
+            names, indices = (array.tolist() for array in windows.locate(indices))
+            parts = windows.sources
+        self.windows = []
+        for name, index, *ids in zip(names, indices, inputs.tolist(), targets.tolist(), strict=True):
+            start = int(parts[name].starts([index])[0])
+            end = start + len(ids[0])
+            place = f"window {index:,}{name and f' of {name}'}, tokens [{start:,}, {end:,})"
+            origin = _origin(parts[name], start, end, sources)
+            self.windows.append(ShownWindow(f"{place}, {origin}", *ids))
+
+    def __str__(self) -> str:
+        use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        lines = [f"{self.title}\n"] if self.title else []
+        for window in self.windows:
+            texts = list(decode_each(self.tokenizer.decode_each(window.inputs)))
+            text = (
+                colored(texts) if use_colors else SEPARATOR.join(visible(t, "\n", "\t") for t in texts)
+            )
+            lines += [window.title, f"{text}\n"]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        n_shown = max(1, NOTEBOOK_TOKENS // len(self.windows[0].inputs))
+        lines = [STYLE, "<div class='lit-gptdata'>", _div(self.title)]
+        for window in self.windows[:n_shown]:
+            above, below = self._cells(window.inputs, 0), self._cells(window.targets, 1)
+            columns = (f"<span>{a}{b}</span>" for a, b in zip(above, below, strict=True))
+            lines += [_div(window.title), "<div class='row'>", *columns, "</div>"]
+        if (n_more := len(self.windows) - n_shown) > 0:
+            lines += [_div(f"… and {n_more:,} more windows, which print() shows")]
+        return "".join([*lines, "</div>"])
+
+    def _cells(self, ids: Sequence[int], first_color: int) -> Iterator[str]:
+        """Targets start one color later, so a target has the color of the next input, the same token."""
+        for color, token in enumerate(self.tokenizer.decode_each(ids), first_color):
+            text = html.escape(visible(token.decode(errors="backslashreplace"), "⏎", "⇥"))
+            yield f"<span class='c{color % N_HUES}' title='id {ids[color - first_color]}'>{text}</span>"
+
+
+def _div(text: str) -> str:
+    return f"<div>{html.escape(text)}</div>"
+
+
+def _origin(part: Windows, start: int, end: int, sources: Sources) -> str:
+    """Where the text of the tokens [start, end) comes from: one document, or the first and the last."""
+    store = next((source.store for source in sources.all if source.store.tokens is part.tokens), None)
+    if store is None:
+        return "in earlier data of this run"
+    first, last = store.place(start), store.place(end - 1)
+    return str(first) if first[:2] == last[:2] else f"{first}, to {last}"
+
+
+def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
+    """Yield the text of each token. Tokens that share a character come as one text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    yield from filter(None, map(decoder.decode, tokens))
+    yield from filter(None, [decoder.decode(b"", final=True)])
+
+
+def colored(texts: Sequence[str]) -> str:
+    """Put the texts on alternating backgrounds. A line end is shown as ⏎."""
+    painted = ""
+    for text, color in zip(texts, itertools.cycle(COLORS), strict=False):
+        painted += color + visible(text, f"⏎{RESET}\n{color}", "\t") + RESET
+    return painted
+
+
+def visible(text: str, newline: str, tab: str) -> str:
+    r"""Replace invisible characters, because text must not control a terminal: "\x1b" → "␛"."""
+    own = {"\n": newline, "\t": tab, " ": " ", "\x7f": "␡"}
+    return "".join(
+        c if c.isprintable() else own.get(c) or (chr(0x2400 + ord(c)) if c < " " else ascii(c)[1:-1])
+        for c in text
+    )
