@@ -4,11 +4,11 @@ check_text(b"%PDF-1.7 …", Path("a.txt"))  ->  ValueError: a.txt is a PDF docum
 """
 
 import codecs
+import contextlib
 import json
 import os
 import re
 import shlex
-from collections import Counter
 from typing import Literal
 
 from lit_gptdata._io import CHUNK_BYTES
@@ -28,6 +28,7 @@ _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
 _JQ = "jq -c %s {path} > {new}.jsonl"
 _IMPORT = "lit-gptdata import %s {path}"
+_BINARY = "binary data, perhaps token ids", _IMPORT % "nanogpt"
 _NO_COMMAS = "sed -E 's/,[[:space:]]*$//' {path} > {new}.jsonl"
 _CSV = (  # with csv, because pandas turns texts such as NA into nulls
     'python -c "import csv, json, sys; csv.field_size_limit(1 << 30); '
@@ -103,53 +104,47 @@ def check_compressed(head: bytes, path: TextFile, compression: str) -> None:
 
 def check_text(head: bytes, path: TextFile, compression: str = "", errors: str = "strict") -> None:
     """Raise ValueError if these first bytes of a file, after decompression, are not text in UTF-8."""
-    what = command = ""
+    found: tuple[str, str] | None = None
     if match := _KIND.match(head):
-        _, what, command = _KINDS[(match.lastindex or 1) - 1]
+        found = _KINDS[(match.lastindex or 1) - 1][1:]
     elif b"\0" in head:
-        what, command = _data_with_nuls(head)
-    elif found := _ISO_2022.search(head):
-        encoding = f"iso-2022-{found.lastgroup}"
-        what, command = encoding.upper(), _ICONV % encoding
+        found = _kind_with_nuls(head)
+    elif match := _ISO_2022.search(head):
+        encoding = f"iso-2022-{match.lastgroup}"
+        found = encoding.upper(), _ICONV % encoding
     # reading with "strict" finds that other binary data is not UTF-8
-    if not what and errors != "strict" and has_controls(head) and not _is_utf8(head):
-        what, command = "binary data, perhaps token ids", _IMPORT % "nanogpt"
-    if what:
-        raise refusal(path, what, command, compression)
+    if not found and errors != "strict" and has_controls(head) and not _is_utf8(head):
+        found = _BINARY
+    if found:
+        raise refusal(path, *found, compression)
 
 
-def _data_with_nuls(head: bytes) -> tuple[str, str]:
-    """(what data with NUL bytes is, the command), or two empty strings for a text with few of them."""
+def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
+    """(what data with NUL bytes is, the command), or None for a text with few of them."""
     import tarfile  # few files need it
 
-    try:
+    with contextlib.suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "replace")
         return "a tar archive", "mkdir {new} && tar -xf {packed} -C {new}"
-    except tarfile.HeaderError:
-        n_nuls, controls = head.count(0), has_controls(head)
-    if n_nuls > len(head) / 256 and (encoding := _utf16_or_32(head[:SAMPLE_BYTES], controls)):
+    n_nuls = head.count(0)
+    if n_nuls > len(head) / 256 and (encoding := _utf16_or_32(head)):
         return f"{encoding[:6].upper()} without a byte order mark", _ICONV % encoding
     if n_nuls <= max(FEW_NULS, len(head) / 100):
-        return "", ""
+        return None
     if _is_utf8(head) and not has_controls(head.replace(b"\0", b"")):
         return "text with many NUL bytes", r"tr -d '\0' < {path} > {new}{suffix}"
-    return "binary data, perhaps token ids", _IMPORT % "nanogpt"
+    return _BINARY
 
 
-def _utf16_or_32(sample: bytes, controls: bool) -> str:
+def _utf16_or_32(data: bytes) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
-    # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
-    # Korean the lower bytes have any value, so many are control characters.
-    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
-    upper_count, upper = max(even, odd, key=lambda common: common[0])
-    if controls or (upper < 0x20 and upper_count > len(sample) / 4):
-        for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
-            text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
-            # numbers such as token ids give unassigned characters, too, and hardly any spaces
-            n_spaces = sum(map(text.count, " \n。、，"))
-            n_printable = sum(char.isprintable() or char.isspace() for char in text)
-            if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
-                return encoding
+    for encoding in ("utf-32le", "utf-32be", "utf-16le", "utf-16be"):
+        text = data[:SAMPLE_BYTES].decode(encoding, "replace").replace("\ufffd", "\0")
+        # numbers such as token ids give unassigned characters, too, and hardly any spaces
+        n_spaces = sum(map(text.count, " \n。、，"))
+        n_printable = sum(char.isprintable() or char.isspace() for char in text)
+        if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
+            return encoding
     return ""
 
 
@@ -174,7 +169,7 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
         what = _KINDS[(found[1].lastindex or 1) - 1][1]
         return f"From offset {offset + found[0]} on it holds {what}: take that part out of the text"
     if has_controls(data[position : position + SAMPLE_BYTES]):
-        if encoding := _utf16_or_32(data[:SAMPLE_BYTES], True):
+        if encoding := _utf16_or_32(data):
             return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
         if offset + position < SAMPLE_BYTES:
             ids = _IMPORT.replace("{path}", "FILE") % "nanogpt"
@@ -186,45 +181,50 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
     return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
 
 
-def check_plain(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
-    """Raise ValueError if a file that is read as one text is a page, a notebook or a table of texts."""
-    suffix = os.path.splitext(path.name.lower().removesuffix(compression))[1]
-    if _start(head[:99])[:1] not in b"{[<":  # nearly every text
-        return
-    start = _start(head)
-    key = json.dumps(text_column).encode()
-    what = command = ""
+def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:
+    """(what a file is, the command) if it is a page, a notebook or a table of texts, else None."""
+    suffix, start = os.path.splitext(name)[1], _start(head)
     if HTML_HEAD.match(head) and suffix in ("", ".txt"):
-        what, command = "an HTML page (name it .html to read its markup)", _HTML
-    elif start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
-        what, command = "a notebook", "jupyter nbconvert --to script {path}"
-    elif start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
+        return "an HTML page (name it .html to read its markup)", _HTML
+    if start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
+        return "a notebook", "jupyter nbconvert --to script {path}"
+    if start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
         has_key = _is_json_lines(start, text_column, ".log")
         what = f"JSON Lines, not one text{'' if has_key else ' (name it .log to read it as text)'}"
-        command = "mv {packed} {stem}.jsonl{compression}"
-    elif re.match(rb'\[\s*[{"]', start) and (
-        key in start if suffix not in ("", ".txt") else _is_json(start, len(head) < CHUNK_BYTES)
-    ):
-        what, command = "a JSON array", _array_command(start, text_column)
-    if what:
-        raise refusal(path, what, command, compression)
+        return what, "mv {packed} {stem}.jsonl{compression}"
+    if re.match(rb'\[\s*[{"]', start):
+        is_short, has_key = len(head) < CHUNK_BYTES, json.dumps(text_column).encode() in start
+        if _is_json(start, is_short) if suffix in ("", ".txt") else has_key:
+            return "a JSON array", _array_command(start, text_column)
+    return None
 
 
-def refuse_table(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
-    """Raise ValueError with the command that makes JSON Lines of a table, whatever its columns are."""
+def kind_of_table(head: bytes, name: str, text_column: str) -> tuple[str, str]:
+    """The command that makes JSON Lines of a table, whatever its columns are."""
     lines = head.removeprefix(codecs.BOM_UTF8).splitlines()
     before = re.compile(rb"\s*(#[^,;\t|]*|sep=.)?\s*", re.IGNORECASE)
     n_before = next((i for i, line in enumerate(lines) if not before.fullmatch(line)), 0)
     header = lines[n_before] if lines else b""
-    usual = b"\t" if path.name.lower().removesuffix(compression).endswith((".tsv", ".tab")) else b","
+    usual = b"\t" if name.endswith((".tsv", ".tab")) else b","
     delimiter = max(b",;\t|", key=lambda byte: (header.count(byte), byte == usual[0]))
     options = f"delimiter={chr(delimiter)!r}"
     if header.count(bytes([delimiter, 0x20])) == header.count(delimiter) > 0:
         options += ", skipinitialspace=True"
-    if header.startswith(b"'"):
-        options += ", quotechar=chr(39)"
-    what = "a table, not one text (name it .txt to read it as one)"
-    raise refusal(path, what, _CSV % (n_before, options), compression)
+    return "a table, not one text (name it .txt to read it as one)", _CSV % (n_before, options)
+
+
+def kind_of_rows(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:
+    """(what it is, the command) if it is a page, an array, or one object on several lines, else None."""
+    start = _start(head)
+    first, newline, _ = start.partition(b"\n")
+    if HTML_HEAD.match(head):
+        return "an HTML page", _HTML
+    if start[:1] == b"[":
+        return "a JSON array, not one object per line", _array_command(start, text_column)
+    if newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
+        what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
+        return what, _jq(".")
+    return None
 
 
 def _start(head: bytes) -> bytes:
@@ -263,21 +263,6 @@ def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
         key = re.escape(json.dumps(text_column).encode())  # the line may be longer than the head
         return not newline and re.search(key + rb'\s*:\s*"', first[:SAMPLE_BYTES]) is not None
     return text_column in row or (suffix != ".log" and rest.lstrip()[:1] == b"{")
-
-
-def check_rows(head: bytes, path: TextFile, text_column: str, compression: str) -> None:
-    """Raise ValueError if a file of JSON Lines is a page, an array, or one object on several lines."""
-    start, what, command = _start(head), "", ""
-    first, newline, _ = start.partition(b"\n")
-    if HTML_HEAD.match(head):
-        what, command = "an HTML page", _HTML
-    elif start[:1] == b"[":
-        what, command = "a JSON array, not one object per line", _array_command(start, text_column)
-    elif newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
-        what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
-        command = _jq(".")
-    if what:
-        raise refusal(path, what, command, compression)
 
 
 def line_refusal(line: bytes, offset: int, path: TextFile, compression: str) -> ValueError | None:

@@ -34,9 +34,6 @@ from lit_gptdata.text.remote_file import (
 REMOTE_HASHERS = 4  # threads that hash remote files, at least: each one waits for its connection
 CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-8 character
 
-SAMPLED_BYTES = 1 << 20  # a file of this size is compared by a sample, a smaller one completely
-SAMPLES, SAMPLE_BYTES = 8, 1 << 14  # blocks of a sample, and their length
-
 PathLike = str | os.PathLike[str]
 Contents = list[list[int | str]]
 # (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
@@ -199,17 +196,17 @@ class FilesCorpus:
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
-    def contents(self, known: Contents | None = None) -> Contents:
-        """ctime (ns), inode and sample of each file, [] for a URL; reads no file that is as `known`."""
-        pairs = zip(self.files, known or [[]] * len(self.files), strict=True)
-        return [_content(file, same) for file, same in pairs]
+    def contents(self) -> Contents:
+        """ctime (ns) and inode of each file, [] for a URL; they show a change of equal size and mtime."""
+        return [_content(file) for file in self.files]
 
     def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
-        """Whether the files are still `sources`: reads or samples those with another ctime or inode."""
-        now = self.contents(contents)
+        """Whether the files are still `sources`: reads those with another ctime or inode."""
         return all(
-            new == old or (new[2:] == old[2:] and (new[2] or sha256_of(file) == source.sha256))
-            for file, source, old, new in zip(self.files, sources, contents, now, strict=True)
+            old[:2] == new or sha256_of(file) == source.sha256  # an earlier version had a third item
+            for file, source, old, new in zip(
+                self.files, sources, contents, self.contents(), strict=True
+            )
         )
 
     def __repr__(self) -> str:
@@ -230,25 +227,11 @@ def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
     return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
 
 
-def _content(file: TextFile, known: list[int | str]) -> list[int | str]:
+def _content(file: TextFile) -> list[int | str]:
     if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
-        return [] if file.is_versioned else [time.time_ns(), 0, ""]
+        return [] if file.is_versioned else [time.time_ns(), 0]
     stat = file.stat()
-    inode: list[int | str] = [stat.st_ctime_ns, stat.st_ino]
-    return known if known[:2] == inode else [*inode, _sample(file, stat.st_size)]
-
-
-def _sample(file: Path, size: int) -> str:
-    """The SHA-256 (hex) of blocks from head to tail if the file is large, else ""."""
-    last = size - SAMPLE_BYTES
-    if last < SAMPLED_BYTES:
-        return ""
-    digest = hashlib.sha256()
-    with open_raw(file) as raw:
-        for i in range(SAMPLES):
-            raw.seek(last * i // (SAMPLES - 1))
-            digest.update(raw.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    return [stat.st_ctime_ns, stat.st_ino]
 
 
 def _version(file: TextFile) -> tuple[int, int | str]:

@@ -25,12 +25,13 @@ from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.content import (
     TABLES,
     check_compressed,
-    check_plain,
-    check_rows,
     check_text,
     encoding_advice,
+    kind_of_plain,
+    kind_of_rows,
+    kind_of_table,
     line_refusal,
-    refuse_table,
+    refusal,
 )
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
@@ -81,8 +82,8 @@ class Format:
     """Where a large file may be cut: "inside_text" continues a document, "never" means compressed."""
     read: Callable[[FileSlice, Reading], Iterator[Document]]
     """The documents of a slice in order, each read before the next one."""
-    check: Callable[[bytes, TextFile, str, str], None] | None = None
-    """Checks the uncompressed first bytes: (bytes, file, `text_column`, compression) → ValueError."""
+    kind_of: Callable[[bytes, str, str], tuple[str, str] | None] | None = None
+    """(first bytes, name in lowercase, `text_column`) → (its real format, command), or None."""
     aliases: tuple[str, ...] = ()
     """Other suffixes of the format."""
     compression: Literal["", ".gz", ".zst"] = ""
@@ -150,8 +151,9 @@ def _chunks(file: FileSlice, reading: Reading) -> Iterator[bytes]:
             while chunk := stream.read(min(CHUNK_BYTES, remaining)):
                 if to_check:
                     check_text(chunk, path, format.compression, reading.encoding_errors)
-                    if format.check:
-                        format.check(chunk, path, reading.text_column, format.compression)
+                    name = path.name.lower().removesuffix(format.compression)
+                    if format.kind_of and (kind := format.kind_of(chunk, name, reading.text_column)):
+                        raise refusal(path, *kind, format.compression)
                     to_check = False
                 remaining -= len(chunk)
                 yield chunk
@@ -316,16 +318,13 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
             raise ValueError(f"{path} {problem}: set data.text_column{ids}")
         _check_single(table.metadata, path)
         kind = table.schema_arrow.field(column).type
-        is_dictionary = arrow.types.is_dictionary(kind)
-        stored = kind.value_type if is_dictionary else kind
-        if not re.fullmatch("(large_)?(string|binary)(_view)?", str(stored)):
+        if not re.match(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,|$)", str(kind)):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
-        for number, row in enumerate(_rows(table, column, path, arrow)):
-            value = row.value if is_dictionary and row.is_valid else row
-            if value.is_valid:
+        for number, value in enumerate(_values(table, column, path, arrow)):
+            if value is not None:
                 name = f"{path}: row {number}"
                 try:  # arrow does not check that strings are valid UTF-8
-                    text = value.as_buffer().to_pybytes().decode(errors=reading.encoding_errors)
+                    text = value.decode(errors=reading.encoding_errors)
                 except UnicodeDecodeError as error:
                     raise _invalid(error, name, 0, "Repair it, or set encoding_errors=replace") from None
                 yield Document(source=name, chunks=[text.encode()], number=file.number)
@@ -344,14 +343,14 @@ def _check_single(metadata: Any, path: TextFile) -> None:
                 raise ValueError(f"{path} holds several Parquet files one after another: {advice}")
 
 
-def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
-    """The values of a column, read in batches of bounded size."""
+def _values(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[bytes | None]:
+    """The values of a column of text, read in batches of bounded size."""
     groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
     row_bytes = sum(group.total_byte_size for group in groups) // max(1, table.metadata.num_rows)
     batch_size = max(1, min(ROWS, BATCH_BYTES // max(1, row_bytes)))
     try:
         for batch in table.iter_batches(batch_size, columns=[column]):
-            yield from batch.column(column)
+            yield from batch.column(column).cast("large_binary").to_pylist()
     except RemoteError:
         raise
     except (arrow.ArrowException, OSError) as error:  # arrow does not name the file
@@ -359,13 +358,13 @@ def _rows(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[Any]:
 
 
 FORMATS = (
-    Format(suffix=".txt", cut="inside_text", read=_read_txt, check=check_plain),
+    Format(suffix=".txt", cut="inside_text", read=_read_txt, kind_of=kind_of_plain),
     Format(
-        suffix=".jsonl", cut="after_newline", read=_read_jsonl, check=check_rows,
+        suffix=".jsonl", cut="after_newline", read=_read_jsonl, kind_of=kind_of_rows,
         aliases=(".json", ".ndjson", ".jsonlines"),
     ),
     Format(suffix=".parquet", cut="never", read=_read_parquet),
-    Format(suffix=TABLES[0], cut="never", read=_read_txt, check=refuse_table, aliases=TABLES[1:]),
+    Format(suffix=TABLES[0], cut="never", read=_read_txt, kind_of=kind_of_table, aliases=TABLES[1:]),
 )  # fmt: skip
 
 _NAMES = [name for format in FORMATS for name in (format.suffix, *format.aliases)]

@@ -79,26 +79,9 @@ class RemoteFile:
         return self.url if str(self) == self.url else f"{self}#{key}"
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), or only the first ones if long ranges break; raises RemoteError."""
-
-        def attempt(failures: int) -> bytes:
-            fs, path = filesystem(self.url)
-            # some connections always break after a number of bytes: ask for fewer after each failure
-            end = min(stop, start + max(FIRST_BYTES, (stop - start) >> failures))
-            if self.url.startswith(("http://", "https://")):
-                # cat_file would read the whole file into memory if a server ignores the range
-                with fs.open(path, size=self.size, cache_type="none") as raw:
-                    raw.seek(start)
-                    data: bytes = raw.read(end - start)
-            else:
-                data = fs.cat_file(path, start=start, end=end)
-            if len(data) != end - start:
-                problem = f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}"
-                raise OSError(f"{problem}: the connection broke, or the file changed")
-            return data
-
+        """Like `fetch_range`, with another message if the file is gone."""
         try:
-            return retry(self.url, attempt)
+            return fetch_range(self.url, self.size, start, stop)
         except RemoteNotFoundError:
             raise self.removed_error() from None
 
@@ -107,14 +90,36 @@ class RemoteFile:
         return RemoteNotFoundError(f"{self} is gone: it was there when the corpus was listed. Run again")
 
 
+def fetch_range(url: str, size: int, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, or only the first ones if long ranges break; RemoteError."""
+
+    def attempt(failures: int) -> bytes:
+        fs, path = filesystem(url)
+        # some connections always break after a number of bytes: ask for fewer after each failure
+        end = min(stop, start + max(FIRST_BYTES, (stop - start) >> failures))
+        if url.startswith(("http://", "https://")):
+            # cat_file would read the whole file into memory if a server ignores the range
+            with fs.open(path, size=size, cache_type="none") as raw:
+                raw.seek(start)
+                data = raw.read(end - start)
+        else:
+            data = fs.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            problem = f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}"
+            raise OSError(f"{problem}: the response was cut short, or the file changed")
+        return bytes(data)
+
+    return retry(url, attempt)
+
+
 class RemoteReader(io.RawIOBase):
     """The bytes of a remote file. While they are read in order, a thread fetches the next block."""
 
     def __init__(self, file: RemoteFile, start: int, stop: int) -> None:
         self._file, self._position, self._stop = file, start, stop
         self._block, self._block_start = b"", start
-        self._request_bytes = FIRST_BYTES
-        self._prefetched: tuple[int, Future[bytes]] | None = None
+        self._next: Future[bytes] | None = None  # the block after this one
+        self._n_bytes = FIRST_BYTES  # of the next request
 
     def readable(self) -> bool:
         return True
@@ -129,13 +134,13 @@ class RemoteReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill the whole `buffer`, unless the file ends first."""
-        view, filled = memoryview(buffer).cast("B"), 0
-        while filled < len(view) and self._position < self._stop:
+        filled = 0
+        while filled < len(buffer) and self._position < self._stop:
             if not self._block_start <= self._position < self._block_start + len(self._block):
                 self._load_block()
             skip = self._position - self._block_start
-            data = self._block[skip : skip + len(view) - filled]
-            view[filled : filled + len(data)] = data
+            data = self._block[skip : skip + len(buffer) - filled]
+            buffer[filled : filled + len(data)] = data
             filled += len(data)
             self._position += len(data)
         return filled
@@ -144,21 +149,16 @@ class RemoteReader(io.RawIOBase):
         """Load the block at the current position, and start to fetch the next one."""
         sequential = bool(self._block) and self._position == self._block_start + len(self._block)
         if not sequential:
-            self._request_bytes = FIRST_BYTES
+            self._n_bytes, self._next = FIRST_BYTES, None
         self._block_start, self._block = self._position, b""  # frees memory before the next block
-        if self._prefetched is not None and self._prefetched[0] == self._position:
-            self._block = self._prefetched[1].result()
-        else:
-            self._block = self._file.fetch(*self._request(self._position))
-        # the block is shorter than requested at the end of the file or if long requests break
-        self._request_bytes = min(2 * min(self._request_bytes, len(self._block)), MOST_BYTES)
-        self._prefetched = None
+        self._block = self._next.result() if self._next else self._fetch(self._position)
+        # the block is shorter than requested if long requests break
+        self._n_bytes = min(2 * len(self._block), MOST_BYTES)
         end = self._position + len(self._block)
-        if sequential and end < self._stop:
-            self._prefetched = end, _prefetchers.submit(self._file.fetch, *self._request(end))
+        self._next = _prefetchers.submit(self._fetch, end) if sequential and end < self._stop else None
 
-    def _request(self, start: int) -> tuple[int, int]:
-        return start, min(start + self._request_bytes, self._stop)
+    def _fetch(self, start: int) -> bytes:
+        return self._file.fetch(start, min(start + self._n_bytes, self._stop))
 
 
 TextFile = Path | RemoteFile

@@ -26,7 +26,7 @@ from lit_gptdata import GPTDataModule
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.cli.main import main
 from lit_gptdata.tokens.coverage import covered
-from lit_gptdata.tokens.remote import objects, store
+from lit_gptdata.tokens.remote import objects
 from lit_gptdata.tokens.remote import publish as publishing
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
@@ -260,7 +260,7 @@ def test_few_shards_are_fetched_ahead(url, s3):
     assert 2 <= len(set(shard_gets(s3)) & set(first)) <= 10
 
 
-def test_the_main_thread_opens_the_file_system_and_few_files_stay_mapped(url, local, monkeypatch):
+def test_the_main_thread_opens_the_file_system_and_no_file_stays_open(url, local, monkeypatch):
     cache = Cache(Path("cache"), None)
     prepare_store_at(url, cache)
     openers: list[threading.Thread] = []
@@ -271,19 +271,19 @@ def test_the_main_thread_opens_the_file_system_and_few_files_stay_mapped(url, lo
         return filesystem(address)
 
     monkeypatch.setattr(objects, "filesystem", record)
-    monkeypatch.setattr(store, "allow_open_files", lambda n: 5)
     tokens = open_store(url, cache).tokens  # as a forked worker process does
     starts = np.linspace(0, len(tokens) - 9, 50).astype(np.int64)
     for _ in range(2):
         assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
-        assert len(mapped(local.store, cache.folder)) <= 5
+        assert not open_files(cache.folder)
     assert openers == [threading.main_thread()]
 
 
-def mapped(store: TokenStore, cache: Path, suffix: str = "") -> list[int]:
-    """The sizes of the cached files that this process has mapped; " (deleted)": of the evicted ones."""
-    paths = {line[line.find("/") :] for line in Path("/proc/self/maps").read_text().splitlines()}
-    return [file.size for file in store.files if f"{cache / file.sha256}{suffix}" in paths]
+def open_files(folder: Path) -> list[str]:
+    """The files of a folder that this process has open, with " (deleted)" after the evicted ones."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    paths = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [path for path in paths if path.startswith(f"{folder.resolve()}/")]
 
 
 READ = """
@@ -359,20 +359,16 @@ def test_a_store_above_the_bound_warns_and_gives_the_same_batches(url, local, tm
     opened(url, tmp_path, cache_gb=SMALL_GB, shuffle=False)  # no warning
 
 
-def test_evicted_shards_stay_readable_and_free_their_space_when_unmapped(url, local, tmp_path):
+def test_two_readers_evict_each_others_shards_and_keep_none_of_them(url, local, tmp_path):
     folder = tmp_path / "cache"
     readers = [prepare_store_at(url, Cache(folder, SMALL)).tokens for _ in range(2)]
     rng = np.random.default_rng(0)
-    excess = []
     for _ in range(20):
-        for tokens in readers:  # each evicts shards that the other one has mapped
+        for tokens in readers:
             starts = rng.integers(0, len(tokens) - 9, 12)
             assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
-            excess.append(sum(mapped(local.store, folder, " (deleted)")))
-    assert 0 < max(excess) <= 2 * SMALL
-    for tokens in readers:
-        tokens.drop_maps()
-    assert mapped(local.store, folder) == mapped(local.store, folder, " (deleted)") == []
+            assert size_of(folder) <= SMALL
+    assert not open_files(folder)
 
 
 def test_a_bound_below_one_file_says_what_to_set(url):

@@ -122,7 +122,7 @@ def _look_up(
         known = record.get("contents")  # an earlier version did not record them
         if known is not None and not corpus.holds(known, store.manifest.sources):
             return None
-        record["contents"] = corpus.contents(known)
+        record["contents"] = corpus.contents()
         if record["contents"] != known:
             with contextlib.suppress(Timeout, OSError), _lock(root, key).acquire(timeout=0):
                 write_json(_lookup_record(root, key), record)

@@ -67,7 +67,7 @@ class DocumentCorpus:
     def file_stats(self) -> FileStats:
         return [[repr(self.corpus), self.corpus.fingerprint]]
 
-    def contents(self, known: Contents | None = None) -> Contents:
+    def contents(self) -> Contents:
         return []
 
     def holds(self, *_: Contents | Sequence[SourceEntry]) -> bool:

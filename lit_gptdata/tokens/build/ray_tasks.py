@@ -32,7 +32,6 @@ except ImportError as error:
     raise ImportError("build='ray' needs the package ray: pip install 'lit-gptdata[ray]'") from error
 
 RETRIES = 3  # how often Ray repeats a task if its worker or node was lost
-TASKS_PER_CORE = 2  # one runs and one waits: no core is idle, and a cluster that scales sees more work
 SILENCE_S = 60.0  # without a first result; then a warning reports the resources. A task takes seconds
 HASH_BYTES = 256 << 20  # the least that a task hashes: a fraction of a second of work
 CONNECT_S = 10.0  # to wait for a connection to the cluster; Ray itself would try for minutes
@@ -90,24 +89,22 @@ class RayTasks:
         """Start a task for each number and yield (number, result) as the tasks end."""
         waiting = iter(work.items())
         running: dict[Any, int] = {}
-        is_first = True
+        limit = self.workers or len(work)
+        timeout_s: float | None = SILENCE_S  # of the first result
         try:
             while True:
-                n_cores = int(ray.cluster_resources().get("CPU", 0))
-                limit = self.workers or TASKS_PER_CORE * max(1, n_cores)
-                for number, item in itertools.islice(waiting, max(0, limit - len(running))):
+                for number, item in itertools.islice(waiting, limit - len(running)):
                     running[start(number, item)] = number
                 if not running:
                     return
-                tasks = list(running)
-                if is_first and not ray.wait(tasks, timeout=SILENCE_S)[0]:
+                ended = ray.wait(list(running), timeout=timeout_s)[0]
+                if not ended:
                     problem = f"no task ended within {SILENCE_S:.0f} seconds. Each task needs a CPU"
                     has, free = ray.cluster_resources(), ray.available_resources()
                     log.warning("%s; the Ray cluster has %s, free: %s", problem, has, free)
-                ray.wait(tasks)  # for one of them
-                for task in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
+                timeout_s = None
+                for task in ended:
                     yield running.pop(task), _result(task, self.workers)
-                is_first = False
         finally:
             for task in running:  # empty unless something failed
                 ray.cancel(task, force=True)

@@ -11,9 +11,9 @@ import hashlib
 import logging
 import os
 import time
+from io import BufferedReader
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import AtomicFile
@@ -32,8 +32,7 @@ class Cache:
     """Files of published stores on this machine; the least recently used ones are evicted. Picklable.
 
     `bound`: the maximum bytes of all files in the folder, including files that are being fetched; None:
-    no bound. A memory-mapped file takes disk space after its eviction, until the last map is dropped.
-    So the disk usage can exceed the bound by these files; `RemoteTokens` limits their size.
+    no bound.
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:
@@ -50,18 +49,14 @@ class Cache:
             return self.path(file).stat().st_size == file.size
         return False
 
-    def inodes(self) -> dict[str, int]:
-        """SHA-256 → inode of every complete file. A file that was fetched again has another inode."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
-            return {entry.name: entry.inode() for entry in entries if not entry.name.startswith(".")}
-        return {}
-
-    def map(self, file: FileEntry, dtype: np.dtype[np.unsignedinteger]) -> tuple[np.ndarray, int] | None:
-        """Memory-map a file, with its inode; None if it is not cached. The map survives eviction."""
-        with contextlib.suppress(FileNotFoundError), open(self.path(file), "rb") as opened:
-            status = os.fstat(opened.fileno())
-            if status.st_size == file.size:
-                return np.memmap(opened, dtype=dtype, mode="r"), status.st_ino
+    def open(self, file: FileEntry) -> BufferedReader | None:
+        """Open a cached file and mark it as recently used, else None. It stays readable if evicted."""
+        with contextlib.suppress(FileNotFoundError):
+            opened = open(self.path(file), "rb")  # noqa: SIM115 the caller closes it
+            if os.fstat(opened.fileno()).st_size == file.size:
+                os.utime(opened.fileno())
+                return opened
+            opened.close()
         return None
 
     def check_room(self, file: FileEntry) -> None:
@@ -71,18 +66,11 @@ class Cache:
             advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
             raise ValueError(f"cache_gb={self.bound / 1e9:g} {problem}. {advice}")
 
-    def touch(self, file: FileEntry) -> None:
-        """Mark a file as recently used."""
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.path(file))
-
-    def drop_if_damaged(self, file: FileEntry) -> bool:
-        """Delete a file if its SHA-256 is wrong, and return whether it was; reads the whole file."""
+    def drop_if_damaged(self, file: FileEntry) -> None:
+        """Delete a file if its SHA-256 is wrong; reads the whole file."""
         with contextlib.suppress(FileNotFoundError):  # evicted by another process
             if self.has(file) and sha256_of(self.path(file)) != file.sha256:
                 self.path(file).unlink()
-                return True
-        return False
 
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.

@@ -7,7 +7,6 @@ role of an instance, and never from the URL.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
+from lit_gptdata.text.remote_file import fetch_range
 
 BLOCK_BYTES = 8 << 20  # per request: a broken connection loses, and a fetch holds, at most this many
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no folders, and a write is atomic
@@ -50,12 +50,12 @@ class Objects:
         return retry(f"{self.url}/{name}", lambda _: bytes(fs.cat_file(f"{root}/{name}")))
 
     def blocks(self, name: str, size: int) -> Iterator[bytes]:
-        """The content of a file of `size` bytes in blocks of BLOCK_BYTES, each with its own retries."""
-        fs, root = self.open()
-        for start in range(0, size, BLOCK_BYTES):
-            stop = min(start + BLOCK_BYTES, size)
-            read = functools.partial(_read_range, fs, f"{root}/{name}", start, stop)
-            yield retry(f"{self.url}/{name}", read)
+        """The content of a file of `size` bytes, in blocks with their own retries."""
+        start = 0
+        while start < size:
+            block = fetch_range(f"{self.url}/{name}", size, start, min(start + BLOCK_BYTES, size))
+            yield block
+            start += len(block)
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file, by name; empty if nothing exists at the URL."""
@@ -104,11 +104,3 @@ def check_url(url: str) -> None:
     if parts.password is not None or (is_url(url) and parts.query):
         advice = "give credentials where fsspec's packages look for them, such as AWS_PROFILE or ~/.aws"
         raise ValueError(f"{redact(url)} holds a password or a query: {advice}")
-
-
-def _read_range(fs: Any, path: str, start: int, stop: int, failures: int) -> bytes:
-    block = bytes(fs.cat_file(path, start=start, end=stop))
-    if len(block) != stop - start:
-        problem = f"bytes {start:,} to {stop:,} came as {len(block):,} bytes"
-        raise OSError(f"{problem}: the response was cut short, or the server ignores ranges")
-    return block

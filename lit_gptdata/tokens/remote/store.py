@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -24,13 +25,11 @@ from lit_gptdata._io import write_whole
 from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
-from lit_gptdata.tokens.shards import Tokens, allow_open_files, writing
+from lit_gptdata.tokens.shards import Tokens, writing
 from lit_gptdata.tokens.store import TokenStore
 
 FETCHES = 8  # shards that a process fetches at the same time
 AHEAD_BATCHES = 256  # later batches whose shards may be fetched early
-MAPS_AT_ONCE = 64  # before the maps of evicted shards are dropped; each map needs an open file
-TOUCH_S = 5.0  # between two touches of a shard in use, which keep it from being evicted
 
 
 def prepare_store_at(url: str, cache: Cache) -> TokenStore:
@@ -99,10 +98,10 @@ class RemoteStore(TokenStore):
         """Check nothing: the cache checks each file when it fetches and maps it."""
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
-        while (mapped := self.cache.map(file, dtype)) is None:  # it may be evicted at any time
+        while (opened := self.cache.open(file)) is None:  # it may be evicted at any time
             self.cache.fetch(file, self.source)
-        self.cache.touch(file)
-        return np.array(mapped[0])
+        with opened:
+            return np.fromfile(opened, dtype)
 
     @functools.cached_property
     def tokens(self) -> RemoteTokens:
@@ -113,8 +112,7 @@ class RemoteStore(TokenStore):
         """Compare every SHA-256, in the cache or at the URL. Deletes damaged files from the cache."""
         bad = []
         for file in self.files:
-            if self.cache.drop_if_damaged(file):
-                self.tokens.drop_maps()
+            self.cache.drop_if_damaged(file)
             if not self.cache.has(file):
                 digest = hashlib.sha256()
                 for block in self.source.blocks(file.name, file.size):
@@ -130,9 +128,7 @@ class RemoteStore(TokenStore):
 class RemoteTokens(Tokens):
     """The tokens of a published store; reading them fetches the missing shards into a cache.
 
-    No shard is empty. A process keeps memory maps of the shards that it has read. When it maps another
-    shard, it drops its maps of evicted shards. Until then, these take up disk space beyond the cache: at
-    most the cache's bound per process, and usually none, because shards in use are evicted last.
+    No shard is empty. A read opens its shards in the cache again, so an evicted file takes no space.
     """
 
     def __init__(
@@ -141,35 +137,11 @@ class RemoteTokens(Tokens):
         super().__init__([np.empty(0, dtype)])
         self._shards, self._cache, self._source = shards, cache, source
         self._set_lengths([shard.n_tokens for shard in shards])
-        self._touched_at = np.full(len(shards), -np.inf)  # monotonic seconds
-        self._max_maps = allow_open_files(len(shards))
-        self._reset_threads()
-        self.drop_maps()
+        # by process, because a forked process does not have the threads of its parent
+        self._fetches: dict[tuple[int, str], Future[None]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteTokens, (self._shards, self.dtype, self._cache, self._source)
-
-    def _reset_threads(self) -> None:
-        """Create a new lock and Fetcher: a forked process must not reuse those of its parent."""
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._fetcher = Fetcher(self._cache, self._source)
-
-    def drop_maps(self) -> None:
-        """Unmap all shards; each one is mapped again when a window needs it."""
-        with self._lock:
-            self._set_maps({})
-
-    def _set_maps(self, maps: dict[int, tuple[np.ndarray, int]]) -> None:
-        """Keep maps and inodes, by the number of the shard, and join the maps: a batch is one gather."""
-        self._maps = maps
-        self._mapped = Tokens([array for array, _ in maps.values()])
-        numbers = list(maps)
-        self._is_mapped = np.zeros(len(self._shards), dtype=bool)
-        self._is_mapped[numbers] = True
-        # add this to the number of a token in the store to get its number in `_mapped`
-        self._offsets = np.zeros(len(self._shards), dtype=np.int64)
-        self._offsets[numbers] = self._mapped._begins - self._begins[numbers]
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         length = min(stop, self._shards[shard].n_tokens) - start
@@ -183,120 +155,82 @@ class RemoteTokens(Tokens):
 
     def _gather(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
         """Read windows that each lie within one shard: (B,) → (B, length)."""
-        if self._pid != os.getpid():
-            self._reset_threads()
-        with self._lock:
-            self._touch(shards)
-            if self._is_mapped[shards].all():
-                return self._mapped.gather(starts + self._offsets[shards], length)
         ids = np.empty((len(starts), length), self.dtype)
-        # the windows still to read; the cache need not hold all their shards at once
-        rows = np.arange(len(starts))
-        while True:
-            with self._lock:
-                is_mapped = self._is_mapped[shards[rows]]
-                ready, rows = rows[is_mapped], rows[~is_mapped]
-                ids[ready] = self._mapped.gather(starts[ready] + self._offsets[shards[ready]], length)
-                missing = _distinct(shards[rows])
-                if not missing:
-                    return ids
-                has_mapped = self._map(missing)
-            if not has_mapped:
-                self._fetcher.wait_for_one([self._shards[shard].ids for shard in missing])
+        offsets = ((starts - self._begins[shards]) * self.dtype.itemsize).tolist()
+        missing = _distinct(shards)
+        while True:  # the cache need not hold all these shards at once
+            missing = [shard for shard in missing if not self._read(shard, shards, offsets, ids)]
+            if not missing:
+                return ids
+            files = [self._shards[shard].ids for shard in missing]
+            first = files[: max(1, self._n_at_once(files))]
+            for fetch in wait([self._fetch(file) for file in first], None, FIRST_COMPLETED).done:
+                fetch.result()
 
-    def _touch(self, shards: np.ndarray) -> None:
-        """Mark shards as recently used, each at most once in TOUCH_S."""
-        now = time.monotonic()
-        for shard in _distinct(shards[self._touched_at[shards] < now - TOUCH_S]):
-            self._cache.touch(self._shards[shard].ids)
-            self._touched_at[shard] = now
-
-    def _map(self, shards: list[int]) -> bool:
-        """Map the shards that the cache has, and return whether it has any of them."""
-        found = {s: self._cache.map(self._shards[s].ids, self.dtype) for s in shards[:MAPS_AT_ONCE]}
-        new = {shard: entry for shard, entry in found.items() if entry is not None}
-        if new:
-            maps, cached = self._maps | new, self._cache.inodes()
-            sha256s = {shard: self._shards[shard].ids.sha256 for shard in maps}
-            kept = [s for s in maps if s in new or cached.get(sha256s[s]) == maps[s][1]]
-            self._set_maps({shard: maps[shard] for shard in kept[-self._max_maps :]})
-        return bool(new)
+    def _read(self, shard: int, shards: np.ndarray, offsets: list[int], ids: np.ndarray) -> bool:
+        """Read the windows of one shard into their rows of `ids`; False if it is not cached."""
+        file = self._cache.open(self._shards[shard].ids)
+        if file is None:
+            return False
+        with file:
+            for row in np.flatnonzero(shards == shard).tolist():
+                file.seek(offsets[row])
+                file.readinto(ids[row].data)
+        return True
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
         """Yield `batches`, and fetch later shards early: at most FETCHES, and a quarter of the cache."""
-        n_planned = 0
-        queue: dict[int, int] = {}  # shard → the first batch that needs it
-        started: dict[int, int] = {}  # the same for shards whose fetch has started
+        planned = enumerate(plan)
+        queue: deque[tuple[int, int]] = deque()  # (a planned batch, a shard that it needs)
+        started: dict[int, int] = {}  # shard that is fetched early → the first batch that needs it
         for number, batch in enumerate(batches):
-            queue = {shard: first for shard, first in queue.items() if first > number}
             started = {shard: first for shard, first in started.items() if first > number}
-            while queue or n_planned <= number + AHEAD_BATCHES:
-                if not queue:
-                    if (starts := next(plan, None)) is None:
+            n_new = 1 if number else AHEAD_BATCHES + 1
+            for first, starts in itertools.islice(planned, n_new):
+                queue += [(first, shard) for shard in self._shards_of(starts, length)]
+            while queue:
+                first, shard = queue[0]
+                file = self._shards[shard].ids
+                if first > number and shard not in started and not self._cache.has(file):
+                    files = [self._shards[other].ids for other in (*started, shard)]
+                    if self._n_at_once(files) < len(files):
                         break
-                    if n_planned > number:
-                        missing = self._missing(starts, length)
-                        queue = {shard: n_planned for shard in missing if shard not in started}
-                    n_planned += 1
-                    continue
-                next_shard = next(iter(queue))
-                files = [self._shards[shard].ids for shard in (*started, next_shard)]
-                if not self._fetcher.fit_together(files):
-                    break
-                started[next_shard] = queue.pop(next_shard)
-                self._fetcher.start(files[-1])
+                    started[shard] = first
+                    self._fetch(file)
+                queue.popleft()
             yield batch
 
-    def _missing(self, starts: np.ndarray, length: int) -> list[int]:
-        """The shards that these windows need and the cache does not have, in the order of need."""
+    def _shards_of(self, starts: np.ndarray, length: int) -> list[int]:
+        """The shards that these windows need, in the order of need."""
         edges = np.concatenate([starts, starts + length - 1])
         shards = np.searchsorted(self._ends, edges, side="right")
-        shards = shards[shards < len(self._shards)]  # padding has none
-        unmapped = _distinct(shards[~self._is_mapped[shards]])
-        return [shard for shard in unmapped if not self._cache.has(self._shards[shard].ids)]
+        return _distinct(shards[shards < len(self._shards)])  # padding has none
+
+    def _n_at_once(self, files: list[FileEntry]) -> int:
+        """How many of these files to fetch at once: few, and small enough to evict little."""
+        bound = self._cache.bound
+        sizes = itertools.accumulate(file.size for file in files[:FETCHES])
+        return sum(bound is None or 4 * size <= bound for size in sizes)
+
+    def _fetch(self, file: FileEntry) -> Future[None]:
+        """Start to fetch a file in a thread, unless this process fetches it now."""
+        self._source.open()
+        key = os.getpid(), file.sha256
+        fetch = self._fetches.get(key)
+        if fetch is None or fetch.done():
+            fetch = self._fetches[key] = Future()
+            # daemon: the program may end without waiting for a shard that it no longer needs
+            threading.Thread(target=self._run, args=(file, fetch), daemon=True).start()
+        return fetch
+
+    def _run(self, file: FileEntry, fetch: Future[None]) -> None:
+        try:
+            self._cache.fetch(file, self._source)
+            fetch.set_result(None)
+        except BaseException as error:
+            fetch.set_exception(error)
 
 
 def _distinct(shards: np.ndarray) -> list[int]:
     """Each shard once, in the order of first use."""
     return list(dict.fromkeys(shards.tolist()))
-
-
-class Fetcher:
-    """Fetches files into a cache in background threads, each file once."""
-
-    def __init__(self, cache: Cache, source: Objects) -> None:
-        self._cache, self._source = cache, source
-        self._lock = threading.Lock()
-        self._slots = threading.Semaphore(FETCHES)
-        self._fetches: dict[str, Future[None]] = {}
-
-    def fit_together(self, files: list[FileEntry]) -> bool:
-        """Whether to fetch these files at the same time: few, and small enough to evict little."""
-        bound, size = self._cache.bound, sum(file.size for file in files)
-        return len(files) <= FETCHES and (bound is None or 4 * size <= bound)
-
-    def wait_for_one(self, files: list[FileEntry]) -> None:
-        """Fetch the first few files and wait until one is complete; raises what `Cache.fetch` raises."""
-        sizes = range(min(len(files), FETCHES), 0, -1)
-        n = next(n for n in sizes if n == 1 or self.fit_together(files[:n]))
-        for future in wait([self.start(file) for file in files[:n]], None, FIRST_COMPLETED).done:
-            future.result()
-
-    def start(self, file: FileEntry) -> Future[None]:
-        """Start to fetch a file, unless a fetch of it is running."""
-        self._source.open()
-        with self._lock:
-            future = self._fetches.get(file.sha256)
-            if future is None or future.done():
-                future = self._fetches[file.sha256] = Future()
-                # daemon: the program may end without waiting for a shard that it no longer needs
-                threading.Thread(target=self._run, args=(file, future), daemon=True).start()
-        return future
-
-    def _run(self, file: FileEntry, future: Future[None]) -> None:
-        try:
-            with self._slots:
-                self._cache.fetch(file, self._source)
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
