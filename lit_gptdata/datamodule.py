@@ -142,7 +142,7 @@ class GPTDataModule(L.LightningDataModule):
         self.data_dir = local_folder(data_dir)
         self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
         self._data = Sources(arguments, self)
-        self._resume = Resume(type(self).__qualname__, plain(on_change))
+        self._resume = Resume(self, plain(on_change))
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
         save_hyperparameters(self, arguments | self._data.hparams | {
             "on_change": self._resume.on_change, "data_dir": plain(data_dir),
@@ -184,7 +184,7 @@ class GPTDataModule(L.LightningDataModule):
             self._tuned = any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
             if not has_trained(self.trainer):
                 self._stage_begins, self._first_epoch = None, 0
-            self._resume.attach(self.trainer, self.train_steps)
+            self._resume.attach(self.trainer)
 
     @property
     def vocab_size(self) -> int:
@@ -220,8 +220,7 @@ class GPTDataModule(L.LightningDataModule):
     @property
     def train_windows(self) -> Windows:
         """Windows of `max_length` tokens every `stride` tokens; of named sources, a `Mixture`."""
-        seed = self._drawn_seed if self.seed is None else self.seed
-        windows = self._data.train_windows(seed if self.shuffle else None)
+        windows = self._data.train_windows(self._order_seed)
         if isinstance(windows, Mixture):
             windows.move(self._stage_begins or self._new_stage_begins, self._first_epoch)
         return windows
@@ -252,17 +251,15 @@ class GPTDataModule(L.LightningDataModule):
             self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
         if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
             self._stage_begins = self._new_stage_begins
-        seed, repeats = self._loader_seed(), self.trainer is not None and overfits(self.trainer)
+        repeats = self.trainer is not None and overfits(self.trainer)  # the first windows, in text order
+        if self._draws and self.trainer is not None and not repeats:  # all ranks load their data now
+            self.seed = self._drawn_seed.share()
         loader = self._loader(
-            self.train_windows, self.train_steps, seed=seed, may_be_empty=self._tuned,
-            keeps_state=self.trainer is None, batch_format="compact" if compact else "tuple",
-            order=EpochPermutation if repeats else None,
+            self.train_windows, self.train_steps, seed=None if repeats else self._order_seed,
+            may_be_empty=self._tuned, keeps_state=self.trainer is None,
+            batch_format="compact" if compact else "tuple", order=EpochPermutation if repeats else None,
         )  # fmt: skip
-        sampler = cast(WindowSampler, loader.sampler)
-        if self.trainer is None:
-            self._resume.follow_alone(sampler, self._identity)
-        else:
-            self._resume.follow(sampler, self.trainer, self.train_steps)
+        self._resume.follow(cast(WindowSampler, loader.sampler), self.trainer)
         return loader
 
     def val_dataloader(self) -> EvalLoaders:
@@ -279,13 +276,15 @@ class GPTDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> EvalLoaders:
         return self.val_dataloader()
 
-    def _loader_seed(self) -> int | DrawnSeed | None:
-        """The seed for a train loader; None: text order, also under `Trainer(overfit_batches=…)`."""
-        if not self.shuffle or (self.trainer is not None and overfits(self.trainer)):
-            return None
-        if self.seed is None and self.trainer is not None:  # all ranks load their data now
-            self.seed = self._drawn_seed.share()
-        return self._drawn_seed if self.seed is None else self.seed
+    @property
+    def _draws(self) -> bool:
+        """Whether the order of the train windows needs a seed, and nobody has chosen one."""
+        return self.shuffle and self.seed is None
+
+    @property
+    def _order_seed(self) -> int | DrawnSeed | None:
+        """The seed of the train windows' order; None: text order."""
+        return self._drawn_seed if self._draws else self.seed if self.shuffle else None
 
     @property
     def _ranks(self) -> Ranks:
@@ -321,9 +320,7 @@ class GPTDataModule(L.LightningDataModule):
         """
         if not self._data.is_open:
             return self._resume.loaded_state or {}
-        if self.trainer is None:
-            return self._resume.save_alone(self.train_steps, self._identity)
-        return self._resume.save(self.trainer, self._identity)
+        return self._resume.save_alone() if self.trainer is None else self._resume.save(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was saved, with any batch size and number of ranks.
@@ -336,10 +333,10 @@ class GPTDataModule(L.LightningDataModule):
         if mixture and len(mixture["stages"]) == len(self._data.stages or [{}]):  # else other data
             self._stage_begins = [begin for begin, _ in mixture["stages"]]
             self._first_epoch = mixture["first_epoch"]
-        if self.trainer is None and state_dict:  # `_identity` also moves the stages of the windows
-            self._resume.load_alone(state_dict, self._identity if self._data.is_open else None)
+        if self.trainer is None and state_dict:
+            self._resume.load_alone(state_dict)
         elif self.trainer is not None and self.trainer.state.fn == "fit":
-            new = self._resume.load(self.trainer, state_dict, self._identity, self.train_steps)
+            new = self._resume.load(self.trainer, state_dict)
             if new is not None:
                 self._first_epoch, self._stage_begins = new, self._new_stage_begins
 
@@ -348,7 +345,7 @@ class GPTDataModule(L.LightningDataModule):
         world_size: int | None = None,
     ) -> Batch:  # fmt: skip
         """The batch of a training step: inputs, targets, int64 (B, max_length); see `windows_at`."""
-        windows, indices = self._find_batch(step, epoch, rank, world_size)
+        windows, indices = self._resume.find_batch(step, epoch, rank, world_size)
         return windows.batch(indices)
 
     def windows_at(
@@ -363,34 +360,22 @@ class GPTDataModule(L.LightningDataModule):
         `setup()` the run is the checkpoint's, with every change of batch size and ranks so far. Raises
         ValueError for a step, epoch or rank that does not exist, and RuntimeError before `setup()`.
         """
-        return self._find_batch(step, epoch, rank, world_size)[1]
+        return self._resume.find_batch(step, epoch, rank, world_size)[1]
 
     def show(self, step: int = 0, *, window: int | None = None) -> ShownText:
         """The text of a training step, see `windows_at`, or of one window; a notebook colors tokens."""
         if window is not None:
             return ShownText("", self.train_windows, [check_integer("window", window, 0)], self._data)
-        windows, indices = self._find_batch(step, None, None, None)
+        windows, indices = self._resume.find_batch(step, None, None, None)
         title = f"step {step:,}: {len(indices):,} windows, seed {self.seed}"
         return ShownText(title, windows, indices.tolist(), self._data)
-
-    def _find_batch(
-        self, step: int, epoch: int | None, rank: int | None, world_size: int | None
-    ) -> tuple[Windows, np.ndarray]:
-        """The train windows of a step, which may be those of earlier data, and the batch's indices."""
-        if self.shuffle and self.seed is None and not self._drawn_seed.is_shared:
-            raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
-        rank = self._ranks.rank if rank is None else rank
-        return self._resume.find_batch(
-            step, epoch, rank=rank, world_size=world_size, steps=self.train_steps,
-            windows=self.train_windows, identity=self._identity, open_store=self._data.open_store,
-        )  # fmt: skip
 
     @property
     def _identity(self) -> dict[str, Any]:
         """What determines the windows and their order, in plain values."""
         options = {name: getattr(self, name) for name in ("max_length", "stride", "shuffle")}
         options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
-        options["seed"] = self._drawn_seed.value if self.shuffle and self.seed is None else self.seed
+        options["seed"] = self._drawn_seed.value if self._draws else self.seed
         if not self._data.is_named:
             return options | self._data.first.identity | {"val": self._data.first.split.val_sources}
         return options | self._data.identity(cast(Mixture, self.train_windows))

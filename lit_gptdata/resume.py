@@ -21,26 +21,26 @@ from torch import Tensor
 from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.identity import OpenStore, check_same, differences, windows_of
+from lit_gptdata.windows.identity import check_same, differences, windows_of
 from lit_gptdata.windows.sampler import WindowSampler
-from lit_gptdata.windows.steps import Position, RunSegment, Steps, windows_of_batch
+from lit_gptdata.windows.steps import Position, RunSegment, windows_of_batch
 
 OnChange = Literal["refuse", "continue"]
 """What happens if the data of a resumed run is not the data of its checkpoint."""
-Identity = dict[str, Any]
-"""Plain values that determine the windows and their order."""
 
 
 class Resume(L.Callback):
     """Tracks the position of a run in its data, and moves a resumed run to its position.
 
-    GPTDataModule adds this callback to its Trainer. `key` names the data module's state in a checkpoint.
+    GPTDataModule adds this callback to its Trainer.
     """
 
-    def __init__(self, key: str, on_change: OnChange) -> None:
+    def __init__(self, data: Any, on_change: OnChange) -> None:
+        """`data`: the GPTDataModule."""
         if on_change not in get_args(OnChange):
             raise ValueError(f"on_change must be one of {get_args(OnChange)}, got {on_change!r}")
-        self.key, self.on_change = key, on_change
+        self._data, self.on_change = data, on_change
+        self.key = type(data).__qualname__  # of the data module's state in a checkpoint
         self._earlier: list[dict[str, Any]] = []  # identity and segments of data that was continued from
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
@@ -51,31 +51,34 @@ class Resume(L.Callback):
         self._other_ranks_save = True
         self.resumed = False  # True from `load` until the first batch
 
-    def attach(self, trainer: Any, steps: Steps) -> None:
+    def attach(self, trainer: Any) -> None:
         """Join the Trainer's callbacks, for a run that starts at the beginning until `load`."""
         others = [other for other in trainer.callbacks if not isinstance(other, Resume)]
         trainer.callbacks[:] = [self, *others]  # first, because others may draw random numbers
         fit = trainer.fit_loop
         start = Position(fit.epoch_progress.current.processed, 0)
         batch = fit.epoch_loop.batch_progress.total.processed
-        self._current = _segment(trainer, steps, batch, start)
+        self._current = self._segment(trainer, batch, start)
         self._rng_to_restore, self._other_ranks_save, self.resumed = None, True, False
         if has_trained(trainer) and self._segments:  # a second fit of the same Trainer
             self._continue_from(self._current)
         else:
             self._segments, self._earlier = [self._current], []
 
-    def follow(self, sampler: WindowSampler, trainer: L.Trainer, steps: Steps) -> None:
+    def follow(self, sampler: WindowSampler, trainer: L.Trainer | None) -> None:
         """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
-        self._sampler = sampler
+        before, self._sampler = self._sampler, sampler
+        if trainer is None:
+            self._follow_alone(before, sampler)
+            return
         if self._current is None:
             return
-        if self._current.steps != steps:
+        if self._current.steps != self._data.train_steps:
             if self.resumed:
                 advice = "change it before Trainer.fit(), and leave out BatchSizeFinder"
                 raise ValueError(f"batch_size changed after the checkpoint was loaded: {advice}")
             # another batch size since the last loader
-            self._continue_from(_segment(trainer, steps, *self._position(trainer)))
+            self._continue_from(self._segment(trainer, *self._position(trainer)))
         sampler.start_at(self._current.start)
 
     def _continue_from(self, segment: RunSegment) -> None:
@@ -84,20 +87,21 @@ class Resume(L.Callback):
         self._segments.append(segment)
         self._current = segment
 
-    def follow_alone(self, sampler: WindowSampler, identity: Identity) -> None:
+    def _follow_alone(self, before: WindowSampler | None, sampler: WindowSampler) -> None:
         """The same without a Trainer: start where a loaded state was saved."""
-        before, self._sampler = self._sampler, sampler
         if (state := self.loaded_state) and not sampler.restored:  # by the state of the loader itself
+            identity = self._data._identity
             check_same(state["data"], identity)
             if before not in (None, sampler):  # a later loader continues where this one is
                 state = {**state, **before.state_dict()}
             sampler.load_state_dict({**state, "seed": identity["seed"]})
 
-    def segments(self, steps: Steps, identity: Identity, world_size: int | None) -> list[RunSegment]:
-        """The history of this run or of a loaded checkpoint; for another `world_size`, of a new run."""
+    def _history_of_data(self, world_size: int | None) -> list[RunSegment]:
+        """The segments of this run or of a loaded checkpoint; for another `world_size`, of a new run."""
+        steps = self._data.train_steps
         segments = self._segments or [RunSegment.from_beginning(steps)]
         if self.loaded_state is not None and not self._segments:
-            check_same(self.loaded_state["data"], identity)
+            check_same(self.loaded_state["data"], self._data._identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
             self._earlier = self.loaded_state.get("earlier", [])
         if world_size in (None, segments[-1].steps.world_size):
@@ -105,28 +109,28 @@ class Resume(L.Callback):
         return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
 
     def find_batch(
-        self, step: int, epoch: int | None, *, rank: int, world_size: int | None, steps: Steps,
-        windows: Windows, identity: Identity, open_store: OpenStore,
-    ) -> tuple[Windows, np.ndarray]:  # fmt: skip
+        self, step: int, epoch: int | None, rank: int | None, world_size: int | None
+    ) -> tuple[Windows, np.ndarray]:
         """The windows that a batch is from, and its indices in them; see `GPTDataModule.windows_at`."""
-        history = self.history(steps, identity, world_size)
+        if self._data._draws and not self._data._drawn_seed.is_shared:
+            raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
+        rank = self._data._ranks.rank if rank is None else rank
+        history, windows = self.history(world_size), self._data.train_windows
         key, number = ("batch", step) if epoch is None else ("epoch", epoch)
         data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
         if data is not history[-1]:
-            windows = windows_of(data["data"], open_store)
+            windows = windows_of(data["data"], self._data._data.open_store)
         segments = [RunSegment.from_dict(leg, len(windows)) for leg in data["legs"]]
         seed = data["data"]["seed"] if data["data"]["shuffle"] else None
         found = windows_of_batch(segments, step, epoch, rank=rank, seed=seed, order=windows.order)
         return windows, found
 
-    def history(
-        self, steps: Steps, identity: Identity, world_size: int | None = None
-    ) -> list[dict[str, Any]]:
+    def history(self, world_size: int | None = None) -> list[dict[str, Any]]:
         """Identity and segments of all data of the run, in plain values, the present data last."""
-        legs = [segment.as_dict() for segment in self.segments(steps, identity, world_size)]
-        return [*self._earlier, {"data": identity, "legs": legs}]
+        legs = [segment.as_dict() for segment in self._history_of_data(world_size)]
+        return [*self._earlier, {"data": self._data._identity, "legs": legs}]
 
-    def save(self, trainer: L.Trainer, identity: Identity) -> dict[str, Any]:
+    def save(self, trainer: L.Trainer) -> dict[str, Any]:
         """Position, history and the random states of every rank, as plain values and tensors."""
         if not self._segments:
             return {}
@@ -140,27 +144,27 @@ class Resume(L.Callback):
             states = {name: gather(state.to(device)).cpu() for name, state in states.items()}
         else:
             states = {name: state[None] for name, state in states.items()}
-        return self._state(identity, self._segments, batches, position, states)
+        return self._state(self._segments, batches, position, states)
 
-    def save_alone(self, steps: Steps, identity: Identity) -> dict[str, Any]:
+    def save_alone(self) -> dict[str, Any]:
         """The same without a Trainer, and without random states: the position of the followed loader."""
         if self._sampler is None:
             return self.loaded_state or {}
         # the last batch is treated as unfinished, like one in which a Trainer stops
-        segments, position = self.segments(steps, identity, None), self._sampler.position(unfinished=1)
+        segments, position = self._history_of_data(None), self._sampler.position(unfinished=1)
+        steps = self._data.train_steps
         if (state := self.loaded_state) and segments[-1].steps != steps:
             start, limit = Position(state["epoch"], state["index"]), steps.remaining()
             current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
             segments = [*segments, current]
-        return self._state(identity, segments, segments[-1].batches_before(position), position)
+        return self._state(segments, segments[-1].batches_before(position), position, None)
 
     def _state(
-        self, identity: Identity, segments: list[RunSegment], batches: int, position: Position,
-        rng: dict[str, Tensor] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, segments: list[RunSegment], batches: int, position: Position, rng: dict[str, Tensor] | None
+    ) -> dict[str, Any]:
         """What a checkpoint keeps. These keys are an on-disk format."""
         return {
-            "data": identity,
+            "data": self._data._identity,
             "batches": batches,
             **asdict(position),
             "legs": [segment.as_dict() for segment in segments],
@@ -168,12 +172,12 @@ class Resume(L.Callback):
             **({"earlier": self._earlier} if self._earlier else {}),
         }
 
-    def load_alone(self, state: dict[str, Any], identity: Identity | None) -> None:
+    def load_alone(self, state: dict[str, Any]) -> None:
         """The same without a Trainer, for the next loader and, with an open store, the followed one."""
         self.check_complete(state)
         self.loaded_state = state
-        if self._sampler is not None and identity is not None:
-            self.follow_alone(self._sampler, identity)
+        if self._sampler is not None and self._data._data.is_open:
+            self._follow_alone(self._sampler, self._sampler)
 
     def check_complete(self, state: dict[str, Any]) -> None:
         """Raise ValueError for a state that a subclass saved without the state of GPTDataModule."""
@@ -181,6 +185,13 @@ class Resume(L.Callback):
             problem = f"the saved state of {self.key} has only {sorted(state)}, no position in the data"
             advice = "Its state_dict() must return {**super().state_dict(), …}"
             raise ValueError(f"{problem}. {advice}. Without the position, load only the model's weights")
+
+    def _segment(self, trainer: L.Trainer, batch: int, start: Position) -> RunSegment:
+        """The part of a run that starts with batch number `batch`, under the Trainer's limits."""
+        steps = self._data.train_steps
+        limit = steps.limited(trainer.limit_train_batches)
+        text_order = overfits(trainer)
+        return RunSegment(batch=batch, start=start, steps=steps, limit=limit, text_order=text_order)
 
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
         """The number of batches that the run has done, and where its next window is."""
@@ -228,9 +239,10 @@ class Resume(L.Callback):
             for callback in trainer.checkpoint_callbacks:
                 callback.save_on_exception = False
 
-    def load(self, trainer: Any, state: dict[str, Any], identity: Identity, steps: Steps) -> int | None:
+    def load(self, trainer: Any, state: dict[str, Any]) -> int | None:
         """Continue from a state; returns the epoch in which new data starts, None for the same data."""
         self.check_complete(state)
+        identity, steps = self._data._identity, self._data.train_steps
         changes = differences(state["data"], identity)
         if self.on_change == "refuse":
             check_same(state["data"], identity)
@@ -242,7 +254,7 @@ class Resume(L.Callback):
         if changes:
             rank_zero_info(f"continue with new data at batch {state['batches']:,}: {'; '.join(changes)}")
             self._earlier, legs = [*self._earlier, {"data": state["data"], "legs": legs}], []
-        self._current = current = _segment(trainer, steps, state["batches"], start)
+        self._current = current = self._segment(trainer, state["batches"], start)
         self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]
         last = self._segments[-1] if legs else current
         same = replace(last, batch=current.batch, start=start) == current
@@ -284,9 +296,3 @@ class Resume(L.Callback):
             return
         set_rng_states({name: ranks[rank] for name, ranks in rng.items()}, trainer.strategy.root_device)
         self._rng_to_restore = None
-
-
-def _segment(trainer: L.Trainer, steps: Steps, batch: int, start: Position) -> RunSegment:
-    """The part of a run that starts with batch number `batch`, under the Trainer's limits."""
-    limit = steps.limited(trainer.limit_train_batches)
-    return RunSegment(batch=batch, start=start, steps=steps, limit=limit, text_order=overfits(trainer))

@@ -41,7 +41,7 @@ def seen(args: argparse.Namespace) -> None:
         data.batch_size *= count_ranks(compose_config(overrides))  # the steps of all ranks
     if step:
         data.windows_at(step - 1)  # raises for a step that does not exist
-    history = data._resume.history(data.train_steps, data._identity)
+    history = data._resume.history()
     sources = seen_before(history, step, data._data.open_store)
     total = sum(source["tokens"] for source in sources)
     for source in sources:
