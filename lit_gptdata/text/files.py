@@ -197,7 +197,7 @@ class FilesCorpus:
         return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
 
     def contents(self) -> Contents:
-        """ctime (ns) and inode of each file, [] for a URL; they show a change of equal size and mtime."""
+        """ctime (ns) and inode of each file, [] for a URL: a change may keep the size and mtime."""
         return [_content(file) for file in self.files]
 
     def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
