@@ -5,8 +5,8 @@ import json
 import operator
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Hydra config → the extra of this package that installs it.
@@ -34,11 +34,51 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("lit_gptdata.floordiv", operator.floordiv, replace=True)
 
 
-def without_null_groups(overrides: Sequence[str]) -> list[str]:
-    """Make `callbacks=null` work, for which Hydra wants none. It refuses data=none, with the choices."""
-    defaults = ("experiment=null", "debug=null")
-    groups = r"(callbacks|logger|data|stem|model|trainer)=null"
-    return [re.sub(f"^{groups}$", r"\1=none", word) for word in overrides if word not in defaults]
+def read_options(path: Path) -> dict[str, tuple[str, str]]:
+    """Key → (value, comment) of a config, as its file and the files that it includes say."""
+    text = path.read_text(encoding="utf-8")
+    options: dict[str, tuple[str, str]] = {}
+    for included in re.findall("^  - ([a-z]+)$", text, re.MULTILINE):
+        options |= read_options(path.with_name(f"{included}.yaml"))
+    is_global = path.parent == conf_dir() or "# @package _global_" in text
+    parents, key = [] if is_global else [path.parent.name], ""
+    depth = len(parents)
+    for line in text.splitlines():
+        if found := re.match(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# (.*))?$", line):
+            indent, name, value, comment = found.groups(default="")
+            parents[depth + len(indent) // 2 :] = [name]
+            key = ".".join(parents)
+            options[key] = (value, options.get(key, ("", ""))[1] or comment)
+        elif key and (found := re.match(" +# (.*)", line)):  # the comment continues
+            options[key] = (options[key][0], f"{options[key][1]} {found[1]}")
+    return {key: option for key, option in options.items() if not re.match(r"defaults|hydra|.*\b_", key)}
+
+
+def default_groups() -> dict[str, str]:
+    """Group → the choice in conf/train.yaml, without the groups that have none."""
+    text = (conf_dir() / "train.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (?!null)(\w+)", text, re.MULTILINE))
+
+
+def all_options() -> dict[str, dict[str, tuple[str, str]]]:
+    """Group → the options of its default choice, "data=mixture" → the options that others add."""
+    sections = {"": read_options(conf_dir() / "train.yaml")}
+    known = set(sections[""])
+    for group, default in default_groups().items():
+        names = {path.stem for path in conf_dir().glob(f"{group}/*.yaml")} - {default}
+        for name in (default, *sorted(names)):
+            options = read_options(conf_dir() / group / f"{name}.yaml")
+            title = group if name == default else f"{group}={name}"
+            sections[title] = {key: option for key, option in options.items() if key not in known}
+            known |= set(options)
+    return sections
+
+
+def typed_command() -> list[str]:
+    """The words of the command line that started this process."""
+    script = sys.argv[0]
+    is_script = script.endswith(".py") and not script.endswith("__main__.py")
+    return ["python", *sys.argv] if is_script else ["lit-gptdata", *sys.argv[1:]]
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -97,8 +137,8 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
         example = f"data.corpus={word}" if "/" in word else f"{word}=…"
         return f"{word!r} is not an option: options have the form key=value, such as {example}"
     if found := re.match("Could not override '(.*)'", text):
-        near, node = _similar_keys(found[1]), found[1].partition(".")[0]
-        hint = "`train.py --cfg job` lists all options."
+        near, node = similar_keys(found[1]), found[1].partition(".")[0]
+        hint = "`lit-gptdata train --help` describes all options."
         if found[1] in near:  # data=files, with a config in which it replaces all of `data`
             hint = f"leave {node}=… out, because this config has no choices for {node}"
         elif near:
@@ -107,21 +147,22 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     return text
 
 
+def quote_text(text: str) -> str:
+    """Quote a text for Hydra: é.txt → "é.txt"."""
+    # Backslashes count only before a quote, in Hydra, and before "${", in OmegaConf.
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
+    text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and r"\""), text)
+    return f'"{text}"'
+
+
 def quote_value(override: str) -> str:
     """Quote a value for Hydra where necessary: a=é.txt → a="é.txt", and a=[x,é] → a=["x","é"]."""
     if re.fullmatch(r"[\w.-]+=[\w./-]+", override, re.ASCII):
         return override
-
-    def quoted(text: str) -> str:
-        # Backslashes count only before a quote, in Hydra, and before "${", in OmegaConf.
-        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
-        text = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and r"\""), text)
-        return f'"{text}"'
-
     key, _, value = override.partition("=")
     if value.startswith("[") and value.endswith("]"):
-        return f"{key}=[{','.join(quoted(item.strip()) for item in value[1:-1].split(','))}]"
-    return f"{key}={quoted(value)}"
+        return f"{key}=[{','.join(quote_text(item.strip()) for item in value[1:-1].split(','))}]"
+    return f"{key}={quote_text(value)}"
 
 
 def as_override(value: object) -> str:
@@ -129,19 +170,15 @@ def as_override(value: object) -> str:
     return re.sub(r'"([A-Za-z_][\w-]*)": ', r"\1: ", json.dumps(value, ensure_ascii=False))
 
 
-def _similar_keys(wrong: str) -> list[str]:
-    """Return up to three keys of the default config that look like `wrong`, or end with it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    def walk(node: object, prefix: str = "") -> Iterator[str]:
-        for name, value in node.items() if isinstance(node, Mapping) else ():
-            yield f"{prefix}{name}"
-            yield from walk(value, f"{prefix}{name}.")
-
-    register_resolvers()
-    keys: list[str] = []
-    with suppress(Exception), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        keys += walk(OmegaConf.to_container(compose("train")))
-    ends = [key for key in keys if key.endswith(f".{wrong}")]
-    return (ends or difflib.get_close_matches(wrong, keys, cutoff=0.75))[:3]
+def similar_keys(wrong: str) -> list[str]:
+    """Return up to three options with a similar name, or with the word `wrong` in their comments."""
+    options = {key: comment for each in all_options().values() for key, (_, comment) in each.items()}
+    if found := [key for key in options if key == wrong or key.endswith(f".{wrong}")]:
+        return found[:1] if wrong in found else found[:3]
+    if found := difflib.get_close_matches(wrong, options, cutoff=0.75):
+        return found
+    ends = {key: key.rpartition(".")[2] for key in options}
+    close = difflib.get_close_matches(wrong.rpartition(".")[2], {*ends.values()}, cutoff=0.75)
+    word = re.compile(rf"\b{re.escape(wrong)}\b")
+    found = [key for name in close for key in options if ends[key] == name]
+    return (found or [key for key, comment in options.items() if word.search(comment)])[:3]

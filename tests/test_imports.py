@@ -49,7 +49,7 @@ FLOW = [
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting",
     "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
-    "cli.train_tokenizer", "cli.train", "cli.main", "__main__",
+    "cli.train_tokenizer", "cli.train", "cli.rerun", "cli.app", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",
@@ -119,7 +119,7 @@ def modules_imported_by(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
+            found |= {node.module} if [name.name for name in node.names] != ["__version__"] else set()
     return found
 
 

@@ -1,20 +1,40 @@
-"""The command `lit-gptdata`: prepare, inspect and check training data without training."""
+"""The command `lit-gptdata`: train on a text, and prepare, inspect and check what a run trains on."""
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from lit_gptdata import __version__
 from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
 from lit_gptdata.cli.interop import export, export_arguments, import_arguments, import_ids
 from lit_gptdata.cli.overrides import add_overrides
 from lit_gptdata.cli.report import report, report_arguments
+from lit_gptdata.cli.rerun import rerun, rerun_arguments
 from lit_gptdata.cli.seen import seen, seen_arguments
 from lit_gptdata.cli.show import show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
 
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    from lit_gptdata.cli.app import describe_options
+
+    describe_options(parser)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a GPT on a text, or run a sweep with -m."""
+    from lit_gptdata.cli.app import run
+
+    run(args.words)
+
+
 COMMANDS = {
+    "train": (train, train_arguments),
     "prepare": (prepare, add_overrides),
     "info": (info, info_arguments),
     "show": (show, show_arguments),
@@ -25,49 +45,82 @@ COMMANDS = {
     "import": (import_ids, import_arguments),
     "export": (export, export_arguments),
     "report": (report, report_arguments),
+    "rerun": (rerun, rerun_arguments),
 }
 """Name → the function that runs a command, and the one that declares its arguments."""
 
-DESCRIPTION = "Prepare, inspect and check the data that train.py trains on, or report on a sweep."
-EPILOG = """overrides are the same as for train.py:
-  lit-gptdata prepare data=files data.corpus=books/
-  lit-gptdata info --plot tokens.png data=files data.corpus=books/
-  lit-gptdata show step=3 data=files data.corpus=books/ data.max_length=128
+HELP = """usage: lit-gptdata COMMAND …
+
+Turn raw text into training batches for GPT models, and train on them.
+
+commands:
+{}
+
+A text is a path, folder, glob, URL or name. All else are options, key=value, the same for all commands:
+  lit-gptdata train                                        # a small model on the included text
+  lit-gptdata train books/ data.max_length=128             # your own text
+  lit-gptdata train -m +sweep=context                      # a sweep
+  lit-gptdata rerun multirun/2026-11-22/10-00-00-123456/3  # repeat a job: are its metrics the same?
+  lit-gptdata prepare books/
+  lit-gptdata info --plot tokens.png books/
+  lit-gptdata show step=3 books/ data.max_length=128
   lit-gptdata seen step=1000 data=mixture
-  lit-gptdata publish s3://bucket/tokens data=files data.corpus=books/
-  lit-gptdata publish s3://bucket/tokens data.build=ray data=files data.corpus=s3://bucket/books/
-  lit-gptdata train-tokenizer own.json vocab_size=8192 data=files data.corpus=books/
-import reads token files of other programs, export writes them:
+  lit-gptdata publish s3://bucket/tokens s3://bucket/books/ data.build=ray
+  lit-gptdata train-tokenizer own.json vocab_size=8192 books/
   lit-gptdata import nanogpt nanoGPT/data/openwebtext/
-  lit-gptdata export nanogpt nanoGPT/data/books/ data=files data.corpus=books/
-report takes the folder of a sweep:
-  lit-gptdata report multirun/2026-11-22/10-00-00-123456
+  lit-gptdata export nanogpt nanoGPT/data/books/ books/
+
+`lit-gptdata train --help` describes all options, and `lit-gptdata COMMAND --help` a command.
+In bash and zsh, this completes commands and options: eval "$(lit-gptdata -sc install=bash)"
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors have one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status; a wrong command line raises SystemExit(2)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["train"]:
-        from lit_gptdata.cli.train import run as run_train
-
-        run_train(words[1:])
-        return 0
-    keeps_lines = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("lit-gptdata", formatter_class=keeps_lines, allow_abbrev=False)
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    subparsers = parser.add_subparsers(metavar="command", required=True)
-    for name, (run, add_arguments) in COMMANDS.items():
-        summary = run.__doc__
-        add_arguments(subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False))
-    if not words or words[0] not in COMMANDS:
-        parser.parse_args(words)  # prints the help, or an error
-        parser.error("give a command")
-    run, _ = COMMANDS[words[0]]
-    # Intermixed: an option may be between two overrides.
-    args = subparsers.choices[words[0]].parse_intermixed_args(words[1:])
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of the text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "--version" in (name, *words):
+        print(f"lit-gptdata {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(
+            HELP.format("\n".join(f"  {each:15}  {run.__doc__}" for each, (run, _) in COMMANDS.items()))
+        )
+        return 0
+    if name in ("-sc", "--shell-completion"):
+        name, words = "train", [name, *words]
+        if (line := os.environ.get("COMP_LINE")) is not None:  # Hydra completes what follows the command
+            if len(line.split()) < 2 or (len(line.split()) == 2 and not line.endswith(" ")):
+                print(*COMMANDS)
+                return 0
+            os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+\s+)\S+\s+", r"\1", line)
+    if name not in COMMANDS:
+        near = [each for each, (run, _) in COMMANDS.items() if name[:6] in str(run.__doc__).lower()]
+        near = difflib.get_close_matches(name, COMMANDS) + near
+        hint = (
+            f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"give one of {[*COMMANDS]}"
+        )
+        print(f"lit-gptdata: there is no command {name!r}: {hint}", file=sys.stderr)
+        return 2
+    return run_command(name, words)
+
+
+def run_command(name: str, words: Sequence[str]) -> int:
+    run, add_arguments = COMMANDS[name]
+    if run is train and {"-h", "--help"}.isdisjoint(words):  # Hydra parses the words
+        args = argparse.Namespace(words=words)
+    else:
+        parser = Parser(f"lit-gptdata {name}", description=run.__doc__, allow_abbrev=False)
+        add_arguments(parser)
+        args = parser.parse_intermixed_args(words)  # an option may be between two overrides
     try:
         run(args)
         sys.stdout.flush()
@@ -80,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from lit_gptdata.configs import message_for_user, one_line
 
-        if (message := message_for_user(error, ["lit-gptdata", *words])) is None:
+        if (message := message_for_user(error, ["lit-gptdata", name, *words])) is None:
             raise
-        print(f"lit-gptdata {words[0]}: {one_line(message)}", file=sys.stderr)
+        print(f"lit-gptdata {name}: {one_line(message)}", file=sys.stderr)
         return 1
     return 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from lit_gptdata.configs import quote_text, similar_keys
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,15 +24,50 @@ def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> Non
     parser.add_argument("overrides", nargs="*", metavar="override", help=help_text)
 
 
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Options as Hydra takes them, and paths or URLs as data.corpus: ["books/"] → ["data=files", …].
+
+    A word with a = is an option, unless it starts like a path, ./a=b.txt. `callbacks=null` becomes none;
+    `data=null` becomes data=none, which Hydra refuses, with the choices.
+    """
+    texts = [word for word in words if _is_text(word)]
+    groups = r"(callbacks|logger|data|stem|model|trainer)=null"
+    options = [re.sub(f"^{groups}$", r"\1=none", word) for word in words if word not in texts]
+    options = [word for word in options if word not in ("experiment=null", "debug=null")]
+    if not texts:
+        return options
+    values = [quote_text(text) for text in texts]
+    corpus = f"data.corpus={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
+    has_group = any(word.startswith("data=") for word in options)
+    return [*([] if has_group else ["data=files"]), corpus, *options]
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word is a path, a URL or the name of a text; raises ValueError if it is neither."""
+    key, equals, _ = word.partition("=")
+    if re.match(r"\.{0,2}/|~/|\w\w+://", word) or ("/" in key and Path(word).exists()):
+        return True
+    if equals or word.startswith(("+", "~")):
+        return False
+    from lit_gptdata.text.corpus import NAMED_URLS
+
+    known = word in ("sample", "stdlib", *NAMED_URLS) or Path(word).exists()
+    if not known and not re.search(r"[/*?[]", word):
+        near = " or ".join(f"{key}=…" for key in similar_keys(word))
+        hint = f"did you mean {near}?" if near else "options have the form key=value (--help)"
+        raise ValueError(f"{word!r} is not an option, and no file or folder has this name: {hint}")
+    return True
+
+
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml, changed by the overrides."""
     from hydra import compose, initialize_config_dir
 
-    from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
+    from lit_gptdata.configs import conf_dir, register_resolvers
 
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=without_null_groups(overrides))
+        return compose("train", overrides=as_overrides(overrides))
 
 
 def build_data(overrides: Sequence[str]) -> GPTDataModule:

@@ -7,15 +7,12 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra import version
-from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate, to_absolute_path
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -27,15 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata._io import write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
-from lit_gptdata.configs import conf_dir, register_resolvers, without_null_groups
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
-from lit_gptdata.training.ranks import check_launcher, in_sweep, share_run_name
+from lit_gptdata.training.ranks import check_launcher, in_sweep
 from lit_gptdata.training.summary import evaluate, save_summary
-from lit_gptdata.training.sweep import record_result, report_at_end
+from lit_gptdata.training.sweep import record_result
 from lit_gptdata.training.val_sets import ValSets
 from lit_gptdata.windows.loader import check_not_empty
 
@@ -47,24 +43,6 @@ TRAINER_OPTIONS = {
     None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
 }
 DEFAULT_THREADS = torch.get_num_threads()
-register_resolvers()
-
-
-def run(words: Sequence[str]) -> None:
-    """Run the job or the sweep that the words of a command line describe.
-
-    This is what @hydra.main does, which reads sys.argv. Lightning repeats sys.argv to start more
-    processes, and in `lit-gptdata train` it has one word more.
-    """
-    version.setbase("1.3")
-    parser = get_args_parser()
-    args = parser.parse_args(without_null_groups(words))
-    if args.config_path is not None:
-        args.config_path = os.path.abspath(args.config_path)
-    with short_errors():
-        share_run_name()
-        with report_at_end():
-            _run_hydra(args, parser, main, str(conf_dir()), "train")
 
 
 def main(cfg: DictConfig) -> float:

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from lit_gptdata.configs import message_for_user, one_line, root_cause
+from lit_gptdata.configs import message_for_user, one_line, root_cause, typed_command
 
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
 _PACKAGES = ("lit_gptdata", "__main__", "lightning")
@@ -47,7 +47,7 @@ def short_errors() -> Iterator[None]:
 def describe(error: BaseException) -> str:
     """Return the message of an error, and how to see its origin if it may be a bug."""
     cause = root_cause(error)
-    message = message_for_user(error, ["python", *sys.argv])
+    message = message_for_user(error, typed_command())
     *_, (innermost, _) = traceback.walk_tb(cause.__traceback__)
     package = innermost.f_globals.get("__name__", "").split(".")[0]
     from_option = isinstance(cause, HydraException | OmegaConfBaseException | OSError)

@@ -6,6 +6,7 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 
 import gc
 import math
+import shlex
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lit_gptdata._io import write_json
-from lit_gptdata.configs import root_cause
+from lit_gptdata.configs import root_cause, typed_command
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -74,6 +75,12 @@ class SweepFolder(Callback):
     """Hydra callback that remembers the path of the sweep's folder, for the report."""
 
     folder: ClassVar[Path | None] = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.sweeper.get("params"):
+            command = typed_command()
+            command.insert(2, "-m")
+            raise SystemExit(f"error: several jobs need -m, a sweep: {shlex.join(command)}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [word for word in config.hydra.overrides.task if word.startswith("output_dir=")]

@@ -1,0 +1,111 @@
+"""The Hydra app behind `lit-gptdata train` and `python train.py`: its help, its config, and its jobs."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+
+from lit_gptdata.cli.overrides import as_overrides
+from lit_gptdata.configs import (
+    all_options,
+    conf_dir,
+    default_groups,
+    register_resolvers,
+    similar_keys,
+    typed_command,
+)
+from lit_gptdata.training.errors import short_errors
+
+ALSO = """# Hydra takes more, and `{command} --help` describes it:
+#   +sweep=NAME     several jobs, with -m: {sweep}
+#   experiment=NAME, debug=NAME    change several options: {experiment}, {debug}
+#   +KEY=VALUE      adds an option that the class of a _target_ has, ~KEY removes one"""
+EPILOG = """more:
+  -m                  a sweep: one job for each combination of values, such as data.max_length=32,64
+  --cfg job           print the config instead of running it; with --resolve, without references ${…}
+  +key=value          add an option that the class of a _target_ has: +trainer.limit_train_batches=10
+  ~key                remove one: ~callbacks.progress
+  model._target_=…    your own class: my_module.MyGPT, for my_module.py in the current folder
+  --config-path=DIR --config-name=config    run with the config.yaml of an earlier run in DIR
+  --hydra-help        more about Hydra, such as shell completion
+"""
+register_resolvers()
+
+
+def run(words: Sequence[str]) -> None:
+    """Do what the words after `train` say: run a job or a sweep, print the config, complete a word.
+
+    This replaces the decorator @hydra.main, which reads its words from sys.argv. Lightning repeats
+    sys.argv to start more processes, so it must not change.
+    """
+    version.setbase("1.3")
+    sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
+    with short_errors():
+        parser = get_args_parser()
+        parser.error = _refuse_flag  # type: ignore[method-assign]
+        args = parser.parse_args(words)
+        args.overrides = as_overrides(args.overrides)
+        if args.experimental_rerun:
+            raise ValueError("--experimental-rerun has no effect: use lit-gptdata rerun DIR")
+        if args.config_path is not None:
+            args.config_path = os.path.abspath(args.config_path)
+        hydra = partial(_run_hydra, args, parser, run_job, str(conf_dir()), "train")
+        if args.cfg or args.info or args.hydra_help or args.shell_completion:  # without importing torch
+            hydra()
+            if args.cfg == "job":
+                names = {name: _choices(name) for name in ("sweep", "experiment", "debug")}
+                print(ALSO.format(command=" ".join(typed_command()[:2]), **names))
+            return
+        from lit_gptdata.training.ranks import share_run_name
+        from lit_gptdata.training.sweep import report_at_end
+
+        share_run_name()
+        with report_at_end():
+            hydra()
+
+
+def run_job(cfg: Any) -> float:
+    """Run one job; return the final loss, which a sweeper minimizes."""
+    from lit_gptdata.cli.train import main
+
+    return main(cfg)
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    """Raise ValueError for a wrong flag, with the options that were probably meant: --batch-size."""
+    if found := re.search(r"unrecognized arguments: (--?([\w-]+)\S*)", message):
+        near = [f"{key}=…" for key in similar_keys(found[2].replace("-", "_"))]
+        hint = f": did you mean {' or '.join(near)}?" if near else "."
+        message = f"{found[1]} does not exist, because options have the form key=value{hint}"
+    raise ValueError(f"{message} --help describes all options")
+
+
+def _choices(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in conf_dir().glob(f"{group}/*.yaml")))
+
+
+def describe_options(parser: argparse.ArgumentParser) -> None:
+    """Put all options into the help of a parser: the files in conf/, and their comments."""
+    command, conf = " ".join(typed_command()[:2]), conf_dir()
+    parser.prog, parser.usage, parser.epilog = command, f"{command} [-m] [TEXT …] [key=value …]", EPILOG
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
+    top = (conf / "train.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
+    parser.description = re.sub("^# ?", "", top, flags=re.MULTILINE).replace("python train.py", command)
+    section = parser.add_argument_group("configs to choose from: each sets several options")
+    for group in (*default_groups(), "experiment", "debug", "sweep"):
+        for path in sorted(conf.glob(f"{group}/*.yaml")):
+            about = re.findall("^# ([^@].*)", path.read_text(encoding="utf-8"), re.MULTILINE)[0]
+            name = f"{'+' if group == 'sweep' else ''}{group}={path.stem}"
+            section.add_argument(name, help=re.sub("(:|:? python train.py .*)$", "", about))
+    for title, options in all_options().items():
+        section = parser.add_argument_group(title or "the run")
+        for key, (value, comment) in options.items():
+            if comment:
+                name = f"{key}={value}" if value else key
+                section.add_argument(name, help=comment.replace("%", "%%"))
