@@ -11,5 +11,6 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(args: argparse.Namespace) -> None:
     """Write sweep.html, sweep.csv and pictures for a sweep's jobs."""
     from lit_gptdata.report.page import report_sweep
+    from lit_gptdata.report.rows import check_sweep
 
-    report_sweep(Path(args.folder))
+    report_sweep(check_sweep(Path(args.folder)))

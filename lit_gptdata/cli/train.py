@@ -31,7 +31,7 @@ from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
 from lit_gptdata.training.ranks import check_launcher, in_sweep
 from lit_gptdata.training.summary import evaluate, save_summary
-from lit_gptdata.training.sweep import record_result
+from lit_gptdata.training.sweep import record_result, scored_text
 from lit_gptdata.training.val_sets import ValSets
 from lit_gptdata.windows.loader import check_not_empty
 
@@ -95,6 +95,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["seed"] = getattr(data, "seed", None)
     result["parameters"] = sum(p.numel() for p in model.parameters())
     result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
+    result["val_text"] = scored_text(data)
     result["metrics"] = metrics
     metrics |= evaluate(trainer, model, data, "val", "test")
     metrics.pop("tokens", None)

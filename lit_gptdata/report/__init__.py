@@ -1,4 +1,5 @@
-"""Report on a sweep: jobs.py reads its folder, plots.py draws pictures, page.py writes sweep.html.
+"""Report on a sweep: jobs.py reads its folder, rows.py averages over seeds, plots.py draws
+pictures, page.py writes sweep.html.
 
 >>> from lit_gptdata.report.page import report_sweep
 >>> report_sweep(Path("multirun/2026-11-22/10-00-00-123456"))

@@ -1,4 +1,4 @@
-"""Read what the jobs of a sweep wrote into their folders, and order the jobs best first.
+"""Read what the jobs of a sweep wrote into their folders.
 
 A job may still be running, and a killed job may leave half of a metrics.csv. What cannot be read is
 missing in the report, and the job remains a row of the table.
@@ -7,7 +7,6 @@ missing in the report, and the job remains a row of the table.
 import csv
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ METRICS = {
     "val_loss": "validation loss (nats per token)",
     "train_loss": "training loss (nats per token)",
 }
+SEEDS = ("seed", "data.seed")  # keys that make no other setting, only another sample of it
 COUNTS = ("tokens", "steps", "seconds", "parameters")  # other numbers of a job, next to its metrics
 # Status → why a job has no result, unless the job says more.
 STATUSES = {
@@ -52,8 +52,12 @@ class Job:
     """One number for each of COUNTS. If the job did not complete: the last tokens that it logged."""
     metrics: Mapping[str, float]
     """Final metrics. If the job did not complete: the last values of METRICS that it logged."""
+    seed: str
+    """Of the weights; "3/5" if the windows have another one. "" if unknown."""
     val_sources: Sequence[str]
     """The names of the sources that its val_loss covers; empty for a corpus without names."""
+    val_text: Mapping[str, Any]
+    """Source → the text that its val_loss covers: a hash of the text, and a range of its bytes."""
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """For each of METRICS: (tokens trained on, finite value), ordered by tokens."""
 
@@ -65,69 +69,6 @@ class Job:
         """Return a metric of a completed job, or infinity if the job cannot be compared with others."""
         value = _number(self.metrics.get(metric)) if self.status == "completed" else None
         return math.inf if value is None else float(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """The jobs in a folder, and how to compare them."""
-
-    folder: Path
-    jobs: Sequence[Job]
-    """Completed jobs by `metric`, lowest first, then the others by status."""
-    metric: str
-    """One of METRICS; lower is better."""
-    keys: Sequence[str]
-    """Overridden keys whose values differ between jobs, in the order in which they were given."""
-    common: Sequence[str]
-    """Overrides that all jobs share, such as "model=nano"."""
-    study: Mapping[str, Any]
-    """What Hydra's Optuna sweeper wrote about its study, earlier sweeps included; {} without one."""
-
-    @property
-    def scored(self) -> list[Job]:
-        """The jobs that can be compared, best first."""
-        return [job for job in self.jobs if job.score(self.metric) < math.inf]
-
-    @property
-    def best(self) -> Job | None:
-        """The completed job with the lowest metric."""
-        return next(iter(self.scored), None)
-
-    def values(self, key: str) -> list[Value]:
-        """Return the distinct known values of a key: numbers by size, then texts."""
-        values = {canonical(value) for job in self.jobs if (value := job.value(key)) is not None}
-        return sorted(values, key=lambda v: (1, 0, _pad(v)) if isinstance(v, str) else (0, v, ""))
-
-    def count(self, status: str) -> int:
-        return sum(job.status == status for job in self.jobs)
-
-
-def read_sweep(folder: Path) -> Sweep:
-    """Read all jobs under a sweep's folder; raises ValueError if there are none."""
-    folders = []  # with a result.json, or only a config.yaml if a job was killed early
-    for root, subfolders, files in os.walk(folder):
-        is_job = root != str(folder) and not {"result.json", "config.yaml"}.isdisjoint(files)
-        folders += [Path(root)] if is_job else []
-        subfolders[:] = [] if is_job else [name for name in subfolders if not name.startswith(".")]
-    if not folders:
-        raise ValueError(_why_no_jobs(folder))
-    jobs = [read_job(path, path.relative_to(folder).as_posix()) for path in sorted(folders, key=_pad)]
-    metrics = [metric for metric in METRICS if any(job.score(metric) < math.inf for job in jobs)]
-    metrics += [metric for metric in METRICS if any(metric in job.metrics for job in jobs)]
-    metric = next(iter(metrics), "val_bits_per_byte")
-    recorded = [job.overrides for job in jobs if job.overrides is not None]
-    keys = dict.fromkeys(key for overrides in recorded for key in overrides)
-    values = {key: [v for job in jobs if (v := job.value(key)) is not None] for key in keys}
-    varied = [key for key in keys if len(set(map(canonical, values[key]))) > 1]
-    shared = [key for key in keys if key not in varied and all(key in given for given in recorded)]
-    return Sweep(
-        folder=folder,
-        jobs=sorted(jobs, key=lambda job: ([*STATUSES].index(job.status), job.score(metric))),
-        metric=metric,
-        keys=varied,
-        common=[f"{key}={values[key][0]}" for key in shared],
-        study=_read_yaml(folder / "optimization_results.yaml"),
-    )
 
 
 def read_job(folder: Path, name: str) -> Job:
@@ -145,6 +86,8 @@ def read_job(folder: Path, name: str) -> Job:
     overrides = result.get("overrides")
     overrides = None if overrides is None else _parse_overrides(overrides)
     curves = read_curves(folder / "metrics.csv")
+    config = _flatten(read_yaml(folder / "config.yaml"))
+    given = {k: config.get(k, v) if "${" in v else v for k, v in (overrides or {}).items()}
     counts = {count: _number(result.get(count)) for count in COUNTS}
     metrics = {  # strict JSON has no NaN or infinity, so they are strings
         name: float(value) if isinstance(value, str) else value
@@ -160,10 +103,12 @@ def read_job(folder: Path, name: str) -> Job:
         status=status,
         error=(result.get("error") or "").strip() or problem or STATUSES[status],
         overrides=overrides,
-        values=_flatten(_read_yaml(folder / "config.yaml")) | (overrides or {}),
+        values=config | given,
         counts=counts,
         metrics=metrics,
+        seed=_seed(result, config | given),
         val_sources=result.get("val_sources", []),
+        val_text=result.get("val_text", {}),
         curves=curves,
     )
 
@@ -189,7 +134,14 @@ def canonical(value: str) -> Value:
     return value.lower() if value.lower() in ("true", "false", "null") else value
 
 
-def _pad(text: object) -> str:
+def _seed(result: Mapping[str, Any], values: Mapping[str, str]) -> str:
+    """Return the seeds that a job recorded, or those of its config: "3", "3/5" or ""."""
+    recorded = zip((result.get("global_seed"), result.get("seed")), SEEDS, strict=True)
+    weights, order = (values.get(key, "") if seed is None else str(seed) for seed, key in recorded)
+    return weights if order in (weights, "") else f"{weights}/{order}"
+
+
+def pad(text: object) -> str:
     """Pad numbers in a text with zeros to sort by it: "job 2" comes before "job 10"."""
     return re.sub("[0-9]+", lambda match: match[0].zfill(20), str(text))
 
@@ -197,7 +149,7 @@ def _pad(text: object) -> str:
 def shorten(text: str, max_length: int) -> str:
     """Put a text on one line, without control characters, and cut a long one in the middle."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    n_tail = max_length // 3
+    n_tail = max_length // 2  # the end of an error says what happened
     return line if len(line) <= max_length else f"{line[: max_length - n_tail - 1]}…{line[-n_tail:]}"
 
 
@@ -212,7 +164,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file as OmegaConf does ("1e-3" is a number); {} if that fails."""
     content: Any = {}
     with suppress(Exception):  # whatever cannot be read: the job's results are still valid
@@ -238,14 +190,3 @@ def _number(value: Any) -> float | None:
         if abs(number := float(value)) < 1e100:  # larger numbers overflow in a sum
             return value if isinstance(value, int) else number
     return None
-
-
-def _why_no_jobs(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder} is not a folder: give a sweep's folder, such as multirun/2026-11-22/10-00-00"
-    if (folder / "result.json").exists() or (folder / "config.yaml").exists():
-        parent = folder.resolve().parent
-        if (parent / "multirun.yaml").exists():  # of Hydra
-            return f"{folder} is the folder of a single job: give its sweep's folder, {parent}"
-        return f"{folder} is a single run: see its summary.txt, or give a folder that contains runs"
-    return f"{folder} contains no jobs: give a folder under multirun/ that `train.py -m` made"

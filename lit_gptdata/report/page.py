@@ -12,10 +12,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_gptdata._io import write_whole
-from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, Job, Sweep, canonical, read_sweep, shorten
+from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, canonical, shorten
 from lit_gptdata.report.plots import SOFTWARE, Picture, draw
+from lit_gptdata.report.rows import Row, Sweep, read_sweep
 
-COLUMNS = ("job", "status", *COUNTS, "error")  # of every sweep.csv; no metric may have such a name
+COLUMNS = (
+    "job",
+    "status",
+    "seed",
+    *COUNTS,
+    "error",
+)  # of every sweep.csv; no metric may have such a name
+MAX_TIED = 4  # rows in the headline
 
 
 def report_sweep(folder: Path) -> Sweep:
@@ -44,61 +52,107 @@ def as_html(sweep: Sweep, pictures: Sequence[Picture]) -> str:
         "base64": lambda content: base64.b64encode(content).decode(),
         "breakable": lambda name: Markup("<wbr>").join(re.split("(?<=[._/@])", shorten(name, 80))),
         "canonical": canonical,
-        "format_number": _format_number,
+        "format_number": format_number,
         "shorten": shorten,
     }
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         summary=_count_jobs(sweep),
-        budgets=[tokens for job in sweep.scored if (tokens := job.counts["tokens"]) is not None],
+        headline=headline(sweep),
+        notes=[notes(sweep, row) for row in sweep.rows],
+        budgets=[tokens for row in sweep.scored if (tokens := row.of("tokens")[0]) is not None],
         metric=METRICS[sweep.metric],
         counts=[*COUNTS],
         metrics=[sweep.metric, *(name for name in _metric_names(sweep) if name != sweep.metric)],
-        reasons=[why_no_result(sweep, job) for job in sweep.jobs],
         pictures=pictures,
     )
 
 
 def as_csv(sweep: Sweep) -> str:
-    """Format one row per job, best first, with every number in full precision."""
+    """Format one row per job, best first, with every number in full precision.
+
+    The last columns repeat the result of the job's row in the report: its seeds, mean and interval.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     metrics = _metric_names(sweep)
-    keys = [f"override {key}" if key in (*COLUMNS, *metrics) else key for key in sweep.keys]
-    writer.writerow(["job", "status", *keys, *COUNTS, *metrics, "error"])
-    for job in sweep.jobs:
-        numbers = [*map(job.counts.get, COUNTS), *map(job.metrics.get, metrics)]
-        writer.writerow([job.name, job.status, *map(job.value, sweep.keys), *numbers, job.error])
+    summary = ["seeds", f"{sweep.metric} mean", f"{sweep.metric} ci95"]
+    taken = {*COLUMNS, *metrics, *summary}
+    keys = [f"override {key}" if key in taken else key for key in sweep.keys]
+    writer.writerow(["job", "status", *keys, "seed", *COUNTS, *metrics, "error", *summary])
+    for row in sweep.rows:
+        for job in row.jobs:
+            settings = [job.name, job.status, *map(job.value, sweep.keys), job.seed]
+            numbers = [*map(job.counts.get, COUNTS), *map(job.metrics.get, metrics)]
+            result = [len(row.seeds), *(row.of(sweep.metric) if row.seeds else (None, None))]
+            writer.writerow([*settings, *numbers, job.error, *result])
     return file.getvalue()
 
 
 def as_text(sweep: Sweep) -> str:
-    """Format the most important columns for a terminal, with the error below each failed job."""
-    rows = [["job", "status", *(shorten(key, 24) for key in sweep.keys), sweep.metric, "tokens"]]
-    for job in sweep.jobs:
-        values = [shorten(job.value(key) or "?", 24) for key in sweep.keys]
-        numbers = map(_format_number, (job.metrics.get(sweep.metric), job.counts["tokens"]))
-        rows.append([shorten(job.name, 40), job.status, *values, *numbers])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    for i, job in enumerate(sweep.jobs, 1):
-        if reason := why_no_result(sweep, job):
-            lines[i] += f"\n    {shorten(reason, 100)}"
-    return "\n".join([_count_jobs(sweep), "", *lines])
+    """Format the most important columns for a terminal, with what is wrong below each row."""
+    has_seeds = any(len(row.jobs) > 1 for row in sweep.rows)
+    keys = [shorten(key, 24) for key in sweep.keys]
+    table = [["", "job", "status", *keys, *["seeds"] * has_seeds, sweep.metric, "tokens"]]
+    for row in sweep.rows:
+        values = [shorten(row.value(key) or "?", 24) for key in sweep.keys]
+        numbers = [format_number(*row.of(sweep.metric)), format_number(row.of("tokens")[0])]
+        seeds = [str(len(row.seeds))] * has_seeds
+        table.append([sweep.mark(row), shorten(row.name, 40), row.status, *values, *seeds, *numbers])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).strip() for row in table]
+    for i, row in enumerate(sweep.rows, 1):
+        lines[i] += "".join(f"\n    {shorten(note, 160)}" for note in notes(sweep, row))
+    return "\n".join([_count_jobs(sweep), headline(sweep), "", *lines])
 
 
-def why_no_result(sweep: Sweep, job: Job) -> str:
-    """Say why a job has no result; "" if it has one."""
-    if job.status == "completed" and job.score(sweep.metric) == math.inf:
-        return f"it has no finite {sweep.metric}"
-    return job.error
+def headline(sweep: Sweep) -> str:
+    """Say which row is best, as far as the intervals tell."""
+    if not sweep.scored:
+        return "No job has a result yet."
+    rows = [
+        _describe(sweep, row) for row in (sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1])
+    ]
+    rows[MAX_TIED:] = [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
+    text = f"{(sweep.verdict or 'result').capitalize()}: {'; '.join(rows)} {METRICS[sweep.metric]}."
+    if sweep.verdict == "tied":
+        text += " Their intervals overlap."
+    if any(row.interval is not None for row in sweep.scored):
+        text += " ± is the 95 % interval of the mean over seeds (Student's t)."
+    if sweep.verdict == "lowest" and not sweep.others:
+        text += " One seed shows no spread, so a difference may be chance: repeat with seed=0,1,2."
+    return text
+
+
+def _describe(sweep: Sweep, row: Row) -> str:
+    """Name a row by its jobs, its settings and its result."""
+    settings = [shorten(f"{key}={row.value(key)}", 100) for key in sweep.keys]
+    name = f"job{'s' if len(row.jobs) > 1 else ''} {shorten(row.name, 60)}"
+    return f"{', '.join([name, *settings])}: {format_number(*row.of(sweep.metric))}"
+
+
+def notes(sweep: Sweep, row: Row) -> list[str]:
+    """Say what a row's numbers do not: other validation text, and why jobs have no result."""
+    found = ["it scored other validation text than the lowest row: do not compare"] * (
+        row in sweep.others
+    )
+    for job in row.jobs:
+        if job.score(sweep.metric) == math.inf:
+            completed = job.status == "completed"
+            reason = f"it has no finite {sweep.metric}" if completed else job.error
+            prefix = f"job {job.name}, seed {job.seed}, {job.status}: " if len(row.jobs) > 1 else ""
+            found.append(prefix + reason)
+    return found
 
 
 def _count_jobs(sweep: Sweep) -> str:
     n = len(sweep.jobs)
     counts = [f"{k} {status}" for status in STATUSES if (k := sweep.count(status))]
-    differ = len({tuple(job.val_sources) for job in sweep.scored}) > 1
-    warning = "; val_loss covers different sources, so do not compare it" if differ else ""
+    warning = (
+        "; ≠ scored other validation text than the lowest, so do not compare them"
+        if sweep.others
+        else ""
+    )
     return f"{n} job{'s' if n > 1 else ''}: {', '.join(counts)}{warning}"
 
 
@@ -108,10 +162,12 @@ def _metric_names(sweep: Sweep) -> list[str]:
     return [name for name in METRICS if name in names] + sorted(names.difference(METRICS))
 
 
-def _format_number(number: float | None, decimals: int = 4) -> str:
+def format_number(number: float | None, interval: float | None = None, decimals: int = 4) -> str:
     if number is None:
         return "–"
     if number != 0 and not 0.001 <= abs(number) < 1e12:  # a learning rate, or a loss that diverged
-        return f"{number:.3g}"
-    decimals = 0 if isinstance(number, int) else decimals if abs(number) < 100 else 1
-    return f"{number:,.{decimals}f}"
+        text = f"{number:.3g}"
+    else:
+        decimals = 0 if isinstance(number, int) else decimals if abs(number) < 100 else 1
+        text = f"{number:,.{decimals}f}"
+    return text if interval is None else f"{text} ± {format_number(interval, decimals=decimals)}"

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from lit_gptdata.report.jobs import METRICS, Job, Sweep, Value, canonical, shorten
+from lit_gptdata.report.jobs import METRICS, Value, canonical, shorten
+from lit_gptdata.report.rows import Row, Sweep
 
 # Written into each PNG, so that a later report recognizes the files that it may delete.
 SOFTWARE = "lit-gptdata report"
@@ -50,83 +51,110 @@ def draw(sweep: Sweep) -> list[Picture]:
     drawings: dict[str, tuple[str, Figure]] = {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph")  # a box replaces an unknown character
-        if any(job.curves.get(sweep.metric) for job in sweep.jobs):
+        if any(row.curve() for row in sweep.rows):
             drawings["sweep-curves.png"] = _draw_curves(sweep)
-        if len(sweep.keys) == 2 and any(None not in map(job.value, sweep.keys) for job in sweep.scored):
+        if len(sweep.keys) == 2 and any(None not in map(row.value, sweep.keys) for row in sweep.scored):
             drawings["sweep-heatmap.png"] = _draw_heat_map(sweep)
         for key in sweep.keys if sweep.scored else ():
             drawings[file_name(key, drawings)] = _draw_key(sweep, key)
         pictures = []
         for name, (title, figure) in drawings.items():
+            if sweep.others:
+                text = "≠ scored other validation text: do not compare"
+                figure.suptitle(text, color="tab:red", fontsize=8)
             figure.savefig(buffer := io.BytesIO(), dpi=180, metadata={"Software": SOFTWARE})
             pictures.append(Picture(name, title, figure, buffer.getvalue()))
         return pictures
 
 
 def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
-    """Draw the metric over tokens, one curve per job, and below it the second half enlarged."""
-    jobs = [job for job in sweep.jobs if job.curves.get(sweep.metric)]
-    curves = [job.curves[sweep.metric] for job in jobs[:MAX_CURVES]]
+    """Draw the metric over tokens, a curve with its interval per row, and below the second half enlarged."""
+    rows = [row for row in sweep.rows if row.curve()]
+    curves = [row.curve() for row in rows[:MAX_CURVES]]
     figure = Figure(layout="constrained")
     panels = figure.subplots(2, height_ratios=(2, 3))
-    for i, (job, curve) in enumerate(zip(jobs, curves, strict=False)):
+    for i, (row, curve) in enumerate(zip(rows, curves, strict=False)):
         is_named = i < len(COLORS)
-        label = f"{_job_label(sweep, job)} → {curve[-1][1]:#.4g}"
+        color = COLORS[i] if is_named else "#bbb"
+        tokens, means, halves = zip(*curve, strict=True)
+        label = f"{_label(sweep, row)} → {means[-1]:#.4g}" + (
+            f" ± {halves[-1]:.2g}" if halves[-1] else ""
+        )
         for axes in panels:
             axes.plot(
-                *zip(*curve, strict=True),
+                tokens,
+                means,
                 label=label if is_named else "other jobs" if i == len(COLORS) else None,
-                color=COLORS[i] if is_named else "#bbb",
-                linewidth=2.2 if job is sweep.best else 1.2,
-                linestyle="-" if job.status == "completed" else "--",
+                color=color,
+                linewidth=2.2 if row in sweep.leaders else 1.2,
+                linestyle="-" if row.status == "completed" else "--",
                 marker="." if len(curve) < 30 else "",
                 zorder=3 - i / MAX_CURVES,  # the best on top
             )
+            if any(halves):
+                ends = [
+                    [y + sign * half for y, half in zip(means, halves, strict=True)] for sign in (-1, 1)
+                ]
+                axes.fill_between(tokens, *ends, color=color, alpha=0.2, linewidth=0)
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(METRICS[sweep.metric])
     end = max(curve[-1][0] for curve in curves)
-    late = [value for curve in curves for tokens, value in curve if tokens >= end / 2]
+    late = [(mean, half) for curve in curves for tokens, mean, half in curve if tokens >= end / 2]
     panels[0].set_title("from the first token")
-    panels[1].set(title="the second half, enlarged", xlabel="tokens trained on", ylim=axis_limits(late))
+    panels[1].set(
+        title="the second half, enlarged",
+        xlabel="tokens trained on",
+        ylim=axis_limits(*zip(*late, strict=True)),
+    )
     panels[1].set_xlim(left=0.49 * end)
     _add_legend(figure, panels[0], 5.0, ["job", *sweep.keys])
-    cut = f" of {MAX_CURVES} of {len(jobs)} jobs" if len(jobs) > MAX_CURVES else ""
+    cut = f" of {MAX_CURVES} of {len(rows)} jobs" if len(rows) > MAX_CURVES else ""
     return f"Learning curves{cut}", figure
 
 
 def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
-    """Draw the metric over a key: a line per setting of the other keys, or a point per job."""
+    """Draw the metric over a key: a line per setting of the other keys, or a point per row."""
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     positions = _place_values(axes, "x", sweep.values(key))
-    low, high = axis_limits([job.score(sweep.metric) for job in sweep.scored], margin=0.08)
+    means, halves = zip(*((row.mean, row.interval or 0.0) for row in sweep.scored), strict=True)
+    low, high = axis_limits(means, halves, margin=0.08)
     others = [other for other in sweep.keys if other != key]
-    lines: dict[tuple[Value, ...], list[tuple[float, float]]] = {}
+    lines: dict[tuple[Value, ...], list[tuple[float, float, float]]] = {}
     outside: list[float] = []
-    for job in sweep.jobs:
-        if (value := job.value(key)) is None:
+    for row in sweep.rows:
+        if (value := row.value(key)) is None:
             continue
-        x, y = positions[canonical(value)], job.score(sweep.metric)
+        x, y = positions[canonical(value)], row.mean
         if y <= high:
-            setting = tuple(canonical(job.value(other) or "?") for other in others)
-            lines.setdefault(setting, []).append((x, y))
-        elif job.status in ("completed", "failed"):
+            setting = tuple(canonical(row.value(other) or "?") for other in others)
+            lines.setdefault(setting, []).append((x, y, row.interval or math.nan))
+        elif row.status in ("completed", "failed"):
             outside.append(x)
-        if job is sweep.best:
-            name_of_best = f"best: job {shorten(job.name, 12)}"
-            axes.plot(x, y, "k*", ms=13, mfc="none", zorder=5, label=name_of_best)
+    stars = [
+        (positions[canonical(v)], row.mean) for row in sweep.leaders if (v := row.value(key)) is not None
+    ]
+    if stars and sweep.verdict:
+        which = f": job {shorten(sweep.leaders[0].name, 12)}" if len(stars) == 1 else ""
+        axes.plot(
+            *zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=sweep.verdict + which
+        )
 
     if len(lines) <= MAX_LINES:
         for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
             label = f" {' · '.join(map(_format, setting))}" if others else None
-            axes.plot(*zip(*sorted(points), strict=True), "o-", ms=4, lw=1.4, label=label)
+            xs, ys, bars = zip(*sorted(points), strict=True)
+            (line,) = axes.plot(xs, ys, "o-", ms=4, lw=1.4, label=label)
+            axes.errorbar(xs, ys, bars, fmt="none", ecolor=line.get_color(), capsize=3, lw=1)
     else:
         points = sorted(itertools.chain(*lines.values()))
-        axes.plot(*zip(*points, strict=True), "o", ms=4.5, color="tab:blue", alpha=0.55, mec="none")
-        lowest = dict(reversed(points))  # x → its lowest y, the last one that is assigned
+        xs, ys, bars = zip(*points, strict=True)
+        axes.errorbar(xs, ys, bars, fmt="none", ecolor="tab:blue", alpha=0.4)
+        axes.plot(xs, ys, "o", ms=4.5, color="tab:blue", alpha=0.55, mec="none")
+        lowest = {x: y for x, y, _ in reversed(points)}  # the last one that is assigned
         if len(lowest) <= len(points) / 2:
-            axes.plot(*zip(*lowest.items(), strict=True), color="tab:blue", label="best at each value")
+            axes.plot(*zip(*lowest.items(), strict=True), color="tab:blue", label="lowest at each value")
     if outside:
         top, label = [0.98] * len(outside), "failed, NaN or above the axis"
         axes.plot(outside, top, "rx", transform=axes.get_xaxis_transform(), label=label)
@@ -145,10 +173,13 @@ def _draw_heat_map(sweep: Sweep) -> tuple[str, Figure]:
     axes = figure.subplots()
     xs, ys = _place_values(axes, "x", columns), _place_values(axes, "y", rows)
     cells: dict[tuple[float, float], float] = {}
-    for job in sweep.jobs:  # the best job of a cell comes first; infinity: all of them failed
-        x, y = job.value(across), job.value(down)
-        if x is not None and y is not None and job.status in ("completed", "failed"):
-            cells.setdefault((xs[canonical(x)], ys[canonical(y)]), job.score(sweep.metric))
+    stars = []
+    for row in sweep.rows:  # the best row of a cell comes first; infinity: all of them failed
+        x, y = row.value(across), row.value(down)
+        if x is not None and y is not None and row.status in ("completed", "failed"):
+            cell = xs[canonical(x)], ys[canonical(y)]
+            cells.setdefault(cell, row.mean)
+            stars += [cell] * (row in sweep.leaders)
     scores = [score for score in cells.values() if score < math.inf]
     low, high = min(scores), axis_limits(scores, margin=0)[1]
     colors: dict[str, Any] = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low + 1e-9)}
@@ -161,10 +192,12 @@ def _draw_heat_map(sweep: Sweep) -> tuple[str, Figure]:
         x_values, y_values = zip(*cells, strict=True)
         image = axes.scatter(x_values, y_values, c=[*cells.values()], edgecolors="gray", **colors)
     has_room = is_grid and width <= 7 and height <= 10
-    for i, (cell, score) in enumerate(cells.items()):
+    for cell, score in cells.items():
         text = "×" if score == math.inf else f"{score:#.4g}" if has_room else ""
         color = "white" if (low + high) / 2 < score < math.inf else "black"
-        axes.text(*cell, text if i else f"★ {text}".strip(), ha="center", va="center", color=color)
+        axes.text(
+            *cell, f"★ {text}".strip() if cell in stars else text, ha="center", va="center", color=color
+        )
     axes.set(xlabel=shorten(across, 50), ylabel=shorten(down, 50))
     extend = "max" if max(scores) > high else "neither"
     figure.colorbar(image, label=METRICS[sweep.metric], extend=extend)
@@ -198,11 +231,14 @@ def _is_even(values: Sequence[Value]) -> bool:
     return len(values) <= MAX_EVEN_NUMBERS or any(isinstance(value, str) for value in values)
 
 
-def axis_limits(values: Sequence[float], margin: float = 0.04) -> tuple[float, float]:
-    """Return the ends of an axis for these values, without the highest if those jobs diverged."""
+def axis_limits(
+    values: Sequence[float], halves: Sequence[float] = (), margin: float = 0.04
+) -> tuple[float, float]:
+    """Return the ends of an axis for values ± halves, without the highest if those jobs diverged."""
     low, median = min(values), statistics.median(values)
     fence = median + 5 * max(median - low, 0.01 * abs(median))
-    high = max(value for value in values if value <= fence)
+    bars = [pair for pair in zip(values, halves or [0.0] * len(values), strict=True) if pair[0] <= fence]
+    low, high = min(value - half for value, half in bars), max(value + half for value, half in bars)
     space = margin * ((high - low) or abs(high) or 1.0)
     return low - space, high + space
 
@@ -223,12 +259,12 @@ def _format(value: Value) -> str:
     return f"{value:.10g}" if value == int(value) else f"{value:.4g}"
 
 
-def _job_label(sweep: Sweep, job: Job) -> str:
-    """Name a curve: its job, the values of the varied keys, and how it ended."""
-    values = [_format(canonical(job.value(key) or "?")) for key in sweep.keys]
-    label = shorten(" · ".join([shorten(job.name, 16), *values]), 48)
-    status = "" if job.status == "completed" else f" ({job.status})"
-    return f"{'★' if job is sweep.best else ''} {label}{status}"  # matplotlib hides "_…"
+def _label(sweep: Sweep, row: Row) -> str:
+    """Name a curve: its jobs, the values of the varied keys, and how it ended."""
+    values = [_format(canonical(row.value(key) or "?")) for key in sweep.keys]
+    label = shorten(" · ".join([shorten(row.name, 16), *values]), 48)
+    status = "" if row.status == "completed" else f" ({row.status})"
+    return f"{sweep.mark(row)} {label}{status}"  # matplotlib hides "_…"
 
 
 def _add_legend(figure: Figure, axes: Axes, height: float, title: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gptdata._io import write_whole
+from lit_gptdata.training.ranks import in_sweep
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -36,6 +37,11 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 class _Checkpoint(ModelCheckpoint):
+    """Keeps only weights in a sweep, because the optimizer's state has twice their size."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"save_weights_only": in_sweep()} | options))
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

@@ -5,6 +5,7 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 """
 
 import gc
+import hashlib
 import math
 import shlex
 import sys
@@ -20,8 +21,9 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lit_gptdata._io import write_json
+from lit_gptdata._io import as_json, write_json
 from lit_gptdata.configs import root_cause, typed_command
+from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -35,7 +37,7 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
     counts = ("tokens", "steps", "seconds", "parameters", "global_seed", "seed")
-    result |= dict.fromkeys(counts) | {"val_sources": [], "metrics": {}}
+    result |= dict.fromkeys(counts) | {"val_sources": [], "val_text": {}, "metrics": {}}
     write = rank_zero_only(lambda: write_json(folder / "result.json", _as_strict(result)))
     write()
     start = time.perf_counter()
@@ -58,6 +60,24 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
         write()
         if in_sweep():
             gc.collect()  # Trainer, model and data refer to each other and hold GPU memory
+
+
+def scored_text(data: GPTDataModule) -> dict[str, Any]:
+    """What val_loss covers: source → hash of its text, and the range of UTF-8 bytes that is scored."""
+    found = {}
+    trainer: Any = data.trainer
+    sets = data.eval_sets("val")
+    for name, windows, _ in [each for each in sets if each.trains] or sets:
+        source, steps = data._data.named(name), data._steps(len(windows), "pad")
+        store, (begin, end) = source.store, source.split.val
+        n_windows = steps.limited(trainer.limit_val_batches) * steps.width
+        end = min(end, begin + n_windows * data.max_length + 1)  # the first token is not scored
+        contents = [store.n_bytes, *(each.sha256 for each in store.manifest.sources)]
+        found[name or "corpus"] = {
+            "sha256": hashlib.sha256(as_json(contents)).hexdigest(),
+            "bytes": [store.byte_at(begin), store.byte_at(end)],
+        }
+    return found
 
 
 def _as_strict(value: Any) -> Any:

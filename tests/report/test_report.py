@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from lit_gptdata.cli.main import main
 from lit_gptdata.report import plots
-from lit_gptdata.report.jobs import METRICS, read_curves, read_sweep, shorten
+from lit_gptdata.report.jobs import METRICS, read_curves, shorten
 from lit_gptdata.report.page import as_csv, as_html, as_text, report_sweep
 from lit_gptdata.report.plots import axis_limits, file_name
+from lit_gptdata.report.rows import read_sweep
 
 HEAD = "step,epoch,tokens,train_loss,val_loss,val_bits_per_byte\n"
 CONFIG = "data:\n  max_length: 64\n  stride: 32\n  corpus: [a.txt, b.txt]\nmodel:\n  rate: 0.001\n"
@@ -93,29 +94,34 @@ def test_a_report_has_a_table_pictures_and_a_page_that_loads_nothing(grid):
     assert [sweep.count(status) for status in ("completed", "failed", "stopped")] == [3, 1, 0]
     rows = csv_rows(grid)
     assert [row["job"] for row in rows] == ["3", "2", "0", "1"]
-    columns = "job,status,data.max_length,stem.dim,tokens,steps,seconds,parameters"
-    assert ",".join(rows[0]) == f"{columns},val_bits_per_byte,val_loss,train_loss,error"
-    assert ",".join(rows[1].values()) == "2,completed,64,8,1000,10,1.5,77,2.3,4.6,6.0,"
-    assert ",".join(rows[3].values()) == "1,failed,32,16,,,1.5,,,,,ValueError: stride=0\ngive >= 1"
+    columns = "job,status,data.max_length,stem.dim,seed,tokens,steps,seconds,parameters"
+    columns += ",val_bits_per_byte,val_loss,train_loss,error,seeds"
+    assert ",".join(rows[0]) == f"{columns},val_bits_per_byte mean,val_bits_per_byte ci95"
+    assert ",".join(rows[1].values()) == "2,completed,64,8,,1000,10,1.5,77,2.3,4.6,6.0,,1,2.3,"
+    error = "ValueError: stride=0\ngive >= 1"
+    assert ",".join(rows[3].values()) == f"1,failed,32,16,,,,1.5,,,,,{error},0,,"
 
     html, table = read_page(grid)
     text = text_of(html)
     assert "4 jobs: 3 completed, 1 failed." in text
-    assert "Best: job 3, data.max_length=64, stem.dim=16: 2.2000 validation bits per byte." in text
+    lowest = "Lowest: job 3, data.max_length=64, stem.dim=16: 2.2000 validation bits per byte."
+    assert f"{lowest} One seed shows no spread" in text
     assert "Each job trained on 1,000 tokens." in text
     assert "All jobs: sweep=x" in text
     assert "2026-11-22/10-00-00" in text
     columns = "job status data.max_length stem.dim val_bits_per_byte tokens steps seconds parameters"
     assert " ".join(table[0]) == f"{columns} val_loss train_loss"
-    assert " ".join(table[1]) == "3 completed 64 16 2.2000 1,000 10 1.5 77 4.4000 7.0000"
+    assert " ".join(table[1]) == "★ 3 completed 64 16 2.2000 1,000 10 1.5 77 4.4000 7.0000"
     assert table[-2][:4] == ["1", "failed", "32", "16"]
-    assert table[-1] == ["ValueError: stride=0ValueError: stride=0\ngive >= 1"]  # folded, unfolded
+    assert table[-1] == [
+        "ValueError: stride=0 give >= 1ValueError: stride=0\ngive >= 1"
+    ]  # folded, unfolded
 
     pictures = {path.name: path.read_bytes() for path in grid.glob("*.png")}
     names = ("curves", "data.max_length", "heatmap", "stem.dim")
     assert sorted(pictures) == [f"sweep-{name}.png" for name in names]
     assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in pictures.values())
-    assert len(re.findall('alt="[^"]+: validation bits per byte. Best: job 3', html)) == 4
+    assert len(re.findall('alt="[^"]+: validation bits per byte. Lowest: job 3', html)) == 4
 
     loads = re.findall("(?:src|href|srcset|data)=[\"']?([^\"' >]*)", html)
     assert len(loads) == 4
@@ -127,14 +133,16 @@ def test_a_report_has_a_table_pictures_and_a_page_that_loads_nothing(grid):
 
 def test_a_report_says_that_losses_over_different_sources_are_not_comparable(tmp_path):
     for number, sources in enumerate((["web", "code"], ["web"], ["web"])):
-        path = write_job(tmp_path / str(number), f"data.seed={number}", bits=2.0) / "result.json"
+        path = write_job(tmp_path / str(number), f"a={number}", bits=2.0) / "result.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_sources": sources}))
-    warning = "3 jobs: 3 completed; val_loss covers different sources, so do not compare it"
+    warning = (
+        "3 jobs: 3 completed; ≠ scored other validation text than the lowest, so do not compare them"
+    )
     assert warning in as_text(read_sweep(tmp_path))
     report_sweep(tmp_path)
     assert f"{warning}." in read_page(tmp_path)[0]
     (tmp_path / "0" / "result.json").unlink()
-    assert "different sources" not in as_text(read_sweep(tmp_path))
+    assert "other validation text" not in as_text(read_sweep(tmp_path))
 
 
 def test_a_second_report_is_the_same_and_deletes_only_its_own_old_pictures(grid):
@@ -212,7 +220,7 @@ def test_jobs_that_were_killed_or_wrote_garbage_remain_rows(tmp_path):
     assert "Jobs that did not complete show the last values that they logged." in text
     assert "did not end: it was killed, or it is still running" in text
     assert "it has no finite val_bits_per_byte" in text
-    assert "Best: job 0" in text
+    assert "Result: job 0" in text
 
 
 def test_a_metrics_file_that_ends_anywhere_is_read_up_to_its_last_complete_line(tmp_path):
@@ -245,8 +253,8 @@ def test_jobs_are_compared_by_the_first_metric_that_any_has(tmp_path, metrics, n
         write_job(tmp_path / str(i), f"a={i}", **values)
     sweep = report_sweep(tmp_path)
     assert sweep.metric == list(METRICS)[name]
-    assert [job.name for job in sweep.jobs] == ["0", "1"]
-    assert sweep.best is (sweep.jobs[0] if metrics[0] else None)
+    assert [row.name for row in sweep.rows] == ["0", "1"]
+    assert sweep.leaders == (sweep.rows[:1] if metrics[0] else [])
     assert (tmp_path / "sweep-a.png").exists() == bool(metrics[0])
 
 
@@ -278,7 +286,7 @@ def test_a_sweep_of_one_job_has_one_picture(tmp_path):
     report_sweep(tmp_path)
     text = text_of(read_page(tmp_path)[0])
     assert "1 job: 1 completed." in text
-    assert "Best: job 0: 2.5000" in text
+    assert "Result: job 0: 2.5000" in text
     assert [path.name for path in tmp_path.glob("*.png")] == ["sweep-curves.png"]
     (tmp_path / "0" / "metrics.csv").write_text(HEAD + "0,0,0.0,,12.0,6.0\n")  # only the first point
     report_sweep(tmp_path)
@@ -346,7 +354,7 @@ def test_the_legend_names_the_best_curves(tmp_path, monkeypatch, n, n_keys):
     labels = legend_of(curves.figure)
     jobs = [job for job in read_sweep(tmp_path).jobs if job.name != "9"]
     assert [label.strip("★ ").split()[0] for label in labels[:20]] == [job.name for job in jobs[:20]]
-    assert [label.startswith("★") for label in labels] == [True] + [False] * (len(labels) - 1)
+    assert [label.startswith("★") for label in labels] == [n > 1] + [False] * (len(labels) - 1)
     assert labels[20:] == (["other jobs"] if n == 40 else [])
     assert all(len(axes.lines) == min(30, len(jobs)) for axes in curves.figure.axes)
     assert curves.title == "Learning curves" + (" of 30 of 39 jobs" if n == 40 else "")
@@ -397,7 +405,7 @@ def test_the_picture_of_a_key_marks_failed_and_diverged_jobs(tmp_path):
     figure = figures(tmp_path)["sweep-a.png"]
     marks = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert marks["failed, NaN or above the axis"] == [3, 8]
-    assert marks["best: job 0"] == [0]
+    assert marks["lowest: job 0"] == [0]
     assert figure.axes[0].get_ylim()[1] < 3
 
 
@@ -442,7 +450,7 @@ def test_names_of_pictures_are_short_and_differ_on_any_file_system():
     assert {"sweep-curves-2.png", "sweep-heatmap-2.png", "sweep-a-b.png", "sweep-key.png"} < names
     assert max(map(len, names)) < 100
     assert shorten("a\x1b[31m\n  b", 20) == "a [31m b"
-    assert shorten("0123456789" * 3, 10) == "012345…789"
+    assert shorten("0123456789" * 3, 10) == "0123…56789"
 
 
 def test_the_command_prints_a_table(grid, capsys, monkeypatch):
@@ -450,10 +458,13 @@ def test_the_command_prints_a_table(grid, capsys, monkeypatch):
     assert main(["report", "."]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "4 jobs: 3 completed, 1 failed"
-    assert " ".join(printed[2].split()) == "job status data.max_length stem.dim val_bits_per_byte tokens"
-    assert printed[3].split() == ["3", "completed", "64", "16", "2.2000", "1,000"]
-    assert printed[6].split() == ["1", "failed", "32", "16", "–", "–"]
-    assert printed[7] == "    ValueError: stride=0 give >= 1"
+    assert printed[1].startswith(
+        "Lowest: job 3, data.max_length=64, stem.dim=16: 2.2000 validation bits"
+    )
+    assert " ".join(printed[3].split()) == "job status data.max_length stem.dim val_bits_per_byte tokens"
+    assert printed[4].split() == ["★", "3", "completed", "64", "16", "2.2000", "1,000"]
+    assert printed[7].split() == ["1", "failed", "32", "16", "–", "–"]
+    assert printed[8] == "    ValueError: stride=0 give >= 1"
     assert printed[-2:] == ["report  sweep.html", "table   sweep.csv"]
     assert (grid / "sweep.html").stat().st_size > 10_000
 
@@ -466,7 +477,8 @@ def test_the_command_refuses_a_folder_that_is_not_a_sweep(grid, capsys, tmp_path
     for folder, message in (
         (tmp_path / "outputs" / "run", "is a single run: see its summary.txt"),
         (tmp_path / "none", "is not a folder"),
-        (tmp_path / "empty", "contains no jobs"),
+        (tmp_path / "empty", "is not the folder of a sweep"),
+        (grid.parent, f"contains 1 sweeps: give one of them, such as {grid}"),
         (grid / "0", f"is the folder of a single job: give its sweep's folder, {grid}"),
         (grid / "0" / "result.json", "is not a folder"),
     ):
@@ -484,7 +496,7 @@ def test_a_report_needs_neither_torch_nor_a_display(grid):
     code = f"""
 import sys
 from pathlib import Path
-from lit_gptdata.report.jobs import read_sweep
+from lit_gptdata.report.rows import read_sweep
 read_sweep(Path({str(grid)!r}))
 assert not {{"matplotlib", "jinja2", "hydra"}} & set(sys.modules)
 from lit_gptdata.report.page import report_sweep
