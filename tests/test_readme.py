@@ -1,9 +1,10 @@
-"""The examples of the README run, and the files that it names exist."""
+"""The examples of README and docs/ run, their commands parse, and the files that they name exist."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,31 +13,54 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from lit_gptdata import GPTDataModule
+from lit_gptdata.cli.main import COMMANDS
+from lit_gptdata.cli.overrides import compose_config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, RESUME, MIXTURE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+}
 
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The command lines of all pages, without comments, those of several lines joined."""
+    text = "\n".join(block for page in PAGES for block in blocks(page, "bash")).replace("\\\n", " ")
+    text = re.sub("[…<>]", "x", text)  # placeholders
+    found = re.findall(r"(?:^|python |\d )(train\.py .*|lit-gptdata .*)$", text, re.MULTILINE)
+    return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
+
+
+(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,) = (
+    blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect")
+)
 
 # The examples have no checkpoint on their first start and use the default logger: Lightning warns.
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 
-def test_the_python_example_runs(capsys):
+def test_the_python_example_runs():
     assert "max_steps=200" in EXAMPLE
     names: dict[str, Any] = {}
     exec(EXAMPLE.replace("max_steps=200", "max_steps=2, limit_val_batches=1"), names)
-    assert "windows of 256 every 128 tokens" in capsys.readouterr().out
+    assert "windows of 256 every 128 tokens" in str(names["data"])
     inputs, targets = names["inputs"], names["targets"]
     assert inputs.shape == targets.shape == (4, 256)
     assert (inputs[:, 1:] == targets[:, :-1]).all()
-    assert names["x"].shape == (4, 256, 256)
+    assert names["stem"](inputs).shape == (4, 256, 256)
 
 
 def test_the_mixture_example_runs(capsys):
     Path("notes.txt").write_text("A text that is only scored. " * 200)
     names: dict[str, Any] = {}
-    exec(f"from lit_gptdata import GPTDataModule\n{MIXTURE}", names)
+    exec(MIXTURE, names)
     assert set(names["names"]) <= {"prose", "code"}
     assert len(names["windows"]) == 4
     assert re.search("  notes .*'notes.txt' \\(val_corpus\\)", capsys.readouterr().out)
@@ -78,11 +102,45 @@ class Kill(L.Callback):
     expected, resumed = weights(uninterrupted), weights(killed)
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
+    names = {"GPTDataModule": GPTDataModule}
+    exec(INSPECT.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
+    assert f"3 {names['inputs'].sum()}" == all_batches[3]
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, i) for page in ("text", "integrations") for i in range(len(blocks(page, "python")))],
+)
+def test_every_other_python_example_runs(page, number):
+    code = blocks(page, "python")[number]
+    if not code.startswith("class GPTCLI"):  # test_lightning_cli.py compares this with the source
+        exec(code, {"__name__": "__main__"})
+
+
+def test_every_command_exists_and_so_do_its_options():
+    known: set[str] = set()
+    for line in commands():
+        program, *words = shlex.split(line)
+        command = words.pop(0) if program == "lit-gptdata" else "train"
+        assert command in {"train", "--help", *COMMANDS}, line
+        overrides = [w for w in words if ("=" in w or w.startswith("~")) and not w.startswith("--")]
+        found = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
+        if command == "import" or found.keys() <= known:
+            continue
+        known |= found.keys()
+        plain = []
+        for name, override in found.items():
+            if override.is_sweep_override():
+                plain.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
+            elif name not in ("step", "window"):
+                plain.append(override.input_line)
+        assert compose_config(plain), line
+
 
 def test_every_named_file_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    paths = re.findall(r"`((?:lit_gptdata|conf)/[\w./]*)`", README)
+    paths = re.findall(r"`((?:lit_gptdata|conf)/[\w./]*)`", "".join(PAGES.values()))
+    links = re.findall(r"\]\(([^)#:]+)\)", PAGES["README"])  # mkdocs checks the links of the other pages
     assert links
     assert paths
     for name in links + paths:
-        assert (ROOT / name).exists(), name
+        assert (ROOT / name).exists() or "mine.yaml" in name, name

@@ -394,16 +394,16 @@ def test_the_standard_library_is_a_corpus_of_its_top_modules(tmp_path):
 
 
 def documented() -> list[str]:
-    """The commands on train.py in the README's section on mixtures and in the configs' comments."""
-    text = (ROOT / "README.md").read_text().partition("## Mixtures")[2].partition("\n## ")[0]
+    """The first commands in docs/mixtures.md, and the commands in the configs' comments."""
+    text = (ROOT / "docs" / "mixtures.md").read_text().partition("\n## ")[0]
     text += "".join((ROOT / f"conf/data/{name}.yaml").read_text() for name in ("mixture", "sources"))
-    found = re.findall(r"python (train\.py .*)", text)
+    found = re.findall(r"(?:python train\.py|lit-gptdata train) (.*)", text)
     return [line for line in found if "data=mine" not in line]
 
 
 @pytest.mark.parametrize("line", documented())
 def test_every_documented_command_gives_the_mixture_that_it_says(line):
-    words = [word for word in shlex.split(line, comments=True)[1:] if word != "-m"]
+    words = [word for word in shlex.split(line, comments=True) if word != "-m"]
     weight = re.search(r"code\.weight=(\S+)", line)
     for value in weight[1].split(",") if weight else [""]:
         cfg = compose_config([f"data.corpus.code.weight={value}" if "code.w" in w else w for w in words])

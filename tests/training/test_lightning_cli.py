@@ -194,5 +194,5 @@ def test_errors_name_a_missing_or_wrong_option(capsys):
 
 
 def test_the_docs_show_the_current_source_of_the_class():
-    page = (ROOT / "docs" / "lightning_cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
     assert f"```python\n{inspect.getsource(GPTCLI)}```" in page
