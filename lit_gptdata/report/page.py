@@ -23,7 +23,7 @@ COLUMNS = (
     *COUNTS,
     "error",
 )  # of every sweep.csv; no metric may have such a name
-MAX_TIED = 4  # rows in the headline
+MAX_TIED = 3  # rows in the headline
 
 
 def report_sweep(folder: Path) -> Sweep:
@@ -93,14 +93,22 @@ def as_text(sweep: Sweep) -> str:
     """Format the most important columns for a terminal, with what is wrong below each row."""
     has_seeds = any(len(row.jobs) > 1 for row in sweep.rows)
     keys = [shorten(key, 24) for key in sweep.keys]
-    table = [["", "job", "status", *keys, *["seeds"] * has_seeds, sweep.metric, "tokens"]]
+    table = [["job", "status", *keys, *["seeds"] * has_seeds, sweep.metric, "tokens"]]
     for row in sweep.rows:
         values = [shorten(row.value(key) or "?", 24) for key in sweep.keys]
         numbers = [format_number(*row.of(sweep.metric)), format_number(row.of("tokens")[0])]
         seeds = [str(len(row.seeds))] * has_seeds
-        table.append([sweep.mark(row), shorten(row.name, 40), row.status, *values, *seeds, *numbers])
+        table.append(
+            [
+                f"{shorten(row.name, 40)} {sweep.mark(row)}".rstrip(),
+                row.status,
+                *values,
+                *seeds,
+                *numbers,
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).strip() for row in table]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     for i, row in enumerate(sweep.rows, 1):
         lines[i] += "".join(f"\n    {shorten(note, 160)}" for note in notes(sweep, row))
     return "\n".join([_count_jobs(sweep), headline(sweep), "", *lines])
@@ -110,15 +118,13 @@ def headline(sweep: Sweep) -> str:
     """Say which row is best, as far as the intervals tell."""
     if not sweep.scored:
         return "No job has a result yet."
-    rows = [
-        _describe(sweep, row) for row in (sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1])
-    ]
-    rows[MAX_TIED:] = [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
-    text = f"{(sweep.verdict or 'result').capitalize()}: {'; '.join(rows)} {METRICS[sweep.metric]}."
-    if sweep.verdict == "tied":
-        text += " Their intervals overlap."
+    rows = sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1]
+    found = [_describe(sweep, row) for row in rows[:MAX_TIED]]
+    found += [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
+    text = f"{(sweep.verdict or 'result').capitalize()} by {METRICS[sweep.metric]}: {'; '.join(found)}."
     if any(row.interval is not None for row in sweep.scored):
-        text += " ± is the 95 % interval of the mean over seeds (Student's t)."
+        text += " ± is the 95 % interval of the mean over seeds (Student's t)"
+        text += ", and these intervals overlap." if sweep.verdict == "tied" else "."
     if sweep.verdict == "lowest" and not sweep.others:
         text += " One seed shows no spread, so a difference may be chance: repeat with seed=0,1,2."
     return text
@@ -128,7 +134,9 @@ def _describe(sweep: Sweep, row: Row) -> str:
     """Name a row by its jobs, its settings and its result."""
     settings = [shorten(f"{key}={row.value(key)}", 100) for key in sweep.keys]
     name = f"job{'s' if len(row.jobs) > 1 else ''} {shorten(row.name, 60)}"
-    return f"{', '.join([name, *settings])}: {format_number(*row.of(sweep.metric))}"
+    n, n_all = len(row.seeds), len({job.seed for job in row.jobs})
+    few = "" if n == n_all else f" ({n} of {n_all} seeds)"
+    return f"{', '.join([name, *settings])}: {format_number(*row.of(sweep.metric))}{few}"
 
 
 def notes(sweep: Sweep, row: Row) -> list[str]:
@@ -148,11 +156,7 @@ def notes(sweep: Sweep, row: Row) -> list[str]:
 def _count_jobs(sweep: Sweep) -> str:
     n = len(sweep.jobs)
     counts = [f"{k} {status}" for status in STATUSES if (k := sweep.count(status))]
-    warning = (
-        "; ≠ scored other validation text than the lowest, so do not compare them"
-        if sweep.others
-        else ""
-    )
+    warning = "; rows with ≠ scored other validation text than the lowest row" if sweep.others else ""
     return f"{n} job{'s' if n > 1 else ''}: {', '.join(counts)}{warning}"
 
 

@@ -68,11 +68,12 @@ def draw(sweep: Sweep) -> list[Picture]:
 
 
 def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
-    """Draw the metric over tokens, a curve with its interval per row, and below the second half enlarged."""
+    """Draw the metric over tokens, a curve and its interval per row, then the second half enlarged."""
     rows = [row for row in sweep.rows if row.curve()]
     curves = [row.curve() for row in rows[:MAX_CURVES]]
     figure = Figure(layout="constrained")
     panels = figure.subplots(2, height_ratios=(2, 3))
+    band = 0.2 if len(rows) <= 4 else 0.1  # opacity
     for i, (row, curve) in enumerate(zip(rows, curves, strict=False)):
         is_named = i < len(COLORS)
         color = COLORS[i] if is_named else "#bbb"
@@ -95,7 +96,7 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
                 ends = [
                     [y + sign * half for y, half in zip(means, halves, strict=True)] for sign in (-1, 1)
                 ]
-                axes.fill_between(tokens, *ends, color=color, alpha=0.2, linewidth=0)
+                axes.fill_between(tokens, *ends, color=color, alpha=band, linewidth=0)
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(METRICS[sweep.metric])
@@ -136,7 +137,7 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
         (positions[canonical(v)], row.mean) for row in sweep.leaders if (v := row.value(key)) is not None
     ]
     if stars and sweep.verdict:
-        which = f": job {shorten(sweep.leaders[0].name, 12)}" if len(stars) == 1 else ""
+        which = f": job {shorten(sweep.leaders[0].name, 12)}" if len(sweep.leaders) == 1 else ""
         axes.plot(
             *zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=sweep.verdict + which
         )

@@ -38,8 +38,11 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The names of its jobs, "0, 2, 4"."""
-        return ", ".join(job.name for job in self.jobs)
+        """The names of its jobs, "0, 2, 4" or "3–5"."""
+        names = [job.name for job in self.jobs]
+        is_run = len(names) > 2 and names[0].isdecimal()
+        is_run = is_run and names == [str(int(names[0]) + i) for i in range(len(names))]
+        return f"{names[0]}–{names[-1]}" if is_run else ", ".join(names)
 
     @cached_property
     def seeds(self) -> Sequence[Job]:
@@ -84,8 +87,9 @@ class Row:
         return [(x, mean or 0.0, half or 0.0) for x, (mean, half) in means]
 
     def overlaps(self, other: "Row") -> bool:
-        """Whether the 95 % intervals overlap. The interval of a single seed is a point."""
-        return abs(self.mean - other.mean) <= (self.interval or 0) + (other.interval or 0)
+        """Whether the 95 % intervals overlap; False if this row has none. Another's may be a point."""
+        half = -math.inf if self.interval is None else self.interval
+        return abs(self.mean - other.mean) <= half + (other.interval or 0)
 
     def value(self, key: str) -> str | None:
         return self.jobs[0].value(key)
@@ -119,7 +123,9 @@ class Sweep:
     @cached_property
     def leaders(self) -> list[Row]:
         """The row with the lowest mean, and those that are tied with it: their intervals overlap."""
-        return [row for row in self.scored if row.overlaps(self.scored[0]) and row not in self.others]
+        lowest, others = self.scored[:1], self.scored[1:]
+        tied = [row for row in others if lowest[0].overlaps(row) and row not in self.others]
+        return lowest + tied
 
     @cached_property
     def others(self) -> list[Row]:
@@ -128,13 +134,12 @@ class Sweep:
 
     @property
     def verdict(self) -> str:
-        """What can be said of `leaders`: "best", "tied", "lowest" (not tested) or "" (nothing to compare)."""
-        untested = self.others or any(row.interval is None for row in self.scored)
+        """What is known of `leaders`: "best", "tied", "lowest" (not tested), "" (nothing to compare)."""
         if len(self.scored) < 2:
             return ""
-        if self.leaders[0].interval is not None and len(self.leaders) > 1:
+        if len(self.leaders) > 1:
             return "tied"
-        return "lowest" if untested else "best"
+        return "lowest" if self.others or None in [row.interval for row in self.scored] else "best"
 
     def mark(self, row: Row) -> str:
         """Return ★ for a row of `leaders`, ≠ for one of `others`."""
@@ -180,7 +185,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def group(jobs: Sequence[Job], keys: Sequence[str]) -> list[list[Job]]:
-    """Group jobs with the same values of `keys` and the same validation text; an unknown job is alone."""
+    """Group jobs with the same values of `keys` and the same validation text."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in sorted(jobs, key=lambda job: job.status != "completed"):
         values = [job.value(key) for key in keys]

@@ -104,24 +104,29 @@ def test_a_report_has_a_table_pictures_and_a_page_that_loads_nothing(grid):
     html, table = read_page(grid)
     text = text_of(html)
     assert "4 jobs: 3 completed, 1 failed." in text
-    lowest = "Lowest: job 3, data.max_length=64, stem.dim=16: 2.2000 validation bits per byte."
+    lowest = "Lowest by validation bits per byte: job 3, data.max_length=64, stem.dim=16: 2.2000."
     assert f"{lowest} One seed shows no spread" in text
     assert "Each job trained on 1,000 tokens." in text
     assert "All jobs: sweep=x" in text
     assert "2026-11-22/10-00-00" in text
-    columns = "job status data.max_length stem.dim val_bits_per_byte tokens steps seconds parameters"
+    columns = "job data.max_length stem.dim val_bits_per_byte status tokens steps seconds parameters"
     assert " ".join(table[0]) == f"{columns} val_loss train_loss"
-    assert " ".join(table[1]) == "★ 3 completed 64 16 2.2000 1,000 10 1.5 77 4.4000 7.0000"
-    assert table[-2][:4] == ["1", "failed", "32", "16"]
-    assert table[-1] == [
-        "ValueError: stride=0 give >= 1ValueError: stride=0\ngive >= 1"
-    ]  # folded, unfolded
+    assert " ".join(table[1]) == "3 ★ 64 16 2.2000 completed 1,000 10 1.5 77 4.4000 7.0000"
+    assert table[-2][:5] == ["1", "32", "16", "–", "failed"]
+    assert table[-1] == ["ValueError: stride=0 give >= 1ValueError: stride=0\ngive >= 1"]  # folded, open
 
     pictures = {path.name: path.read_bytes() for path in grid.glob("*.png")}
     names = ("curves", "data.max_length", "heatmap", "stem.dim")
     assert sorted(pictures) == [f"sweep-{name}.png" for name in names]
     assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in pictures.values())
-    assert len(re.findall('alt="[^"]+: validation bits per byte. Lowest: job 3', html)) == 4
+    assert (
+        len(
+            re.findall(
+                'alt="[^"]+: validation bits per byte. Lowest by validation bits per byte: job 3', html
+            )
+        )
+        == 4
+    )
 
     loads = re.findall("(?:src|href|srcset|data)=[\"']?([^\"' >]*)", html)
     assert len(loads) == 4
@@ -135,9 +140,7 @@ def test_a_report_says_that_losses_over_different_sources_are_not_comparable(tmp
     for number, sources in enumerate((["web", "code"], ["web"], ["web"])):
         path = write_job(tmp_path / str(number), f"a={number}", bits=2.0) / "result.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_sources": sources}))
-    warning = (
-        "3 jobs: 3 completed; ≠ scored other validation text than the lowest, so do not compare them"
-    )
+    warning = "3 jobs: 3 completed; rows with ≠ scored other validation text than the lowest row"
     assert warning in as_text(read_sweep(tmp_path))
     report_sweep(tmp_path)
     assert f"{warning}." in read_page(tmp_path)[0]
@@ -220,7 +223,7 @@ def test_jobs_that_were_killed_or_wrote_garbage_remain_rows(tmp_path):
     assert "Jobs that did not complete show the last values that they logged." in text
     assert "did not end: it was killed, or it is still running" in text
     assert "it has no finite val_bits_per_byte" in text
-    assert "Result: job 0" in text
+    assert "Result by validation bits per byte: job 0" in text
 
 
 def test_a_metrics_file_that_ends_anywhere_is_read_up_to_its_last_complete_line(tmp_path):
@@ -286,7 +289,7 @@ def test_a_sweep_of_one_job_has_one_picture(tmp_path):
     report_sweep(tmp_path)
     text = text_of(read_page(tmp_path)[0])
     assert "1 job: 1 completed." in text
-    assert "Result: job 0: 2.5000" in text
+    assert "Result by validation bits per byte: job 0: 2.5000." in text
     assert [path.name for path in tmp_path.glob("*.png")] == ["sweep-curves.png"]
     (tmp_path / "0" / "metrics.csv").write_text(HEAD + "0,0,0.0,,12.0,6.0\n")  # only the first point
     report_sweep(tmp_path)
@@ -458,11 +461,9 @@ def test_the_command_prints_a_table(grid, capsys, monkeypatch):
     assert main(["report", "."]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "4 jobs: 3 completed, 1 failed"
-    assert printed[1].startswith(
-        "Lowest: job 3, data.max_length=64, stem.dim=16: 2.2000 validation bits"
-    )
+    assert printed[1].startswith("Lowest by validation bits per byte: job 3, data.max_length=64")
     assert " ".join(printed[3].split()) == "job status data.max_length stem.dim val_bits_per_byte tokens"
-    assert printed[4].split() == ["★", "3", "completed", "64", "16", "2.2000", "1,000"]
+    assert printed[4].split() == ["3", "★", "completed", "64", "16", "2.2000", "1,000"]
     assert printed[7].split() == ["1", "failed", "32", "16", "–", "–"]
     assert printed[8] == "    ValueError: stride=0 give >= 1"
     assert printed[-2:] == ["report  sweep.html", "table   sweep.csv"]
@@ -487,6 +488,7 @@ def test_the_command_refuses_a_folder_that_is_not_a_sweep(grid, capsys, tmp_path
         assert printed.err.startswith("lit-gptdata report: ")
         assert message in printed.err
         assert printed.out == ""
+    assert not [*tmp_path.rglob("sweep*")]
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["report"])
     assert "required: DIR" in capsys.readouterr().err
