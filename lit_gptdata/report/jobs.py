@@ -48,10 +48,8 @@ class Job:
     """Key → value as text. None if result.json does not say."""
     values: Mapping[str, str]
     """Key → value as text: the resolved config, as far as config.yaml is readable, and the overrides."""
-    counts: Mapping[str, float | None]
-    """One number for each of COUNTS. If the job did not complete: the last tokens that it logged."""
     metrics: Mapping[str, float]
-    """Final metrics. If the job did not complete: the last values of METRICS that it logged."""
+    """COUNTS and final metrics. If the job did not complete: the last values that it logged."""
     seed: str
     """Of the weights; "3/5" if the windows have another one. "" if unknown."""
     val_sources: Sequence[str]
@@ -88,7 +86,6 @@ def read_job(folder: Path, name: str) -> Job:
     curves = read_curves(folder / "metrics.csv")
     config = _flatten(read_yaml(folder / "config.yaml"))
     given = {k: config.get(k, v) if "${" in v else v for k, v in (overrides or {}).items()}
-    counts = {count: _number(result.get(count)) for count in COUNTS}
     metrics = {  # strict JSON has no NaN or infinity, so they are strings
         name: float(value) if isinstance(value, str) else value
         for name, value in result.get("metrics", {}).items()
@@ -96,16 +93,15 @@ def read_job(folder: Path, name: str) -> Job:
     if status != "completed":
         ends = {metric: curve[-1] for metric, curve in curves.items() if curve}
         metrics = {metric: value for metric, (_, value) in ends.items()} | metrics
-        if counts["tokens"] is None and ends:
-            counts["tokens"] = int(max(tokens for tokens, _ in ends.values()))
+        if ends:
+            metrics["tokens"] = int(max(tokens for tokens, _ in ends.values()))
     return Job(
         name=name,
         status=status,
         error=(result.get("error") or "").strip() or problem or STATUSES[status],
         overrides=overrides,
         values=config | given,
-        counts=counts,
-        metrics=metrics,
+        metrics=metrics | {k: n for k in COUNTS if (n := _number(result.get(k))) is not None},
         seed=_seed(result, config | given),
         val_sources=result.get("val_sources", []),
         val_text=result.get("val_text", {}),

@@ -16,13 +16,8 @@ from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, canonical, shorte
 from lit_gptdata.report.plots import SOFTWARE, Picture, draw
 from lit_gptdata.report.rows import Row, Sweep, read_sweep
 
-COLUMNS = (
-    "job",
-    "status",
-    "seed",
-    *COUNTS,
-    "error",
-)  # of every sweep.csv; no metric may have such a name
+# Of every sweep.csv; no metric may have such a name.
+COLUMNS = ("job", "status", "seed", *COUNTS, "error")
 MAX_TIED = 3  # rows in the headline
 
 
@@ -75,38 +70,28 @@ def as_csv(sweep: Sweep) -> str:
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    metrics = _metric_names(sweep)
+    metrics = [*COUNTS, *_metric_names(sweep)]
     summary = ["seeds", f"{sweep.metric} mean", f"{sweep.metric} ci95"]
     taken = {*COLUMNS, *metrics, *summary}
     keys = [f"override {key}" if key in taken else key for key in sweep.keys]
-    writer.writerow(["job", "status", *keys, "seed", *COUNTS, *metrics, "error", *summary])
+    writer.writerow(["job", "status", *keys, "seed", *metrics, "error", *summary])
     for row in sweep.rows:
+        result = [len(row.seeds), *(x if math.isfinite(x) else None for x in row.score)]
         for job in row.jobs:
             settings = [job.name, job.status, *map(job.value, sweep.keys), job.seed]
-            numbers = [*map(job.counts.get, COUNTS), *map(job.metrics.get, metrics)]
-            result = [len(row.seeds), *(row.of(sweep.metric) if row.seeds else (None, None))]
-            writer.writerow([*settings, *numbers, job.error, *result])
+            writer.writerow([*settings, *map(job.metrics.get, metrics), job.error, *result])
     return file.getvalue()
 
 
 def as_text(sweep: Sweep) -> str:
     """Format the most important columns for a terminal, with what is wrong below each row."""
-    has_seeds = any(len(row.jobs) > 1 for row in sweep.rows)
     keys = [shorten(key, 24) for key in sweep.keys]
-    table = [["job", "status", *keys, *["seeds"] * has_seeds, sweep.metric, "tokens"]]
+    table = [["job", "status", *keys, "seeds", sweep.metric, "tokens"]]
     for row in sweep.rows:
         values = [shorten(row.value(key) or "?", 24) for key in sweep.keys]
         numbers = [format_number(*row.of(sweep.metric)), format_number(row.of("tokens")[0])]
-        seeds = [str(len(row.seeds))] * has_seeds
-        table.append(
-            [
-                f"{shorten(row.name, 40)} {sweep.mark(row)}".rstrip(),
-                row.status,
-                *values,
-                *seeds,
-                *numbers,
-            ]
-        )
+        name = f"{shorten(row.name, 40)} {sweep.mark(row)}"
+        table.append([name, row.status, *values, str(len(row.seeds)), *numbers])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     for i, row in enumerate(sweep.rows, 1):
@@ -118,11 +103,16 @@ def headline(sweep: Sweep) -> str:
     """Say which row is best, as far as the intervals tell."""
     if not sweep.scored:
         return "No job has a result yet."
-    rows = sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1]
-    found = [_describe(sweep, row) for row in rows[:MAX_TIED]]
+    rows, found = sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1], []
+    for row in rows[:MAX_TIED]:
+        name = f"job{'s' if len(row.jobs) > 1 else ''} {shorten(row.name, 60)}"
+        settings = [shorten(f"{key}={row.value(key)}", 100) for key in sweep.keys]
+        n, n_all = len(row.seeds), len({job.seed for job in row.jobs})
+        few = f" ({n} of {n_all} seeds)" if n < n_all else ""
+        found.append(f"{', '.join([name, *settings])}: {format_number(*row.score)}{few}")
     found += [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
     text = f"{(sweep.verdict or 'result').capitalize()} by {METRICS[sweep.metric]}: {'; '.join(found)}."
-    if any(row.interval is not None for row in sweep.scored):
+    if not all(math.isnan(row.score[1]) for row in sweep.scored):
         text += " ± is the 95 % interval of the mean over seeds (Student's t)"
         text += ", and these intervals overlap." if sweep.verdict == "tied" else "."
     if sweep.verdict == "lowest" and not sweep.others:
@@ -130,20 +120,9 @@ def headline(sweep: Sweep) -> str:
     return text
 
 
-def _describe(sweep: Sweep, row: Row) -> str:
-    """Name a row by its jobs, its settings and its result."""
-    settings = [shorten(f"{key}={row.value(key)}", 100) for key in sweep.keys]
-    name = f"job{'s' if len(row.jobs) > 1 else ''} {shorten(row.name, 60)}"
-    n, n_all = len(row.seeds), len({job.seed for job in row.jobs})
-    few = "" if n == n_all else f" ({n} of {n_all} seeds)"
-    return f"{', '.join([name, *settings])}: {format_number(*row.of(sweep.metric))}{few}"
-
-
 def notes(sweep: Sweep, row: Row) -> list[str]:
     """Say what a row's numbers do not: other validation text, and why jobs have no result."""
-    found = ["it scored other validation text than the lowest row: do not compare"] * (
-        row in sweep.others
-    )
+    found = ["scored other validation text than the lowest row: do not compare"] * (row in sweep.others)
     for job in row.jobs:
         if job.score(sweep.metric) == math.inf:
             completed = job.status == "completed"
@@ -166,7 +145,8 @@ def _metric_names(sweep: Sweep) -> list[str]:
     return [name for name in METRICS if name in names] + sorted(names.difference(METRICS))
 
 
-def format_number(number: float | None, interval: float | None = None, decimals: int = 4) -> str:
+def format_number(number: float | None, half: float | None = None, decimals: int = 4) -> str:
+    """Format a number, and half of its interval if it has one: "2.3133 ± 0.0379"."""
     if number is None:
         return "–"
     if number != 0 and not 0.001 <= abs(number) < 1e12:  # a learning rate, or a loss that diverged
@@ -174,4 +154,5 @@ def format_number(number: float | None, interval: float | None = None, decimals:
     else:
         decimals = 0 if isinstance(number, int) else decimals if abs(number) < 100 else 1
         text = f"{number:,.{decimals}f}"
-    return text if interval is None else f"{text} ± {format_number(interval, decimals=decimals)}"
+    has_half = half is not None and not math.isnan(half)
+    return f"{text} ± {format_number(half, decimals=decimals)}" if has_half else text

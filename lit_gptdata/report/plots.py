@@ -1,7 +1,6 @@
 """Draw the pictures of a sweep, with large letters for phones. pyplot would need a display."""
 
 import io
-import itertools
 import math
 import re
 import statistics
@@ -10,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -51,17 +51,17 @@ def draw(sweep: Sweep) -> list[Picture]:
     drawings: dict[str, tuple[str, Figure]] = {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph")  # a box replaces an unknown character
-        if any(row.curve() for row in sweep.rows):
+        if any(row.curve for row in sweep.rows):
             drawings["sweep-curves.png"] = _draw_curves(sweep)
-        if len(sweep.keys) == 2 and any(None not in map(row.value, sweep.keys) for row in sweep.scored):
+        grid = all(_is_even(sweep.values(key)) for key in sweep.keys) and len(sweep.keys) == 2
+        if grid and any(None not in map(row.value, sweep.keys) for row in sweep.scored):
             drawings["sweep-heatmap.png"] = _draw_heat_map(sweep)
         for key in sweep.keys if sweep.scored else ():
             drawings[file_name(key, drawings)] = _draw_key(sweep, key)
         pictures = []
         for name, (title, figure) in drawings.items():
             if sweep.others:
-                text = "≠ scored other validation text: do not compare"
-                figure.suptitle(text, color="tab:red", fontsize=8)
+                figure.suptitle("≠ scored other text: do not compare", color="tab:red", fontsize=8)
             figure.savefig(buffer := io.BytesIO(), dpi=180, metadata={"Software": SOFTWARE})
             pictures.append(Picture(name, title, figure, buffer.getvalue()))
         return pictures
@@ -69,18 +69,15 @@ def draw(sweep: Sweep) -> list[Picture]:
 
 def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
     """Draw the metric over tokens, a curve and its interval per row, then the second half enlarged."""
-    rows = [row for row in sweep.rows if row.curve()]
-    curves = [row.curve() for row in rows[:MAX_CURVES]]
+    rows = [row for row in sweep.rows if row.curve]
     figure = Figure(layout="constrained")
     panels = figure.subplots(2, height_ratios=(2, 3))
-    band = 0.2 if len(rows) <= 4 else 0.1  # opacity
-    for i, (row, curve) in enumerate(zip(rows, curves, strict=False)):
+    for i, row in enumerate(rows[:MAX_CURVES]):
         is_named = i < len(COLORS)
         color = COLORS[i] if is_named else "#bbb"
-        tokens, means, halves = zip(*curve, strict=True)
-        label = f"{_label(sweep, row)} → {means[-1]:#.4g}" + (
-            f" ± {halves[-1]:.2g}" if halves[-1] else ""
-        )
+        tokens, means, halves = (np.array(column) for column in zip(*row.curve, strict=True))
+        end = "" if math.isnan(halves[-1]) else f" ± {halves[-1]:.2g}"
+        label = f"{_label(sweep, row)} → {means[-1]:#.4g}{end}"
         for axes in panels:
             axes.plot(
                 tokens,
@@ -89,25 +86,20 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
                 color=color,
                 linewidth=2.2 if row in sweep.leaders else 1.2,
                 linestyle="-" if row.status == "completed" else "--",
-                marker="." if len(curve) < 30 else "",
+                marker="." if len(tokens) < 30 else "",
                 zorder=3 - i / MAX_CURVES,  # the best on top
             )
-            if any(halves):
-                ends = [
-                    [y + sign * half for y, half in zip(means, halves, strict=True)] for sign in (-1, 1)
-                ]
-                axes.fill_between(tokens, *ends, color=color, alpha=band, linewidth=0)
+            if end:
+                band = {"color": color, "alpha": 0.2 if len(rows) <= 4 else 0.1, "lw": 0}
+                axes.fill_between(tokens, means - halves, means + halves, **band)
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(METRICS[sweep.metric])
-    end = max(curve[-1][0] for curve in curves)
-    late = [(mean, half) for curve in curves for tokens, mean, half in curve if tokens >= end / 2]
+    points = [point for row in rows[:MAX_CURVES] for point in row.curve]
+    end = max(tokens for tokens, *_ in points)
+    limits = axis_limits([(mean, half) for tokens, mean, half in points if tokens >= end / 2])
     panels[0].set_title("from the first token")
-    panels[1].set(
-        title="the second half, enlarged",
-        xlabel="tokens trained on",
-        ylim=axis_limits(*zip(*late, strict=True)),
-    )
+    panels[1].set(title="the second half, enlarged", xlabel="tokens trained on", ylim=limits)
     panels[1].set_xlim(left=0.49 * end)
     _add_legend(figure, panels[0], 5.0, ["job", *sweep.keys])
     cut = f" of {MAX_CURVES} of {len(rows)} jobs" if len(rows) > MAX_CURVES else ""
@@ -119,57 +111,44 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     positions = _place_values(axes, "x", sweep.values(key))
-    means, halves = zip(*((row.mean, row.interval or 0.0) for row in sweep.scored), strict=True)
-    low, high = axis_limits(means, halves, margin=0.08)
+    low, high = axis_limits([row.score for row in sweep.scored], margin=0.08)
     others = [other for other in sweep.keys if other != key]
     lines: dict[tuple[Value, ...], list[tuple[float, float, float]]] = {}
     outside: list[float] = []
+    stars: list[tuple[float, float]] = []
     for row in sweep.rows:
         if (value := row.value(key)) is None:
             continue
-        x, y = positions[canonical(value)], row.mean
+        x, (y, half) = positions[canonical(value)], row.score
         if y <= high:
             setting = tuple(canonical(row.value(other) or "?") for other in others)
-            lines.setdefault(setting, []).append((x, y, row.interval or math.nan))
+            lines.setdefault(setting, []).append((x, y, half))
         elif row.status in ("completed", "failed"):
             outside.append(x)
-    stars = [
-        (positions[canonical(v)], row.mean) for row in sweep.leaders if (v := row.value(key)) is not None
-    ]
-    if stars and sweep.verdict:
-        which = f": job {shorten(sweep.leaders[0].name, 12)}" if len(sweep.leaders) == 1 else ""
-        axes.plot(
-            *zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=sweep.verdict + which
-        )
+        stars += [(x, y)] * (sweep.mark(row) == "★")
+    if stars:
+        name = f": job {shorten(sweep.leaders[0].name, 12)}" if len(sweep.leaders) == 1 else ""
+        label = f"{sweep.verdict}{name}"
+        axes.plot(*zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=label)
 
-    if len(lines) <= MAX_LINES:
-        for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
-            label = f" {' · '.join(map(_format, setting))}" if others else None
-            xs, ys, bars = zip(*sorted(points), strict=True)
-            (line,) = axes.plot(xs, ys, "o-", ms=4, lw=1.4, label=label)
-            axes.errorbar(xs, ys, bars, fmt="none", ecolor=line.get_color(), capsize=3, lw=1)
-    else:
-        points = sorted(itertools.chain(*lines.values()))
-        xs, ys, bars = zip(*points, strict=True)
-        axes.errorbar(xs, ys, bars, fmt="none", ecolor="tab:blue", alpha=0.4)
-        axes.plot(xs, ys, "o", ms=4.5, color="tab:blue", alpha=0.55, mec="none")
-        lowest = {x: y for x, y, _ in reversed(points)}  # the last one that is assigned
-        if len(lowest) <= len(points) / 2:
-            axes.plot(*zip(*lowest.items(), strict=True), color="tab:blue", label="lowest at each value")
+    are_many = len(lines) > MAX_LINES
+    style = {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {"fmt": "o-", "lw": 1.4}
+    for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
+        label = f" {' · '.join(map(_format, setting))}" if others and not are_many else None
+        axes.errorbar(*zip(*sorted(points), strict=True), ms=4, capsize=3, label=label, **style)
     if outside:
         top, label = [0.98] * len(outside), "failed, NaN or above the axis"
         axes.plot(outside, top, "rx", transform=axes.get_xaxis_transform(), label=label)
     axes.set(xlabel=shorten(key, 60), ylabel=METRICS[sweep.metric], ylim=(low, high))
-    _add_legend(figure, axes, 3.4, others if len(lines) <= MAX_LINES else [])
+    _add_legend(figure, axes, 3.4, [] if are_many else others)
     return f"Over {key}", figure
 
 
 def _draw_heat_map(sweep: Sweep) -> tuple[str, Figure]:
-    """Draw the metric as color over two keys: a cell per pair of values, or points for many numbers."""
+    """Draw the metric as color over two keys, with a cell per pair of values."""
     across, down = sorted(sweep.keys, key=lambda key: len(sweep.values(key)))  # tall, not wide
     columns, rows = sweep.values(across), sweep.values(down)
-    is_grid = _is_even(columns) and _is_even(rows)
-    width, height = (0.55 * len(columns) + 2, 0.3 * len(rows) + 1.5) if is_grid else (0, 4.2)  # inches
+    width, height = 0.55 * len(columns) + 2, 0.3 * len(rows) + 1.5  # inches
     figure = Figure(figsize=(min(7, max(5.2, width)), min(10, height)), layout="constrained")
     axes = figure.subplots()
     xs, ys = _place_values(axes, "x", columns), _place_values(axes, "y", rows)
@@ -179,26 +158,21 @@ def _draw_heat_map(sweep: Sweep) -> tuple[str, Figure]:
         x, y = row.value(across), row.value(down)
         if x is not None and y is not None and row.status in ("completed", "failed"):
             cell = xs[canonical(x)], ys[canonical(y)]
-            cells.setdefault(cell, row.mean)
-            stars += [cell] * (row in sweep.leaders)
+            cells.setdefault(cell, row.score[0])
+            stars += [cell] * (sweep.mark(row) == "★")
     scores = [score for score in cells.values() if score < math.inf]
-    low, high = min(scores), axis_limits(scores, margin=0)[1]
-    colors: dict[str, Any] = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low + 1e-9)}
-    if is_grid:
-        table = [[cells.get((x, y), math.nan) for x in xs.values()] for y in ys.values()]
-        image: Any = axes.imshow(table, aspect="auto", origin="lower", **colors)
-        axes.set_facecolor("#e4e4e4")
-        axes.grid(False)
-    else:
-        x_values, y_values = zip(*cells, strict=True)
-        image = axes.scatter(x_values, y_values, c=[*cells.values()], edgecolors="gray", **colors)
-    has_room = is_grid and width <= 7 and height <= 10
+    low, high = min(scores), axis_limits([(score, 0.0) for score in scores], margin=0)[1]
+    table = [[cells.get((x, y), math.nan) for x in xs.values()] for y in ys.values()]
+    colors: Any = {"cmap": "viridis_r", "vmin": low, "vmax": max(high, low + 1e-9)}
+    image = axes.imshow(table, aspect="auto", origin="lower", **colors)
+    axes.set_facecolor("#e4e4e4")
+    axes.grid(False)
+    has_room = width <= 7 and height <= 10
     for cell, score in cells.items():
         text = "×" if score == math.inf else f"{score:#.4g}" if has_room else ""
+        text = f"★ {text}".strip() if cell in stars else text
         color = "white" if (low + high) / 2 < score < math.inf else "black"
-        axes.text(
-            *cell, f"★ {text}".strip() if cell in stars else text, ha="center", va="center", color=color
-        )
+        axes.text(*cell, text, ha="center", va="center", color=color)
     axes.set(xlabel=shorten(across, 50), ylabel=shorten(down, 50))
     extend = "max" if max(scores) > high else "neither"
     figure.colorbar(image, label=METRICS[sweep.metric], extend=extend)
@@ -232,14 +206,13 @@ def _is_even(values: Sequence[Value]) -> bool:
     return len(values) <= MAX_EVEN_NUMBERS or any(isinstance(value, str) for value in values)
 
 
-def axis_limits(
-    values: Sequence[float], halves: Sequence[float] = (), margin: float = 0.04
-) -> tuple[float, float]:
-    """Return the ends of an axis for values ± halves, without the highest if those jobs diverged."""
-    low, median = min(values), statistics.median(values)
+def axis_limits(scores: Sequence[tuple[float, float]], margin: float = 0.04) -> tuple[float, float]:
+    """Return the ends of an axis for (mean, interval), without the highest means: those diverged."""
+    means = [mean for mean, _ in scores]
+    low, median = min(means), statistics.median(means)
     fence = median + 5 * max(median - low, 0.01 * abs(median))
-    bars = [pair for pair in zip(values, halves or [0.0] * len(values), strict=True) if pair[0] <= fence]
-    low, high = min(value - half for value, half in bars), max(value + half for value, half in bars)
+    bars = [(mean, 0.0 if math.isnan(half) else half) for mean, half in scores if mean <= fence]
+    low, high = min(mean - half for mean, half in bars), max(mean + half for mean, half in bars)
     space = margin * ((high - low) or abs(high) or 1.0)
     return low - space, high + space
 

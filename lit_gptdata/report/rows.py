@@ -30,7 +30,7 @@ JOB_FILES = {"result.json", "config.yaml"}  # only a config.yaml if a job was ki
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """Jobs with the same settings, which scored the same validation text."""
+    """Jobs that differ only in their seeds."""
 
     jobs: Sequence[Job]
     metric: str
@@ -38,61 +38,40 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The names of its jobs, "0, 2, 4" or "3–5"."""
-        names = [job.name for job in self.jobs]
-        is_run = len(names) > 2 and names[0].isdecimal()
-        is_run = is_run and names == [str(int(names[0]) + i) for i in range(len(names))]
-        return f"{names[0]}–{names[-1]}" if is_run else ", ".join(names)
-
-    @cached_property
-    def seeds(self) -> Sequence[Job]:
-        """The jobs with a finite metric, one per seed: repeating a seed adds no information."""
-        return [
-            *{job.seed: job for job in reversed(self.jobs) if job.score(self.metric) < math.inf}.values()
-        ]
-
-    @property
-    def shown(self) -> Sequence[Job]:
-        """The jobs whose numbers the row shows: its seeds, or a single job without a result."""
-        return self.seeds or (self.jobs if len(self.jobs) == 1 else [])
+        return ", ".join(job.name for job in self.jobs)
 
     @property
     def status(self) -> str:
         """The best status of its jobs, one of STATUSES."""
         return min((job.status for job in self.jobs), key=[*STATUSES].index)
 
-    @property
-    def mean(self) -> float:
-        """Of the metric over the seeds; infinity without a result."""
-        return self.of(self.metric)[0] if self.seeds else math.inf
-
-    @property
-    def interval(self) -> float | None:
-        """Half of the width of the mean's 95 % interval; None with a single seed."""
-        return self.of(self.metric)[1] if self.seeds else None
-
-    def of(self, name: str) -> tuple[float | None, float | None]:
-        """Return mean and interval of a metric or count; None if it is not known."""
-        numbers = [job.metrics.get(name, job.counts.get(name)) for job in self.shown]
-        return mean_interval([number for number in numbers if number is not None])
-
-    def curve(self) -> list[tuple[float, float, float]]:
-        """Return (tokens, mean, interval) where all seeds logged the metric; 0 for a single seed."""
-        curves = [
-            job.curves[self.metric] for job in self.seeds or self.jobs if job.curves.get(self.metric)
-        ]
-        curves = [dict(curve) for curve in (curves if self.seeds else curves[:1])]
-        points = [(x, [curve.get(x) for curve in curves]) for x in (curves[0] if curves else ())]
-        means = [(x, mean_interval(ys)) for x, ys in points if None not in ys]  # type: ignore[arg-type]
-        return [(x, mean or 0.0, half or 0.0) for x, (mean, half) in means]
-
-    def overlaps(self, other: "Row") -> bool:
-        """Whether the 95 % intervals overlap; False if this row has none. Another's may be a point."""
-        half = -math.inf if self.interval is None else self.interval
-        return abs(self.mean - other.mean) <= half + (other.interval or 0)
-
     def value(self, key: str) -> str | None:
         return self.jobs[0].value(key)
+
+    @cached_property
+    def seeds(self) -> Sequence[Job]:
+        """The jobs with a finite metric, one per seed: repeating a seed adds no information."""
+        done = {job.seed: job for job in reversed(self.jobs) if job.score(self.metric) < math.inf}
+        return [*done.values()]
+
+    def of(self, name: str) -> tuple[float | None, float]:
+        """Return the mean and interval of a number over the seeds. A single job may have no result."""
+        shown = self.seeds or (self.jobs if len(self.jobs) == 1 else [])
+        numbers = [job.metrics[name] for job in shown if name in job.metrics]
+        return mean_interval(numbers) if numbers else (None, math.nan)
+
+    @cached_property
+    def score(self) -> tuple[float, float]:
+        """Mean and interval of the metric; infinity without a result."""
+        mean, half = self.of(self.metric)
+        return (mean, half) if self.seeds and mean is not None else (math.inf, math.nan)
+
+    @cached_property
+    def curve(self) -> list[tuple[float, float, float]]:
+        """(tokens, mean, interval) wherever each seed, or else the first job, logged the metric."""
+        curves = [dict(job.curves[self.metric]) for job in self.seeds or self.jobs[:1]]
+        shared = set(curves[0]).intersection(*curves)
+        return [(x, *mean_interval([curve[x] for curve in curves])) for x in sorted(shared)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,25 +100,24 @@ class Sweep:
         return [row for row in self.rows if row.seeds]
 
     @cached_property
-    def leaders(self) -> list[Row]:
-        """The row with the lowest mean, and those that are tied with it: their intervals overlap."""
-        lowest, others = self.scored[:1], self.scored[1:]
-        tied = [row for row in others if lowest[0].overlaps(row) and row not in self.others]
-        return lowest + tied
-
-    @cached_property
     def others(self) -> list[Row]:
         """The rows that scored other validation text than the lowest one: they do not compare."""
-        return [row for row in self.scored if not same_text(row.seeds[0], self.scored[0].seeds[0])]
+        lowest = [row.seeds[0] for row in self.scored[:1]]
+        return [r for r in self.scored if not all(same_text(job, lowest[0]) for job in r.seeds)]
+
+    @cached_property
+    def leaders(self) -> list[Row]:
+        """The row with the lowest mean, and those whose intervals overlap its interval."""
+        rows = [row for row in self.scored if row not in self.others]
+        return rows[:1] + [row for row in rows[1:] if overlap(rows[0].score, row.score)]
 
     @property
     def verdict(self) -> str:
         """What is known of `leaders`: "best", "tied", "lowest" (not tested), "" (nothing to compare)."""
         if len(self.scored) < 2:
             return ""
-        if len(self.leaders) > 1:
-            return "tied"
-        return "lowest" if self.others or None in [row.interval for row in self.scored] else "best"
+        untested = self.others or any(math.isnan(row.score[1]) for row in self.scored)
+        return "tied" if len(self.leaders) > 1 else "lowest" if untested else "best"
 
     def mark(self, row: Row) -> str:
         """Return ★ for a row of `leaders`, ≠ for one of `others`."""
@@ -173,10 +151,14 @@ def read_sweep(folder: Path) -> Sweep:
     varied = [key for key in keys if len(set(map(canonical, values[key]))) > 1]
     shared = [key for key in keys if key not in varied and all(key in given for given in recorded)]
     varied = [key for key in varied if key not in SEEDS]
-    rows = [Row(jobs=found, metric=metric) for found in group(jobs, varied)]
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:  # one that does not say what it overrides is a row of its own
+        setting = None if job.overrides is None else [canonical(job.value(key) or "") for key in varied]
+        groups.setdefault(job.name if setting is None else tuple(setting), []).append(job)
+    rows = [Row(jobs=found, metric=metric) for found in groups.values()]
     return Sweep(
         folder=folder,
-        rows=sorted(rows, key=lambda row: ([*STATUSES].index(row.status), row.mean)),
+        rows=sorted(rows, key=lambda row: ([*STATUSES].index(row.status), row.score[0])),
         metric=metric,
         keys=varied,
         common=[f"{key}={values[key][0]}" for key in shared],
@@ -184,45 +166,33 @@ def read_sweep(folder: Path) -> Sweep:
     )
 
 
-def group(jobs: Sequence[Job], keys: Sequence[str]) -> list[list[Job]]:
-    """Group jobs with the same values of `keys` and the same validation text."""
-    groups: dict[tuple[Any, ...], list[Job]] = {}
-    for job in sorted(jobs, key=lambda job: job.status != "completed"):
-        values = [job.value(key) for key in keys]
-        known = job.overrides is not None and None not in values
-        setting = tuple(canonical(value or "") for value in values) if known else (job.name, None)
-        number = 0
-        while (setting, number) in groups and not same_text(groups[setting, number][0], job):
-            number += 1
-        groups.setdefault((setting, number), []).append(job)
-    return [sorted(found, key=lambda job: pad(job.name)) for found in groups.values()]
-
-
 def same_text(one: Job, other: Job) -> bool:
-    """Whether two jobs scored the same text for validation, as far as they completed and recorded it.
+    """Whether two jobs scored the same text for validation, as far as they recorded it.
 
     1 % of the bytes may differ, because tokenizers cut a text at different bytes.
     """
-    if not one.status == other.status == "completed":
-        return True
-    texts = one.val_text, other.val_text
-    if one.val_sources != other.val_sources or not all(texts):
+    if not (one.val_text and other.val_text):
         return one.val_sources == other.val_sources
-    if any(texts[0][name]["sha256"] != texts[1].get(name, {}).get("sha256") for name in texts[0]):
+    if one.val_text["sha256"] != other.val_text["sha256"]:
         return False
-    edges = [[edge for name in texts[0] for edge in text[name]["bytes"]] for text in texts]
+    edges = one.val_text["bytes"], other.val_text["bytes"]
     n_bytes = sum(edges[0][1::2]) - sum(edges[0][::2])
     return sum(abs(a - b) for a, b in zip(*edges, strict=True)) <= 0.01 * n_bytes
 
 
-def mean_interval(numbers: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return the mean and half of the width of its 95 % interval; None for too few numbers."""
+def mean_interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half of the width of its 95 % interval, which is NaN for one number."""
     n = len(numbers)
-    if n < 2:
-        return (numbers[0] if numbers else None), None
     mean = numbers[0] if len(set(numbers)) == 1 else math.fsum(numbers) / n
+    if n == 1:
+        return mean, math.nan
     variance = math.fsum((number - mean) * (number - mean) for number in numbers) / (n - 1)
     return mean, t_quantile(n - 1) * math.sqrt(variance / n)
+
+
+def overlap(lowest: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two intervals (mean, half) overlap. The other one may be a point, without an interval."""
+    return other[0] - lowest[0] <= lowest[1] + (0 if math.isnan(other[1]) else other[1])
 
 
 def t_quantile(df: int) -> float:

@@ -63,21 +63,19 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def scored_text(data: GPTDataModule) -> dict[str, Any]:
-    """What val_loss covers: source → hash of its text, and the range of UTF-8 bytes that is scored."""
-    found = {}
+    """What val_loss covers: a hash of the texts, and the ranges of their UTF-8 bytes."""
     trainer: Any = data.trainer
+    contents: list[Any] = []
+    edges = []
     sets = data.eval_sets("val")
     for name, windows, _ in [each for each in sets if each.trains] or sets:
         source, steps = data._data.named(name), data._steps(len(windows), "pad")
         store, (begin, end) = source.store, source.split.val
         n_windows = steps.limited(trainer.limit_val_batches) * steps.width
         end = min(end, begin + n_windows * data.max_length + 1)  # the first token is not scored
-        contents = [store.n_bytes, *(each.sha256 for each in store.manifest.sources)]
-        found[name or "corpus"] = {
-            "sha256": hashlib.sha256(as_json(contents)).hexdigest(),
-            "bytes": [store.byte_at(begin), store.byte_at(end)],
-        }
-    return found
+        edges += [store.byte_at(begin), store.byte_at(end)]
+        contents += [name, store.n_bytes, *(each.sha256 for each in store.manifest.sources)]
+    return {"sha256": hashlib.sha256(as_json(contents)).hexdigest(), "bytes": edges}
 
 
 def _as_strict(value: Any) -> Any:

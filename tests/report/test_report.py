@@ -109,10 +109,12 @@ def test_a_report_has_a_table_pictures_and_a_page_that_loads_nothing(grid):
     assert "Each job trained on 1,000 tokens." in text
     assert "All jobs: sweep=x" in text
     assert "2026-11-22/10-00-00" in text
-    columns = "job data.max_length stem.dim val_bits_per_byte status tokens steps seconds parameters"
+    columns = (
+        "job data.max_length stem.dim seeds val_bits_per_byte status tokens steps seconds parameters"
+    )
     assert " ".join(table[0]) == f"{columns} val_loss train_loss"
-    assert " ".join(table[1]) == "3 ★ 64 16 2.2000 completed 1,000 10 1.5 77 4.4000 7.0000"
-    assert table[-2][:5] == ["1", "32", "16", "–", "failed"]
+    assert " ".join(table[1]) == "3 ★ 64 16 1 2.2000 completed 1,000 10 1.5 77 4.4000 7.0000"
+    assert table[-2][:6] == ["1", "32", "16", "0", "–", "failed"]
     assert table[-1] == ["ValueError: stride=0 give >= 1ValueError: stride=0\ngive >= 1"]  # folded, open
 
     pictures = {path.name: path.read_bytes() for path in grid.glob("*.png")}
@@ -428,20 +430,21 @@ def test_the_values_of_a_heat_map_have_room(tmp_path, n):
     assert len(ticks_of(figure, "y")) >= min(n, 20)
 
 
-def test_many_pairs_of_numbers_are_points_on_the_heat_map(tmp_path):
+def test_many_pairs_of_numbers_have_no_heat_map(tmp_path):
     for i in range(20):
         overrides = (f"model.rate={10 ** (-4 + i / 9)}", f"model.decay={i * 7 % 20 / 99}")
         write_job(tmp_path / str(i), *overrides, bits=2)
-    axes = figures(tmp_path)["sweep-heatmap.png"].axes[0]
-    assert len(axes.collections[0].get_offsets()) == 20
-    scales = {axes.get_xlabel(): axes.get_xscale(), axes.get_ylabel(): axes.get_yscale()}
-    assert scales == {"model.rate": "log", "model.decay": "linear"}
+    assert [*figures(tmp_path)] == ["sweep-curves.png", "sweep-model.rate.png", "sweep-model.decay.png"]
 
 
 def test_axis_limits_leave_out_jobs_that_diverged():
-    assert axis_limits([2.0, 2.1, 2.2, 2.3, 50.0], margin=0) == (2.0, 2.3)
-    assert axis_limits([2.0, 50.0], margin=0) == (2.0, 50.0)
-    low, high = axis_limits([3.0] * 5)
+    def limits(*means: float, half: float = math.nan, margin: float = 0.0) -> tuple[float, float]:
+        return axis_limits([(mean, half) for mean in means], margin)
+
+    assert limits(2.0, 2.1, 2.2, 2.3, 50.0) == (2.0, 2.3)
+    assert limits(2.0, 50.0) == (2.0, 50.0)
+    assert limits(2.0, 2.1, 2.2, 50.0, half=0.5) == (1.5, 2.7)
+    low, high = limits(*[3.0] * 5, margin=0.04)
     assert low < 3 < high
 
 
@@ -462,9 +465,12 @@ def test_the_command_prints_a_table(grid, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "4 jobs: 3 completed, 1 failed"
     assert printed[1].startswith("Lowest by validation bits per byte: job 3, data.max_length=64")
-    assert " ".join(printed[3].split()) == "job status data.max_length stem.dim val_bits_per_byte tokens"
-    assert printed[4].split() == ["3", "★", "completed", "64", "16", "2.2000", "1,000"]
-    assert printed[7].split() == ["1", "failed", "32", "16", "–", "–"]
+    assert (
+        " ".join(printed[3].split())
+        == "job status data.max_length stem.dim seeds val_bits_per_byte tokens"
+    )
+    assert printed[4].split() == ["3", "★", "completed", "64", "16", "1", "2.2000", "1,000"]
+    assert printed[7].split() == ["1", "failed", "32", "16", "0", "–", "–"]
     assert printed[8] == "    ValueError: stride=0 give >= 1"
     assert printed[-2:] == ["report  sweep.html", "table   sweep.csv"]
     assert (grid / "sweep.html").stat().st_size > 10_000
