@@ -5,8 +5,11 @@ NumPy's numbers pass these checks, but a checkpoint that holds them does not loa
 
 import operator
 import os
+import re
 from numbers import Real
 from typing import Any
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def check_integer(name: str, value: Any, least: int | None = None, meaning: str = "") -> int:
@@ -18,7 +21,9 @@ def check_integer(name: str, value: Any, least: int | None = None, meaning: str 
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(problem) from None
+        found = re.fullmatch(r"(\d+\.?\d*)([kKmMbBgG]?)", str(value))  # 10k, 1e6
+        n = float(found[1]) * UNITS[found[2].lower()] if found else 0.5
+        raise TypeError(problem + (f". Write it as {n:_.0f}" if n.is_integer() else "")) from None
     if least is not None and number < least:
         raise ValueError(problem)
     return number

@@ -1,6 +1,7 @@
 """The shipped Hydra configs: their folder, the arithmetic in them, and messages about wrong options."""
 
 import difflib
+import errno
 import json
 import operator
 import re
@@ -81,6 +82,16 @@ def typed_command() -> list[str]:
     return ["python", *sys.argv] if is_script else ["lit-gptdata", *sys.argv[1:]]
 
 
+def explain_flag(message: str, flags: Sequence[str] = ()) -> str:
+    """Explain argparse's message about a flag that does not exist, such as --batch-size."""
+    if not (found := re.search(r"unrecognized arguments: (--?([\w-]+))", message)):
+        return message
+    near = [f"{key}=…" for key in similar_keys(found[2].replace("-", "_"))]
+    near = difflib.get_close_matches(found[1], flags) or near
+    hint = f": did you mean {' or '.join(near)}?" if near else ""
+    return f"{found[1]} does not exist, because options have the form key=value{hint}"
+
+
 def root_cause(error: BaseException) -> BaseException:
     """Return the error that an object's constructor raised, without the errors Hydra wraps around it."""
     from hydra.errors import InstantiationException
@@ -102,23 +113,37 @@ def message_for_user(error: BaseException, command: Sequence[str]) -> str | None
     `command` is what the user typed, in words. A wrong option gets a close match or the line to type.
     """
     from hydra.errors import HydraException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from yaml import MarkedYAMLError
 
     if found := re.match("Error locating target '(.*?)',", str(error)):
         return f"cannot import {found[1]}: {str(error.__cause__).splitlines()[-1]}"
     error = root_cause(error)
     text = str(error) or type(error).__name__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if extra := EXTRAS.get(error.missing_cfg_file):
+    if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
+        group, _, name = file.partition("/") if file.startswith("data/") else file.rpartition("/")
+        if extra := EXTRAS.get(file):
             return f"{group}={name} needs an extra: pip install 'lit-gptdata[{extra}]'"
         if error.options:
-            return f"{group}={name} does not exist: choose one of {', '.join(error.options)}"
+            names = ", ".join(name for name in error.options if name != "options")
+            own = "; for your own text, data=files data.corpus=PATH" if group == "data" else ""
+            return f"{group}={name} does not exist: choose one of {names}{own}"
+        text = text.partition("\nConfig search path")[0]
     if isinstance(error, HydraException):
         return _about_override(getattr(error, "override", None) or "", text, command)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: give {error.full_key}=…"
     if isinstance(error, OmegaConfBaseException):
         key, (first, *_) = str(error.full_key or ""), text.splitlines()
         return first if key in first else f"{key}: {first}"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        advice = ": give another folder, or change its permissions"
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        return f"{error.filename}: {error.strerror}{advice if denied else ''}"
+    if "No supported gpu backend" in text:
+        return "torch finds no GPU on this machine: train on its CPU with trainer=cpu"
     fixable = isinstance(error, (ValueError, TypeError, OSError, RuntimeError))
     fixable |= isinstance(error, ImportError) and "pip install" in text
     return text if fixable or type(error).__name__ == "MisconfigurationException" else None
@@ -139,6 +164,8 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     if found := re.match("Could not override '(.*)'", text):
         near, node = similar_keys(found[1]), found[1].partition(".")[0]
         hint = "`lit-gptdata train --help` describes all options."
+        if (conf_dir() / found[1]).is_dir() and found[1] not in default_groups():
+            return f"{found[1]}=… needs a plus sign: +{found[1]}=…"
         if found[1] in near:  # data=files, with a config in which it replaces all of `data`
             hint = f"leave {node}=… out, because this config has no choices for {node}"
         elif near:
@@ -181,4 +208,5 @@ def similar_keys(wrong: str) -> list[str]:
     close = difflib.get_close_matches(wrong.rpartition(".")[2], {*ends.values()}, cutoff=0.75)
     word = re.compile(rf"\b{re.escape(wrong)}\b")
     found = [key for name in close for key in options if ends[key] == name]
+    found += [key for key, end in ends.items() if wrong == "".join(re.findall("_?([a-z])[a-z]*", end))]
     return (found or [key for key, comment in options.items() if word.search(comment)])[:3]

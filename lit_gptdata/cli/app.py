@@ -16,8 +16,8 @@ from lit_gptdata.configs import (
     all_options,
     conf_dir,
     default_groups,
+    explain_flag,
     register_resolvers,
-    similar_keys,
     typed_command,
 )
 from lit_gptdata.training.errors import short_errors
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> None:
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
     with short_errors():
         parser = get_args_parser()
-        parser.error = _refuse_flag  # type: ignore[method-assign]
+        parser.error = _refuse  # type: ignore[method-assign]
         args = parser.parse_args(words)
         args.overrides = as_overrides(args.overrides)
         if args.experimental_rerun:
@@ -77,13 +77,8 @@ def run_job(cfg: Any) -> float:
     return main(cfg)
 
 
-def _refuse_flag(message: str) -> NoReturn:
-    """Raise ValueError for a wrong flag, with the options that were probably meant: --batch-size."""
-    if found := re.search(r"unrecognized arguments: (--?([\w-]+)\S*)", message):
-        near = [f"{key}=…" for key in similar_keys(found[2].replace("-", "_"))]
-        hint = f": did you mean {' or '.join(near)}?" if near else "."
-        message = f"{found[1]} does not exist, because options have the form key=value{hint}"
-    raise ValueError(f"{message} --help describes all options")
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{explain_flag(message)} (--help describes all options)")
 
 
 def _choices(group: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from pathlib import Path
 
 from lit_gptdata._io import aligned
 from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
@@ -74,6 +75,10 @@ def publish(args: argparse.Namespace) -> None:
     if args.url is None or re.match(r"[\w.@+~]+=", args.url):
         words = ["lit-gptdata publish s3://bucket/tokens", *filter(None, [args.url]), *args.overrides]
         raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
+    folder = Path(args.url)
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/manifest.json")):
+        problem = f"{folder} contains other files: give a URL or a new folder, and then the text"
+        raise ValueError(f"{problem}: lit-gptdata publish s3://bucket/tokens {args.url}")
     data = build_data(args.overrides)
     urls = data.publish(args.url)
     if isinstance(urls, str):

@@ -5,6 +5,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -18,6 +19,7 @@ from lit_gptdata.cli.rerun import rerun, rerun_arguments
 from lit_gptdata.cli.seen import seen, seen_arguments
 from lit_gptdata.cli.show import show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
+from lit_gptdata.configs import explain_flag
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +81,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors have one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help\n")
+        flags = re.findall(r"--[\w-]+", self.format_usage())
+        message = explain_flag(message.replace(", override", ""), flags)
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in (name, *words):
         print(f"lit-gptdata {__version__}")
         return 0
-    if name in ("-h", "--help"):
-        print(
-            HELP.format("\n".join(f"  {each:15}  {run.__doc__}" for each, (run, _) in COMMANDS.items()))
-        )
+    if name in ("-h", "--help", "help"):
+        lines = [f"  {each:15}  {run.__doc__}" for each, (run, _) in COMMANDS.items()]
+        print(HELP.format("\n".join(lines)))
         return 0
     if name in ("-sc", "--shell-completion"):
         name, words = "train", [name, *words]
@@ -103,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+\s+)\S+\s+", r"\1", line)
     if name not in COMMANDS:
-        near = [each for each, (run, _) in COMMANDS.items() if name[:6] in str(run.__doc__).lower()]
-        near = difflib.get_close_matches(name, COMMANDS) + near
-        hint = (
-            f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"give one of {[*COMMANDS]}"
-        )
-        print(f"lit-gptdata: there is no command {name!r}: {hint}", file=sys.stderr)
+        related = [each for each, (run, _) in COMMANDS.items() if name[:6] in str(run.__doc__).lower()]
+        near = dict.fromkeys(difflib.get_close_matches(name, COMMANDS) + related)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        if "=" in name or os.path.exists(name):
+            hint = f"one goes before it, such as {shlex.join(['lit-gptdata', 'train', name, *words])}"
+        print(f"lit-gptdata: {name!r} is not a command: {hint}", file=sys.stderr)
         return 2
     return run_command(name, words)
 

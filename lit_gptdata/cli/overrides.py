@@ -36,10 +36,11 @@ def as_overrides(words: Sequence[str]) -> list[str]:
     options = [word for word in options if word not in ("experiment=null", "debug=null")]
     if not texts:
         return options
-    values = [quote_text(text) for text in texts]
-    corpus = f"data.corpus={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
-    has_group = any(word.startswith("data=") for word in options)
-    return [*([] if has_group else ["data=files"]), corpus, *options]
+    for word in options:
+        if re.match(r"data=(?!files$|url$)|data\.corpus=", word):
+            raise ValueError(f"{texts[0]} and {word} both name a text: leave one of them out")
+    values = ",".join(map(quote_text, texts))
+    return ["data=files", f"data.corpus={f'[{values}]' if len(texts) > 1 else values}", *options]
 
 
 def _is_text(word: str) -> bool:

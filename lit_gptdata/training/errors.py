@@ -10,6 +10,7 @@ from hydra._internal import utils as hydra_utils
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
+from yaml import YAMLError
 
 from lit_gptdata.configs import message_for_user, one_line, root_cause, typed_command
 
@@ -50,7 +51,7 @@ def describe(error: BaseException) -> str:
     message = message_for_user(error, typed_command())
     *_, (innermost, _) = traceback.walk_tb(cause.__traceback__)
     package = innermost.f_globals.get("__name__", "").split(".")[0]
-    from_option = isinstance(cause, HydraException | OmegaConfBaseException | OSError)
+    from_option = isinstance(cause, HydraException | OmegaConfBaseException | YAMLError | OSError)
     if message is not None and (from_option or cause is not error or package in _PACKAGES):
         return one_line(message)
     text = f"{type(cause).__name__}: {one_line(str(cause))}"

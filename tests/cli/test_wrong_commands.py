@@ -1,0 +1,115 @@
+"""Commands as a new user might type them: each wrong one prints one line that says what to type."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_gptdata.cli.main import main
+from tests.training.run_train import STORY
+
+WRONG = {
+    # commands
+    "lit-gptdata tokenise books/": "did you mean train-tokenizer or prepare?",
+    "lit-gptdata tain": "did you mean train?",
+    "lit-gptdata books/ data.stride=8": "such as lit-gptdata train books/ data.stride=8",
+    "lit-gptdata nope": "choose one of train, prepare, ",
+    "lit-gptdata show --step 3": "options have the form key=value",
+    "lit-gptdata info --plots a.png": "did you mean --plot?",
+    "lit-gptdata info --plot": "argument --plot: expected one argument (lit-gptdata info --help)",
+    "lit-gptdata export": "required: FORMAT, OUT (lit-gptdata export --help)",
+    "lit-gptdata publish books/": "the text: lit-gptdata publish s3://bucket/tokens books/",
+    # flags, keys and values
+    "lit-gptdata train --batch-size 8": "did you mean data.batch_size=…?",
+    "lit-gptdata train --lr=1e-3": "did you mean model.learning_rate=…?",
+    "lit-gptdata train --epochs 3": "did you mean trainer.max_epochs=…?",
+    "python train.py --resume": "did you mean ckpt_path=…",
+    "python train.py --frobnicate": "options have the form key=value (--help describes all options)",
+    "python train.py --cfg jobs": "choose from 'job', 'hydra', 'all'",
+    "python train.py data.max_lenght=64": "did you mean data.max_length?",
+    "python train.py lr=3": "did you mean model.learning_rate?",
+    "python train.py data.max_length": "did you mean data.max_length=…?",
+    "python train.py max_tokens 500": "did you mean max_tokens=…?",
+    "python train.py help": "options have the form key=value (--help)",
+    "python train.py data.max_length=": "max_length must be an integer ≥ 1, got ''",
+    "python train.py data.batch_size=-1": "batch_size must be an integer ≥ 1, got -1",
+    "python train.py max_tokens=10k": "max_tokens must be an integer ≥ 1, got '10k'",
+    "python train.py max_tokens=1e6": "Write it as 1_000_000",
+    "python train.py data.val_fraction=10%": "must be a number in [0, 1), such as 0.1, got '10%'",
+    "python train.py model.learning_rate=0,001": "has a comma",
+    "python train.py seed=1,2": "a sweep needs -m",
+    "python train.py data.corpus=it's.txt": "python train.py 'data.corpus=\"it'\"'\"'s.txt\"'",
+    "python train.py trainer=gpu": "train on its CPU with trainer=cpu",
+    # texts, groups and sweeps
+    "python train.py data.corpus=missing.txt": "no such file or folder: missing.txt",
+    "python train.py empty": "holds no text",
+    "python train.py data=files": "data.corpus has no value: give data.corpus=…",
+    "python train.py data=books/": "for your own text, data=files data.corpus=PATH",
+    "python train.py model=large": "model=large does not exist: choose one of bigram, gpt2, micro, nano",
+    "lit-gptdata prepare missing.txt": "no file or folder has this name",
+    "lit-gptdata prepare missing/": "no such file or folder: missing/",
+    "lit-gptdata prepare books/ data=mixture": "books/ and data=mixture both name a text",
+    "python train.py sweep=context": "sweep=… needs a plus sign: +sweep=…",
+    "python train.py +sweep=context threads=1": "python train.py -m +sweep=context threads=1",
+    "lit-gptdata train +sweep=width": "lit-gptdata train -m +sweep=width",
+    "python train.py -m +sweep=contxt": "choose one of batch, context, ",
+    # folders and files
+    "python train.py output_dir=/proc/x": "/proc/x: No such file or directory",
+    "python train.py ckpt_path=nope.ckpt": "set ckpt_path to the last.ckpt of a run",
+    "python train.py --config-path=bad --config-name=config": "config.yaml, line 2, is not YAML: ",
+    "python train.py --config-name=nope": "Cannot find primary config 'nope'",
+    "python train.py --experimental-rerun a.pickle": "use lit-gptdata rerun DIR",
+    "lit-gptdata seen nope.ckpt": "nope.ckpt: No such file or directory",
+    "lit-gptdata report books": "books contains no jobs",
+    "lit-gptdata rerun nope": "no such folder: nope. Give a run's folder",
+    "lit-gptdata rerun books": "books has no config.yaml",
+    "lit-gptdata rerun books --unfinished": "books contains no jobs",
+    "lit-gptdata rerun sweep": "sweep is a sweep: give the folder of one of its jobs, or --unfinished",
+    "lit-gptdata rerun sweep/0": "its status is failed: in a sweep, lit-gptdata rerun ",
+    "lit-gptdata rerun sweep/1": "of an old version and names its own folder: lit-gptdata train seed=3",
+    "lit-gptdata rerun sweep/2": "ran on 2 machines: on each of them run lit-gptdata train ",
+}
+
+
+@pytest.fixture(autouse=True)
+def _files(monkeypatch):
+    """Make books, and a sweep whose jobs cannot be repeated; restore logging and sys.path."""
+    for name in ("books", "empty", "bad", "sweep/0", "sweep/1", "sweep/2"):
+        Path(name).mkdir(parents=True)
+    Path("books/a.txt").write_text(STORY)
+    Path("bad/config.yaml").write_text("a: [1\nb: {")
+    for number, (status, config) in enumerate(
+        [("failed", ""), ("completed", "output_dir: /a"), ("completed", "trainer: {num_nodes: 2}")]
+    ):
+        result = f'{{"status": "{status}", "overrides": ["seed=3"], "metrics": {{}}}}'
+        Path(f"sweep/{number}/result.json").write_text(result)
+        Path(f"sweep/{number}/config.yaml").write_text(config)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()  # train.log
+    root.handlers, root.level = handlers, level
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_a_wrong_command_prints_one_line_that_helps(command, monkeypatch, capsys):
+    program, *words = shlex.split(command.replace("it's", r"it\'s"))
+    monkeypatch.setattr(sys, "argv", words if program == "python" else [program, *words])
+    try:
+        status = main(["train", *words[1:]] if program == "python" else words)
+    except SystemExit as end:
+        status = end.code
+    printed = capsys.readouterr()
+    line = status if isinstance(status, str) else printed.err.removesuffix("\n")  # as Python prints it
+    assert WRONG[command] in line
+    assert status not in (0, None)
+    assert "\n" not in line
+    assert "Traceback" not in line
+    assert printed.out == ""
