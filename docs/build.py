@@ -49,6 +49,7 @@ def execute(notebook: Path) -> dict[str, str | bytes]:
     cells = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # transformers without ipywidgets
         resources = {"metadata": {"path": folder}}
         NotebookClient(cells, timeout=600, resources=resources, extra_arguments=QUIET).execute()
     text, resources = MarkdownExporter().from_notebook_node(cells)

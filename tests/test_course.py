@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from lit_gptdata import EmbeddingStem, GPTDataModule, create_dataloader
+from lit_gptdata import (
+    EmbeddingStem,
+    GPTDataModule,
+    GPTDatasetV1,
+    Tokenizer,
+    WindowDataset,
+    create_dataloader,
+    create_dataloader_v1,
+)
 from tests.http_server import FileServer
 from tests.runs import opened
 
@@ -47,6 +55,30 @@ def test_create_dataloader(book):
     assert [t.tolist() for t in next(batches)] == [[[119, 123, 464, 4935]], [[123, 464, 4935, 20336]]]
     inputs, _ = next(iter(create_dataloader(text, 8, 4, 4, shuffle=False)))
     assert inputs.tolist() == INPUTS
+
+
+def test_the_names_of_the_course_give_the_same_batches():
+    text = "A text of some words, which the snippet of the course cuts into windows. " * 30
+    torch.manual_seed(123)
+    shuffled = create_dataloader_v1(txt=text, batch_size=2, max_length=16, stride=8, num_workers=0)
+    torch.manual_seed(123)
+    expected = create_dataloader(text, batch_size=2, max_length=16, stride=8)
+    assert len(shuffled) == len(expected) > 10
+    for batch, same in zip(shuffled, expected, strict=True):
+        assert all(map(torch.equal, batch, same))
+
+    dataset = GPTDatasetV1(text, Tokenizer("gpt2").reference.encoding, max_length=4, stride=4)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=False, drop_last=True)
+    ours = create_dataloader_v1(text, batch_size=8, max_length=4, stride=4, shuffle=False)
+    assert len(loader) == len(ours)
+    for batch, same in zip(loader, ours, strict=True):
+        assert all(map(torch.equal, batch, same))
+    same_dataset = WindowDataset(text, "gpt2", max_length=4, stride=4)
+    by_name = GPTDatasetV1(txt=text, tokenizer="gpt2", max_length=4, stride=4)
+    assert torch.equal(by_name[3][1], same_dataset[3][1])
+    defaults = create_dataloader_v1(text * 3)  # 4 windows of 256 tokens, a new one every 128 tokens
+    assert next(iter(defaults))[0].shape == (4, 256)
+    assert defaults.dataset.spans.stride == 128
 
 
 def test_strip_gutenberg_removes_the_license(book, tmp_path):

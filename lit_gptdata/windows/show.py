@@ -72,7 +72,8 @@ class ShownText:
 
     def _repr_html_(self) -> str:
         n_shown = max(1, NOTEBOOK_TOKENS // len(self.windows[0].inputs))
-        lines = [STYLE, "<div class='lit-gptdata'>", _div(self.title)]
+        title = "; ".join(filter(None, [self.title, "each input is above its target, the next token"]))
+        lines = [STYLE, "<div class='lit-gptdata'>", _div(title)]
         for window in self.windows[:n_shown]:
             above, below = self._cells(window.inputs, 0), self._cells(window.targets, 1)
             columns = (f"<span>{a}{b}</span>" for a, b in zip(above, below, strict=True))
