@@ -32,9 +32,8 @@ _IMPORT = "lit-gptdata import %s {path}"
 _BINARY = "binary data, perhaps token ids", _IMPORT % "nanogpt"
 _CSV = (  # with csv, because pandas turns texts such as NA into nulls
     'python -c "import csv, json, sys; csv.field_size_limit(1 << 30); '
-    "f = open(sys.argv[1], encoding='utf-8-sig', newline=''); [next(f) for _ in range(%d)]; "
-    "open(sys.argv[2], 'w').writelines(json.dumps(row) + '\\n' for row in csv.DictReader(f, %s))\" "
-    "{path} {stem}.jsonl"
+    "rows = csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''), delimiter=%s); "
+    "open(sys.argv[2], 'w').writelines(json.dumps(row) + '\\n' for row in rows)\" {path} {stem}.jsonl"
 )
 _UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
 # (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
@@ -198,16 +197,10 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
 
 def kind_of_table(head: bytes, name: str, text_column: str) -> tuple[str, str]:
     """The command that makes JSON Lines of a table, whatever its columns are."""
-    lines = head.removeprefix(codecs.BOM_UTF8).splitlines()
-    before = re.compile(rb"\s*(#[^,;\t|]*|sep=.)?\s*", re.IGNORECASE)
-    n_before = next((i for i, line in enumerate(lines) if not before.fullmatch(line)), 0)
-    header = lines[n_before] if lines else b""
+    header = head.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0]
     usual = b"\t" if name.endswith((".tsv", ".tab")) else b","
     delimiter = max(b",;\t|", key=lambda byte: (header.count(byte), byte == usual[0]))
-    options = f"delimiter={chr(delimiter)!r}"
-    if header.count(bytes([delimiter, 0x20])) == header.count(delimiter) > 0:
-        options += ", skipinitialspace=True"
-    return "a table, not one text (name it .txt to read it as one)", _CSV % (n_before, options)
+    return "a table, not one text (name it .txt to read it as one)", _CSV % repr(chr(delimiter))
 
 
 def kind_of_rows(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:

@@ -327,9 +327,8 @@ def test_json_tables_and_pages_are_not_taken_for_a_text(name):
 
 TABLES = {
     "a.csv": 'id,"text"\n1,NA\n2,"two, ""2""\n lines"\n3,\n',
-    "b.csv": 'sep=;\nid;text\n1;NA\n2;"two, ""2""\n lines"\n3;\n',
+    "b.csv": '\ufeffid;text\n1;NA\n2;"two, ""2""\n lines"\n3;\n',
     "c.tsv": 'text\tid\nNA\t1\n"two, ""2""\n lines"\t2\n\t3\n',
-    "d.csv": '\ufeff# a comment\nid, text\n1, NA\n2, "two, ""2""\n lines"\n3, \n',
     "e.PSV": 'id|text\n1|NA\n2|"two, ""2""\n lines"\n3|\n',
     "f.tab.gz": 'text\nNA\n"two, ""2""\n lines"\n""\n',
 }

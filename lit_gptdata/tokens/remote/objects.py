@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
+from lit_gptdata._fsspec import filesystem, is_url, redact, retry
 from lit_gptdata.text.remote_file import fetch_range
 
 BLOCK_BYTES = 8 << 20  # per request: a broken connection loses, and a fetch holds, at most this many
@@ -83,13 +83,7 @@ class Objects:
             if rename:
                 fs.mv(path, f"{root}/{name}")
 
-        try:
-            retry(f"{self.url}/{name}", put, done="written")
-        except RemoteError:
-            if rename:  # after a full disk, give the space back
-                with contextlib.suppress(Exception):
-                    fs.rm_file(path)
-            raise
+        retry(f"{self.url}/{name}", put, done="written")
 
     def remove_all(self) -> None:
         """Remove every file below the URL."""
