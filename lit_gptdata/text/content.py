@@ -74,6 +74,8 @@ _KINDS = (
 )  # fmt: skip
 _KIND = re.compile(b"|".join(b"(" + pattern + b")" for pattern, *_ in _KINDS), re.DOTALL)
 _COMPRESSED = re.compile(b"(" + _GZIP + b")|" + _ZSTD)
+# East Asian text in ASCII bytes
+_ISO_2022 = re.compile(rb"\x1b\$(?:(?P<jp>[@B])|\)(?:(?P<kr>C)|(?P<cn>A)))")
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1a\x1b\x1c\x1d\x1e\x1f"})  # rare in any text
 
 
@@ -106,6 +108,9 @@ def check_text(head: bytes, path: TextFile, compression: str = "", errors: str =
         found = _KINDS[(match.lastindex or 1) - 1][1:]
     elif b"\0" in head:
         found = _kind_with_nuls(head)
+    elif match := _ISO_2022.search(head):
+        encoding = f"iso-2022-{match.lastgroup}"
+        found = encoding.upper(), _ICONV % encoding
     # reading with "strict" finds that other binary data is not UTF-8
     if not found and errors != "strict" and has_controls(head) and not _is_utf8(head):
         found = _BINARY

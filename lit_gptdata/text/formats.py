@@ -170,7 +170,7 @@ def _head(path: TextFile) -> bytes:
         return raw.read(CHUNK_BYTES)
 
 
-def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
+def _decompressed(raw: io.BufferedReader, path: TextFile) -> contextlib.AbstractContextManager[Any]:
     compression = format_of(path).compression
     if compression == ".gz":
         return gzip.open(raw, "rb")

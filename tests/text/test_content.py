@@ -145,6 +145,8 @@ BINARY = {
     ),
     "ar": (b"!<arch>\na.txt/  0\n", "is an ar archive: run mkdir a-text && ar -x --output a-text a.txt"),
     "cpio": (b"070701" + b"0" * 104 + b"a.txt\0", "is a cpio archive: run mkdir a-text && cpio -idD"),
+    "iso-2022-jp": (JAPANESE.encode("iso-2022-jp"), "is ISO-2022-JP: run iconv -f iso-2022-jp -t utf-8"),
+    "iso-2022-kr": ("안녕하세요".encode("iso-2022-kr"), "is ISO-2022-KR: run iconv -f iso-2022-kr"),
     "zeros": (bytes(4000), "is text with many NUL bytes"),
     "NULs": (b"word\0\0\0\0" * 99, r"is text with many NUL bytes: run tr -d '\0' < a.txt > a-text.txt"),
 }

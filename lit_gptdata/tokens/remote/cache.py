@@ -16,13 +16,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import AtomicFile
-from lit_gptdata.text.remote_file import sha256_of
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
 
 CHECKSUM_ATTEMPTS = 2  # to fetch a file whose SHA-256 is wrong
-POLL_S = 0.05  # between two attempts to take a lock
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +62,6 @@ class Cache:
             problem = f"is too small: {file.name} alone has {file.size:,} bytes"
             advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
             raise ValueError(f"cache_gb={self.bound / 1e9:g} {problem}. {advice}")
-
-    def drop_if_damaged(self, file: FileEntry) -> None:
-        """Delete a file if its SHA-256 is wrong; reads the whole file."""
-        with contextlib.suppress(FileNotFoundError):  # evicted by another process
-            if self.has(file) and sha256_of(self.path(file)) != file.sha256:
-                self.path(file).unlink()
 
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
@@ -132,4 +124,4 @@ class Cache:
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""
-        return FileLock(self.folder / ".locks" / name).acquire(timeout, poll_interval=POLL_S)
+        return FileLock(self.folder / ".locks" / name).acquire(timeout)
