@@ -25,10 +25,7 @@ def working_folder() -> Path:
 
 
 class AtomicFile:
-    """A file that other processes see complete or not at all: write bytes to it, then `commit`.
-
-    As a context manager it commits on success and discards after an error. Raises OSError.
-    """
+    """A file that other processes see complete or not at all: `write`, `commit`, and then `discard`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,21 +57,15 @@ class AtomicFile:
         self._file.close()
         self.temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> AtomicFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.commit()
-        finally:
-            self.discard()
-
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically; raises OSError."""
-    with AtomicFile(path) as file:
+    file = AtomicFile(path)
+    try:
         file.write(content)
+        file.commit()
+    finally:
+        file.discard()
     sync_folder(path.parent)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from typing import Literal
 
 from lit_gptdata._io import CHUNK_BYTES
@@ -29,12 +30,10 @@ _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
 _JQ = "jq -c %s {path} > {new}.jsonl"
 _IMPORT = "lit-gptdata import %s {path}"
 _BINARY = "binary data, perhaps token ids", _IMPORT % "nanogpt"
-_NO_COMMAS = "sed -E 's/,[[:space:]]*$//' {path} > {new}.jsonl"
 _CSV = (  # with csv, because pandas turns texts such as NA into nulls
     'python -c "import csv, json, sys; csv.field_size_limit(1 << 30); '
-    "f = open(sys.argv[1], encoding='utf-8-sig', newline=''); [next(f) for _ in range(%d)]; "
-    "open(sys.argv[2], 'w').writelines(json.dumps(row) + '\\n' for row in csv.DictReader(f, %s))\" "
-    "{path} {stem}.jsonl"
+    "rows = csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''), delimiter=%s); "
+    "open(sys.argv[2], 'w').writelines(json.dumps(row) + '\\n' for row in rows)\" {path} {stem}.jsonl"
 )
 _UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
 # (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
@@ -138,8 +137,15 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
 
 def _utf16_or_32(data: bytes) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
-    for encoding in ("utf-32le", "utf-32be", "utf-16le", "utf-16be"):
-        text = data[:SAMPLE_BYTES].decode(encoding, "replace").replace("\ufffd", "\0")
+    # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
+    # Korean the lower bytes have any value, so many are control characters.
+    sample = data[:SAMPLE_BYTES]
+    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
+    n_upper, upper = max(even, odd, key=lambda common: common[0])
+    if not has_controls(data) and (upper >= 0x20 or n_upper <= len(sample) / 4):
+        return ""
+    for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
+        text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
         # numbers such as token ids give unassigned characters, too, and hardly any spaces
         n_spaces = sum(map(text.count, " \n。、，"))
         n_printable = sum(char.isprintable() or char.isspace() for char in text)
@@ -163,11 +169,6 @@ def _is_utf8(data: bytes) -> bool:
 
 def encoding_advice(data: bytes, position: int, offset: int) -> str:
     """A sentence of advice for invalid UTF-8 at `data[position]`. `offset`: of `data` in the file."""
-    starts = range(max(0, position - 4), position + 1)  # gzip's first byte is a valid character
-    found = next(((at, match) for at in starts if (match := _KIND.match(data, at))), None)
-    if found and offset + found[0]:
-        what = _KINDS[(found[1].lastindex or 1) - 1][1]
-        return f"From offset {offset + found[0]} on it holds {what}: take that part out of the text"
     if has_controls(data[position : position + SAMPLE_BYTES]):
         if encoding := _utf16_or_32(data):
             return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
@@ -201,16 +202,10 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
 
 def kind_of_table(head: bytes, name: str, text_column: str) -> tuple[str, str]:
     """The command that makes JSON Lines of a table, whatever its columns are."""
-    lines = head.removeprefix(codecs.BOM_UTF8).splitlines()
-    before = re.compile(rb"\s*(#[^,;\t|]*|sep=.)?\s*", re.IGNORECASE)
-    n_before = next((i for i, line in enumerate(lines) if not before.fullmatch(line)), 0)
-    header = lines[n_before] if lines else b""
+    header = head.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0]
     usual = b"\t" if name.endswith((".tsv", ".tab")) else b","
     delimiter = max(b",;\t|", key=lambda byte: (header.count(byte), byte == usual[0]))
-    options = f"delimiter={chr(delimiter)!r}"
-    if header.count(bytes([delimiter, 0x20])) == header.count(delimiter) > 0:
-        options += ", skipinitialspace=True"
-    return "a table, not one text (name it .txt to read it as one)", _CSV % (n_before, options)
+    return "a table, not one text (name it .txt to read it as one)", _CSV % repr(chr(delimiter))
 
 
 def kind_of_rows(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:
@@ -258,19 +253,11 @@ def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
     """Whether the first line is a JSON object with the key of the text, or another object follows it."""
     first, newline, rest = start.partition(b"\n")
     try:
-        row = json.loads(first.rstrip().removesuffix(b","))  # `line_refusal` refuses the comma
+        row = json.loads(first.rstrip().removesuffix(b","))
     except (ValueError, RecursionError):
         key = re.escape(json.dumps(text_column).encode())  # the line may be longer than the head
         return not newline and re.search(key + rb'\s*:\s*"', first[:SAMPLE_BYTES]) is not None
     return text_column in row or (suffix != ".log" and rest.lstrip()[:1] == b"{")
-
-
-def line_refusal(line: bytes, offset: int, path: TextFile, compression: str) -> ValueError | None:
-    """The error for a line of JSON Lines that ends with a comma, else None."""
-    if not re.search(rb"\}\s*,\s*$", line):
-        return None
-    what = f"JSON Lines, but the line at byte {offset} ends with a comma after its object"
-    return refusal(path, what, _NO_COMMAS, compression)
 
 
 def refusal(path: TextFile, what: str, command: str, compression: str = "") -> ValueError:

@@ -13,9 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
 from email.message import Message
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -167,7 +165,7 @@ def _resumed_size(file: _Download, response: requests.Response, kept: int, valid
     """The full size, if a response holds the rest of the file after `kept` bytes, else None."""
     span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     # some servers support Range but ignore If-Range, so the response itself must name the version
-    same_version = validator in (response.headers.get("ETag"), response.headers.get("Last-Modified"))
+    same_version = validator == response.headers.get("ETag")
     if not kept or span is None or not same_version or _coding(file, response):
         return None
     size = int(span[3])
@@ -216,18 +214,6 @@ def _reject_html(file: _Download, reason: str) -> None:
         raise file.error(problem, "Open the address in a browser and take the link to the text itself")
 
 
-def _validator(headers: Mapping[str, str]) -> str | None:
-    """The value for If-Range: a strong ETag or, without any ETag, a strong Last-Modified."""
-    if "ETag" in headers:
-        return headers["ETag"] if headers["ETag"].startswith('"') else None
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        changed, now = (parsedate_to_datetime(headers[name]) for name in ("Last-Modified", "Date"))
-        # a younger file may change again within that second (RFC 9110, section 8.8.2.2)
-        if (now - changed).total_seconds() >= 1:
-            return headers["Last-Modified"]
-    return None
-
-
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
     raw, coding = response.raw, _coding(file, response)
@@ -240,9 +226,9 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             # in this order, so that after a kill no note is next to bytes of another version
             file.note.unlink(missing_ok=True)
             file.part.write_bytes(b"")
-            if (validator := _validator(response.headers)) and not coding:
-                note = {"url_sha256": file.url_sha256, "validator": validator}
-                file.note.write_text(json.dumps(note))
+            etag = response.headers.get("ETag", "")
+            if etag.startswith('"') and not coding:  # a weak ETag does not identify bytes
+                file.note.write_text(json.dumps({"url_sha256": file.url_sha256, "validator": etag}))
         with (
             file.part.open("r+b") as out,
             tqdm(desc=file.target.name, total=size, unit="B", unit_scale=True, disable=None) as bar,

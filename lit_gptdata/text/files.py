@@ -4,7 +4,6 @@ FilesCorpus("books/*.txt")         ->  one document per file, in the order of th
 FilesCorpus("s3://bucket/books/")  ->  the same from a URL, without a local copy
 """
 
-import fnmatch
 import functools
 import glob
 import hashlib
@@ -121,16 +120,15 @@ class FilesCorpus:
 
     def with_glob(self, error: ValueError) -> ValueError:
         """The error about a file of rows that a search found, with globs that leave the file out."""
-        message = str(error)
         for folder, files in self._folders.items():
-            odd = max((f for f in files if message.startswith(f"{f}")), key=str, default=None)
+            odd = max((f for f in files if str(error).startswith(f"{f}")), key=str, default=None)
             if odd is None or format_of(odd).suffix == ".txt" or glob.has_magic(folder):
                 continue
-            others = [file.name for file in files if file != odd]
-            if patterns := _patterns_without(odd.name, others):
-                globs = [redacted(f"{folder.rstrip('/')}/**/{pattern}") for pattern in patterns]
+            others = dict.fromkeys("".join(suffixes(file.name)) for file in files if file != odd)
+            if not odd.name.lower().endswith(tuple(others)):
+                globs = [redacted(f"{folder.rstrip('/')}/**/*{suffix}") for suffix in others]
                 instead = f"{globs if globs[1:] else globs[0]!r} instead of {redacted(folder)!r}"
-                return type(error)(f"{message}. To leave the file out, give {instead}")
+                return type(error)(f"{error}. To leave the file out, give {instead}")
         return error
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
@@ -213,18 +211,6 @@ class FilesCorpus:
         names = [printable(file) for file in self.files]
         text = ", ".join(names if len(names) <= 3 else [names[0], "…", names[-1]])
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
-
-
-def _patterns_without(odd: str, others: Sequence[str]) -> list[str]:
-    """Globs that match the names of all `others` but not `odd`; [] if there are no simple ones."""
-    groups: dict[str, list[str]] = {}
-    for name in others:
-        groups.setdefault(name[len(name) - len("".join(suffixes(name))) :], []).append(name)
-    patterns = []
-    for suffix, names in groups.items():
-        prefix = os.path.commonprefix(names) if odd.endswith(suffix) else ""  # noqa: RUF071
-        patterns.append(f"{prefix.removesuffix(suffix)}*{suffix}")
-    return [] if any(fnmatch.fnmatchcase(odd, pattern) for pattern in patterns) else patterns
 
 
 def _content(file: TextFile) -> list[int | str]:

@@ -30,7 +30,6 @@ from lit_gptdata.text.content import (
     kind_of_plain,
     kind_of_rows,
     kind_of_table,
-    line_refusal,
     refusal,
 )
 from lit_gptdata.text.document import Document, utf8
@@ -171,7 +170,7 @@ def _head(path: TextFile) -> bytes:
         return raw.read(CHUNK_BYTES)
 
 
-def _decompressed(raw: io.RawIOBase, path: TextFile) -> contextlib.AbstractContextManager[Any]:
+def _decompressed(raw: io.BufferedReader, path: TextFile) -> contextlib.AbstractContextManager[Any]:
     compression = format_of(path).compression
     if compression == ".gz":
         return gzip.open(raw, "rb")
@@ -248,9 +247,8 @@ def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
         except UnicodeDecodeError as error:
             raise _invalid(error, source, offset) from None
         except (ValueError, RecursionError) as error:
-            raise line_refusal(line, offset, file.path, format_of(file.path).compression) or ValueError(
-                f"{source} is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
-            ) from None
+            problem = f"is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
+            raise ValueError(f"{source} {problem}") from None
         if not isinstance(row, dict) or column not in row:
             found, advice = "is not a JSON object", "a line must be one object with that key"
             if isinstance(row, dict):

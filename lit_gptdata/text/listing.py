@@ -164,40 +164,39 @@ def _search(
     searched: set[tuple[str, int]] = set()
     real_root = os.path.realpath(root)
     folders = [(str(root), real_root, patterns)]
+    # links come last, so that files have their own paths if these are searched, too
     links: list[tuple[str, str, list[str]]] = []
-    while folders:
-        folder, real_folder, patterns = folders.pop()
-        left_out = real_folder in not_searched and folder != str(root)
-        if (real_folder, len(patterns)) not in searched and not left_out:
-            searched.add((real_folder, len(patterns)))
-            entries = _entries(folder)
-            held = {"multirun.yaml", *RUN_FILES}.intersection(entry.name for entry in entries)
-            of_a_run = "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
-            for entry in entries:
-                if not (rests := _rests(entry.name, patterns)):
-                    continue
-                if of_a_run and (folder != str(root) or entry.name in RUN_FILES):
-                    continue
-                path, real, mode = entry.path, f"{real_folder}/{entry.name}", 0
-                if entry.is_symlink():
-                    real, mode = os.path.realpath(path), _mode(path)
-                if mode and stat.S_ISDIR(mode) and real_root.startswith(f"{real}/"):
-                    _warn(f"{path} leads to a folder around {root}, which is not searched")
-                elif stat.S_ISDIR(mode) or entry.is_dir(follow_symlinks=False):
-                    below = links if entry.is_symlink() else folders
-                    below += [(path, real, rest) for rest in rests if rest]
-                    if rests == [[]]:
-                        _log_once(f"{path} is a folder, which is not searched: add {path + '/'!r}")
-                elif [] in rests and (is_text(entry.name) or not texts_only):
-                    if not entry.is_file(follow_symlinks=False):
-                        _checked(Path(path), mode if entry.is_symlink() else entry.stat().st_mode)
-                    found[path] = real
-                elif entry.is_symlink() and not mode:
-                    _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
-                elif _is_visible(entry.name):
-                    other_names.append(entry.name)
-        if not folders:  # links come last, so that files have their own paths if these are searched, too
+    while folders or links:
+        if not folders:
             folders, links = sorted(links, reverse=True), []
+        folder, real_folder, patterns = folders.pop()
+        is_root, key = folder == str(root), (real_folder, len(patterns))
+        if key in searched or (real_folder in not_searched and not is_root):
+            continue
+        searched.add(key)
+        entries = _entries(folder)
+        held = {"multirun.yaml", *RUN_FILES}.intersection(entry.name for entry in entries)
+        of_a_run = "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
+        for entry in entries:
+            rests = _rests(entry.name, patterns)
+            if not rests or (of_a_run and (not is_root or entry.name in RUN_FILES)):
+                continue
+            path, mode, is_link = entry.path, _mode(entry.path), entry.is_symlink()
+            real = os.path.realpath(path) if is_link else f"{real_folder}/{entry.name}"
+            if stat.S_ISDIR(mode) and real_root.startswith(f"{real}/"):
+                _warn(f"{path} leads to a folder around {root}, which is not searched")
+            elif stat.S_ISDIR(mode):
+                below = links if is_link else folders
+                below += [(path, real, rest) for rest in rests if rest]
+                if rests == [[]]:
+                    _log_once(f"{path} is a folder, which is not searched: add {path + '/'!r}")
+            elif [] in rests and (is_text(entry.name) or not texts_only):
+                _checked(Path(path), mode)
+                found[path] = real
+            elif not mode:
+                _warn(f"{path} is a broken link to {os.readlink(path)}, which is left out")
+            elif _is_visible(entry.name):
+                other_names.append(entry.name)
     files: dict[str, Path] = {}
     for path in sorted(found, key=lambda path: path.split("/")):
         first = files.setdefault(found[path], Path(path))

@@ -10,23 +10,21 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gptdata._fsspec import RemoteError, RemoteNotFoundError, filesystem, redact, retry
 
-FIRST_BYTES = 1 << 18  # of the first request after a seek; each one that continues it is twice as long
-MOST_BYTES = 1 << 23  # of the largest request; an open file holds one such block and prefetches another
+BLOCK_BYTES = 4 << 20  # of a request: an open file holds one such block
+LEAST_BYTES = 1 << 18  # of a request, if connections break on longer ones
 THREADS = 16  # requests at the same time, where each one is short and waits for the network
 # Metadata keys that identify a file's version; the first one present is used.
 VERSION_KEYS = (
     "ETag", "etag", "generation", "blob_id", "sha", "mtime", "LastModified", "last_modified",
     "Last-Modified", "modificationTime", "modify", "created",
 )  # fmt: skip
-
-_prefetchers = ThreadPoolExecutor(THREADS)  # of all readers; no task in it waits for another one
 
 OnBytes = Callable[[int], object]  # called with the length of each read
 T = TypeVar("T")
@@ -96,7 +94,7 @@ def fetch_range(url: str, size: int, start: int, stop: int) -> bytes:
     def attempt(failures: int) -> bytes:
         fs, path = filesystem(url)
         # some connections always break after a number of bytes: ask for fewer after each failure
-        end = min(stop, start + max(FIRST_BYTES, (stop - start) >> failures))
+        end = min(stop, start + max(LEAST_BYTES, (stop - start) >> failures))
         if url.startswith(("http://", "https://")):
             # cat_file would read the whole file into memory if a server ignores the range
             with fs.open(path, size=size, cache_type="none") as raw:
@@ -113,13 +111,10 @@ def fetch_range(url: str, size: int, start: int, stop: int) -> bytes:
 
 
 class RemoteReader(io.RawIOBase):
-    """The bytes of a remote file. While they are read in order, a thread fetches the next block."""
+    """The bytes of a remote file up to `stop`; each read is one request."""
 
     def __init__(self, file: RemoteFile, start: int, stop: int) -> None:
         self._file, self._position, self._stop = file, start, stop
-        self._block, self._block_start = b"", start
-        self._next: Future[bytes] | None = None  # the block after this one
-        self._n_bytes = FIRST_BYTES  # of the next request
 
     def readable(self) -> bool:
         return True
@@ -133,32 +128,11 @@ class RemoteReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the whole `buffer`, unless the file ends first."""
-        filled = 0
-        while filled < len(buffer) and self._position < self._stop:
-            if not self._block_start <= self._position < self._block_start + len(self._block):
-                self._load_block()
-            skip = self._position - self._block_start
-            data = self._block[skip : skip + len(buffer) - filled]
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
-            self._position += len(data)
-        return filled
-
-    def _load_block(self) -> None:
-        """Load the block at the current position, and start to fetch the next one."""
-        sequential = bool(self._block) and self._position == self._block_start + len(self._block)
-        if not sequential:
-            self._n_bytes, self._next = FIRST_BYTES, None
-        self._block_start, self._block = self._position, b""  # frees memory before the next block
-        self._block = self._next.result() if self._next else self._fetch(self._position)
-        # the block is shorter than requested if long requests break
-        self._n_bytes = min(2 * len(self._block), MOST_BYTES)
-        end = self._position + len(self._block)
-        self._next = _prefetchers.submit(self._fetch, end) if sequential and end < self._stop else None
-
-    def _fetch(self, start: int) -> bytes:
-        return self._file.fetch(start, min(start + self._n_bytes, self._stop))
+        end = min(self._position + len(buffer), self._stop)
+        data = self._file.fetch(self._position, end) if self._position < end else b""
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 TextFile = Path | RemoteFile
@@ -169,11 +143,12 @@ def size_of(file: TextFile) -> int:
     return file.size if isinstance(file, RemoteFile) else file.stat().st_size
 
 
-def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.RawIOBase:
+def open_raw(file: TextFile, start: int = 0, stop: int | None = None) -> io.BufferedReader:
     """A reader of the stored bytes from `start`; a remote file is fetched up to `stop` only."""
     if isinstance(file, RemoteFile):
-        return RemoteReader(file, start, file.size if stop is None else stop)
-    raw = open(file, "rb", buffering=0)  # noqa: SIM115 the caller closes it
+        reader = RemoteReader(file, start, file.size if stop is None else stop)
+        return io.BufferedReader(reader, BLOCK_BYTES)
+    raw = open(file, "rb")  # noqa: SIM115 the caller closes it
     raw.seek(start)
     return raw
 

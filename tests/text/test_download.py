@@ -291,18 +291,14 @@ def test_a_short_body_is_found_with_a_library_that_does_not_count(path, monkeypa
     ("options", "validator"),
     [
         ({}, '"v1"'),
-        ({"etag": None, "last_modified": OLD_DATE}, OLD_DATE),
+        ({"etag": None, "last_modified": OLD_DATE}, None),
         ({"last_modified": OLD_DATE}, '"v1"'),
         ({"etag": 'W/"v1"', "last_modified": OLD_DATE}, None),
         ({"etag": None}, None),
-        ({"etag": None, "last_modified": 60}, None),  # seconds from now
-        ({"etag": None, "last_modified": "yesterday"}, None),
         ({"compress": True}, None),
     ],
 )
-def test_an_interrupted_download_resumes_with_a_strong_validator_only(path, options, validator):
-    if isinstance(options.get("last_modified"), int):
-        options = options | {"last_modified": date_from_now(options["last_modified"])}
+def test_an_interrupted_download_resumes_with_a_strong_etag_only(path, options, validator):
     with FileServer(BODY, **options) as server:
         interrupt(path, server, 10_000)
         if validator:

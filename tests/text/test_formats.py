@@ -337,7 +337,7 @@ def zstd_frames() -> tuple[list[bytes], bytes]:
 
 @pytest.mark.parametrize("place", ["disk", "memory"])
 def test_a_zst_cut_inside_a_frame_is_broken(tmp_path, monkeypatch, place):
-    monkeypatch.setattr(remote_file, "FIRST_BYTES", 1000)
+    monkeypatch.setattr(remote_file, "BLOCK_BYTES", 1000)
     frames, content = zstd_frames()
     large = zstd_frame(random.Random(0).randbytes(300_000).hex().encode(), checksum_flag=1)
 

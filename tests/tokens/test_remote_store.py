@@ -110,7 +110,7 @@ def shard_gets(s3: S3Server) -> dict[str, int]:
 
 def size_of(folder: Path) -> int:
     with Cache(folder, None)._lock("room"):  # background fetches may still complete
-        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        return sum(path.stat().st_size for path in folder.glob("[!.]*"))
 
 
 def unfinished(cache: Path) -> list[Path]:
@@ -276,7 +276,7 @@ def test_the_main_thread_opens_the_file_system_and_no_file_stays_open(url, local
     for _ in range(2):
         assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
         assert not open_files(cache.folder)
-    assert openers == [threading.main_thread()]
+    assert set(openers) == {threading.main_thread()}
 
 
 def open_files(folder: Path) -> list[str]:
@@ -300,7 +300,7 @@ digest = hashlib.sha256()
 for batch in store.tokens.ahead((store.tokens.gather(batch, 9) for batch in starts), iter(starts), 9):
     digest.update(batch)
     with cache._lock("room"):
-        sizes = [path.stat().st_size for path in cache.folder.iterdir() if path.is_file()]
+        sizes = [path.stat().st_size for path in cache.folder.glob("[!.]*")]
     assert sum(sizes) <= cache.bound
 print(digest.hexdigest())
 """
@@ -434,9 +434,6 @@ def test_leftovers_of_killed_fetches_are_never_trusted(url, s3, local, tmp_path)
         process.kill()
         printed_by([process])
         released.set()
-    sizes = {file.sha256: file.size for file in local.store.files}
-    for path in unfinished(folder):  # the kill may come before the file gets its full length
-        assert path.stat().st_size in (0, sizes[path.name.split(".")[1]])
     # files of the version before, which wrote every fetch to such a path and had one more lock
     (folder / f".{local.store.shards[7].ids.sha256}.part").write_bytes(b"damaged")
     (folder / ".locks" / "gate").write_bytes(bytes(16))

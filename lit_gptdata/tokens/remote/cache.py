@@ -1,29 +1,26 @@
 """A folder of fetched files that all processes of a machine share, with a bound on its size.
 
 <folder>/<sha256>               a complete file, named by its content, so that stores never mix
-         .<sha256>.<uuid>.tmp   a file that a process is fetching, at its full length from the start
+         .<sha256>.<uuid>.tmp   a file that a process is fetching
          .locks/<sha256>        held by the process that fetches this file; other processes wait
-         .locks/room            held while a process deletes files, adds one or completes one
+         .locks/room            held while a process deletes files and completes one
 """
 
 import contextlib
 import hashlib
 import logging
 import os
-import time
 from io import BufferedReader
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lit_gptdata._io import AtomicFile
-from lit_gptdata.text.remote_file import sha256_of
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
 
 CHECKSUM_ATTEMPTS = 2  # to fetch a file whose SHA-256 is wrong
-POLL_S = 0.05  # between two attempts to take a lock or to find room
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +28,8 @@ log = logging.getLogger(__name__)
 class Cache:
     """Files of published stores on this machine; the least recently used ones are evicted. Picklable.
 
-    `bound`: the maximum bytes of all files in the folder, including files that are being fetched; None:
-    no bound.
+    `bound`: the maximum bytes of the complete files in the folder; None: no bound. At most
+    store.FETCHES files per process are being fetched in addition.
     """
 
     def __init__(self, folder: Path, bound: int | None) -> None:
@@ -66,12 +63,6 @@ class Cache:
             advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
             raise ValueError(f"cache_gb={self.bound / 1e9:g} {problem}. {advice}")
 
-    def drop_if_damaged(self, file: FileEntry) -> None:
-        """Delete a file if its SHA-256 is wrong; reads the whole file."""
-        with contextlib.suppress(FileNotFoundError):  # evicted by another process
-            if self.has(file) and sha256_of(self.path(file)) != file.sha256:
-                self.path(file).unlink()
-
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
 
@@ -85,7 +76,8 @@ class Cache:
         with writing(self.path(file)), self._lock(file.sha256):
             if self.has(file):  # another process fetched it while this one waited for the lock
                 return
-            self.path(file).unlink(missing_ok=True)  # a damaged file of another size
+            for leftover in self.folder.glob(f".{file.sha256}.*"):  # of a process that was killed
+                leftover.unlink()
             for _ in range(CHECKSUM_ATTEMPTS):
                 sha256 = self._fetch_once(file, source)
                 if sha256 == file.sha256:
@@ -98,61 +90,38 @@ class Cache:
     def _fetch_once(self, file: FileEntry, source: Objects) -> str:
         """Fetch a file, keep it if its content is right, and return the SHA-256 of the content."""
         digest = hashlib.sha256()
-        partial = self._reserve(file)
+        partial = AtomicFile(self.path(file))
         try:
             for block in source.blocks(file.name, file.size):
                 digest.update(block)
                 partial.write(block)
             if digest.hexdigest() == file.sha256:
                 partial.sync()  # not while other processes wait for the lock
-                with self._lock("room"):  # so a process that sums up the sizes counts the file once
+                with self._lock("room"):
+                    self._make_room(file.size)
                     partial.commit()
         finally:
             partial.discard()
         return digest.hexdigest()
 
-    def _reserve(self, file: FileEntry) -> AtomicFile:
-        """Create a temporary file at its full length, so that other processes count all of it."""
-        for leftover in self.folder.glob(f".{file.sha256}.*"):  # the process that wrote it was killed
-            leftover.unlink()
-        while True:
-            with self._lock("room"):
-                if self._make_room(file.size):
-                    partial = AtomicFile(self.path(file))
-                    try:
-                        os.truncate(partial.temporary, file.size)
-                    except OSError:  # a full disk, or a user deleted the folder
-                        partial.discard()
-                        raise
-                    return partial
-            time.sleep(POLL_S)  # other fetches take the space; their files can be evicted once complete
-
-    def _make_room(self, n_bytes: int) -> bool:
-        """Evict files until `n_bytes` more fit; False if the files being fetched take the space."""
+    def _make_room(self, n_bytes: int) -> None:
+        """Delete what killed fetches left, and the least recently used files, for `n_bytes` more."""
         if self.bound is None:
-            return True
+            return
+        for path in self.folder.glob(".*.*"):
+            sha256 = path.name.split(".")[1]  # its lock is free if nobody fetches the file now
+            with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
+                path.unlink(missing_ok=True)
         files = []
-        for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process may delete it now
-                if entry.is_file() and not entry.name.startswith(".nfs"):  # NFS keeps deleted files
-                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+        for path in self.folder.glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # `verify` of another process may delete it
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
         excess = sum(size for _, size, _ in files) + n_bytes - self.bound
-        for _, size, path in files:
-            if excess > 0 and path.name.startswith("."):
-                sha256 = path.name.split(".")[1]  # its lock is free if nobody fetches the file now
-                with contextlib.suppress(Timeout), self._lock(sha256, timeout=0):
-                    path.unlink(missing_ok=True)
-                    excess -= size
-        complete = [file for file in files if not file[2].name.startswith(".")]
-        if excess > sum(size for _, size, _ in complete):
-            return False
-        for _, size, path in sorted(complete):
-            if excess <= 0:
-                break
-            path.unlink(missing_ok=True)
-            excess -= size
-        return True
+        for _, size, path in sorted(files):
+            if excess > 0:
+                path.unlink(missing_ok=True)
+                excess -= size
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""
-        return FileLock(self.folder / ".locks" / name).acquire(timeout, poll_interval=POLL_S)
+        return FileLock(self.folder / ".locks" / name).acquire(timeout)

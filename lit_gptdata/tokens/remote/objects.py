@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
-from lit_gptdata.text.remote_file import fetch_range
+from lit_gptdata._fsspec import filesystem, is_url, redact, retry
+from lit_gptdata.text.remote_file import BLOCK_BYTES, fetch_range
 
-BLOCK_BYTES = 8 << 20  # per request: a broken connection loses, and a fetch holds, at most this many
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no folders, and a write is atomic
 
 
@@ -29,20 +28,14 @@ class Objects:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = os.fspath(url).rstrip("/")
         check_url(self.url)
-        self._opened: tuple[int, Any, str] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Objects, (self.url,)
 
     def __repr__(self) -> str:
         return redact(self.url)
 
     def open(self) -> tuple[Any, str]:
         """The file system and the path in it. Open before threads read: fsspec's imports may race."""
-        if self._opened is None or self._opened[0] != os.getpid():  # its threads do not survive a fork
-            fs, root = filesystem(self.url)
-            self._opened = (os.getpid(), fs, root.rstrip("/"))
-        return self._opened[1:]
+        fs, root = filesystem(self.url)  # fsspec keeps one for each process
+        return fs, root.rstrip("/")
 
     def read(self, name: str) -> bytes:
         """The content of a small file; raises FileNotFoundError or RemoteError."""
@@ -83,13 +76,7 @@ class Objects:
             if rename:
                 fs.mv(path, f"{root}/{name}")
 
-        try:
-            retry(f"{self.url}/{name}", put, done="written")
-        except RemoteError:
-            if rename:  # after a full disk, give the space back
-                with contextlib.suppress(Exception):
-                    fs.rm_file(path)
-            raise
+        retry(f"{self.url}/{name}", put, done="written")
 
     def remove_all(self) -> None:
         """Remove every file below the URL."""

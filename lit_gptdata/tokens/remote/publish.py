@@ -8,7 +8,7 @@ The manifest is written last. A killed run publishes nothing, and the next one s
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,6 @@ def publish(store: TokenStore, url: PathLike) -> str:
     with progress_of("publishing", n_bytes) as progress, ThreadPoolExecutor(UPLOADS) as pool:
         for sent in pool.map(lambda file: _send(store.path, file, target), missing):
             progress.add(sent)
-    _check_sizes(store.files, target)
     if "manifest.json" not in sizes:
         target.write("manifest.json", (store.path / "manifest.json").read_bytes())
     return target.url
@@ -88,7 +87,6 @@ def publish_text(
                 records.remove_all()  # a later run cannot use the shards
                 raise
             target.write("vocab.bin", vocab)
-            _check_sizes(manifest.files, target)
             target.write("manifest.json", manifest.to_json())
         records.remove_all()
     return target.url
@@ -141,16 +139,6 @@ def _target(url: PathLike, fingerprint: str) -> Objects:
     if not is_url(url):  # an absolute path means the same in every process
         url = str(working_folder() / os.path.expanduser(url))
     return Objects(f"{url.rstrip('/')}/{fingerprint}")
-
-
-def _check_sizes(files: Iterable[FileEntry], target: Objects) -> None:
-    """Raise ValueError if a file at the URL is missing or has another size."""
-    sizes = target.sizes()
-    for file in files:
-        if sizes.get(file.name) != file.size:
-            problem = f"has {sizes.get(file.name, 'no')} bytes after the upload, not {file.size:,}"
-            advice = "something else writes there. Publish to another URL"
-            raise ValueError(f"{target!r}/{file.name} {problem}: {advice}")
 
 
 def _send(folder: Path, file: FileEntry, target: Objects) -> int:

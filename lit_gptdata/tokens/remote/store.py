@@ -7,6 +7,7 @@ The manifest of each URL is in <cache>/.stores/<key>/manifest.json, so a store o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -22,6 +23,7 @@ import numpy as np
 
 from lit_gptdata._fsspec import local_path
 from lit_gptdata._io import write_whole
+from lit_gptdata.text.remote_file import sha256_of
 from lit_gptdata.tokens.manifest import FileEntry, Manifest, ShardEntry
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
@@ -95,7 +97,7 @@ class RemoteStore(TokenStore):
         return f"Delete the folder {self.path} and run again to fetch it"
 
     def _check_files(self) -> None:
-        """Check nothing: the cache checks each file when it fetches and maps it."""
+        """Check nothing: the cache checks each file when it fetches and opens it."""
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
         while (opened := self.cache.open(file)) is None:  # it may be evicted at any time
@@ -112,13 +114,16 @@ class RemoteStore(TokenStore):
         """Compare every SHA-256, in the cache or at the URL. Deletes damaged files from the cache."""
         bad = []
         for file in self.files:
-            self.cache.drop_if_damaged(file)
-            if not self.cache.has(file):
-                digest = hashlib.sha256()
-                for block in self.source.blocks(file.name, file.size):
-                    digest.update(block)
-                if digest.hexdigest() != file.sha256:
-                    bad.append(file.name)
+            cached = self.cache.path(file)
+            with contextlib.suppress(FileNotFoundError):  # not fetched, or evicted by another process
+                if sha256_of(cached) == file.sha256:
+                    continue
+                cached.unlink()
+            digest = hashlib.sha256()
+            for block in self.source.blocks(file.name, file.size):
+                digest.update(block)
+            if digest.hexdigest() != file.sha256:
+                bad.append(file.name)
         if bad:
             problem = f"is damaged: the contents of {', '.join(bad)} do not match the manifest"
             advice = "Delete these files and publish again: lit-gptdata publish URL"
