@@ -15,6 +15,8 @@ from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
+from lit_gptdata.configs import all_options
+
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "benchmarks.md": "benchmarks/README.md"}
 LINKS = [  # a link that works in the repository → the same on the site
@@ -38,10 +40,20 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links lead to pages, and run the commands that a page shows: `$ lit-gptdata show --help`."""
+    """Let links lead to pages; fill in `[options of data]` and the output of `$ lit-gptdata …`."""
     for pattern, page_link in LINKS:
         markdown = re.sub(pattern, page_link, markdown)
+    markdown = re.sub(r"^\[options of (.*)\]$", lambda m: table_of(m[1]), markdown, flags=re.M)
     return re.sub(r"^\$ lit-gptdata (.*)$", lambda m: f"{m[0]}\n{help_of(m[1])}", markdown, flags=re.M)
+
+
+def table_of(group: str) -> str:
+    """The options of a group of configs, with the comments in conf/."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for key, (value, comment) in all_options()[group].items():
+        if comment:
+            rows.append(f"| `{key}` | {value and f'`{value}`'} | {comment.replace('|', '&#124;')} |")
+    return "\n".join(rows)
 
 
 def execute(notebook: Path) -> dict[str, str | bytes]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import lit_gptdata
 from lit_gptdata import GPTDataModule
 from lit_gptdata.cli.main import COMMANDS
 from lit_gptdata.cli.overrides import compose_config
@@ -122,8 +123,8 @@ def test_every_command_exists_and_so_do_its_options():
     for line in commands():
         program, *words = shlex.split(line)
         command = words.pop(0) if program == "lit-gptdata" else "train"
-        assert command in {"train", "--help", *COMMANDS}, line
-        overrides = [w for w in words if ("=" in w or w.startswith("~")) and not w.startswith("--")]
+        assert command in {"--help", *COMMANDS}, line
+        overrides = [word for word in words if re.match(r"\+?[a-z][\w./@]*=|~[a-z]", word)]
         found = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
         if command == "import" or found.keys() <= known:
             continue
@@ -135,6 +136,12 @@ def test_every_command_exists_and_so_do_its_options():
             elif name not in ("step", "window"):
                 plain.append(override.input_line)
         assert compose_config(plain), line
+
+
+def test_the_reference_has_every_public_name_and_every_command():
+    names = re.findall(r"^::: lit_gptdata\..*\.(\w+)$", PAGES["python"], re.MULTILINE)
+    assert sorted(names) == sorted(lit_gptdata.__all__)
+    assert re.findall(r"^\$ lit-gptdata ([\w-]+) --help", PAGES["commands"], re.MULTILINE) == [*COMMANDS]
 
 
 def test_every_named_file_exists():
