@@ -1,5 +1,6 @@
 """What `mkdocs build` adds to these pages: README, the executed tutorial, the help of each command."""
 
+import html
 import os
 import re
 import shlex
@@ -52,7 +53,9 @@ def table_of(group: str) -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for key, (value, comment) in all_options()[group].items():
         if comment:
-            rows.append(f"| `{key}` | {value and f'`{value}`'} | {comment.replace('|', '&#124;')} |")
+            name = re.sub(r"([._])", r"\1<wbr>", key)
+            default, meaning = (html.escape(text).replace("|", "&#124;") for text in (value, comment))
+            rows.append(f"| <code>{name}</code> | <code>{default}</code> | {meaning} |")
     return "\n".join(rows)
 
 
