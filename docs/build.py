@@ -64,8 +64,8 @@ def execute(notebook: Path) -> dict[str, str | bytes]:
     cells = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        resources = {"metadata": {"path": folder}}
-        NotebookClient(cells, timeout=600, resources=resources, extra_arguments=QUIET).execute()
+        options = {"extra_arguments": QUIET, "coalesce_streams": True, "timeout": 600}
+        NotebookClient(cells, resources={"metadata": {"path": folder}}, **options).execute()
     text, resources = MarkdownExporter().from_notebook_node(cells)
     return {f"{notebook.stem}.md": text + DOWNLOAD, **resources["outputs"]}
 
