@@ -39,8 +39,8 @@ def commands() -> list[str]:
     return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
 
 
-(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,) = (
-    blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect")
+(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,), (TRAINED,) = (
+    blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect", "train")
 )
 
 # The examples have no checkpoint on their first start and use the default logger: Lightning warns.
@@ -104,8 +104,10 @@ class Kill(L.Callback):
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
     names = {"GPTDataModule": GPTDataModule}
-    exec(INSPECT.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
+    for code in (INSPECT, TRAINED):
+        exec(code.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
     assert f"3 {names['inputs'].sum()}" == all_batches[3]
+    assert capsys.readouterr().out.startswith("The value of")
 
 
 @pytest.mark.parametrize(
