@@ -1,5 +1,6 @@
 """What `mkdocs build` adds to these pages: README, the executed tutorial, the help of each command."""
 
+import html
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ import nbformat
 from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+
+from lit_gptdata.configs import all_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "benchmarks.md": "benchmarks/README.md"}
@@ -38,10 +41,22 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links lead to pages, and run the commands that a page shows: `$ lit-gptdata show --help`."""
+    """Let links lead to pages; fill in `[options of data]` and the output of `$ lit-gptdata …`."""
     for pattern, page_link in LINKS:
         markdown = re.sub(pattern, page_link, markdown)
+    markdown = re.sub(r"^\[options of (.*)\]$", lambda m: table_of(m[1]), markdown, flags=re.M)
     return re.sub(r"^\$ lit-gptdata (.*)$", lambda m: f"{m[0]}\n{help_of(m[1])}", markdown, flags=re.M)
+
+
+def table_of(group: str) -> str:
+    """The options of a group of configs, with the comments in conf/."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for key, (value, comment) in all_options()[group].items():
+        if comment:
+            name = re.sub(r"([._])", r"\1<wbr>", key)
+            default, meaning = (html.escape(text).replace("|", "&#124;") for text in (value, comment))
+            rows.append(f"| <code>{name}</code> | <code>{default}</code> | {meaning} |")
+    return "\n".join(rows)
 
 
 def execute(notebook: Path) -> dict[str, str | bytes]:
@@ -49,9 +64,8 @@ def execute(notebook: Path) -> dict[str, str | bytes]:
     cells = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # transformers without ipywidgets
-        resources = {"metadata": {"path": folder}}
-        NotebookClient(cells, timeout=600, resources=resources, extra_arguments=QUIET).execute()
+        options = {"extra_arguments": QUIET, "coalesce_streams": True, "timeout": 600}
+        NotebookClient(cells, resources={"metadata": {"path": folder}}, **options).execute()
     text, resources = MarkdownExporter().from_notebook_node(cells)
     return {f"{notebook.stem}.md": text + DOWNLOAD, **resources["outputs"]}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import lit_gptdata
 from lit_gptdata import GPTDataModule
 from lit_gptdata.cli.main import COMMANDS
 from lit_gptdata.cli.overrides import compose_config
@@ -38,8 +39,8 @@ def commands() -> list[str]:
     return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
 
 
-(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,) = (
-    blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect")
+(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,), (TRAINED,) = (
+    blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect", "train")
 )
 
 # The examples have no checkpoint on their first start and use the default logger: Lightning warns.
@@ -103,8 +104,10 @@ class Kill(L.Callback):
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
     names = {"GPTDataModule": GPTDataModule}
-    exec(INSPECT.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
+    for code in (INSPECT, TRAINED):
+        exec(code.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
     assert f"3 {names['inputs'].sum()}" == all_batches[3]
+    assert capsys.readouterr().out.startswith("The value of")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +125,8 @@ def test_every_command_exists_and_so_do_its_options():
     for line in commands():
         program, *words = shlex.split(line)
         command = words.pop(0) if program == "lit-gptdata" else "train"
-        assert command in {"train", "--help", *COMMANDS}, line
-        overrides = [w for w in words if ("=" in w or w.startswith("~")) and not w.startswith("--")]
+        assert command in {"--help", *COMMANDS}, line
+        overrides = [word for word in words if re.match(r"\+?[a-z][\w./@]*=|~[a-z]", word)]
         found = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
         if command == "import" or found.keys() <= known:
             continue
@@ -135,6 +138,12 @@ def test_every_command_exists_and_so_do_its_options():
             elif name not in ("step", "window"):
                 plain.append(override.input_line)
         assert compose_config(plain), line
+
+
+def test_the_reference_has_every_public_name_and_every_command():
+    names = re.findall(r"^::: lit_gptdata\..*\.(\w+)$", PAGES["python"], re.MULTILINE)
+    assert sorted(names) == sorted(lit_gptdata.__all__)
+    assert re.findall(r"^\$ lit-gptdata ([\w-]+) --help", PAGES["commands"], re.MULTILINE) == [*COMMANDS]
 
 
 def test_every_named_file_exists():
