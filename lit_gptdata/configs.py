@@ -1,22 +1,12 @@
-"""The shipped Hydra configs: their folder, the arithmetic in them, and messages about wrong options."""
+"""The shipped Hydra configs: their folder, the arithmetic in them, and the options in them."""
 
 import difflib
-import errno
 import json
 import operator
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-# Hydra config → the extra of this package that installs it.
-EXTRAS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_local": "submitit",
-    "hydra/launcher/submitit_slurm": "submitit",
-    "hydra/sweeper/optuna": "optuna",
-}
 
 
 def conf_dir() -> Path:
@@ -90,88 +80,6 @@ def explain_flag(message: str, flags: Sequence[str] = ()) -> str:
     near = difflib.get_close_matches(found[1], flags) or near
     hint = f": did you mean {' or '.join(near)}?" if near else ""
     return f"{found[1]} does not exist, because options have the form key=value{hint}"
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the error that an object's constructor raised, without the errors Hydra wraps around it."""
-    from hydra.errors import InstantiationException
-
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def one_line(text: str) -> str:
-    """Join the lines of a message, and leave out all but the first three."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:3]) + (f" … and {len(lines) - 3} more lines" if len(lines) > 3 else "")
-
-
-def message_for_user(error: BaseException, command: Sequence[str]) -> str | None:
-    """Return the message of an error that the user can fix, or None for a bug of ours.
-
-    `command` is what the user typed, in words. A wrong option gets a close match or the line to type.
-    """
-    from hydra.errors import HydraException, MissingConfigException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-    from yaml import MarkedYAMLError
-
-    if found := re.match("Error locating target '(.*?)',", str(error)):
-        return f"cannot import {found[1]}: {str(error.__cause__).splitlines()[-1]}"
-    error = root_cause(error)
-    text = str(error) or type(error).__name__
-    if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
-        group, _, name = file.partition("/") if file.startswith("data/") else file.rpartition("/")
-        if extra := EXTRAS.get(file):
-            return f"{group}={name} needs an extra: pip install 'lit-gptdata[{extra}]'"
-        if error.options:
-            names = ", ".join(name for name in error.options if name != "options")
-            own = "; for your own text, data=files data.corpus=PATH" if group == "data" else ""
-            return f"{group}={name} does not exist: choose one of {names}{own}"
-        text = text.partition("\nConfig search path")[0]
-    if isinstance(error, HydraException):
-        return _about_override(getattr(error, "override", None) or "", text, command)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} has no value: give {error.full_key}=…"
-    if isinstance(error, OmegaConfBaseException):
-        key, (first, *_) = str(error.full_key or ""), text.splitlines()
-        return first if key in first else f"{key}: {first}"
-    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
-        return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        advice = ": give another folder, or change its permissions"
-        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        return f"{error.filename}: {error.strerror}{advice if denied else ''}"
-    if "No supported gpu backend" in text:
-        return "torch finds no GPU on this machine: train on its CPU with trainer=cpu"
-    fixable = isinstance(error, (ValueError, TypeError, OSError, RuntimeError))
-    fixable |= isinstance(error, ImportError) and "pip install" in text
-    return text if fixable or type(error).__name__ == "MisconfigurationException" else None
-
-
-def _about_override(word: str, text: str, command: Sequence[str]) -> str:
-    """Explain Hydra's error `text` about a word of the command line."""
-    meaning = "characters with a meaning in Hydra"
-    if found := re.match("Ambiguous value for argument '(.*)'\n", text):
-        word, meaning = found[1], "a comma: a list has brackets, [a,b], and a sweep needs -m"
-    if "=" in word:
-        corrected = shlex.join(quote_value(other) if other == word else other for other in command)
-        advice = f"For a plain text, quote it for Hydra and for the shell: {corrected}"
-        return f"{word} has {meaning}. {advice}"
-    if word:
-        example = f"data.corpus={word}" if "/" in word else f"{word}=…"
-        return f"{word!r} is not an option: options have the form key=value, such as {example}"
-    if found := re.match("Could not override '(.*)'", text):
-        near, node = similar_keys(found[1]), found[1].partition(".")[0]
-        hint = "`lit-gptdata train --help` describes all options."
-        if (conf_dir() / found[1]).is_dir() and found[1] not in default_groups():
-            return f"{found[1]}=… needs a plus sign: +{found[1]}=…"
-        if found[1] in near:  # data=files, with a config in which it replaces all of `data`
-            hint = f"leave {node}=… out, because this config has no choices for {node}"
-        elif near:
-            hint = f"did you mean {' or '.join(near)}?"
-        return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
-    return text
 
 
 def quote_text(text: str) -> str:

@@ -20,13 +20,8 @@ from lit_gptdata.configs import (
     register_resolvers,
     typed_command,
 )
-from lit_gptdata.training.errors import short_errors
 
-ALSO = """# Hydra takes more, and `{command} --help` describes it:
-#   +sweep=NAME     several jobs, with -m: {sweep}
-#   experiment=NAME, debug=NAME    change several options: {experiment}, {debug}
-#   +KEY=VALUE      adds an option that the class of a _target_ has, ~KEY removes one"""
-EPILOG = """more:
+MORE = """more:
   -m                  a sweep: one job for each combination of values, such as data.max_length=32,64
   --cfg job           print the config instead of running it; with --resolve, without references ${…}
   +key=value          add an option that the class of a _target_ has: +trainer.limit_train_batches=10
@@ -46,28 +41,26 @@ def run(words: Sequence[str]) -> None:
     """
     version.setbase("1.3")
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
-    with short_errors():
-        parser = get_args_parser()
-        parser.error = _refuse  # type: ignore[method-assign]
-        args = parser.parse_args(words)
-        args.overrides = as_overrides(args.overrides)
-        if args.experimental_rerun:
-            raise ValueError("--experimental-rerun has no effect: use lit-gptdata rerun DIR")
-        if args.config_path is not None:
-            args.config_path = os.path.abspath(args.config_path)
-        hydra = partial(_run_hydra, args, parser, run_job, str(conf_dir()), "train")
-        if args.cfg or args.info or args.hydra_help or args.shell_completion:  # without importing torch
-            hydra()
-            if args.cfg == "job":
-                names = {name: _choices(name) for name in ("sweep", "experiment", "debug")}
-                print(ALSO.format(command=" ".join(typed_command()[:2]), **names))
-            return
-        from lit_gptdata.training.ranks import share_run_name
-        from lit_gptdata.training.sweep import report_at_end
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    args = parser.parse_args(words)
+    args.overrides = as_overrides(args.overrides)
+    if args.experimental_rerun:
+        raise ValueError("--experimental-rerun has no effect: use lit-gptdata rerun DIR")
+    if args.config_path is not None:
+        args.config_path = os.path.abspath(args.config_path)
+    hydra = partial(_run_hydra, args, parser, run_job, str(conf_dir()), "train")
+    if args.cfg or args.info or args.hydra_help or args.shell_completion:  # without importing torch
+        hydra()
+        if args.cfg == "job":
+            print("# Also: experiment=…, debug=…, +sweep=… with -m, and new options, +key=…; see --help")
+        return
+    from lit_gptdata.training.ranks import share_run_name
+    from lit_gptdata.training.sweep import report_at_end
 
-        share_run_name()
-        with report_at_end():
-            hydra()
+    share_run_name()
+    with report_at_end():
+        hydra()
 
 
 def run_job(cfg: Any) -> float:
@@ -81,26 +74,21 @@ def _refuse(message: str) -> NoReturn:
     raise ValueError(f"{explain_flag(message)} (--help describes all options)")
 
 
-def _choices(group: str) -> str:
-    return ", ".join(sorted(path.stem for path in conf_dir().glob(f"{group}/*.yaml")))
-
-
 def describe_options(parser: argparse.ArgumentParser) -> None:
     """Put all options into the help of a parser: the files in conf/, and their comments."""
-    command, conf = " ".join(typed_command()[:2]), conf_dir()
-    parser.prog, parser.usage, parser.epilog = command, f"{command} [-m] [TEXT …] [key=value …]", EPILOG
+    command = " ".join(typed_command()[:2])
+    parser.prog, parser.usage, parser.epilog = command, f"{command} [-m] [TEXT …] [key=value …]", MORE
     parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
-    top = (conf / "train.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
+    top = (conf_dir() / "train.yaml").read_text(encoding="utf-8").partition("\n\n")[0]
     parser.description = re.sub("^# ?", "", top, flags=re.MULTILINE).replace("python train.py", command)
     section = parser.add_argument_group("configs to choose from: each sets several options")
     for group in (*default_groups(), "experiment", "debug", "sweep"):
-        for path in sorted(conf.glob(f"{group}/*.yaml")):
+        for path in sorted(conf_dir().glob(f"{group}/*.yaml")):
             about = re.findall("^# ([^@].*)", path.read_text(encoding="utf-8"), re.MULTILINE)[0]
-            name = f"{'+' if group == 'sweep' else ''}{group}={path.stem}"
-            section.add_argument(name, help=re.sub("(:|:? python train.py .*)$", "", about))
+            about = re.sub("(:|:? python train.py .*)$", "", about)
+            section.add_argument(f"{'+' if group == 'sweep' else ''}{group}={path.stem}", help=about)
     for title, options in all_options().items():
         section = parser.add_argument_group(title or "the run")
         for key, (value, comment) in options.items():
             if comment:
-                name = f"{key}={value}" if value else key
-                section.add_argument(name, help=comment.replace("%", "%%"))
+                section.add_argument(f"{key}={value}".rstrip("="), help=comment.replace("%", "%%"))

@@ -58,13 +58,11 @@ Turn raw text into training batches for GPT models, and train on them.
 commands:
 {}
 
-A text is a path, folder, glob, URL or name. All else are options, key=value, the same for all commands:
+A text is a path, folder, glob, URL or name. All commands take the same options, as key=value:
   lit-gptdata train                                        # a small model on the included text
   lit-gptdata train books/ data.max_length=128             # your own text
   lit-gptdata train -m +sweep=context                      # a sweep
   lit-gptdata rerun multirun/2026-11-22/10-00-00-123456/3  # repeat a job: are its metrics the same?
-  lit-gptdata prepare books/
-  lit-gptdata info --plot tokens.png books/
   lit-gptdata show step=3 books/ data.max_length=128
   lit-gptdata seen step=1000 data=mixture
   lit-gptdata publish s3://bucket/tokens s3://bucket/books/ data.build=ray
@@ -83,7 +81,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = re.findall(r"--[\w-]+", self.format_usage())
         message = explain_flag(message.replace(", override", ""), flags)
-        self.exit(2, f"{self.prog}: {message} ({self.prog} --help)\n")
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of the text
         sys.stdout.reconfigure(errors="backslashreplace")
+    if name in ("-sc", "--shell-completion"):  # Hydra completes what follows the name of a command
+        name, words, line = "train", [name, *words], os.environ.get("COMP_LINE", "")
+        os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+\s+)\S+\s+", r"\1", line)
+        if line and os.environ["COMP_LINE"] == line:
+            print(*COMMANDS)
+            return 0
     if "--version" in (name, *words):
         print(f"lit-gptdata {__version__}")
         return 0
@@ -98,46 +102,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [f"  {each:15}  {run.__doc__}" for each, (run, _) in COMMANDS.items()]
         print(HELP.format("\n".join(lines)))
         return 0
-    if name in ("-sc", "--shell-completion"):
-        name, words = "train", [name, *words]
-        if (line := os.environ.get("COMP_LINE")) is not None:  # Hydra completes what follows the command
-            if len(line.split()) < 2 or (len(line.split()) == 2 and not line.endswith(" ")):
-                print(*COMMANDS)
-                return 0
-            os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+\s+)\S+\s+", r"\1", line)
     if name not in COMMANDS:
         related = [each for each, (run, _) in COMMANDS.items() if name[:6] in str(run.__doc__).lower()]
         near = dict.fromkeys(difflib.get_close_matches(name, COMMANDS) + related)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(COMMANDS)}"
         if "=" in name or os.path.exists(name):
             hint = f"one goes before it, such as {shlex.join(['lit-gptdata', 'train', name, *words])}"
-        print(f"lit-gptdata: {name!r} is not a command: {hint}", file=sys.stderr)
+        print(f"error: {name!r} is not a command: {hint}", file=sys.stderr)
         return 2
-    return run_command(name, words)
-
-
-def run_command(name: str, words: Sequence[str]) -> int:
     run, add_arguments = COMMANDS[name]
-    if run is train and {"-h", "--help"}.isdisjoint(words):  # Hydra parses the words
-        args = argparse.Namespace(words=words)
-    else:
+    args = argparse.Namespace(words=words)
+    if name != "train" or {"-h", "--help"}.intersection(words):  # else Hydra parses the words
         parser = Parser(f"lit-gptdata {name}", description=run.__doc__, allow_abbrev=False)
         add_arguments(parser)
         args = parser.parse_intermixed_args(words)  # an option may be between two overrides
-    try:
-        run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `lit-gptdata show | head` closes the pipe early
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from lit_gptdata.configs import message_for_user, one_line
+    from lit_gptdata.training.errors import short_errors
 
-        if (message := message_for_user(error, ["lit-gptdata", name, *words])) is None:
-            raise
-        print(f"lit-gptdata {name}: {one_line(message)}", file=sys.stderr)
-        return 1
+    try:
+        with short_errors([] if name == "train" else ["lit-gptdata", name, *words]):
+            run(args)
+            sys.stdout.flush()
+    except SystemExit as end:
+        return end.code  # type: ignore[return-value]  # None, a number or a message: SystemExit takes all
     return 0

@@ -28,54 +28,54 @@ def rerun_arguments(parser: argparse.ArgumentParser) -> None:
 def rerun(args: argparse.Namespace) -> None:
     """Repeat a job in a new folder, and compare its metrics with the recorded ones."""
     folder = Path(args.folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}. Give a run's folder, such as multirun/…/3")
     if args.unfinished:
         finish_sweep(folder)
         return
-    recorded = read_result(folder)
-    check_repeatable(folder, recorded)
-    new = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+    recorded, new = read_result(folder), Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+    if problem := why_not(folder, recorded):
+        raise ValueError(f"{folder} {problem}")
     if status := train(new, [f"--config-path={folder.resolve()}", "--config-name=config"]):
         raise SystemExit(status)
     old, metrics = recorded["metrics"], read_result(new)["metrics"]
-    names = [name for name in {**old, **metrics} if name not in SPEEDS]
-    different = [name for name in names if old.get(name) != metrics.get(name)]
-    rows = [["metric", str(folder), str(new), ""]]
-    for name in names:
-        equal = "different" if name in different else "bitwise equal"
-        rows.append([name, str(old.get(name)), str(metrics.get(name)), equal])
+    rows, different = [["metric", str(folder), str(new), ""]], 0
+    for name in (name for name in old | metrics if name not in SPEEDS):
+        equal = old.get(name) == metrics.get(name)
+        different += not equal
+        values = (str(each.get(name)) for each in (old, metrics))
+        rows.append([name, *values, "bitwise equal" if equal else "different"])
     print("", *aligned(rows), sep="\n")
     if different:
-        problem = f"{len(different)} of {len(names)} metrics differ from those of {folder}"
+        problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
         raise ValueError(f"{problem}: the text, packages, hardware or number of threads have changed")
 
 
-def check_repeatable(folder: Path, recorded: dict[str, Any]) -> None:
-    """Raise ValueError, with what to do, if a folder's config.yaml does not repeat its job."""
+def why_not(folder: Path, recorded: dict[str, Any]) -> str:
+    """Say why the config.yaml in a folder does not repeat a job, and what to do; "" if it does."""
     from omegaconf import OmegaConf
 
+    if any(folder.glob("*/result.json")):
+        return "is a sweep: give the folder of one of its jobs, or --unfinished"
     if not (folder / "config.yaml").is_file():
-        if any(folder.glob("*/result.json")):
-            raise ValueError(f"{folder} is a sweep: give the folder of one of its jobs, or --unfinished")
-        raise ValueError(f"{folder} has no config.yaml: give the folder of a run, such as multirun/…/3")
+        return "has no config.yaml: give the folder of a run, such as multirun/…/3"
     if (status := recorded.get("status")) != "completed":
         advice = f"in a sweep, lit-gptdata rerun {folder.resolve().parent} --unfinished runs it"
-        raise ValueError(f"{folder} is not complete, its status is {status}: {advice}")
+        return f"is not complete, its status is {status}: {advice}"
     cfg: Any = OmegaConf.load(folder / "config.yaml")
-    if cfg.get("output_dir") is not None:  # of the first versions: it would overwrite the old run
+    if cfg.get("output_dir") is not None:  # it would overwrite the old run
         again = shlex.join(["lit-gptdata", "train", *recorded["overrides"]])
-        raise ValueError(f"{folder}/config.yaml is of an old version and names its own folder: {again}")
+        return f"is of an old version, whose config.yaml names its own folder: {again}"
     if (nodes := cfg.trainer.get("num_nodes", 1)) != 1:
         again = f"lit-gptdata train --config-path={folder} --config-name=config"
-        raise ValueError(f"{folder} ran on {nodes} machines: on each of them run {again}")
+        return f"ran on {nodes} machines: on each of them run {again}"
+    return ""
 
 
 def finish_sweep(folder: Path) -> None:
     """Run the jobs without a result, one after the other, each in its folder; then write the report."""
     from lit_gptdata.report.page import report_sweep
+    from lit_gptdata.report.rows import check_sweep
 
-    jobs = planned_jobs(folder)
+    jobs = planned_jobs(check_sweep(folder))
     for path in folder.glob("**/result.json"):
         jobs[path.parent.relative_to(folder).as_posix()] = read_result(path.parent)["overrides"]
     for name, overrides in jobs.items():
@@ -87,10 +87,7 @@ def finish_sweep(folder: Path) -> None:
 
 
 def planned_jobs(folder: Path) -> dict[str, list[str]]:
-    """Name of a job's folder → its overrides, as multirun.yaml describes them; {} if it cannot.
-
-    Hydra's own sweeper writes that file. Optuna chooses a job after the others have ended.
-    """
+    """Name of a job's folder → its overrides, from the multirun.yaml of Hydra's own sweeper; else {}."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -111,10 +108,8 @@ def train(folder: Path, words: Sequence[str]) -> int:
     place = f"hydra.run.dir={quote_text(str(folder.resolve()))}"
     process = subprocess.Popen([sys.executable, "-m", "lit_gptdata", "train", *words, place])
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job gets the signal, too
-    try:
-        status = process.wait()
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    status = process.wait()
+    signal.signal(signal.SIGINT, handler)
     if status == 130:
         raise KeyboardInterrupt
     return status

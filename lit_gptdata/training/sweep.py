@@ -22,8 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lit_gptdata._io import as_json, write_json
-from lit_gptdata.configs import root_cause, typed_command
+from lit_gptdata.configs import typed_command
 from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.training.errors import root_cause
 from lit_gptdata.training.ranks import in_sweep
 
 

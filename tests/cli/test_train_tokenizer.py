@@ -63,7 +63,7 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
 )
 def test_a_wrong_command_line_gets_one_line_that_helps(words, message, capsys):
     printed = run(capsys, "train-tokenizer", *words, expect=1)
-    assert printed.startswith("lit-gptdata train-tokenizer: ")
+    assert printed.startswith("error: ")
     assert message in printed
     assert printed.count("\n") == 1
     assert not Path("own.json").exists()

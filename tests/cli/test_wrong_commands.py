@@ -64,13 +64,13 @@ WRONG = {
     "python train.py --config-name=nope": "Cannot find primary config 'nope'",
     "python train.py --experimental-rerun a.pickle": "use lit-gptdata rerun DIR",
     "lit-gptdata seen nope.ckpt": "nope.ckpt: No such file or directory",
-    "lit-gptdata report books": "books contains no jobs",
-    "lit-gptdata rerun nope": "no such folder: nope. Give a run's folder",
+    "lit-gptdata report books": "books is not the folder of a sweep",
+    "lit-gptdata rerun nope": "nope has no config.yaml: give the folder of a run, such as",
     "lit-gptdata rerun books": "books has no config.yaml",
-    "lit-gptdata rerun books --unfinished": "books contains no jobs",
+    "lit-gptdata rerun books --unfinished": "books is not the folder of a sweep",
     "lit-gptdata rerun sweep": "sweep is a sweep: give the folder of one of its jobs, or --unfinished",
     "lit-gptdata rerun sweep/0": "its status is failed: in a sweep, lit-gptdata rerun ",
-    "lit-gptdata rerun sweep/1": "of an old version and names its own folder: lit-gptdata train seed=3",
+    "lit-gptdata rerun sweep/1": "config.yaml names its own folder: lit-gptdata train seed=3",
     "lit-gptdata rerun sweep/2": "ran on 2 machines: on each of them run lit-gptdata train ",
 }
 

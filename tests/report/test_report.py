@@ -491,7 +491,7 @@ def test_the_command_refuses_a_folder_that_is_not_a_sweep(grid, capsys, tmp_path
     ):
         assert main(["report", str(folder)]) == 1
         printed = capsys.readouterr()
-        assert printed.err.startswith("lit-gptdata report: ")
+        assert printed.err.startswith("error: ")
         assert message in printed.err
         assert printed.out == ""
     assert not [*tmp_path.rglob("sweep*")]
