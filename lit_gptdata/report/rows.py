@@ -177,7 +177,7 @@ def same_text(one: Job, other: Job) -> bool:
         return False
     edges = one.val_text["bytes"], other.val_text["bytes"]
     n_bytes = sum(edges[0][1::2]) - sum(edges[0][::2])
-    return sum(abs(a - b) for a, b in zip(*edges, strict=True)) <= 0.01 * n_bytes
+    return bool(sum(abs(a - b) for a, b in zip(*edges, strict=True)) <= 0.01 * n_bytes)
 
 
 def mean_interval(numbers: Sequence[float]) -> tuple[float, float]:
