@@ -76,8 +76,8 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
         is_named = i < len(COLORS)
         color = COLORS[i] if is_named else "#bbb"
         tokens, means, halves = (np.array(column) for column in zip(*row.curve, strict=True))
-        end = "" if math.isnan(halves[-1]) else f" ± {halves[-1]:.2g}"
-        label = f"{_label(sweep, row)} → {means[-1]:#.4g}{end}"
+        interval = "" if math.isnan(halves[-1]) else f" ± {halves[-1]:.2g}"
+        label = f"{_label(sweep, row)} → {means[-1]:#.4g}{interval}"
         for axes in panels:
             axes.plot(
                 tokens,
@@ -89,7 +89,7 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
                 marker="." if len(tokens) < 30 else "",
                 zorder=3 - i / MAX_CURVES,  # the best on top
             )
-            if end:
+            if interval:
                 band = {"color": color, "alpha": 0.2 if len(rows) <= 4 else 0.1, "lw": 0}
                 axes.fill_between(tokens, means - halves, means + halves, **band)
     for axes in panels:
@@ -132,10 +132,13 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
         axes.plot(*zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=label)
 
     are_many = len(lines) > MAX_LINES
-    style = {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {"fmt": "o-", "lw": 1.4}
+    style: Any = (
+        {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {"fmt": "o-", "lw": 1.4}
+    )
     for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
-        label = f" {' · '.join(map(_format, setting))}" if others and not are_many else None
-        axes.errorbar(*zip(*sorted(points), strict=True), ms=4, capsize=3, label=label, **style)
+        name = f" {' · '.join(map(_format, setting))}" if others and not are_many else ""
+        xs, ys, halves = zip(*sorted(points), strict=True)
+        axes.errorbar(xs, ys, halves, ms=4, capsize=3, label=name or None, **style)
     if outside:
         top, label = [0.98] * len(outside), "failed, NaN or above the axis"
         axes.plot(outside, top, "rx", transform=axes.get_xaxis_transform(), label=label)

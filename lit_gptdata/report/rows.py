@@ -173,11 +173,11 @@ def same_text(one: Job, other: Job) -> bool:
     """
     if not (one.val_text and other.val_text):
         return one.val_sources == other.val_sources
-    if one.val_text["sha256"] != other.val_text["sha256"]:
+    if one.val_text.get("sha256") != other.val_text.get("sha256"):
         return False
-    edges = one.val_text["bytes"], other.val_text["bytes"]
+    edges = one.val_text.get("bytes", []), other.val_text.get("bytes", [])
     n_bytes = sum(edges[0][1::2]) - sum(edges[0][::2])
-    return sum(abs(a - b) for a, b in zip(*edges, strict=True)) <= 0.01 * n_bytes
+    return bool(sum(abs(a - b) for a, b in zip(*edges, strict=True)) <= 0.01 * n_bytes)
 
 
 def mean_interval(numbers: Sequence[float]) -> tuple[float, float]:

@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 
+from lit_gptdata.training.sweep import scored_text
+from tests.runs import make_data, opened, write_sources
 from tests.training.run_train import ROOT, STORY, read_metrics, run_train, run_train_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,6 +84,9 @@ def test_a_failed_job_does_not_stop_a_sweep(tmp_path, sweep, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["completed"] * 3 + ["failed"]
     assert rows[3]["error"] == jobs[2]["error"]
+    texts = [job["val_text"] for job in completed]
+    assert texts[0]["bytes"][1] == len(STORY.encode())
+    assert texts == [texts[0]] * 3  # whatever the length of the windows
     scores = [float(row["val_bits_per_byte"]) for row in rows[:3]]
     assert scores == sorted(scores)
     assert "ValueError: max_length" in (tmp_path / "sweep" / "sweep.html").read_text()
@@ -91,6 +98,10 @@ def test_a_failed_job_does_not_stop_a_sweep(tmp_path, sweep, monkeypatch):
     assert metrics(tmp_path / "alone") == metrics(tmp_path / "sweep" / "1")
     alone = json.loads((tmp_path / "alone" / "result.json").read_text())
     assert alone["metrics"]["val_loss"] == jobs[1]["metrics"]["val_loss"]
+    saved = [tmp_path / run / "checkpoints" / "last.ckpt" for run in ("sweep/1", "alone")]
+    of_sweep, of_run = [torch.load(path, weights_only=True).keys() for path in saved]
+    assert "optimizer_states" in of_run
+    assert "optimizer_states" not in of_sweep  # in a sweep only weights
     curve = [float(row["tokens"]) for row in metrics(tmp_path / "alone") if row["val_loss"]]
     assert curve == [0, 128, 256, 256]
 
@@ -179,3 +190,32 @@ def test_a_failed_trial_does_not_stop_optuna(tmp_path, sweep):
     trials = ("hydra.sweeper.n_trials=4", "data.batch_size=choice(4,30)")
     sweep("-m", "+sweep=optuna", "max_tokens=300", *trials, "hydra.sweep.dir=sweep", expect=1)
     assert {result["status"] for result in results(tmp_path / "sweep")} == {"completed", "failed"}
+
+
+def test_the_text_that_val_loss_covers_is_recorded(tmp_path):
+    def scored(limit: int | float = 1.0, **options) -> dict:
+        data = opened(make_data(tmp_path, **options))
+        silent = {"logger": False, "accelerator": "cpu", "enable_checkpointing": False}
+        data.trainer = L.Trainer(limit_val_batches=limit, enable_progress_bar=False, **silent)
+        return scored_text(data)
+
+    whole = scored()
+    begin, end = whole["bytes"]
+    assert end == (tmp_path / "words.txt").stat().st_size
+    assert (end - begin) / end == pytest.approx(0.1, abs=0.01)
+    same = ({"max_length": 16}, {"batch_size": 2}, {"stride": 3, "seed": 5}, {"limit": 999})
+    assert [scored(**options) for options in same] == [whole] * len(same)
+    part = scored(limit=2)
+    assert part["sha256"] == whole["sha256"]
+    assert part["bytes"][0] == begin
+    assert part["bytes"][1] < end
+    assert scored(limit=2, batch_size=2)["bytes"][1] < part["bytes"][1]
+    assert scored(limit=2, batch_size=2, max_length=16)["bytes"] == part["bytes"]
+    assert scored(val_fraction=0.2)["bytes"] != whole["bytes"]
+
+    sources = write_sources(tmp_path)
+    mixed = scored(corpus=sources)
+    assert len(mixed["bytes"]) == 6
+    assert mixed["sha256"] != whole["sha256"]
+    only_scored = scored(corpus={"web": sources["web"]}, val_corpus={"code": sources["code"]})
+    assert only_scored["bytes"] == mixed["bytes"][:2]
