@@ -61,6 +61,7 @@ def table_of(group: str) -> str:
 
 def execute(notebook: Path) -> dict[str, str | bytes]:
     """Run a notebook in an empty folder: its page, and the pictures that the page shows, by name."""
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # transformers without ipywidgets
     cells = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -363,7 +363,11 @@ class GPTDataModule(L.LightningDataModule):
         return self._resume.find_batch(step, epoch, rank, world_size)[1]
 
     def show(self, step: int = 0, *, window: int | None = None) -> ShownText:
-        """The text of a training step, see `windows_at`, or of one window; a notebook colors tokens."""
+        """The text of a training step, counted as in `windows_at`, or of one train window.
+
+        `print` has the inputs. A notebook shows each input above its target, as colored tokens. Raises
+        the errors of `windows_at`, and ValueError for a window that does not exist.
+        """
         if window is not None:
             return ShownText("", self.train_windows, [check_integer("window", window, 0)], self._data)
         windows, indices = self._resume.find_batch(step, None, None, None)

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lit_gptdata._checks import check_integer
 from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
@@ -114,7 +115,7 @@ class Resume(L.Callback):
         """The windows that a batch is from, and its indices in them; see `GPTDataModule.windows_at`."""
         if self._data._draws and not self._data._drawn_seed.is_shared:
             raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
-        rank = self._data._ranks.rank if rank is None else rank
+        step, rank = check_integer("step", step), self._data._ranks.rank if rank is None else rank
         history, windows = self.history(world_size), self._data.train_windows
         key, number = ("batch", step) if epoch is None else ("epoch", epoch)
         data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])

@@ -48,7 +48,7 @@ def test_the_tutorial_runs_alone_and_prints_the_shapes(tmp_path, monkeypatch):
             assert output.get("name") != "stderr", output.text
     assert pictures == {"draw-tokens", "draw-windows", "draw-split", "draw-tables", "draw-loss"}
     assert printed["encode"].startswith("58 characters, 17 tokens\n[464, 3290, ")
-    counts = [int(line.split()[0]) for line in printed["draw-windows"].splitlines()]
+    counts = [int(line.split()[0]) for line in printed["strides"].splitlines()]
     assert counts == [13, 4, 2]  # windows with stride 1, 4 and 8
     assert printed["first-batch"].startswith("torch.Size([8, 4])\n")
     assert "sum           torch.Size([8, 4, 256])\nx is the sum: True" in printed["stem"]

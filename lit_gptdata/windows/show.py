@@ -15,13 +15,14 @@ from lit_gptdata.windows.sources import Sources
 SEPARATOR = "·"  # printed between two tokens if the output has no colors
 COLORS = ("\x1b[30;46m", "\x1b[30;47m")  # of tokens, in turn: black on cyan, black on white
 RESET = "\x1b[0m"
-NOTEBOOK_TOKENS = 8192  # a notebook shows about this many inputs: each needs 150 bytes of HTML
+NOTEBOOK_TOKENS = 8192  # a notebook shows about this many inputs, each 100 bytes of HTML
 
 STYLE = """<style>
 .lit-gptdata {font: 13px/1.5 ui-monospace, monospace; overflow-wrap: anywhere}
 .lit-gptdata .row {display: flex; flex-wrap: wrap; gap: 4px 1px; margin: 2px 0 12px}
 .lit-gptdata .row > span {display: flex; flex-direction: column; max-width: 100%}
-.lit-gptdata .row > span > span {white-space: break-spaces; padding: 0 1px; color: #111}
+.lit-gptdata .row > span > span {white-space: break-spaces; padding: 0 1px; color: #111;
+  min-height: 1.5em}
 .lit-gptdata .c0 {background: #a5d8f3} .lit-gptdata .c1 {background: #fdd6a0}
 .lit-gptdata .c2 {background: #b9e4b4} .lit-gptdata .c3 {background: #e2c9f2}
 </style>"""

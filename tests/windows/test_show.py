@@ -66,11 +66,19 @@ def test_one_window_can_be_shown(words):
             words.show(window=window)
 
 
-def test_a_step_that_does_not_exist_has_the_error_of_batch_at(words):
-    with pytest.raises(ValueError, match="step=-1 does not exist") as expected:
-        words.batch_at(-1)
-    with pytest.raises(ValueError, match="step=-1 does not exist") as error:
-        words.show(-1)
+@pytest.mark.parametrize(
+    ("step", "kind", "message"),
+    [
+        (-1, ValueError, "step=-1 does not exist"),
+        (1.5, TypeError, "step must be an integer, got 1.5"),
+        ("3", TypeError, "step must be an integer, got '3'"),
+    ],
+)
+def test_a_step_that_does_not_exist_has_the_error_of_batch_at(words, step, kind, message):
+    with pytest.raises(kind, match=message) as expected:
+        words.batch_at(step)
+    with pytest.raises(kind, match=message) as error:
+        words.show(step)
     assert str(error.value) == str(expected.value)
     assert "\n" not in str(error.value)
 
