@@ -102,19 +102,19 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise ValueError(f"{redact(url)}: chained file systems (::) are not supported; give a plain URL")
     if scheme in CREDENTIALS and "@" in url.split("/")[2]:
         raise ValueError(f"{redact(url)}: give no credentials in a URL, but in {CREDENTIALS[scheme]}")
+    if is_url(url) and scheme not in fsspec.available_protocols():
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise ValueError(f"{redact(url)}: unknown scheme {scheme!r}; fsspec knows {known}")
     # otherwise a web server may compress the response, and its ranges count compressed bytes
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
     try:
         fs, path = fsspec.core.url_to_fs(url, **(plain if scheme in ("http", "https") else {}))
+        return fs, path
     except ImportError as error:
         needed = f" needs {PACKAGES[scheme]}" if scheme in PACKAGES else f": {error}"
         raise ImportError(redact(url) + needed) from error
     except Exception as error:
-        if scheme not in fsspec.available_protocols():
-            known = ", ".join(sorted(fsspec.available_protocols()))
-            raise ValueError(f"{redact(url)}: unknown scheme {scheme!r}; fsspec knows {known}") from None
         raise _permanent_error(url, error) or RemoteError(f"{redact(url)}: {_describe(error)}") from None
-    return fs, path
 
 
 class Retries:

@@ -190,9 +190,7 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
     if start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
         return "a notebook", "jupyter nbconvert --to script {path}"
     if start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
-        has_key = _is_json_lines(start, text_column, ".log")
-        what = f"JSON Lines, not one text{'' if has_key else ' (name it .log to read it as text)'}"
-        return what, "mv {packed} {stem}.jsonl{compression}"
+        return "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
     if re.match(rb'\[\s*[{"]', start):
         is_short, has_key = len(head) < CHUNK_BYTES, json.dumps(text_column).encode() in start
         if _is_json(start, is_short) if suffix in ("", ".txt") else has_key:

@@ -7,7 +7,6 @@ is listed again or raises an error, because a corpus must not lose text unnotice
 """
 
 import difflib
-import errno
 import fnmatch
 import functools
 import glob
@@ -88,11 +87,9 @@ def _mode(path: str | os.PathLike[str]) -> int:
     """The `st_mode` of a file, with links followed; 0 if it does not exist."""
     try:
         return os.stat(path).st_mode
-    except ValueError:  # a null character
-        return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            raise
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # also a loop of links, a name that is too long, a null character
         return 0
 
 

@@ -169,14 +169,6 @@ def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
     ray.get(tasks)
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_named(tmp_path, connected, monkeypatch):
-    write_txt(tmp_path / "a.txt", "some text")
-    monkeypatch.setattr(Path, "touch", lambda path: None)  # so the sentinel is missing
-    message = r"does not see .*, which the driver has written: set data_dir to a folder that"
-    with pytest.raises(FileNotFoundError, match=message):
-        build(tmp_path, tmp_path / "t", build="ray")
-
-
 def test_relative_paths_are_relative_to_the_driver(tmp_path, connected, monkeypatch):
     write_txt(tmp_path / "a.txt", words(250_000))
     monkeypatch.chdir(tmp_path)

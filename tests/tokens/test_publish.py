@@ -329,10 +329,10 @@ def test_a_cluster_computes_the_same_hashes(corpus, cluster, monkeypatch):
         RayTasks(None, cluster).hash(files, seen.append)
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_named(corpus, cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "touch", lambda path: None)  # so the sentinel is missing
-    with pytest.raises(FileNotFoundError, match=r"does not see .*/share/.*publish to an object store"):
-        publish_text(corpus, GPT2, tmp_path / "share", BuildOptions(build="ray", ray_address=cluster))
+def test_a_folder_that_lacks_what_workers_wrote_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Objects, "sizes", lambda self: {})  # as if a node has another disk
+    with pytest.raises(ValueError, match=r"/\w+ lacks 00000-000.bin, .*a folder that all nodes s"):
+        publish_text(corpus, GPT2, tmp_path / "share")
     assert not list(tmp_path.rglob("manifest.json"))
 
 

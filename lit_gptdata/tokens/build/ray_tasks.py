@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import threading
-import uuid
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from lit_gptdata.text.formats import FileSlice
 from lit_gptdata.text.remote_file import OnBytes, TextFile, sha256_of, size_of
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
-from lit_gptdata.tokens.shards import writing
 
 try:
     import ray
@@ -32,6 +30,7 @@ except ImportError as error:
     raise ImportError("build='ray' needs the package ray: pip install 'lit-gptdata[ray]'") from error
 
 RETRIES = 3  # how often Ray repeats a task if its worker or node was lost
+TASKS_PER_CORE = 2  # one runs and one waits: no core is idle, and a cluster that scales sees more work
 SILENCE_S = 60.0  # without a first result; then a warning reports the resources. A task takes seconds
 HASH_BYTES = 256 << 20  # the least that a task hashes: a fraction of a second of work
 CONNECT_S = 10.0  # to wait for a connection to the cluster; Ray itself would try for minutes
@@ -62,9 +61,9 @@ class RayTasks:
 
     def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
         finished: dict[int, Shards] = {}
-        with self.session(), _sentinel(encoder.output.shared_folder) as sentinel:
+        with self.session():
             # Ray fetches an argument before a task, but not inside a list: a worker needs it only once
-            shared = [ray.put((encoder, sentinel))]
+            shared = [ray.put(encoder)]
             start = functools.partial(_encode_task.remote, shared)
             slices = {unit: [replace(s, path=_absolute(s.path)) for s in units[unit]] for unit in units}
             with contextlib.closing(self._results(start, slices)) as results:
@@ -89,11 +88,12 @@ class RayTasks:
         """Start a task for each number and yield (number, result) as the tasks end."""
         waiting = iter(work.items())
         running: dict[Any, int] = {}
-        limit = self.workers or len(work)
         timeout_s: float | None = SILENCE_S  # of the first result
         try:
             while True:
-                for number, item in itertools.islice(waiting, limit - len(running)):
+                n_cores = int(ray.cluster_resources().get("CPU", 0))
+                limit = self.workers or TASKS_PER_CORE * max(1, n_cores)
+                for number, item in itertools.islice(waiting, max(0, limit - len(running))):
                     running[start(number, item)] = number
                 if not running:
                     return
@@ -152,31 +152,10 @@ def _connect(address: str | None) -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-@contextlib.contextmanager
-def _sentinel(folder: Path | None) -> Iterator[Path | None]:
-    """A file by which workers check that they see the driver's folder, not another one of that name."""
-    if folder is None:
-        yield None
-        return
-    sentinel = folder / f"sentinel-{uuid.uuid4().hex}"
-    with writing(sentinel):
-        folder.mkdir(parents=True, exist_ok=True)
-        sentinel.touch()
-    try:
-        yield sentinel
-    finally:
-        sentinel.unlink(missing_ok=True)
-
-
 @functools.lru_cache(maxsize=1)
 def _fetch_encoder(shared: Any) -> Encoder:
     """The encoder of a build, fetched once by each worker process."""
-    encoder, sentinel = ray.get(shared)
-    if sentinel is not None and not sentinel.exists():
-        problem = f"does not see {sentinel}, which the driver has written"
-        advice = "set data_dir to a folder that all nodes see, or publish to an object store"
-        raise FileNotFoundError(f"the node {socket.gethostname()} {problem}: {advice}")
-    return encoder  # type: ignore[no-any-return]
+    return ray.get(shared)  # type: ignore[no-any-return]
 
 
 def _encode_unit(shared: Any, unit: int, slices: list[FileSlice]) -> tuple[Shards, CaughtWarnings]:

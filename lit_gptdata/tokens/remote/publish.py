@@ -87,6 +87,10 @@ def publish_text(
                 records.remove_all()  # a later run cannot use the shards
                 raise
             target.write("vocab.bin", vocab)
+            sizes = target.sizes()
+            if absent := [file.name for file in manifest.files if sizes.get(file.name) != file.size]:
+                problem = f"{target!r} lacks {', '.join(absent)}, which workers wrote"
+                raise ValueError(f"{problem}: give an object store, or a folder that all nodes share")
             target.write("manifest.json", manifest.to_json())
         records.remove_all()
     return target.url
