@@ -43,14 +43,14 @@ class ShownText:
     def __init__(self, title: str, windows: Windows, indices: Sequence[int], sources: Sources) -> None:
         """`windows`: train windows of `sources`, or of earlier data of the run."""
         self.title, self.tokenizer = title, sources.owner.tokenizer
-        if (most := max(indices)) >= len(windows) and not isinstance(windows, Mixture):
+        if (most := max(indices, default=0)) >= len(windows) and not isinstance(windows, Mixture):
             raise ValueError(f"window must be an integer in [0, {len(windows):,}), got {most}")
         inputs, targets = windows.batch(indices)  # (B, T) each
         names, parts = [""] * len(inputs), {"": windows}
         if isinstance(windows, Mixture):
             names, indices = (array.tolist() for array in windows.locate(indices))
             parts = windows.sources
-        self.windows = []
+        self.windows, self.n_shown = [], max(1, NOTEBOOK_TOKENS // windows.spans.max_length)
         for name, index, *ids in zip(names, indices, inputs.tolist(), targets.tolist(), strict=True):
             start = int(parts[name].starts([index])[0])
             end = start + len(ids[0])
@@ -61,25 +61,22 @@ class ShownText:
     def __str__(self) -> str:
         use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         lines = [f"{self.title}\n"] if self.title else []
+        paint = colored if use_colors else separated
         for window in self.windows:
             texts = list(decode_each(self.tokenizer.decode_each(window.inputs)))
-            text = (
-                colored(texts) if use_colors else SEPARATOR.join(visible(t, "\n", "\t") for t in texts)
-            )
-            lines += [window.title, f"{text}\n"]
+            lines += [window.title, f"{paint(texts)}\n"]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        n_shown = max(1, NOTEBOOK_TOKENS // len(self.windows[0].inputs))
         title = "; ".join(filter(None, [self.title, "each input is above its target, the next token"]))
         lines = [STYLE, "<div class='lit-gptdata'>", _div(title)]
-        for window in self.windows[:n_shown]:
+        for window in self.windows[: self.n_shown]:
             above, below = self._cells(window.inputs, 0), self._cells(window.targets, 1)
             columns = (f"<span>{a}{b}</span>" for a, b in zip(above, below, strict=True))
             lines += [_div(window.title), "<div class='row'>", *columns, "</div>"]
-        if (n_more := len(self.windows) - n_shown) > 0:
+        if (n_more := len(self.windows) - self.n_shown) > 0:
             lines += [_div(f"… and {n_more:,} more windows, which print() shows")]
         return "".join([*lines, "</div>"])
 
@@ -110,6 +107,10 @@ def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
     yield from filter(None, [decoder.decode(b"", final=True)])
 
 
+def separated(texts: Sequence[str]) -> str:
+    return SEPARATOR.join(visible(text, "\n", "\t") for text in texts)
+
+
 def colored(texts: Sequence[str]) -> str:
     """Put the texts on alternating backgrounds. A line end is shown as ⏎."""
     painted = ""
@@ -120,7 +121,7 @@ def colored(texts: Sequence[str]) -> str:
 
 def visible(text: str, newline: str, tab: str) -> str:
     r"""Replace invisible characters, because text must not control a terminal: "\x1b" → "␛"."""
-    own = {"\n": newline, "\t": tab, " ": " ", "\x7f": "␡"}
+    own = {"\n": newline, "\t": tab, "\x7f": "␡"}
     return "".join(
         c if c.isprintable() else own.get(c) or (chr(0x2400 + ord(c)) if c < " " else ascii(c)[1:-1])
         for c in text

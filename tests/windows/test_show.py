@@ -123,6 +123,12 @@ def test_a_notebook_shows_a_part_of_a_large_batch(words, monkeypatch):
     assert "… and 1 more windows, which print() shows" in words.show(0)._repr_html_()
 
 
+def test_a_rank_without_windows_in_a_step_shows_none(words):
+    shown = type(words.show(0))("step 9: 0 windows", words.train_windows, [], words._data)
+    assert str(shown) == "step 9: 0 windows\n"
+    assert cells(shown) == ([], [])
+
+
 def test_data_of_an_earlier_stage_of_a_run_has_no_origin(words, tmp_path):
     other = opened(GPTDataModule(write_text(tmp_path), data_dir=tmp_path / "other", **LENGTHS))
     shown = type(words.show(0))("", words.train_windows, [3], other._data)
