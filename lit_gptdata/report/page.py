@@ -59,6 +59,7 @@ def as_html(sweep: Sweep, pictures: Sequence[Picture]) -> str:
         metric=METRICS[sweep.metric],
         counts=[*COUNTS],
         metrics=[sweep.metric, *(name for name in _metric_names(sweep) if name != sweep.metric)],
+        partial=any(sweep.metric in j.metrics for j in sweep.jobs if j.status != "completed"),
         pictures=pictures,
     )
 
@@ -96,13 +97,13 @@ def as_text(sweep: Sweep) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     for i, row in enumerate(sweep.rows, 1):
         lines[i] += "".join(f"\n    {shorten(note, 160)}" for note in notes(sweep, row))
-    return "\n".join([_count_jobs(sweep), headline(sweep), "", *lines])
+    return "\n".join([_count_jobs(sweep), *headline(sweep), "", *lines])
 
 
-def headline(sweep: Sweep) -> str:
-    """Say which row is best, as far as the intervals tell."""
+def headline(sweep: Sweep) -> list[str]:
+    """Say which row is best, as far as the intervals tell, and then what that means."""
     if not sweep.scored:
-        return "No job has a result yet."
+        return ["No job has a result yet."]
     rows, found = sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1], []
     for row in rows[:MAX_TIED]:
         name = f"job{'s' if len(row.jobs) > 1 else ''} {shorten(row.name, 60)}"
@@ -111,13 +112,14 @@ def headline(sweep: Sweep) -> str:
         few = f" ({n} of {n_all} seeds)" if n < n_all else ""
         found.append(f"{', '.join([name, *settings])}: {format_number(*row.score)}{few}")
     found += [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
-    text = f"{(sweep.verdict or 'result').capitalize()} by {METRICS[sweep.metric]}: {'; '.join(found)}."
+    verdict = (sweep.verdict or "result").capitalize()
+    sentences = [f"{verdict} by {METRICS[sweep.metric]}: {'; '.join(found)}."]
     if not all(math.isnan(row.score[1]) for row in sweep.scored):
-        text += " ± is the 95 % interval of the mean over seeds (Student's t)"
-        text += ", and these intervals overlap." if sweep.verdict == "tied" else "."
+        overlap = ", and these intervals overlap" if sweep.verdict == "tied" else ""
+        sentences += [f"± is the 95 % interval of the mean over seeds (Student's t){overlap}."]
     if sweep.verdict == "lowest" and not sweep.others:
-        text += " One seed shows no spread, so a difference may be chance: repeat with seed=0,1,2."
-    return text
+        sentences += ["One seed shows no spread, so a difference may be chance: repeat with seed=0,1,2."]
+    return sentences
 
 
 def notes(sweep: Sweep, row: Row) -> list[str]:

@@ -73,24 +73,19 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
     figure = Figure(layout="constrained")
     panels = figure.subplots(2, height_ratios=(2, 3))
     for i, row in enumerate(rows[:MAX_CURVES]):
-        is_named = i < len(COLORS)
-        color = COLORS[i] if is_named else "#bbb"
         tokens, means, halves = (np.array(column) for column in zip(*row.curve, strict=True))
-        interval = "" if math.isnan(halves[-1]) else f" ± {halves[-1]:.2g}"
-        label = f"{_label(sweep, row)} → {means[-1]:#.4g}{interval}"
+        has_band = not math.isnan(halves[-1])
+        label = f"{_label(sweep, row)} → {means[-1]:#.4g}" + (f" ± {halves[-1]:.2g}" if has_band else "")
+        if i >= len(COLORS):
+            label = "other jobs" if i == len(COLORS) else ""
+        style: Any = {"color": COLORS[i] if i < len(COLORS) else "#bbb", "zorder": 3 - i / MAX_CURVES}
+        style |= {"lw": 2.2 if row in sweep.leaders else 1.2, "marker": "." if len(tokens) < 30 else ""}
         for axes in panels:
             axes.plot(
-                tokens,
-                means,
-                label=label if is_named else "other jobs" if i == len(COLORS) else None,
-                color=color,
-                linewidth=2.2 if row in sweep.leaders else 1.2,
-                linestyle="-" if row.status == "completed" else "--",
-                marker="." if len(tokens) < 30 else "",
-                zorder=3 - i / MAX_CURVES,  # the best on top
+                tokens, means, "-" if row.status == "completed" else "--", label=label or None, **style
             )
-            if interval:
-                band = {"color": color, "alpha": 0.2 if len(rows) <= 4 else 0.1, "lw": 0}
+            if has_band:
+                band: Any = {"color": style["color"], "alpha": 0.2 if len(rows) <= 4 else 0.1, "lw": 0}
                 axes.fill_between(tokens, means - halves, means + halves, **band)
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -132,13 +127,12 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
         axes.plot(*zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=label)
 
     are_many = len(lines) > MAX_LINES
-    style: Any = (
-        {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {"fmt": "o-", "lw": 1.4}
-    )
+    style: Any = {"fmt": "o-", "ms": 4, "lw": 1.4, "capsize": 3}
+    style |= {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {}
     for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
         name = f" {' · '.join(map(_format, setting))}" if others and not are_many else ""
         xs, ys, halves = zip(*sorted(points), strict=True)
-        axes.errorbar(xs, ys, halves, ms=4, capsize=3, label=name or None, **style)
+        axes.errorbar(xs, ys, halves, label=name or None, **style)
     if outside:
         top, label = [0.98] * len(outside), "failed, NaN or above the axis"
         axes.plot(outside, top, "rx", transform=axes.get_xaxis_transform(), label=label)

@@ -1,8 +1,8 @@
 """The rows of a report: jobs that differ only in their seeds, with mean and 95 % interval, lowest first.
 
-    read_sweep(folder).rows[0].mean, .interval  ->  2.312, 0.008
+    read_sweep(folder).rows[0].score  ->  (2.312, 0.008)
 
-The interval is Student's t interval of the mean, so it needs two seeds.
+The second number is half of the width of Student's t interval of the mean. It needs two seeds.
 """
 
 import math
@@ -109,7 +109,12 @@ class Sweep:
     def leaders(self) -> list[Row]:
         """The row with the lowest mean, and those whose intervals overlap its interval."""
         rows = [row for row in self.scored if row not in self.others]
-        return rows[:1] + [row for row in rows[1:] if overlap(rows[0].score, row.score)]
+        ends = [mean - (0 if math.isnan(half) else half) for mean, half in (row.score for row in rows)]
+        return [
+            row
+            for row, low in zip(rows, ends, strict=True)
+            if row is rows[0] or low <= sum(rows[0].score)
+        ]
 
     @property
     def verdict(self) -> str:
@@ -188,11 +193,6 @@ def mean_interval(numbers: Sequence[float]) -> tuple[float, float]:
         return mean, math.nan
     variance = math.fsum((number - mean) * (number - mean) for number in numbers) / (n - 1)
     return mean, t_quantile(n - 1) * math.sqrt(variance / n)
-
-
-def overlap(lowest: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether two intervals (mean, half) overlap. The other one may be a point, without an interval."""
-    return other[0] - lowest[0] <= lowest[1] + (0 if math.isnan(other[1]) else other[1])
 
 
 def t_quantile(df: int) -> float:

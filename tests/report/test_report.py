@@ -105,7 +105,7 @@ def test_a_report_has_a_table_pictures_and_a_page_that_loads_nothing(grid):
     text = text_of(html)
     assert "4 jobs: 3 completed, 1 failed." in text
     lowest = "Lowest by validation bits per byte: job 3, data.max_length=64, stem.dim=16: 2.2000."
-    assert f"{lowest} One seed shows no spread" in text
+    assert f"{lowest}\nOne seed shows no spread" in text
     assert "Each job trained on 1,000 tokens." in text
     assert "All jobs: sweep=x" in text
     assert "2026-11-22/10-00-00" in text
@@ -465,13 +465,11 @@ def test_the_command_prints_a_table(grid, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "4 jobs: 3 completed, 1 failed"
     assert printed[1].startswith("Lowest by validation bits per byte: job 3, data.max_length=64")
-    assert (
-        " ".join(printed[3].split())
-        == "job status data.max_length stem.dim seeds val_bits_per_byte tokens"
-    )
-    assert printed[4].split() == ["3", "★", "completed", "64", "16", "1", "2.2000", "1,000"]
-    assert printed[7].split() == ["1", "failed", "32", "16", "0", "–", "–"]
-    assert printed[8] == "    ValueError: stride=0 give >= 1"
+    columns = "job status data.max_length stem.dim seeds val_bits_per_byte tokens"
+    assert printed[4].split() == columns.split()
+    assert printed[5].split() == ["3", "★", "completed", "64", "16", "1", "2.2000", "1,000"]
+    assert printed[8].split() == ["1", "failed", "32", "16", "0", "–", "–"]
+    assert printed[9] == "    ValueError: stride=0 give >= 1"
     assert printed[-2:] == ["report  sweep.html", "table   sweep.csv"]
     assert (grid / "sweep.html").stat().st_size > 10_000
 

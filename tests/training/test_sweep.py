@@ -12,7 +12,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from lit_gptdata.configs import conf_dir, register_resolvers
 from lit_gptdata.training.sweep import scored_text
 from tests.runs import make_data, opened, write_sources
 from tests.training.run_train import ROOT, STORY, read_metrics, run_train, run_train_here
@@ -190,6 +192,19 @@ def test_a_failed_trial_does_not_stop_optuna(tmp_path, sweep):
     trials = ("hydra.sweeper.n_trials=4", "data.batch_size=choice(4,30)")
     sweep("-m", "+sweep=optuna", "max_tokens=300", *trials, "hydra.sweep.dir=sweep", expect=1)
     assert {result["status"] for result in results(tmp_path / "sweep")} == {"completed", "failed"}
+
+
+@pytest.mark.parametrize("length", [64, 7])
+def test_the_strides_of_a_sweep_follow_the_length_of_the_windows(length):
+    register_resolvers()
+    strides = []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        params = compose("train", ["+sweep=stride"], return_hydra_config=True).hydra.sweeper.params
+        (key,) = params
+        for value in params[key].split(","):
+            cfg = compose("train", ["+sweep=stride", f"{key}={value}", f"data.max_length={length}"])
+            strides.append(cfg.data.stride)
+    assert strides == [length // 2, length]
 
 
 def test_the_text_that_val_loss_covers_is_recorded(tmp_path):
