@@ -69,7 +69,7 @@ def test_the_mixture_example_runs(capsys):
 
 def test_the_resume_example_continues_after_a_kill(tmp_path, monkeypatch, capsys):
     setup = EXAMPLE[: EXAMPLE.index("L.Trainer")].replace("256", "32")
-    fit = RESUME.replace("=50", "=4").replace("max_steps=200", "max_steps=12, limit_val_batches=1")
+    fit = RESUME.replace(": 50", ": 4").replace("max_steps=200", "max_steps=12, limit_val_batches=1")
     assert fit.count("callbacks=saves") == 1
     fit = fit.replace("callbacks=saves", "callbacks=[Kill(), saves]")
     kill = """

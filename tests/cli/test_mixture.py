@@ -395,7 +395,7 @@ def test_the_standard_library_is_a_corpus_of_its_top_modules(tmp_path):
 
 def documented() -> list[str]:
     """The first commands in docs/mixtures.md, and the commands in the configs' comments."""
-    text = (ROOT / "docs" / "mixtures.md").read_text().partition("\n## ")[0]
+    text = (ROOT / "docs" / "mixtures.md").read_text().partition("\n## ")[0].replace("\\\n", "")
     text += "".join((ROOT / f"conf/data/{name}.yaml").read_text() for name in ("mixture", "sources"))
     found = re.findall(r"(?:python train\.py|lit-gptdata train) (.*)", text)
     return [line for line in found if "data=mine" not in line]
