@@ -1,17 +1,21 @@
 """The Hydra app behind `lit-gptdata train` and `python train.py`: its help, its config, and its jobs."""
 
 import argparse
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
 
 from lit_gptdata.cli.overrides import as_overrides
+from lit_gptdata.cli.rerun import read_result
 from lit_gptdata.configs import (
     all_options,
     conf_dir,
@@ -65,6 +69,13 @@ def run(words: Sequence[str]) -> None:
 
 def run_job(cfg: Any) -> float:
     """Run one job; return the final loss, which a sweeper minimizes."""
+    if os.environ.get("LIT_GPTDATA_UNFINISHED"):  # set by lit-gptdata rerun
+        hydra = HydraConfig.get()
+        result = read_result(Path(hydra.runtime.output_dir))
+        if result.get("overrides", hydra.overrides.task) != hydra.overrides.task:
+            raise ValueError(f"the sweep has changed: this job was {result['overrides']}")
+        if result.get("status") == "completed":
+            return math.nan
     from lit_gptdata.cli.train import main
 
     return main(cfg)

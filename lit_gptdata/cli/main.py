@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters of the text
         sys.stdout.reconfigure(errors="backslashreplace")
-    if name in ("-sc", "--shell-completion"):  # Hydra completes what follows the name of a command
+    if name in ("-sc", "--shell-completion"):  # Hydra completes options, and fails at other words
         name, words, line = "train", [name, *words], os.environ.get("COMP_LINE", "")
-        os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+\s+)\S+\s+", r"\1", line)
+        os.environ["COMP_LINE"] = re.sub(r"(?<=\s)[\w./][^\s=]*\s+", "", line)
         if line and os.environ["COMP_LINE"] == line:
             print(*COMMANDS)
             return 0

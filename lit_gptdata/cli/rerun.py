@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -34,7 +35,8 @@ def rerun(args: argparse.Namespace) -> None:
     recorded, new = read_result(folder), Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
     if problem := why_not(folder, recorded):
         raise ValueError(f"{folder} {problem}")
-    if status := train(new, [f"--config-path={folder.resolve()}", "--config-name=config"]):
+    words = [f"--config-path={folder.resolve()}", "--config-name=config", f"hydra.run.dir={new}"]
+    if status := train(words):
         raise SystemExit(status)
     old, metrics = recorded["metrics"], read_result(new)["metrics"]
     rows, different = [["metric", str(folder), str(new), ""]], 0
@@ -71,43 +73,28 @@ def why_not(folder: Path, recorded: dict[str, Any]) -> str:
 
 
 def finish_sweep(folder: Path) -> None:
-    """Run the jobs without a result, one after the other, each in its folder; then write the report."""
-    from lit_gptdata.report.page import report_sweep
-    from lit_gptdata.report.rows import check_sweep
-
-    jobs = planned_jobs(check_sweep(folder))
-    for path in folder.glob("**/result.json"):
-        jobs[path.parent.relative_to(folder).as_posix()] = read_result(path.parent)["overrides"]
-    for name, overrides in jobs.items():
-        if read_result(folder / name).get("status") != "completed":
-            print(f"job {name}: {shlex.join(overrides)}", flush=True)
-            train(folder / name, [*overrides, "hydra.sweeper.params=null"])
-    if n := len(jobs) - report_sweep(folder).count("completed"):
-        raise ValueError(f"{n} of {len(jobs)} jobs did not complete: the table says why")
-
-
-def planned_jobs(folder: Path) -> dict[str, list[str]]:
-    """Name of a job's folder → its overrides, from the multirun.yaml of Hydra's own sweeper; else {}."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """Run the command of a sweep again, which leaves out the jobs that completed."""
     from omegaconf import OmegaConf
 
-    if not (folder / "multirun.yaml").is_file():
-        return {}
+    from lit_gptdata.report.rows import check_sweep
+
+    if not (check_sweep(folder) / "multirun.yaml").is_file():
+        advice = "run its command again with hydra.sweeper.storage and study_name, which adds trials"
+        raise ValueError(f"{folder} has no multirun.yaml, as after an Optuna sweep: {advice}")
     hydra: Any = OmegaConf.load(folder / "multirun.yaml").hydra
-    if OmegaConf.to_container(hydra.sweep)["subdir"] != "${hydra.job.num}":
-        return {}
-    words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*words, *hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    return {str(number): job for number, job in enumerate(jobs)}
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [each for each in hydra.runtime.config_sources if each.provider in flags]
+    words = [f"{flags[each.provider]}={each.path}" for each in sources]
+    words += [f"--config-name={hydra.job.config_name}", *hydra.overrides.hydra, *hydra.overrides.task]
+    words += ["-m", f"hydra.sweep.dir={quote_text(str(folder.resolve()))}"]
+    raise SystemExit(train(words, LIT_GPTDATA_UNFINISHED="1"))
 
 
-def train(folder: Path, words: Sequence[str]) -> int:
-    """Run a job in its own process, in a folder; return the exit status. Ctrl-C stops the job."""
-    place = f"hydra.run.dir={quote_text(str(folder.resolve()))}"
-    process = subprocess.Popen([sys.executable, "-m", "lit_gptdata", "train", *words, place])
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job gets the signal, too
+def train(words: Sequence[str], **env: str) -> int:
+    """Run `lit-gptdata train` in its own process; return the exit status. Ctrl-C stops it."""
+    command = [sys.executable, "-m", "lit_gptdata", "train", *words]
+    process = subprocess.Popen(command, env=os.environ | env)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process gets the signal, too
     status = process.wait()
     signal.signal(signal.SIGINT, handler)
     if status == 130:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -76,26 +75,17 @@ WRONG = {
 
 
 @pytest.fixture(autouse=True)
-def _files(monkeypatch):
-    """Make books, and a sweep whose jobs cannot be repeated; restore logging and sys.path."""
+def _files():
+    """Make books, and a sweep whose jobs cannot be repeated."""
     for name in ("books", "empty", "bad", "sweep/0", "sweep/1", "sweep/2"):
         Path(name).mkdir(parents=True)
     Path("books/a.txt").write_text(STORY)
     Path("bad/config.yaml").write_text("a: [1\nb: {")
-    for number, (status, config) in enumerate(
-        [("failed", ""), ("completed", "output_dir: /a"), ("completed", "trainer: {num_nodes: 2}")]
-    ):
+    jobs = [("failed", ""), ("completed", "output_dir: /a"), ("completed", "trainer: {num_nodes: 2}")]
+    for number, (status, config) in enumerate(jobs):
         result = f'{{"status": "{status}", "overrides": ["seed=3"], "metrics": {{}}}}'
         Path(f"sweep/{number}/result.json").write_text(result)
         Path(f"sweep/{number}/config.yaml").write_text(config)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    root = logging.getLogger()
-    handlers, level = [*root.handlers], root.level
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()  # train.log
-    root.handlers, root.level = handlers, level
 
 
 @pytest.mark.parametrize("command", WRONG)
