@@ -54,7 +54,7 @@ def import_ids(args: argparse.Namespace) -> None:
     here, path = working_folder(), store.path
     url = f"data.store_url={path.relative_to(here) if path.is_relative_to(here) else path}"
     kept = [word for word in overrides if not word.startswith("data.data_dir=")]
-    print(shlex.join(["python", "train.py", quote_value(url), *kept]))
+    print(shlex.join(["lit-gptdata", "train", quote_value(url), *kept]))
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from lit_gptdata.configs import quote_value
 if TYPE_CHECKING:
     from lit_gptdata.datamodule import GPTDataModule
 
-EXAMPLE = "lit-gptdata train-tokenizer OUT.json vocab_size=8192 data=files data.corpus=books/"
+EXAMPLE = "lit-gptdata train-tokenizer OUT.json vocab_size=8192 books/"
 
 
 def train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     print(*train_on(instantiate(cfg.data), path, cfg.vocab_size), sep="\n")
     use = quote_value(f"data.tokenizer={path}")
     others = [word for word in words if not re.match(r"\W*(vocab_size|data\.tokenizer)=", word)]
-    print(f"next: {shlex.join(['python', 'train.py', use, *others])}")
+    print(f"next: {shlex.join(['lit-gptdata', 'train', use, *others])}")
 
 
 def _is_tokenizer(path: Path) -> bool:

@@ -32,7 +32,7 @@ def test_it_prints_figures_and_the_command_that_uses_the_file(capsys):
     assert 2 < float(rate) < 4
     assert 1.5 < float(gpt2) < 4
     assert 40_000 < int(n_bytes.replace(",", "")) < 60_000
-    assert last == "next: python train.py data.tokenizer=made/own.json data.max_length=32"
+    assert last == "next: lit-gptdata train data.tokenizer=made/own.json data.max_length=32"
     assert compose_config(shlex.split(last)[3:]).data.tokenizer == "made/own.json"
 
 

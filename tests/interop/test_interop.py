@@ -337,7 +337,7 @@ def test_two_steps_train_with_the_printed_command(tmp_path, capsys):
     assert first.startswith("TokenStore(")
     assert second == f"split: {len(joined(TRAIN))} tokens of train, {len(joined(VAL))} of val, 0 of test"
     python, script, *words = shlex.split(last)
-    assert (python, script) == ("python", "train.py")
+    assert (python, script) == ("lit-gptdata", "train")
     assert [word.partition("=")[0] for word in words] == ["data.store_url", "data.tokenizer"]
     loss = run_train_here(
         *words, *SHORT, "trainer.max_steps=2", "logger=none", "callbacks=none",
