@@ -1,10 +1,11 @@
-"""Write files atomically: temporary name, fsync, rename. Align tables."""
+"""Write files atomically: temporary name, fsync, rename. Align tables. Show progress."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,3 +93,36 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines: the first and the last column start at the left, the others end at the right."""
     first, *middle, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return ["  ".join([r[0].ljust(first), *map(str.rjust, r[1:-1], middle), r[-1]]) for r in rows]
+
+
+# Progress ------------------------------------------------------------------------------------------
+
+
+def is_terminal(file: Any) -> bool:
+    """Whether a progress bar can be drawn: in a terminal or a notebook."""
+    return file.isatty() or "ipykernel" in sys.modules
+
+
+def progress_bar(file: Any = None, **options: Any) -> Any:
+    """A tqdm bar on `file` (None: stderr). If that is no terminal, it is a line every half minute."""
+    from tqdm import tqdm
+
+    file = file or sys.stderr
+    if not is_terminal(file):
+        file = _Lines(file)
+    return tqdm(unit_scale=True, dynamic_ncols=True, file=file, **options)
+
+
+class _Lines:
+    """Writes a state of a progress bar as a line, at most one every 30 seconds."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._last = file, time.monotonic()
+
+    def write(self, text: str) -> None:
+        if (text := text.strip()) and (now := time.monotonic()) - self._last >= 30:
+            self._last = now
+            print(text, file=self._file, flush=True)
+
+    def flush(self) -> None:
+        """Nothing to do: each line is written at once."""

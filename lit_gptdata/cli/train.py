@@ -6,8 +6,11 @@ import logging
 import math
 import os
 import signal
+import sys
+import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata._io import write_whole
@@ -27,11 +31,13 @@ from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.training.budget import TokenBudget
+from lit_gptdata.training.checkpoints import kept_checkpoint, resume_command
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
 from lit_gptdata.training.ranks import check_launcher, in_sweep
-from lit_gptdata.training.summary import evaluate, save_summary
+from lit_gptdata.training.summary import evaluate, sample, save_summary
 from lit_gptdata.training.sweep import record_result, scored_text
+from lit_gptdata.training.throughput import Throughput
 from lit_gptdata.training.val_sets import ValSets
 from lit_gptdata.windows.loader import check_not_empty
 
@@ -70,26 +76,30 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
     if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
         train_own_tokenizer(cfg, folder / "tokenizer.json")
-    data, model, trainer = build(cfg, budget)
+    data, model, trainer = build(cfg, budget, val_sets := ValSets())
     os.chdir(job_folder)
     check_launcher(trainer)
 
-    if trainer.world_size == 1:
-        data.prepare_data()
-        data.setup()
-        check_not_empty(data.train_steps)  # before the validation, which may take long
-    if cfg.ckpt_path is None:
-        evaluate(trainer, model, data, "val")  # the loss of the untrained model
-    try:
+    rows: dict[str, str] = {}
+    with explain_stop(folder, trainer, budget):
+        if trainer.world_size == 1:
+            data.prepare_data()
+            data.setup()
+            check_not_empty(data.train_steps)  # before the validation, which may take long
+        if cfg.ckpt_path is None:
+            evaluate(trainer, model, data, "val")  # the loss of the untrained model
+            if trainer.world_size == 1 and all(before := sample(data, model)):
+                rows["before training"] = before[1]
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    except SIGTERMException as error:  # Lightning would exit with 0, as if training had finished
-        raise SystemExit(128 + signal.SIGTERM) from error
 
     # With a spawn or fork strategy, other processes did the training, and the data module and the
     # TokenBudget of this process have not seen it.
     data.trainer = trainer
     data.setup()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for callback in trainer.callbacks:
+        if isinstance(callback, Throughput) and callback.mean:
+            metrics["tokens_per_second"] = callback.mean
     result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
     result["steps"] = trainer.global_step or None
     result["seed"] = getattr(data, "seed", None)
@@ -97,9 +107,58 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
     result["val_text"] = scored_text(data)
     result["metrics"] = metrics
-    metrics |= evaluate(trainer, model, data, "val", "test")
+    is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
+    metrics |= evaluate(trainer, model, data, *(["test"] if is_scored else ["val", "test"]))
     metrics.pop("tokens", None)
-    save_summary(trainer, model, data, metrics, folder)
+    save_summary(trainer, model, data, metrics, folder, rows | last_rows(cfg, folder, trainer, result))
+
+
+def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) -> dict[str, str]:
+    """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
+    rows = {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
+    if rows["checkpoint"] and not in_sweep():
+        limit = ("max_tokens", result["tokens"])
+        if cfg.trainer.get("max_steps", -1) != -1:
+            limit = ("trainer.max_steps", trainer.global_step)
+        rows["train longer"] = resume_command(rows["folder"], f"{limit[0]}={2 * limit[1]}")
+    return rows
+
+
+@contextmanager
+def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Iterator[None]:
+    """After Ctrl-C (exit status 130) or SIGTERM (143), print what was kept and how to resume."""
+
+    def stop(*_: Any) -> None:
+        if signal.getsignal(signal.SIGTERM) is stop:  # otherwise the Trainer stops, between two steps
+            raise SIGTERMException
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if catches := is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+        causes = (error, error.__context__)  # after Ctrl-C, Lightning exits with status 1
+        if number == signal.SIGINT and not any(isinstance(each, KeyboardInterrupt) for each in causes):
+            raise
+        text = "stopped before the first step. Finished tokens are kept: run the same command again"
+        if path := kept_checkpoint(trainer):
+            text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
+            text += f"\n  {resume_command(shown(folder))}"
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # so that the message starts on a new line
+        rank_zero_only(print)(text, file=sys.stderr)
+        raise SystemExit(128 + number) from error
+    finally:
+        if catches:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def shown(path: str | Path) -> str:
+    """The path, from the folder where the user typed the command if it is inside."""
+    start = to_absolute_path(".")
+    return os.path.relpath(path, start) if Path(path).is_relative_to(start) else str(path)
 
 
 def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
@@ -123,8 +182,8 @@ def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
     cfg.data.tokenizer = str(path)
 
 
-def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
-    """Build the objects of a config."""
+def build(cfg: DictConfig, *own: L.Callback) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
+    """Build the objects of a config; the Trainer gets the callbacks `own`, too."""
     data = instantiate(cfg.data)
     stem = instantiate(cfg.stem, vocab_size=data.vocab_size)
     if stem.max_length < data.max_length:
@@ -133,7 +192,7 @@ def build(cfg: DictConfig, budget: TokenBudget) -> tuple[GPTDataModule, L.Lightn
             " stem.max_length out, or make it at least as large"
         )
     model = instantiate(cfg.model, stem=stem)
-    callbacks = [budget, ValSets(), *build_all(cfg, "callbacks", L.Callback)]
+    callbacks = [*own, *build_all(cfg, "callbacks", L.Callback)]
     unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
     for option, kind in unwanted.items():
         if cfg.trainer.get(option) is False:

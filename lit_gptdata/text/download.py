@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from filelock import FileLock
-from tqdm import tqdm
 
 from lit_gptdata._fsspec import Retries, is_transient, redact
+from lit_gptdata._io import progress_bar
 from lit_gptdata.text.content import HTML_HEAD, compression_of, rows_format
 from lit_gptdata.text.formats import ALL_SUFFIXES, format_of, suffixes
 
@@ -231,7 +231,7 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
                 file.note.write_text(json.dumps({"url_sha256": file.url_sha256, "validator": etag}))
         with (
             file.part.open("r+b") as out,
-            tqdm(desc=file.target.name, total=size, unit="B", unit_scale=True, disable=None) as bar,
+            progress_bar(desc=file.target.name, total=size, unit="B") as bar,
         ):
             bar.update(out.seek(kept))
             out.truncate()

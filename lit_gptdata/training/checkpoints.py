@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gptdata._io import write_whole
+from lit_gptdata.configs import quote_value, typed_command
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -136,6 +138,20 @@ class LastCheckpoint(_Checkpoint):
 
 def _batches_done(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+
+def kept_checkpoint(trainer: Any) -> str:
+    """The path of the checkpoint that this run saved to resume from, or ""."""
+    saves = [each for each in trainer.checkpoint_callbacks if isinstance(each, LastCheckpoint)]
+    return str(saves[-1].best_model_path) if saves else ""
+
+
+def resume_command(folder: str, *overrides: str) -> str:
+    """The command that continues the run in `folder`: what the user typed, with `overrides`."""
+    overrides = (quote_value(f"output_dir={folder}"), "ckpt_path=last", *overrides)
+    replaced = {word.partition("=")[0] for word in (*overrides, "hydra.run.dir=")}
+    words = [word for word in typed_command() if word.partition("=")[0] not in replaced]
+    return shlex.join([*words, *overrides])
 
 
 def find_checkpoint(given: str, last: Path) -> str:

@@ -4,12 +4,15 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import write_whole
@@ -34,13 +37,20 @@ def evaluate(trainer: Any, model: Any, data: GPTDataModule, *splits: str) -> dic
         if has_split and is_overridden(step, model):
             for found in run(model, datamodule=data, verbose=False):  # none if the split is empty
                 metrics |= found
+            if trainer.received_sigterm:  # in the last batch, after which Lightning ignores it
+                raise SIGTERMException
     return metrics
 
 
-def save_summary(trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics, folder: Path) -> None:
-    """Write loss.png and summary.txt, and print the summary. A part that fails is named, not raised."""
+def save_summary(
+    trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics, folder: Path, rows: dict[str, str]
+) -> None:
+    """Write loss.png and summary.txt, and print the summary, which ends with `rows`.
+
+    A part that fails is named, not raised.
+    """
     try:  # on all ranks, because each may hold a part of the model
-        summary = summarize(data, model, metrics, folder)
+        summary = summarize(data, model, metrics, rows)
     except Exception as error:
         summary = f"no summary: {type(error).__name__}: {error}"
     if not trainer.is_global_zero:
@@ -54,8 +64,8 @@ def save_summary(trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics
     write_whole(folder / "summary.txt", f"{summary}\n".encode(errors="backslashreplace"))
 
 
-def summarize(data: GPTDataModule, model: Any, metrics: Metrics, folder: Path) -> str:
-    """Return a text table of the data, the model, its metrics, a generated text and the run's folder."""
+def summarize(data: GPTDataModule, model: Any, metrics: Metrics, last_rows: dict[str, str]) -> str:
+    """Return a text table of the data, the model, its metrics, generated texts and `last_rows`."""
     stores = [source.store for source in data.sources.values()]
     n_documents, n_bytes, n_tokens = (
         sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_bytes", "n_tokens")
@@ -85,13 +95,14 @@ def summarize(data: GPTDataModule, model: Any, metrics: Metrics, folder: Path) -
     losses = {name: metrics[name] for name in ("train_loss", "val_loss", "test_loss") if name in metrics}
     if bad := ", ".join(f"{name} is {x:g}" for name, x in losses.items() if not math.isfinite(x)):
         rows["warning"] = f"{bad}: lower model.learning_rate or raise model.warmup_steps"
-    try:
-        prompt, continuation = generate_sample(data, model)
-        rows["sample"] = f"{prompt!r} → {continuation!r}"
-    except Exception as error:
-        rows["sample"] = f"none: {error}"
-    rows["folder"] = str(folder)
-    return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
+    prompt, after = sample(data, model)
+    if prompt:
+        before = {"before training": ""}  # from `last_rows`, unless the run was resumed
+        rows |= {"prompt": prompt} | before | {"after training": after}
+    else:
+        rows["sample"] = after
+    rows |= last_rows
+    return "\n".join(f"{name:<15} {value}" for name, value in rows.items() if value)
 
 
 def _source_rows(data: GPTDataModule, metrics: Metrics) -> dict[str, str]:
@@ -105,38 +116,67 @@ def _source_rows(data: GPTDataModule, metrics: Metrics) -> dict[str, str]:
     return rows
 
 
-def generate_sample(data: GPTDataModule, model: Any) -> tuple[str, str]:
-    """Return the start of the first val (or train) window as a prompt, and the model's continuation."""
-    if getattr(model, "generate", None) is None:
-        raise TypeError(f"{type(model).__name__} has no method generate")
-    inputs, _ = (data.val_windows if len(data.val_windows) else data.train_windows)[0]
-    prompt = inputs[None, :PROMPT_TOKENS]  # (1, T)
-    generator = torch.Generator(model.device).manual_seed(0)
-    (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
-    n = prompt.shape[1]
-    return data.tokenizer.decode(ids[:n]), data.tokenizer.decode(ids[n:])
+def sample(data: GPTDataModule, model: Any) -> tuple[str, str]:
+    """Return a prompt from the corpus and its continuation, quoted; or "" and why there is none."""
+    try:
+        if getattr(model, "generate", None) is None:
+            raise TypeError(f"{type(model).__name__} has no method generate")
+        prompt = choose_prompt(data)[None]  # (1, T)
+        generator = torch.Generator(model.device).manual_seed(0)
+        (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
+    except Exception as error:
+        return "", f"none: {error}"
+    n, decode = prompt.shape[1], data.tokenizer.decode
+    return repr(decode(ids[:n])), repr(decode(ids[n:]))
+
+
+def choose_prompt(data: GPTDataModule) -> Tensor:
+    """Return the start, int64 (T,), of a val (or train) window that starts with words."""
+    windows = data.val_windows if len(data.val_windows) else data.train_windows
+    prompts = [windows[i][0][:PROMPT_TOKENS] for i in range(min(100, len(windows)))]
+
+    def words(prompt: Tensor) -> float:
+        text = data.tokenizer.decode(prompt.tolist())
+        return sum(map(str.isalpha, text)) / max(1, len(text))
+
+    return next((prompt for prompt in prompts if words(prompt) > 0.75), max(prompts, key=words))
 
 
 def plot_losses(metrics_csv: Path, png: Path) -> None:
-    """Plot the train and val loss over optimizer steps, from Lightning's metrics.csv to a PNG file."""
+    """Plot the train and val loss over training tokens, from metrics.csv to a PNG file.
+
+    The train loss is one batch at each point, so a line through local means shows its course.
+    """
     from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 
     with open(metrics_csv, newline="") as file:
         rows = list(reader := csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    # Lightning's `step` is the last step's index during the fit, and the number of steps outside it.
-    n_steps = max((int(row["step"]) + 1 for row in rows if row.get("train_loss")), default=0)
     for name in filter(re.compile("train_loss$|val_loss(/|$)").match, reader.fieldnames or []):
-        style: Any = {"alpha": 0.6} if name == "train_loss" else {"marker": "o"}
-        points = {min(int(row["step"]) + 1, n_steps): float(row[name]) for row in rows if row.get(name)}
-        if points:
-            axes.plot(*zip(*sorted(points.items()), strict=True), label=name.replace("_", " "), **style)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+        found = {
+            float(row["tokens"]): float(row[name]) for row in rows if row.get(name) and row["tokens"]
+        }
+        x, y = map(list, zip(*sorted(found.items()), strict=True)) if found else ([], [])
+        label = name.replace("_", " ")
+        if name == "train_loss" and len(x) > 5:
+            (line,) = axes.plot(x, y, alpha=0.3)
+            axes.plot(x, smooth(y, len(y) // 20 + 1), color=line.get_color(), label=f"{label}, smoothed")
+        elif x:
+            axes.plot(x, y, marker="o", markersize=5, label=label)
+    axes.set(xlabel="training tokens", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     figure.savefig(buffer := io.BytesIO(), dpi=120)
     write_whole(png, buffer.getbuffer())
+
+
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Return the mean of each value and up to `reach` neighbors on each side, fewer at the ends."""
+    n = len(values)
+    half = [min(reach, i, n - 1 - i) for i in range(n)]
+    return [statistics.fmean(values[i - k : i + k + 1]) for i, k in enumerate(half)]
 
 
 def _number(value: Any, format_spec: str) -> str:

@@ -1,11 +1,15 @@
-"""Measure the speed of a training run."""
+"""Measure and show the speed of a training run."""
 
+import math
+import sys
 import time
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
+from lit_gptdata._io import is_terminal, progress_bar
 from lit_gptdata.datamodule import GPTDataModule
 
 
@@ -14,10 +18,21 @@ class Throughput(L.Callback):
 
     `data_wait`, in [0, 1], needs the loader of GPTDataModule. Both are averages since they were last
     logged, every `Trainer(log_every_n_steps)` optimizer steps, without the time for validation and for
-    checkpoints that are saved after it.
+    checkpoints that are saved after it. `mean` is the tokens per second of the whole fit.
     """
 
+    _total_tokens, _total_seconds = 0, 0.0
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens per second since the fit started; None before the first batch of this process."""
+        return self._total_tokens / self._total_seconds if self._total_seconds else None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._total_tokens, self._total_seconds = 0, 0.0
+        self._restart(trainer)
+
+    def _restart(self, trainer: L.Trainer) -> None:
         self._tokens = 0
         self._start, self._start_waited = _clocks(trainer)
         self._paused: tuple[float, float] | None = None
@@ -47,7 +62,73 @@ class Throughput(L.Callback):
         if hasattr(trainer.train_dataloader, "waited"):
             data_wait = (waited - self._start_waited) / seconds
             pl_module.log("data_wait", data_wait, on_step=True, on_epoch=False)
-        self.on_train_start(trainer, pl_module)  # for the next averages
+        self._total_tokens += self._tokens
+        self._total_seconds += seconds
+        self._restart(trainer)  # for the next averages
+
+
+class TokenBar(TQDMProgressBar):
+    """Lightning's progress bar, in tokens of the whole run instead of batches of an epoch.
+
+    If the output is not a terminal, it prints a line every half minute instead.
+    """
+
+    _shown = 0.0
+
+    @property
+    def is_disabled(self) -> bool:
+        return super().is_disabled or not is_terminal(sys.stdout)
+
+    def _should_update(self, current: int, total: Any) -> bool:
+        if due := current == total or time.monotonic() - self._shown >= 0.3:
+            self._shown = time.monotonic()
+        return due and self.is_enabled
+
+    def init_validation_tqdm(self) -> Any:
+        bar = super().init_validation_tqdm()
+        bar.leave = False
+        return bar
+
+    def on_train_start(self, *_: Any) -> None:
+        self._train_progress_bar = None
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        pass  # the bar counts the whole run
+
+    on_train_epoch_end = on_train_epoch_start
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._train_progress_bar is not None:
+            return
+        self._tokens_per_batch = count_tokens(trainer, batch) * trainer.world_size
+        batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+        self.train_progress_bar = progress_bar(
+            desc="training", disable=super().is_disabled, file=sys.stdout, unit=" tokens", smoothing=0,
+            total=batches * self._tokens_per_batch if 0 < batches < math.inf else None, miniters=1,
+            initial=_batches_done(trainer) * self._tokens_per_batch, mininterval=0.3,
+            bar_format=self.BAR_FORMAT,
+        )  # fmt: skip
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar = self.train_progress_bar
+        if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+        bar.update(self._tokens_per_batch)
+
+    def on_train_end(self, *_: Any) -> None:
+        if self._train_progress_bar is not None:
+            self.train_progress_bar.close()
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def _batches_done(trainer: Any) -> int:
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def count_tokens(trainer: Any, batch: Any) -> int:

@@ -14,10 +14,12 @@ from lit_gptdata.datamodule import GPTDataModule
 class ValSets(L.Callback):
     """Logs what val_loss covers, and val_loss itself if the model logs one for each set.
 
+    `step` is the optimizer step of the last validation in a fit; None: there was none in this process.
     Without add_dataloader_idx=False Lightning names them val_loss/dataloader_idx_0, …_1, and so on. Then
     val_loss is their mean, weighted by targets, over the sets whose source trains.
     """
 
+    step: int | None = None
     _has_logged = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -26,6 +28,10 @@ class ValSets(L.Callback):
             self._has_logged = True
             if text := coverage(data, pl_module):
                 rank_zero_only(logging.getLogger(__name__).info)("val_loss covers %s", text)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.step = trainer.global_step
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         split, data = "test" if trainer.testing else "val", trainer.datamodule

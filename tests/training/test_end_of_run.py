@@ -171,7 +171,7 @@ def test_a_mixture_ends_with_the_losses_of_its_sources():
     assert "weight 0.6" in summary
     covers = r"^val covers +web \([0-9,]+ tokens\), code .*; the first 8 of [0-9]+ windows, by limit_val"
     assert re.search(covers, summary, re.M)
-    assert re.search("^sample +'", summary, re.M)
+    assert re.search("^after training +'", summary, re.M)
     assert Path("run/loss.png").exists()
     same = run_train_here(*options, f"model._target_={__name__}.LogsPerSet", "output_dir=other")
     assert same == pytest.approx(loss, rel=1e-6)

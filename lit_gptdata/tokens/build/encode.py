@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from lit_gptdata._io import progress_bar
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
@@ -180,7 +180,6 @@ class _Progress:
 
 @contextlib.contextmanager
 def progress_of(activity: str, total: int | None) -> Iterator[_Progress]:
-    """A progress bar over `total` bytes (None: unknown), hidden if the output is not a terminal."""
-    # `delay`: work of less than a second needs no bar
-    with tqdm(desc=activity, total=total, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+    """A progress bar over `total` bytes (None: unknown)."""
+    with progress_bar(desc=activity, total=total, unit="B") as bar:
         yield _Progress(bar)
