@@ -114,7 +114,7 @@ def headline(sweep: Sweep) -> list[str]:
     found += [f"{len(rows) - MAX_TIED} more"] * (len(rows) > MAX_TIED)
     verdict = (sweep.verdict or "result").capitalize()
     sentences = [f"{verdict} by {METRICS[sweep.metric]}: {'; '.join(found)}."]
-    if not all(math.isnan(row.score[1]) for row in sweep.scored):
+    if sweep.has_intervals:
         overlap = ", and these intervals overlap" if sweep.verdict == "tied" else ""
         sentences += [f"± is the 95 % interval of the mean over seeds (Student's t){overlap}."]
     if sweep.verdict == "lowest" and not sweep.others:

@@ -108,16 +108,20 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
     positions = _place_values(axes, "x", sweep.values(key))
     low, high = axis_limits([row.score for row in sweep.scored], margin=0.08)
     others = [other for other in sweep.keys if other != key]
-    lines: dict[tuple[Value, ...], list[tuple[float, float, float]]] = {}
+    settings = [tuple(canonical(row.value(other) or "?") for other in others) for row in sweep.rows]
+    lines: dict[tuple[Value, ...], list[tuple[float, float, float]]] = {each: [] for each in settings}
+    are_many = len(lines) > MAX_LINES
+    has_room = not are_many and _is_even(sweep.values(key))
+    shift = 0.04 if has_room and sweep.has_intervals else 0.0  # error bars are side by side
     outside: list[float] = []
     stars: list[tuple[float, float]] = []
-    for row in sweep.rows:
+    for row, setting in zip(sweep.rows, settings, strict=True):
         if (value := row.value(key)) is None:
             continue
-        x, (y, half) = positions[canonical(value)], row.score
+        x = positions[canonical(value)] + shift * ([*lines].index(setting) - (len(lines) - 1) / 2)
+        y, half = row.score
         if y <= high:
-            setting = tuple(canonical(row.value(other) or "?") for other in others)
-            lines.setdefault(setting, []).append((x, y, half))
+            lines[setting].append((x, y, half))
         elif row.status in ("completed", "failed"):
             outside.append(x)
         stars += [(x, y)] * (sweep.mark(row) == "★")
@@ -126,10 +130,12 @@ def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:
         label = f"{sweep.verdict}{name}"
         axes.plot(*zip(*stars, strict=True), "k*", ms=13, mfc="none", zorder=5, label=label)
 
-    are_many = len(lines) > MAX_LINES
     style: Any = {"fmt": "o-", "ms": 4, "lw": 1.4, "capsize": 3}
     style |= {"fmt": "o", "color": "tab:blue", "alpha": 0.55} if are_many else {}
-    for setting, points in lines.items():  # a space, because matplotlib hides the label "_…"
+    for setting, points in lines.items():
+        if not points:
+            continue
+        # a space, because matplotlib hides the label "_…"
         name = f" {' · '.join(map(_format, setting))}" if others and not are_many else ""
         xs, ys, halves = zip(*sorted(points), strict=True)
         axes.errorbar(xs, ys, halves, label=name or None, **style)

@@ -99,6 +99,11 @@ class Sweep:
         """The rows with a result, lowest first."""
         return [row for row in self.rows if row.seeds]
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any row has two seeds or more."""
+        return any(len(row.seeds) > 1 for row in self.rows)
+
     @cached_property
     def others(self) -> list[Row]:
         """The rows that scored other validation text than the lowest one: they do not compare."""

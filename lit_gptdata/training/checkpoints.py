@@ -170,7 +170,7 @@ def find_checkpoint(given: str, last: Path) -> str:
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             if missing := {"state_dict", "optimizer_states", "loops"} - content.keys():
-                raise KeyError(f"without {', '.join(sorted(missing))}")
+                raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")
         except Exception as error:
             reason = str(error.args[-1] if error.args else "").partition("\n")[0]
             problem = f"{path} is not a Lightning checkpoint that a run can resume from"

@@ -153,6 +153,14 @@ def test_curves_have_a_band_and_points_have_error_bars(widths):
     assert max(heights) / 2 == pytest.approx(read_sweep(widths).rows[2].score[1])
 
 
+def test_error_bars_of_different_settings_are_side_by_side(tmp_path):
+    for i, (a, b, seed) in enumerate(product(range(2), range(3), range(2))):
+        write_job(tmp_path / str(i), f"a={a}", f"b={b}", f"seed={seed}", bits=2 + (a + b + seed) / 10)
+    axes = figures(tmp_path)["sweep-a.png"].axes[0]
+    bars = [collection.get_segments()[0] for collection in axes.collections]
+    assert [round(float(bar[0][0]), 2) for bar in bars] == [-0.04, 0.0, 0.04]
+
+
 def test_rows_over_other_validation_text_are_marked_and_not_ranked(widths):
     text = {"sha256": "a" * 64, "bytes": [9000, 10000]}
     for number in range(6):
