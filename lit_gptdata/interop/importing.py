@@ -141,12 +141,11 @@ class IdFiles:
         if n_joined and separator >= 0 and not self.separate:
             what = "start without an end-of-document id before them. To add it, use --separate"
             log.warning("%s documents %s", f"{n_joined:,}", what)
-        for (split, begin), end in zip(
-            self._begins.items(), [*self._begins.values(), n_ids][1:], strict=True
-        ):
-            if len(self._begins) > 1 and end - begin < 2:
+        sizes = dict(zip(self._begins, np.diff([*self._begins.values(), n_ids]).tolist(), strict=True))
+        for split, size in sizes.items():
+            if len(sizes) > 1 and size < 2:
                 file = next(file for has, file in self.files if has == split)
-                problem = f"{file}: {split} has {end - begin} of the 2 tokens that a window needs"
+                problem = f"{file}: {split} has {size} of the 2 tokens that a window needs"
                 raise ValueError(f"{problem}: give more, or leave the files of {split} out")
 
     def _checked(self, file: Path, block: Block) -> np.ndarray:

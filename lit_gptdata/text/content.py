@@ -192,8 +192,9 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
     if start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
         return "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
     if re.match(rb'\[\s*[{"]', start):
-        is_short, has_key = len(head) < CHUNK_BYTES, json.dumps(text_column).encode() in start
-        if _is_json(start, is_short) if suffix in ("", ".txt") else has_key:
+        is_text = suffix in ("", ".txt")
+        has_key = json.dumps(text_column).encode() in start
+        if (is_text and _is_json(start, len(head) < CHUNK_BYTES)) or (not is_text and has_key):
             return "a JSON array", _array_command(start, text_column)
     return None
 

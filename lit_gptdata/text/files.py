@@ -215,7 +215,7 @@ class FilesCorpus:
 
 def _content(file: TextFile) -> list[int | str]:
     if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
-        return [] if file.is_versioned else [time.time_ns(), 0]
+        return [] if file.version else [time.time_ns(), 0]
     stat = file.stat()
     return [stat.st_ctime_ns, stat.st_ino]
 

@@ -212,17 +212,14 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
     try:
         for chunk in itertools.chain(raw, [b""]):
             data = rest + chunk
-            is_ascii = data.isascii()
             try:
                 # checks only: io.IncrementalNewlineDecoder would take a fifth of the time of a build
-                text, used = (
-                    ("", len(data)) if is_ascii else codecs.utf_8_decode(data, errors, not chunk)
-                )
+                text, used = codecs.utf_8_decode(data, errors, not chunk)
             except UnicodeDecodeError as error:
                 if file.start:  # another slice has not checked what the file is yet
                     check_text(_head(file.path), file.path)
                 raise _invalid(error, file.path, offset) from None
-            valid = data[:used] if is_ascii or errors == "strict" else text.encode()
+            valid = data[:used] if errors == "strict" else text.encode()
             if chunk and valid.endswith(b"\r"):  # maybe followed by \n
                 valid, used = valid[:-1], used - 1
             offset, rest = offset + used, data[used:]

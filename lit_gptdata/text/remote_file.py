@@ -40,9 +40,7 @@ class RemoteFile:
     size: int
     """Bytes."""
     version: str
-    """Changes with the contents: an ETag, a generation, a time."""
-    is_versioned: bool = True
-    """False: the server tells no version, so `version` is a hash of size and type."""
+    """Changes with the contents: an ETag, a generation, a time; "" if the server tells none."""
 
     @classmethod
     def from_info(cls, url: str, info: dict[str, Any]) -> RemoteFile:
@@ -51,14 +49,10 @@ class RemoteFile:
         if size is None or info.get("partial") is False:
             advice = "Name each file, without stream=true, so that it is downloaded"
             raise RemoteError(f"{redact(url)}: its server reports no size or no ranges. {advice}")
-        version = next((info[key] for key in VERSION_KEYS if info.get(key)), None)
+        version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
         if isinstance(version, datetime.datetime):  # its text would depend on the time zone
             version = version.timestamp()
-        is_versioned = version is not None
-        if not is_versioned:  # hashed, because the other metadata may hold a secret
-            metadata = sorted((key, info[key]) for key in info if key not in ("name", "url"))
-            version = hashlib.sha256(repr(metadata).encode()).hexdigest()[:16]
-        return cls(url=url, size=size, version=str(version), is_versioned=is_versioned)
+        return cls(url=url, size=size, version=str(version))
 
     def __str__(self) -> str:
         return redact(self.url)

@@ -9,7 +9,6 @@ role of an instance, and never from the URL.
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,8 +59,8 @@ class Objects:
             return {}
         return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
 
-    def write(self, name: str, source: Path | bytes) -> None:
-        """Write a file atomically, from a local path or from bytes."""
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
         fs, root = self.open()
         rename = urlsplit(self.url).scheme not in OBJECT_STORES
         path = f"{root}/.{name}.part" if rename else f"{root}/{name}"
@@ -69,10 +68,7 @@ class Objects:
         def put(failures: int) -> None:
             if rename:
                 fs.makedirs(root, exist_ok=True)
-            if isinstance(source, bytes):
-                fs.pipe_file(path, source)
-            else:
-                fs.put_file(os.fspath(source), path)
+            fs.pipe_file(path, content)
             if rename:
                 fs.mv(path, f"{root}/{name}")
 
