@@ -90,22 +90,12 @@ def _empty_main_module() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Make processes that start in this context ignore Ctrl-C; this process handles it afterwards."""
-    received: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)  # None if it was not set from Python
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set it
-        handler = None
-    if handler is not None:
-        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    """Make processes that start in this context ignore Ctrl-C, which ends this process alone."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit the mask
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        if received:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(encoder: Encoder, lifeline: Connection) -> None:
