@@ -153,7 +153,7 @@ class GPTDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
-        self.tokenizer.origin.keep()
+        self.tokenizer.keep()
         for message in self._data.prepare():
             rank_zero_warn(message)
 

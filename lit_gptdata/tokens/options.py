@@ -77,7 +77,7 @@ def _read_source(option: str, name: Any, value: Any) -> Source:
     if isinstance(value, Mapping) and not isinstance(value, Corpus):
         if unknown := [key for key in value if key not in known]:
             raise ValueError(f"{option} has no option {unknown[0]!r}: choose from {', '.join(known)}")
-        value = Source(**{key: plain(option) for key, option in value.items()})
+        value = Source(**value)
     source = value if isinstance(value, Source) else Source(path=value)
     if (source.path is None) == (source.store_url is None):
         got = "neither" if source.path is None else "both"
@@ -123,7 +123,7 @@ def read_stages(
 def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path) -> LocalBuild:
     """The build of `options["corpus"]`; checks the options of GPTDataModule or of a source."""
     reading = Reading(
-        encoding_errors=options["encoding_errors"],
+        encoding_errors=plain(options["encoding_errors"]),
         text_column=check_string("text_column", options["text_column"]),
         strip_gutenberg=check_flag("strip_gutenberg", options["strip_gutenberg"]),
     )

@@ -30,7 +30,6 @@ class Tokens:
         self.dtype = arrays[0].dtype if arrays else np.dtype("<u2")
         self._arrays = [np.ascontiguousarray(array) for array in arrays if len(array)]
         self._paths = list(paths)
-        self._windows_of: dict[int, np.ndarray] = {}
         self._set_lengths([len(array) for array in self._arrays])
 
     @classmethod
@@ -93,8 +92,20 @@ class Tokens:
             yield ids
 
     def _reader(self, starts: np.ndarray, shards: np.ndarray, length: int) -> Read:
-        """A function from indices into `starts` to windows, each of which must be inside its shard."""
-        items, windows = starts + self._layout[2][shards], self._windows(length)
+        """A function from indices into `starts` to windows, each of which must be inside its shard.
+
+        It selects from all windows as one array of opaque items; item i starts i ids after the lowest
+        address. With one item per window, selecting is one memcpy per window, half the cost of a 2-D
+        view. With one array for all shards, a batch needs one fancy index instead of one per shard. The
+        memory between two shards is not ours, so nobody may select a window that leaves its shard.
+        """
+        (lowest, n_ids, shifts), item = self._layout, self.dtype.itemsize
+        interface = {
+            "version": 3, "data": (lowest, True), "shape": (max(0, n_ids - length + 1),),
+            "typestr": f"|V{item * length}", "strides": (item,),
+        }  # fmt: skip
+        memory: Any = types.SimpleNamespace(__array_interface__=interface)
+        windows, items = np.asarray(memory), starts + shifts[shards]
         return lambda chosen: windows[items[chosen]].view(self.dtype).reshape(-1, length)
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
@@ -110,23 +121,6 @@ class Tokens:
         addresses = np.array([array.__array_interface__["data"][0] for array in self._arrays], np.int64)
         shifts = (addresses - addresses.min()) // self.dtype.itemsize - self._begins
         return int(addresses.min()), int((self._ends + shifts).max()), shifts
-
-    def _windows(self, length: int) -> np.ndarray:
-        """All windows as one array of opaque items; item i starts i ids after the lowest address.
-
-        With one item per window, selecting is one memcpy per window, half the cost of a 2-D view. With
-        one array for all shards, a batch needs one fancy index instead of one per shard. `batches` never
-        selects a window that is not inside one shard: the memory between two shards is not ours.
-        """
-        if length not in self._windows_of:
-            (lowest, n_ids, _), item = self._layout, self.dtype.itemsize
-            interface = {
-                "version": 3, "data": (lowest, True), "shape": (max(0, n_ids - length + 1),),
-                "typestr": f"|V{item * length}", "strides": (item,),
-            }  # fmt: skip
-            memory: Any = types.SimpleNamespace(__array_interface__=interface)
-            self._windows_of[length] = np.asarray(memory)
-        return self._windows_of[length]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a worker process maps the files again; a pickled map would be a copy of the corpus
@@ -182,8 +176,8 @@ def join(parts: Sequence[Tokens]) -> Tokens:
 OTHER_FILES = 512  # files and connections that a process may have open in addition to its shards
 
 
-def allow_open_files(n: int) -> int:
-    """Let `n` more files stay open, as mapped ones do (Linux allows 1,024); returns how many can."""
+def allow_open_files(n: int) -> None:
+    """Let `n` more files stay open, as mapped ones do, if the system permits it (Linux allows 1,024)."""
     import resource  # only POSIX has it
 
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -191,7 +185,6 @@ def allow_open_files(n: int) -> int:
     if limit != resource.RLIM_INFINITY and limit < wanted:
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
-    return n if limit == resource.RLIM_INFINITY else max(1, min(n, limit - OTHER_FILES))
 
 
 _WRITE_ERRORS = (
