@@ -30,7 +30,7 @@ import tokenizers
 
 from lit_gptdata.tokens import gigatoken as engine
 from lit_gptdata.tokens.agreement import SCHEMES
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, QWEN2_PATTERN, split_pattern
+from lit_gptdata.tokens.chunks import GPT2_PATTERN, QWEN2_PATTERN
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Encode = Callable[[str], list[int]]
@@ -113,10 +113,10 @@ def disagreements(ours: Encode, theirs: Encode, probes: str) -> list[int]:
 
 
 def ranges(codes: Iterable[int]) -> str:
-    """ranges([1, 2, 3, 7])  ->  "(0x0001, 0x0003), (0x0007, 0x0007)" """
+    """ranges([1, 2, 3, 7])  ->  "0001-0003 0007", as in tokens/agreement.py"""
     groups = itertools.groupby(enumerate(sorted(codes)), key=lambda item: item[1] - item[0])
     runs = [[code for _, code in group] for _, group in groups]
-    return ", ".join(f"(0x{run[0]:04X}, 0x{run[-1]:04X})" for run in runs)
+    return " ".join(f"{run[0]:04X}" + f"-{run[-1]:04X}" * (len(run) > 1) for run in runs)
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def main() -> None:
         def theirs(text: str, gigatoken: engine._Gigatoken = gigatoken) -> list[int]:
             return gigatoken.encode(text.encode()).tolist()
 
-        differ = SCHEMES[split_pattern(tokenizer.reference)].differ
+        differ = SCHEMES[tokenizer.reference.rule].differ
         known = {code for low, high in differ for code in range(low, high + 1)}
         probes = PROBES + NFC_PROBES * case.endswith("NFC")
         codes = {*disagreements(tokenizer.encode, theirs, probes)}

@@ -45,7 +45,9 @@ def hydra_quotes(name: str, value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A path, or a string of numpy or an Enum, as a plain str; other values as they are."""
+    """A path, a string of an Enum or a scalar of numpy as a plain value; other values as they are."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     return str.__str__(value) if isinstance(value, str) else value
 

@@ -133,7 +133,7 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: str | None = None,
         bos: bool = False,
     ) -> None:
-        arguments = {**locals()}
+        arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
         self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
@@ -142,12 +142,9 @@ class GPTDataModule(L.LightningDataModule):
         self.data_dir = local_folder(data_dir)
         self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
         self._data = Sources(arguments, self)
-        self._resume = Resume(self, plain(on_change))
+        self._resume = Resume(self, arguments["on_change"])
         self._tuned, self._draws_seed, self._drawn_seed = False, self.seed is None, DrawnSeed()
-        save_hyperparameters(self, arguments | self._data.hparams | {
-            "on_change": self._resume.on_change, "data_dir": plain(data_dir),
-            "store_url": plain(store_url),
-        })  # fmt: skip
+        save_hyperparameters(self, self._data.hparams)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainer":  # set by Lightning
@@ -156,7 +153,7 @@ class GPTDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download and tokenize, or open `store_url`; Lightning calls this in one process per node."""
-        self.tokenizer.origin.keep()
+        self.tokenizer.keep()
         for message in self._data.prepare():
             rank_zero_warn(message)
 

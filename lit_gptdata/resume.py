@@ -89,7 +89,7 @@ class Resume(L.Callback):
         self._current = segment
 
     def _follow_alone(self, before: WindowSampler | None, sampler: WindowSampler) -> None:
-        """The same without a Trainer: start where a loaded state was saved."""
+        """Without a Trainer: start where the loaded state was saved."""
         if (state := self.loaded_state) and not sampler.restored:  # by the state of the loader itself
             identity = self._data._identity
             check_same(state["data"], identity)

@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_gptdata.tokens.libraries.reference import Reference
 
-Ids = npt.NDArray[np.unsignedinteger[Any]]
+Ids = np.ndarray
 
 SAFE_CHUNK_BYTES = 1 << 16
 """Least size of a chunk. 128 KiB, 256 KiB and 1 MiB are not faster (measured). This size leaves room for
@@ -171,43 +169,9 @@ RULES = {
 }  # fmt: skip
 
 
-def split_pattern(reference: Reference) -> str:
-    """The pattern that splits a text, the same for each library; "" for another way to split.
-
-    The three patterns of DeepSeek have "\\0" between them. For sentencepiece it is the rule itself.
-    """
-    if reference.library != "tokenizers":
-        return reference.rule
-    normalizer, pre_tokenizer = json.loads(reference.rule)
-    *splits, last = steps(pre_tokenizer) or [{}]
-    is_known = (
-        all(step == {"type": "NFC"} for step in steps(normalizer))
-        and last.get("type") == "ByteLevel"
-        and not last.get("add_prefix_space", True)
-        and last.get("use_regex", True) == (not splits)
-        and all(
-            step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]
-            and {*step["pattern"]} == {"Regex"}
-            for step in splits
-        )
-    )  # fmt: skip
-    patterns = [step["pattern"]["Regex"] for step in splits] if is_known else []
-    return "\0".join(patterns) or (GPT2_PATTERN if is_known else "")
-
-
-def steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    parts = part.get("normalizers", []) + part.get("pretokenizers", [])
-    return [step for each in parts for step in steps(each)]
-
-
 def cut_rule(reference: Reference) -> CutRule | None:
-    """Where a text may be cut; None for an unknown split pattern, or if a special string has cuts."""
-    rule = RULES.get(split_pattern(reference))
+    """Where a text may be cut; None for an unknown rule, or if a special string has cuts."""
+    rule = RULES.get(reference.rule)
     if rule is None:
         return None
     if rule.adds_space:

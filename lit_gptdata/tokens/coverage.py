@@ -96,8 +96,7 @@ def changed_val(root: Path, key: Any, val: list[Covered]) -> str | None:
 
 def _source_at(store: TokenStore, byte: int) -> int:
     """The source of a byte of the store's text."""
-    rows = store.rows(int(np.searchsorted(store._ends[1], byte, side="right")))
-    row = int(np.searchsorted(rows["byte"], byte, side="right")) - 1
+    _, rows, row = store.row_at("byte", byte)
     return min(int(rows["source"][row]), len(store.manifest.sources) - 1)
 
 

@@ -45,7 +45,8 @@ class ReferenceEngine:
         text = text_bytes.decode()
         self._tokenizer.check_special(text)
         library = self._tokenizer.reference
-        if self._runs and isinstance(library, TiktokenReference) and _has_long_run(text):
+        # a run has no cuts, so it makes its chunk long
+        if len(text) >= LONG_RUN and self._runs and isinstance(library, TiktokenReference):
             return self._encode_long_runs(text, library, self._runs.whole_run)
         return self._encode(text)
 
@@ -91,10 +92,3 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Ids:
     chunks = enumerate(safe_chunks([utf8(text)], tokenizer.cut_rule))
     ids = [engine.encode(chunk, continues=i > 0) for i, chunk in chunks]
     return np.concatenate(ids) if ids else np.empty(0, tokenizer.dtype)
-
-
-def _has_long_run(text: str) -> bool:
-    """True for a run of `LONG_RUN` whitespace characters, False if no run has half of that length."""
-    block = LONG_RUN // 2  # a long run covers a whole block
-    starts = range(0, len(text) - block + 1, block)
-    return any(text[i].isspace() and text[i : i + block].isspace() for i in starts)

@@ -18,16 +18,16 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.agreement import CLASSES_DIFFER, SCHEMES, VERSIONS
-from lit_gptdata.tokens.chunks import Ids, split_pattern, steps
-from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference
+from lit_gptdata.tokens.chunks import Ids
+from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference, steps
 from lit_gptdata.tokens.libraries.reference import Reference
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -55,16 +55,13 @@ def load_gigatoken(tokenizer: Tokenizer, reference: Encode, *, required: bool) -
     With `required` it raises ImportError, or ValueError for an untested tokenizer or version.
     """
     try:
-        import gigatoken  # noqa: F401
-    except ImportError as error:
-        if not required:
-            return None
-        raise ImportError(
-            "engine='gigatoken' needs the package gigatoken: pip install 'lit-gptdata[fast]', or use "
-            "engine='auto', which does not need it"
-        ) from error
+        needs("gigatoken", "fast", "engine='gigatoken'")
+    except ImportError:
+        if required:
+            raise
+        return None
     library, name = tokenizer.reference.library, tokenizer.name
-    if split_pattern(tokenizer.reference) not in SCHEMES:
+    if tokenizer.reference.rule not in SCHEMES:
         problem = f"gigatoken is not tested with the way in which {name!r} splits a text"
     elif wrong := _untested_versions(library):
         problem = f"gigatoken is not tested with {wrong}: pip install 'lit-gptdata[fast]'"
@@ -105,7 +102,7 @@ class GigatokenEngine:
         self._tokenizer = tokenizer
         self._reference = reference
         self._rule = tokenizer.cut_rule
-        self._differ = SCHEMES[split_pattern(tokenizer.reference)].differ
+        self._differ = SCHEMES[tokenizer.reference.rule].differ
         self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
         refuse = tokenizer.special_tokens == "error"
         self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
@@ -116,9 +113,8 @@ class GigatokenEngine:
     def encode(self, chunk: bytes, continues: bool = False) -> Ids:
         if self._bytes_to_compare > 0:
             self._compare(chunk)
-        if self.name != "gigatoken" or _classes_differ(chunk, self._differ):
-            return self._reference(chunk, continues)
-        if any(text in chunk for text in self._overlapping):
+        overlaps = any(text in chunk for text in self._overlapping)
+        if self.name != "gigatoken" or overlaps or _classes_differ(chunk, self._differ):
             return self._reference(chunk, continues)
         if any(special in chunk for special in self._refused):
             self._tokenizer.check_special(chunk.decode())
@@ -153,22 +149,21 @@ class _Gigatoken:
     def __init__(self, loaders: list[Callable[[], Any]]) -> None:
         """`loaders` make an instance; the next one is tried if gigatoken refuses the first."""
         self._loaders = loaders
-        self._instance: Any = None
         self._load()
 
-    def encode(self, chunk: bytes) -> npt.NDArray[np.uint32]:
-        ids: npt.NDArray[np.uint32] = self._instance.encode(chunk)
+    def encode(self, chunk: bytes) -> np.ndarray:
+        ids: np.ndarray = self._instance.encode(chunk)
         self._encoded_bytes += len(chunk)
         if self._encoded_bytes >= self._next_check:
             self._next_check += CHECK_EVERY
             if self._is_large():
-                self._instance = None  # free it before the next one is loaded
-                if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-                    trim(0)  # makes glibc return freed memory to the system, about 50 MB
                 self._load()
         return ids
 
     def _load(self) -> None:
+        self._instance: Any = None  # free it before the next one is loaded
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # makes glibc return freed memory to the system, about 50 MB
         while self._instance is None:
             try:
                 with output_hidden(2):  # where Rust prints panics
@@ -203,11 +198,7 @@ def _anonymous_memory() -> int | None:
 @contextlib.contextmanager
 def output_hidden(descriptor: int) -> Iterator[None]:
     """Discard what the process writes to 1, standard output, or to 2, standard error."""
-    try:
-        saved = os.dup(descriptor)
-    except OSError:  # a daemon has none
-        yield
-        return
+    saved = os.dup(descriptor)
     try:
         with open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), descriptor)
@@ -230,31 +221,20 @@ def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Calla
         return [functools.partial(from_json, _checked_json(content, special_ids))]
     if reference.library == "sentencepiece":
         return [functools.partial(from_json, _sentencepiece_as_json(content))]
-    scheme = SCHEMES[split_pattern(reference)]
-    as_json = functools.cache(lambda: _ranks_as_json(content, scheme.regex, special_ids))
-    return [
-        functools.partial(_from_ranks, content, scheme.name, special_ids),
-        lambda: from_json(as_json()),
-    ]
+    name, regex, _ = SCHEMES[reference.rule]
+    as_json = functools.cache(lambda: _ranks_as_json(content, regex, special_ids))
+    return [functools.partial(_from_ranks, content, name, special_ids), lambda: from_json(as_json())]
 
 
 def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> Any:
     """Fails for ranks that leave out a number, or have tokens that no merge makes, such as Llama 3's."""
     import gigatoken
 
-    # a file without a name, so that a kill leaves nothing behind
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(ranks)
-            file.seek(0)
-            return gigatoken.Tokenizer.from_tiktoken(
-                f"/dev/fd/{file.fileno()}", scheme, dict(special_ids)
-            )
-    except OSError as error:
-        problem = (
-            f"{error.strerror}: gigatoken needs {len(ranks):,} bytes. Free some space, or set TMPDIR"
-        )
-        raise OSError(error.errno, problem, tempfile.gettempdir()) from error
+    with tempfile.TemporaryFile() as file:  # without a name, so a kill leaves nothing behind
+        file.write(ranks)
+        file.seek(0)
+        path = f"/dev/fd/{file.fileno()}"
+        return gigatoken.Tokenizer.from_tiktoken(path, scheme, dict(special_ids))
 
 
 def _ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> str:
@@ -299,28 +279,19 @@ def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[b
     """
     if not isinstance(reference, HuggingFaceReference):
         return []
-    groups: dict[int, list[str]] = {0: [], 1: [], 2: []}  # in the order of the search; 2: left out
+    groups: list[list[str]] = [[], [], []]  # in the order of the search; the last one is left out
     for each in reference.added_tokens:
         is_kept = not each["special"] or each["content"] in special_ids
         groups[each["normalized"] if is_kept else 2].append(each["content"])
-    first, second, left_out = groups.values()
-    found = _touching(second, [*first, *left_out]) | _touching(first, left_out)
-    return [text.encode() for text in found]
+    first, second, left_out = groups
+    pairs = [*itertools.product(second, first + left_out), *itertools.product(first, left_out)]
+    return [*{text.encode() for text, other in pairs if _can_overlap(text, other)}]
 
 
-def _touching(texts: Sequence[str], others: Sequence[str]) -> set[str]:
-    """The texts that can share characters with one of `others`."""
-    starts, ends = set[str](), set[str]()
-    for each in others:
-        starts.update(each[:n] for n in range(1, len(each) + 1))
-        ends.update(each[n:] for n in range(len(each)))
-    inside = "\0".join(others)
-    return {
-        text for text in texts
-        if text in inside
-        or any(text[i:] in starts or text[: i + 1] in ends for i in range(len(text)))
-        or any(each in text for each in others)
-    }  # fmt: skip
+def _can_overlap(a: str, b: str) -> bool:
+    """Whether one has the other inside, or starts with the end of the other."""
+    lengths = range(1, min(len(a), len(b)))
+    return a in b or b in a or any(a[:n] == b[-n:] or a[-n:] == b[:n] for n in lengths)
 
 
 def _sentencepiece_as_json(content: bytes) -> str:
@@ -361,12 +332,10 @@ def _classes_differ(chunk: bytes, ranges: Ranges = CLASSES_DIFFER) -> bool:
 
 
 @functools.cache
-def _prefix_tables(
-    ranges: Ranges,
-) -> tuple[frozenset[str], dict[int, tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]]:
+def _prefix_tables(ranges: Ranges) -> tuple[frozenset[str], dict[int, tuple[np.ndarray, np.ndarray]]]:
     """The characters; first byte -> may a second byte follow (256,), a second and a third (256, 256)."""
     characters = frozenset(chr(c) for a, b in ranges for c in range(a, b + 1))
-    tables: dict[int, tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = {}
+    tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for lead, second, *rest in {c.encode()[:3] for c in characters}:
         seconds, thirds = tables.setdefault(
             lead, (np.zeros(256, np.bool_), np.zeros((256, 256), np.bool_))

@@ -21,6 +21,9 @@ FORMAT = 1
 """Version of the store's layout. It is part of the fingerprint, so another version is another store."""
 
 
+COUNTS = ("n_tokens", "n_bytes", "n_documents")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """One file of a store; raises ValueError for an unsafe name, a malformed hash or an invalid size."""
@@ -126,7 +129,7 @@ class Manifest:
         val, test = self.cuts or (1, self.n_tokens)
         if not 0 < val <= test <= self.n_tokens:
             raise ValueError(f"val starts at {val} and test at {test} of {self.n_tokens} tokens")
-        for name in ("n_tokens", "n_bytes", "n_documents"):
+        for name in COUNTS:
             if (counted := total(self.shards, name)) != getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, but the shards have {counted}")
         itemsize = int(self.tokenizer.dtype[-1])
@@ -171,11 +174,11 @@ class Manifest:
 
 
 def _check_counts(entry: ShardEntry | Manifest) -> None:
-    for name in ("n_tokens", "n_bytes", "n_documents"):
+    for name in COUNTS:
         if type(count := getattr(entry, name)) is not int or count < 0:
             raise ValueError(f"{name} must be an integer ≥ 0, got {count!r}")
 
 
 def total(shards: Iterable[ShardEntry], count: str) -> int:
-    """The sum of one count over shards: "n_tokens", "n_bytes" or "n_documents"."""
+    """The sum of one of the COUNTS over shards."""
     return sum(getattr(shard, count) for shard in shards)

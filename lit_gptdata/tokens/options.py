@@ -127,13 +127,8 @@ def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path
         text_column=check_string("text_column", options["text_column"]),
         strip_gutenberg=check_flag("strip_gutenberg", options["strip_gutenberg"]),
     )
-    build = BuildOptions(
-        engine=plain(options["engine"]),
-        build=plain(options["build"]),
-        ray_address=plain(options["ray_address"]),
-        workers=options["build_workers"],
-        max_document_bytes=options["max_document_bytes"],
-    )
+    names = ("engine", "build", "ray_address", "max_document_bytes")
+    build = BuildOptions(workers=options["build_workers"], **{name: options[name] for name in names})
     stream = check_flag("stream", options["stream"])
     return LocalBuild(options["corpus"], tokenizer, data_dir, reading, stream, build)
 

@@ -23,8 +23,6 @@ VOCAB = np.dtype([("n_bytes", "<u2"), ("starts_space", "?"), ("ends_visible", "?
 """One row of vocab.bin, for one id: its length in UTF-8 bytes (0 if special or unused); whether it
 starts with a space; whether its last byte is visible ASCII."""
 
-_vocabs: dict[str, np.ndarray] = {}  # by checksum: the stores of a mixture share one in memory
-
 
 class Place(NamedTuple):
     """The origin of a token: `str(place)  ->  "books/a.txt, document 1, byte 512"`."""
@@ -108,27 +106,30 @@ class TokenStore:
     @functools.cached_property
     def vocab(self) -> np.ndarray:
         """Properties of each id, VOCAB (vocab_size,)."""
-        entry = self.manifest.vocab
-        if entry.sha256 not in _vocabs:
-            _vocabs[entry.sha256] = self._read(entry, VOCAB)
-        return _vocabs[entry.sha256]
+        return self._read(self.manifest.vocab, VOCAB)
 
     def _read(self, file: FileEntry, dtype: np.dtype[Any]) -> np.ndarray:
         return np.fromfile(self.path / file.name, dtype=dtype)
 
     @functools.cached_property
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The number of tokens, and of bytes, up to the end of each shard."""
-        tokens = np.cumsum([shard.n_tokens for shard in self.shards], dtype=np.int64)
-        return tokens, np.cumsum([shard.n_bytes for shard in self.shards], dtype=np.int64)
+    def _ends(self) -> dict[str, np.ndarray]:
+        """Where each shard ends, as the number of a "token" and of a "byte" of the store."""
+        counts = {"token": "n_tokens", "byte": "n_bytes"}
+        return {unit: np.cumsum([getattr(s, n) for s in self.shards]) for unit, n in counts.items()}
 
     def rows(self, shard: int) -> np.ndarray:
         """The index of a shard, dtype ROW; its positions are counted from the start of the store."""
         rows = self._read(self.shards[shard].index, ROW)
-        token_ends, byte_ends = self._ends
-        rows["token"] += token_ends[shard] - self.shards[shard].n_tokens
-        rows["byte"] += byte_ends[shard] - self.shards[shard].n_bytes
+        if shard:
+            for unit, ends in self._ends.items():
+                rows[unit] += ends[shard - 1]
         return rows
+
+    def row_at(self, unit: str, position: int) -> tuple[int, np.ndarray, int]:
+        """The shard of a "token" or "byte", its `rows`, and the row; -1: a separator before all rows."""
+        shard = int(np.searchsorted(self._ends[unit], position, side="right"))
+        rows = self.rows(shard := min(shard, len(self.shards) - 1))
+        return shard, rows, int(np.searchsorted(rows[unit], position, side="right")) - 1
 
     def document_near(self, byte: int, within: int) -> int | None:
         """The separator before the document that starts nearest to `byte`, at most `within` bytes away.
@@ -136,22 +137,15 @@ class TokenStore:
         None if no document is that near. The first document has no separator, so it never counts.
         Neither do documents with no text before or after their start.
         """
-        ends = self._ends[1]
-        starts = ends - [shard.n_bytes for shard in self.shards]
-        first, last = np.searchsorted(ends, [byte - within, byte + within])
-        candidates = range(int(first), min(int(last) + 1, len(self.shards)))
-        distance = np.maximum(np.maximum(starts - byte, byte - ends), 0)
-        best = within, self.n_tokens + 1  # distance in bytes, token; no document is at this token
-        for shard in sorted(candidates, key=distance.__getitem__):
-            if distance[shard] > best[0]:
-                break  # the remaining shards are further away; do not read or fetch them
-            rows = self.rows(shard)
-            inside = (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)
-            rows = rows[(rows["document"] == 1) & inside]
-            if len(rows):
-                i = int(np.argmin(np.abs(rows["byte"] - byte)))
-                best = min(best, (abs(int(rows["byte"][i]) - byte), int(rows["token"][i])))
-        return best[1] - 1 if best[1] < self.n_tokens else None
+        ends = self._ends["byte"]
+        first, last = np.searchsorted(ends, [byte - within, byte + within]).tolist()
+        shards = range(first, min(last + 1, len(self.shards)))
+        rows = np.concatenate([self.rows(shard) for shard in shards])
+        near = (rows["document"] == 1) & (np.abs(rows["byte"] - byte) <= within)
+        rows = rows[near & (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)]
+        if not len(rows):
+            return None
+        return int(rows["token"][np.argmin(np.abs(rows["byte"] - byte))]) - 1
 
     def place(self, token: int) -> Place:
         """The origin of token number `token`, in O(tokens of a chunk); raises IndexError beyond the end.
@@ -160,10 +154,8 @@ class TokenStore:
         """
         if not 0 <= token < self.n_tokens:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,})")
-        shard = int(np.searchsorted(self._ends[0], token, side="right"))
-        rows = self.rows(shard)
-        row = int(np.searchsorted(rows["token"], token, side="right")) - 1
-        if row < 0:  # a separator at the start of a shard
+        shard, rows, row = self.row_at("token", token)
+        if row < 0:
             shard -= 1
             rows = self.rows(shard)
             row = len(rows) - 1
@@ -196,12 +188,11 @@ class TokenStore:
         """The UTF-8 bytes of all text before a token, or of all text if `token` is the number of tokens.
 
         A separator has 0 bytes, and a literal `<|endoftext|>` in a text has 13. It is an estimate
-        unless `is_exact_at(token)`.
+        unless `is_exact_at(token)`, which always holds if the tokenizer does not change the text.
         """
         return self._byte_at(token)[0]
 
     def is_exact_at(self, token: int) -> bool:
-        """Whether `byte_at(token)` is exact; always, if the tokenizer does not change the text."""
         return self._byte_at(token)[1]
 
     def _byte_at(self, token: int) -> tuple[int, bool]:
@@ -209,14 +200,12 @@ class TokenStore:
             raise IndexError(f"token {token:,} of {self.n_tokens:,}: give one in [0, {self.n_tokens:,}]")
         if token == self.n_tokens:
             return self.n_bytes, True
-        shard = int(np.searchsorted(self._ends[0], token, side="right"))
-        rows = self.rows(shard)
-        row = int(np.searchsorted(rows["token"], token))
-        if row < len(rows) and (row == 0 or rows["token"][row] == token):
-            return int(rows["byte"][row]), True  # of a chunk, or a separator before all chunks
-        lengths, is_exact = self._lengths(shard, rows, row - 1)
-        before = lengths[: token - int(rows["token"][row - 1])]
-        return int(rows["byte"][row - 1] + before.sum()), is_exact
+        shard, rows, row = self.row_at("token", token)
+        chunk = rows[max(0, row)]
+        if row < 0 or chunk["token"] == token:
+            return int(chunk["byte"]), True
+        lengths, is_exact = self._lengths(shard, rows, row)
+        return int(chunk["byte"] + lengths[: token - int(chunk["token"])].sum()), is_exact
 
     def _lengths(self, shard: int, rows: np.ndarray, row: int) -> tuple[np.ndarray, bool]:
         """The UTF-8 bytes of a chunk's tokens, int64 (T,), and whether they are exact.
@@ -225,7 +214,7 @@ class TokenStore:
         of its tokens may not sum to those of the text. Then they are stretched until they do.
         """
         chunk, tokenizer = rows[row], self.manifest.tokenizer
-        stop, byte = (int(ends[shard]) for ends in self._ends)
+        stop, byte = (int(ends[shard]) for ends in self._ends.values())
         if row + 1 < len(rows):
             stop, byte = int(rows["token"][row + 1]), int(rows["byte"][row + 1])
         n_bytes = byte - int(chunk["byte"])
@@ -253,9 +242,7 @@ class TokenStore:
         Every GPT tokenizer splits the text there, so all tokenizers get the same text on both sides. If
         none of the next 1,000 tokens qualifies, the result is the next token.
         """
-        shard = min(int(np.searchsorted(self._ends[1], byte, side="right")), len(self.shards) - 1)
-        rows = self.rows(shard)
-        row = max(0, int(np.searchsorted(rows["byte"], byte, side="right")) - 1)
+        shard, rows, row = self.row_at("byte", byte)
         start, first_byte = int(rows["token"][row]), int(rows["byte"][row])
         lengths, _ = self._lengths(shard, rows, row)
         cut = start + int(np.searchsorted(np.cumsum(lengths) - lengths, byte - first_byte))
@@ -275,13 +262,9 @@ def vocab_table(tokenizer: Tokenizer) -> np.ndarray:
     """Properties of each id of a tokenizer, VOCAB (vocab_size,)."""
     table = np.zeros(tokenizer.vocab_size, dtype=VOCAB)
     tokens = tokenizer.token_bytes
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    ends = np.cumsum(lengths)
-    joined = np.frombuffer(b"".join([*tokens, b"\0"]), np.uint8)
-    first, last = joined[ends - lengths], joined[ends - 1]
-    table["n_bytes"] = lengths
-    table["starts_space"] = (lengths > 0) & (first == 0x20)
-    table["ends_visible"] = (lengths > 0) & (last >= 0x21) & (last <= 0x7E)
+    table["n_bytes"] = [len(token) for token in tokens]
+    table["starts_space"] = [token.startswith(b" ") for token in tokens]
+    table["ends_visible"] = [b"!" <= token[-1:] <= b"~" for token in tokens]
     for name, id in tokenizer.allowed_special.items():
         if name not in tokenizer.separators:  # a separator may stand for its name, or between documents
             table["n_bytes"][id] = len(name.encode())

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,8 +19,8 @@ import numpy as np
 
 from lit_gptdata._checks import check_flag, check_string, plain
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
-from lit_gptdata.tokens.libraries.reading import Origin, read_tokenizer
-from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, Reference
+from lit_gptdata.tokens.libraries.reading import NamedTokenizer, read_tokenizer
+from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 
 if TYPE_CHECKING:
     import tiktoken
@@ -33,7 +32,7 @@ ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentenc
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>")
 
 
-class Tokenizer:
+class Tokenizer(NamedTokenizer):
     """A tokenizer, a policy for special strings inside a text, and what stands between documents.
 
     `tokenizer`: the name of a tiktoken encoding, a tokenizer.json, a folder with one, a .tiktoken or
@@ -78,25 +77,8 @@ class Tokenizer:
         self.special_tokens: SpecialTokens = special_tokens
         self.own_end: str | None = end_of_document
         self.bos: bool = bos
-        if isinstance(tokenizer, Tokenizer):
-            self.origin: Origin = replace(tokenizer.origin, data_dir=data_dir)
-        else:
-            self.origin = read_tokenizer(tokenizer, data_dir)
-
-    @property
-    def name(self) -> str:
-        """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
-        return self.origin.name
-
-    @property
-    def location(self) -> str:
-        """In hyperparameters: a name, a path, or an address on the hub."""
-        return self.origin.location
-
-    @property
-    def reference(self) -> Reference:
-        """The library's tokenizer, loaded on first use (about 0.3 s for gpt2)."""
-        return self.origin.reference
+        found = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer, data_dir)
+        super().__init__(found.kind, found.name, data_dir, found.loaded, found.path)
 
     @property
     def encoding(self) -> tiktoken.Encoding:
@@ -214,7 +196,7 @@ class Tokenizer:
 
         A tiktoken encoding counts by its name, without loading it: tiktoken checks its files.
         """
-        named = self.origin.kind == "name"
+        named = self.kind == "name"
         identity = f"tiktoken:{self.name}" if named else f"content:{self.reference.digest}"
         identity += f"\n{self.special_tokens}"
         if not named or self.own_end is not None or self.bos:

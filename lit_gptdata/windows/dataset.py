@@ -97,13 +97,17 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
         With `pad`, an index of len or more gives a window of padding: inputs 0, targets -100.
         """
-        starts = self.starts(indices)
+        starts, length = self.starts(indices), self.spans.max_length
         if not self.spans.pad:
-            return split(self.tokens.gather(starts, self.spans.max_length + 1))
-        starts -= self.begin
-        inputs, targets = split(self._padded(starts))
-        n_targets = self.spans.n_tokens - 1 - starts[:, None]  # (B, 1)
-        beyond = torch.from_numpy(np.arange(self.spans.max_length) >= n_targets)  # (B, L)
+            return split(self.tokens.gather(starts, length + 1))
+        ids = np.zeros((len(starts), length + 1), self.tokens.dtype)
+        is_full = starts + length < self.end
+        ids[is_full] = self.tokens.gather(starts[is_full], length + 1)
+        for row in np.flatnonzero(~is_full).tolist():
+            rest = self.tokens[int(starts[row]) : self.end]
+            ids[row, : len(rest)] = rest
+        inputs, targets = split(ids)
+        beyond = torch.from_numpy(np.arange(length) >= self.end - 1 - starts[:, None])  # (B, L)
         return inputs.masked_fill_(beyond, 0), targets.masked_fill_(beyond, IGNORE_INDEX)
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -131,17 +135,6 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
             problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
-    def _padded(self, starts: np.ndarray) -> np.ndarray:
-        """Gather windows (B,) → (B, max_length + 1), with zeros after the end of the range."""
-        spans = self.spans
-        ids = np.zeros((len(starts), spans.max_length + 1), self.tokens.dtype)
-        full = starts + spans.max_length + 1 <= spans.n_tokens
-        ids[full] = self.tokens.gather(starts[full] + self.begin, spans.max_length + 1)
-        for row in np.flatnonzero(~full).tolist():
-            rest = self.tokens[self.begin + int(starts[row]) : self.end]
-            ids[row, : len(rest)] = rest
-        return ids
-
 
 class ChainedWindows(Windows):
     """The val or test windows of several sets, one set after the other."""
@@ -158,15 +151,12 @@ class ChainedWindows(Windows):
         return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self._sets)} sets"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        shape = len(indices), self.spans.max_length
+        shape, local = (len(indices), self.spans.max_length), np.asarray(indices, dtype=np.int64)
         inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE_INDEX)
-        begin = 0
         for windows in self._sets:
-            local = np.asarray(indices, dtype=np.int64) - begin
             rows = np.flatnonzero((local >= 0) & (local < len(windows)))
-            if len(rows):
-                inputs[rows], targets[rows] = windows.batch(local[rows])
-            begin += len(windows)
+            inputs[rows], targets[rows] = windows.batch(local[rows])
+            local = local - len(windows)
         return inputs, targets
 
     def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
@@ -180,10 +170,8 @@ def batches_of(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def split(ids: np.ndarray) -> Batch:
     """Split windows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
-    pair = np.empty((2, len(ids), ids.shape[1] - 1), np.int64)
-    pair[0] = ids[:, :-1]
-    pair[1] = ids[:, 1:]
-    return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
+    inputs, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 class WindowDataset(Windows):

@@ -140,10 +140,8 @@ class MixtureOrder:
         for stage, chosen in groups_of(stages):
             found, numbers = self._slots[stage].at(positions[chosen] - self._begins[stage])
             sources[chosen], windows[chosen] = found, numbers + self._before[stage][found]
-        by_source = np.argsort(sources.astype(np.uint16), kind="stable")  # 16 bits: 7 times faster
-        firsts = np.flatnonzero(np.diff(sources[by_source], prepend=-1))
-        for chosen in np.split(by_source, firsts[1:]) if len(firsts) else ():
-            windows[chosen] = self.orders[int(sources[chosen[0]])].at(windows[chosen])
+        for source, chosen in groups_of(sources):
+            windows[chosen] = self.orders[source].at(windows[chosen])
         return sources, windows
 
     def count(self, n: int) -> np.ndarray:

@@ -7,40 +7,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import aligned
 from lit_gptdata.text.document import Corpus
+from lit_gptdata.tokens.coverage import changed_val, covered
 from lit_gptdata.tokens.options import Source, local_build, naming, read_sources, read_stages
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows.dataset import ChainedWindows, Windows, check_enough
 from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
 from lit_gptdata.windows.ranks import DrawnSeed
-from lit_gptdata.windows.split import (
-    Split,
-    changed_val_warning,
-    check_fractions,
-    scored_bytes,
-    split_tokens,
-)
-
-
-class Owner(Protocol):
-    """What sources need of their data module, whose lengths may change after `setup()`."""
-
-    tokenizer: Tokenizer
-    data_dir: Path
-    max_length: int
-    stride: int
-    val_fraction: float
-    test_fraction: float
+from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
 
 
 class NamedSource:
@@ -82,11 +65,9 @@ class NamedSource:
         cut = store.fingerprint, self.fractions
         if cut == self._cut:
             return False
-        if self.only_val:
-            n = store.n_tokens
-            split = Split(train=(0, 0), val=(0, n), test=(n, n))
-        else:
-            split = split_tokens(store, *self.fractions)
+        n = store.n_tokens
+        all_val = Split(train=(0, 0), val=(0, n), test=(n, n))
+        split = all_val if self.only_val else split_tokens(store, *self.fractions)
         if trains:
             owner = f"the train split of {redacted(repr(self.text.name))}"
             check_enough(split.train[1] - split.train[0], self._owner.max_length, owner)
@@ -105,7 +86,6 @@ class NamedSource:
 
     @property
     def test_windows(self) -> Windows:
-        """Like `val_windows`, over the end of the source."""
         return self._windows("test", pad=True)
 
     def _windows(self, split: str, stride: int | None = None, pad: bool = False) -> Windows:
@@ -150,8 +130,8 @@ class EvalSet(NamedTuple):
 class Sources:
     """All sources of a data module: those of `corpus`, and those of `val_corpus`, which only score."""
 
-    def __init__(self, options: dict[str, Any], owner: Owner) -> None:
-        """`options`: those that the data module got."""
+    def __init__(self, options: dict[str, Any], owner: Any) -> None:
+        """`options`: those of the data module `owner`, in plain values. Its lengths may change later."""
         self.options, self.owner = options, owner
         corpus, val_corpus = options["corpus"], options["val_corpus"]
         stages, store_url = options["stages"], options["store_url"]
@@ -186,17 +166,14 @@ class Sources:
 
     @property
     def hparams(self) -> dict[str, Any]:
-        """The options of texts and tokens in plain values, which a checkpoint can hold."""
+        """The options in plain values, which a checkpoint can hold."""
         corpus = {name: source.hparams for name, source in self.sources.items()}
         val_corpus = {name: source.hparams for name, source in self.val_corpus.items()} or None
-        tokenizer, cache_gb = self.owner.tokenizer, self.options["cache_gb"]
-        local = local_build(self.options, tokenizer, self.owner.data_dir)
-        build = asdict(local.options)
-        return asdict(local.reading) | {"build_workers": build.pop("workers"), **build} | {
-            "corpus": corpus if self.is_named else local.name, "val_corpus": val_corpus,
-            "stages": self.stages, "stream": local.stream, "cache_gb": cache_gb and float(cache_gb),
-            "tokenizer": tokenizer.location, "special_tokens": tokenizer.special_tokens,
-            "end_of_document": tokenizer.own_end, "bos": tokenizer.bos,
+        tokenizer = self.owner.tokenizer
+        return self.options | {
+            "corpus": corpus if self.is_named else self.first.hparams.get("path"), "stages": self.stages,
+            "val_corpus": val_corpus, "tokenizer": tokenizer.location, "bos": tokenizer.bos,
+            "special_tokens": tokenizer.special_tokens, "end_of_document": tokenizer.own_end,
         }  # fmt: skip
 
     @property
@@ -216,10 +193,12 @@ class Sources:
             with naming(source.name):
                 store = source.text.prepare()
             if isinstance(source.text, LocalBuild) and not source.only_val:
-                key = [source.text.name, source.text.tokenizer.fingerprint, *filter(None, [source.name])]
-                root = source.text.root
-                if changed := changed_val_warning(store, *source.fractions, root=root, key=key):
-                    yield f"source {source.name}: {changed}" if source.name else changed
+                key = [source.text.name, tokenizer.fingerprint, *filter(None, [source.name])]
+                key += source.fractions
+                with suppress(ValueError):  # a split is too short; `setup` raises this on every rank
+                    val = covered(store, *split_tokens(store, *source.fractions).val)
+                    if changed := changed_val(source.text.root, key, val):
+                        yield f"source {source.name}: {changed}" if source.name else changed
 
     def publish(self, url: Any) -> dict[str, str]:
         """Publish each store under `url`: name → URL. A published source of a mixture keeps its URL."""

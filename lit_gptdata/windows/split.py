@@ -3,10 +3,8 @@
 import math
 import numbers
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from lit_gptdata.tokens.coverage import changed_val, covered, describe
+from lit_gptdata.tokens.coverage import covered, describe
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.store import TokenStore
 
@@ -46,17 +44,6 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
     if val_fraction and len(store.manifest.sources) > 1:
         split = replace(split, val_sources=describe(covered(store, *split.val)))
     return split
-
-
-def changed_val_warning(
-    store: TokenStore, val_fraction: float, test_fraction: float, *, root: Path, key: list[Any]
-) -> str | None:
-    """A warning if val covers other text than in the last run with the same `key` and fractions."""
-    try:
-        split = split_tokens(store, val_fraction, test_fraction)
-    except ValueError:  # a split is too short; `setup` raises this on every rank
-        return None
-    return changed_val(root, [*key, val_fraction, test_fraction], covered(store, *split.val))
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ tail                      8 9         dropped with drop_last, otherwise a smalle
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -121,16 +121,10 @@ class RunSegment:
 
     def as_dict(self) -> dict[str, Any]:
         """The segment in plain values, as a checkpoint holds it. These keys are an on-disk format."""
-        return {
-            "batch": self.batch,
-            "epoch": self.start.epoch,
-            "index": self.start.index,
-            "batch_size": self.steps.batch_size,
-            "world_size": self.steps.world_size,
-            "tail": self.steps.tail,
-            "limit": self.limit,
-            "text_order": self.text_order,
-        }
+        values = asdict(self)
+        values |= values.pop("start") | values.pop("steps")
+        del values["n"]  # the number of windows follows from the data
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], n: int) -> RunSegment:

@@ -27,7 +27,6 @@ from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.publish import publish, publish_text
 from lit_gptdata.tokens.remote.store import prepare_store_at
-from lit_gptdata.tokens.shards import FileShardWriter
 from lit_gptdata.tokens.store import TokenStore
 from tests.tokens.builds import (
     GPT2,
@@ -96,7 +95,7 @@ def test_a_late_worker_of_an_older_plan_cannot_write(tmp_path, monkeypatch):
     with pytest.raises(UnicodeError):
         build(tmp_path, root)
     (store,) = root.glob(".building/*/store")
-    late = FileShardWriter(store, "00000-000", GPT2.dtype)
+    late = FolderOutput(store.parent).shard_writer("00000-000", GPT2.dtype)
     encode_corpus = module.encode_corpus
 
     def meddled(*args):
@@ -141,7 +140,7 @@ def test_damaged_units_are_written_again(tmp_path, written):
     assert not list(folder.rglob("*.tmp"))
 
 
-BEFORE_SHARDS = ["_create_build_folder", "encode_corpus"]
+BEFORE_SHARDS = ["_hash_in_background", "encode_corpus"]
 BEFORE_PUBLISHING = ["vocab_table", "write_json", "_rename"]
 AFTER_PUBLISHING = ["sync_folder", "rmtree"]
 

@@ -32,7 +32,6 @@ from lit_gptdata.tokens.chunks import (
 )
 from lit_gptdata.tokens.engines import Engine, ReferenceEngine, load_engine
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
-from tests.tokens.builds import file_size_limit
 from tests.tokens.test_chunks import PATTERNS, SPACES, random_text, random_texts, split, with_gpt2_ranks
 
 POLICIES: list[SpecialTokens] = ["allow", "text", "error"]
@@ -325,16 +324,6 @@ def test_gigatoken_is_not_imported_before_it_is_used():
     root = Path(module.__file__).parents[2]
     imported = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).split()
     assert {"gigatoken", "tiktoken", "torch"}.isdisjoint(imported)
-
-
-def test_a_full_disk_for_gigatoken_is_named(monkeypatch):
-    pytest.importorskip("gigatoken")
-    with (
-        file_size_limit(10_000),
-        pytest.raises(OSError, match="Free some space, or set TMPDIR") as caught,
-    ):
-        load_engine(Tokenizer("gpt2"), "gigatoken")
-    assert caught.value.filename == tempfile.gettempdir()
 
 
 def test_ctrl_c_in_the_first_chunk_is_a_keyboard_interrupt():

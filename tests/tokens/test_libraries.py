@@ -367,7 +367,7 @@ def test_objects_stay_below_the_data_dir_whatever_their_name(tmp_path):
     ranks = {bytes([byte]): byte for byte in range(256)}
     own = tiktoken.Encoding("x/../y", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={})
     data = GPTDataModule("sample", Tokenizer(own), 8, data_dir=tmp_path)
-    data.tokenizer.origin.keep()
+    data.tokenizer.keep()
     (kept,) = (tmp_path / "tokenizers").iterdir()
     assert kept.name == data.tokenizer.name == f"x_.._y-{data.tokenizer.reference.digest[:8]}"
 

@@ -21,12 +21,11 @@ from lit_gptdata._io import progress_bar
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
-from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, document_too_long
 from lit_gptdata.tokens.chunks import safe_chunks
 from lit_gptdata.tokens.engines import Engine, load_engine
 from lit_gptdata.tokens.manifest import total
-from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int], object]

@@ -140,30 +140,23 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     if sources and fingerprint and (root / fingerprint).is_dir():
         plan.check_unchanged(sources)
     else:
-        _create_build_folder(folder, _builds(root, plan.key))
+        for other in _builds(root, plan.key):
+            if other != folder:  # otherwise a killed build of this plan, which continues
+                shutil.rmtree(other, ignore_errors=True)
+        with writing(folder):
+            for name in ("store", "parts"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
         fingerprint = _build(plan, folder, runner, sources)
     published = root / fingerprint
     # The record comes first: after a kill between the two, the next run finds all work units finished.
     with writing(root):
-        record = {
-            "stamps": plan.file_stats, "fingerprint": fingerprint, "contents": plan.contents,
-        }  # fmt: skip
+        record = {"stamps": plan.file_stats, "fingerprint": fingerprint, "contents": plan.contents}
         write_json(_lookup_record(root, plan.key), record)
         if not published.is_dir():
             _rename(folder / "store", published)
     for build in _builds(root, plan.key):
         shutil.rmtree(build, ignore_errors=True)
     return TokenStore(published)
-
-
-def _create_build_folder(folder: Path, builds: list[Path]) -> None:
-    """Create the folder of a build, unless a killed build left it. Remove all other `builds`."""
-    for other in builds:
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    with writing(folder):
-        for name in ("store", "parts"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
 
 
 def _rename(store: Path, published: Path) -> None:

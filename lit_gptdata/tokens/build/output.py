@@ -1,52 +1,116 @@
-"""Where a build writes its shards, and a record of each work unit that is finished.
+"""Write shards, and a record of each work unit that is finished, to a folder or a URL.
 
 `FolderOutput` writes to a folder. `UrlOutput` in remote/publish.py uploads to a URL.
 """
 
+import abc
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from lit_gptdata._io import as_json, write_whole
-from lit_gptdata.tokens.manifest import ShardEntry
-from lit_gptdata.tokens.shards import FileShardWriter, ShardWriter, writing
+from lit_gptdata._io import AtomicFile, as_json, write_whole
+from lit_gptdata.tokens.manifest import FileEntry, ShardEntry
+from lit_gptdata.tokens.shards import ROW, writing
 
 Shards = list[ShardEntry]
 
 
-class ShardOutput(Protocol):
+class ShardOutput(abc.ABC):
     """A destination for shards; picklable, because worker processes write to it."""
 
-    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        """A writer of the shard with this name."""
-
-    def add_record(self, unit: int, shards: Shards) -> None:
-        """Record that a work unit is finished and that these are its shards."""
-
-    def finished_units(self) -> dict[int, Shards]:
-        """The shards of each recorded work unit whose files have the recorded sizes."""
-
-    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        """Remove the files of other work units, which a killed build or its last workers left."""
-
     @property
+    @abc.abstractmethod
     def shared_folder(self) -> Path | None:
         """A folder that every worker must see; None if workers write to a URL."""
 
+    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> "ShardWriter":
+        """A writer of the shard with this name."""
+        return ShardWriter(self, name, dtype)
+
+    @abc.abstractmethod
+    def open(self, name: str) -> Any:
+        """A file to `write` the ids of a shard to."""
+
+    @abc.abstractmethod
+    def save(self, name: str, file: Any, index: bytes) -> None:
+        """Save an open file as the shard's .bin file and `index` as its .idx file."""
+
+    @abc.abstractmethod
+    def add_record(self, unit: int, shards: Shards) -> None:
+        """Record that a work unit is finished and that these are its shards."""
+
+    @abc.abstractmethod
+    def finished_units(self) -> dict[int, Shards]:
+        """The shards of each recorded work unit whose files have the recorded sizes."""
+
+    @abc.abstractmethod
+    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
+        """Remove the files of other work units, which a killed build or its last workers left."""
+
+
+class ShardWriter:
+    """Writes one shard: its ids, and an index of its chunks. The files get their names in `finish`."""
+
+    def __init__(self, output: ShardOutput, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.n_tokens = self.n_bytes = self.n_documents = 0
+        self._output, self._name, self._dtype = output, name, dtype
+        self._file = output.open(name)
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._digest = hashlib.sha256()
+
+    def start_chunk(self, source: int, starts_document: bool) -> None:
+        """Record that a chunk starts at the next id."""
+        self._rows.append((self.n_tokens, self.n_bytes, source, int(starts_document)))
+        self.n_documents += starts_document
+
+    def append(self, ids: np.ndarray | Sequence[int], n_bytes: int) -> None:
+        """Write the ids of `n_bytes` UTF-8 bytes of text."""
+        content = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
+        self._digest.update(content)
+        with writing(Path(f"{self._name}.bin")):
+            self._file.write(content)
+        self.n_tokens += len(ids)
+        self.n_bytes += n_bytes
+
+    def finish(self) -> ShardEntry:
+        """Give the files their names and return the shard's entry for the manifest."""
+        index = np.array(self._rows, dtype=ROW).tobytes()
+        self._output.save(self._name, self._file, index)
+        size = self.n_tokens * self._dtype.itemsize
+        ids = FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest())
+        return ShardEntry(
+            n_tokens=self.n_tokens,
+            n_bytes=self.n_bytes,
+            n_documents=self.n_documents,
+            files=(ids, FileEntry.describe(f"{self._name}.idx", index)),
+        )
+
+    def discard(self) -> None:
+        """Remove what was written; does nothing after `finish`."""
+        if isinstance(self._file, AtomicFile):
+            self._file.discard()
+
 
 @dataclass(frozen=True)
-class FolderOutput:
+class FolderOutput(ShardOutput):
     """Shards in `folder`/store and records in `folder`/parts; every method raises OSError."""
 
     folder: Path
 
-    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        return FileShardWriter(self.folder / "store", name, dtype)
+    def open(self, name: str) -> AtomicFile:
+        with writing(self.folder / "store"):
+            return AtomicFile(self.folder / "store" / f"{name}.bin")
+
+    def save(self, name: str, file: AtomicFile, index: bytes) -> None:
+        with writing(file.path):
+            write_whole(file.path.with_suffix(".idx"), index)
+            file.commit()
 
     def add_record(self, unit: int, shards: Shards) -> None:
         path = self.shared_folder / record_name(unit)
@@ -54,13 +118,12 @@ class FolderOutput:
             write_whole(path, record(shards))
 
     def finished_units(self) -> dict[int, Shards]:
-        records = {path.name: path.read_bytes() for path in self.shared_folder.glob("*.json")}
-        return read_records(records, self._size)
+        def size_of(name: str) -> int | None:  # of recorded files only: temporary ones may vanish
+            path = self.folder / "store" / name
+            return path.stat().st_size if path.is_file() else None
 
-    def _size(self, name: str) -> int | None:
-        # called for recorded files only: a worker's temporary file may vanish before stat()
-        path = self.folder / "store" / name
-        return path.stat().st_size if path.is_file() else None
+        records = {path.name: path.read_bytes() for path in self.shared_folder.glob("*.json")}
+        return read_records(records, size_of)
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
         keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_integer, plain
@@ -13,7 +13,7 @@ from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
-from lit_gptdata.tokens.manifest import FORMAT, FileEntry, Manifest, TokenizerEntry, total
+from lit_gptdata.tokens.manifest import COUNTS, FORMAT, FileEntry, Manifest, TokenizerEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
@@ -147,24 +147,16 @@ class BuildPlan:
         if not total(shards, "n_bytes"):
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         self.check_unchanged(sources)
-        separators = self.tokenizer.separators
+        entry = {field.name: getattr(self.tokenizer, field.name) for field in fields(TokenizerEntry)}
+        entry["dtype"] = self.tokenizer.dtype.str
+        if {*entry["separators"]} <= {END_OF_TEXT}:
+            entry["separators"] = None
+        counts: dict[str, Any] = {count: total(shards, count) for count in COUNTS}
         return Manifest(
             fingerprint=self.fingerprint(sources),
-            tokenizer=TokenizerEntry(
-                name=self.tokenizer.name,
-                special_tokens=self.tokenizer.special_tokens,
-                fingerprint=self.tokenizer.fingerprint,
-                vocab_size=self.tokenizer.vocab_size,
-                dtype=self.tokenizer.dtype.str,
-                separators=None if {*separators} <= {END_OF_TEXT} else separators,
-                bos=self.tokenizer.bos,
-                is_lossless=self.tokenizer.is_lossless,
-                adds_space=self.tokenizer.adds_space,
-            ),
+            tokenizer=TokenizerEntry(**entry),
             reading=_reading(self.corpus),
-            n_tokens=total(shards, "n_tokens"),
-            n_bytes=total(shards, "n_bytes"),
-            n_documents=total(shards, "n_documents"),
+            **counts,
             sources=sources,
             vocab=FileEntry.describe("vocab.bin", vocab),
             shards=shards,

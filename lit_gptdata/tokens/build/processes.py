@@ -92,9 +92,8 @@ def _empty_main_module() -> Iterator[None]:
 def _without_ctrl_c() -> Iterator[None]:
     """Make processes that start in this context ignore Ctrl-C; this process handles it afterwards."""
     received: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)  # None if it was not set from Python
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set it
-        handler = None
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set a handler
+    handler = signal.getsignal(signal.SIGINT) if is_main else None  # also None if C code has set it
     if handler is not None:
         signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit the mask

@@ -30,11 +30,9 @@ def find_on_hub(name: str, folder: Path) -> tuple[Path, str]:
     repository, revision = check_hub_name(name)
     home = folder / repository.replace("/", "--")
     record = home / f"{revision.replace('/', '--')}.commit"
-    commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else ""
-    if not commit and record.is_file():
-        commit = record.read_text()
-    if not commit or not any((home / commit / file).is_file() for file in MODELS):
-        commit = _download(repository, commit or revision, home)
+    commit = record.read_text() if record.is_file() else revision  # or a branch
+    if not any((home / commit / file).is_file() for file in MODELS):
+        commit = _download(repository, commit, home)
         if commit != revision:
             write_whole(record, commit.encode())
     return home / commit, f"hf://{repository}@{commit}"

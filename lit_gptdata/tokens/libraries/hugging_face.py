@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.chunks import steps
+from lit_gptdata.tokens.chunks import GPT2_PATTERN
 from lit_gptdata.tokens.libraries.reference import Reference, digest_of
 
 _KEEP_ALL = ("Split", "ByteLevel", "Digits", "Sequence")  # pre-tokenizers that leave nothing out
@@ -44,7 +43,7 @@ class HuggingFaceReference(Reference):
         self.whole_strings = [
             each["content"] + " a" * (each["rstrip"] or each["single_word"]) for each in added
         ]
-        self.rule = json.dumps([self._json["normalizer"], self._json["pre_tokenizer"]], sort_keys=True)
+        self.rule = _split_pattern(self._json)
         self._splits = steps(self._json["pre_tokenizer"])
         self._is_byte_level = any(step["type"] == "ByteLevel" for step in self._splits)
         self.is_lossless = self._keeps_all()
@@ -81,7 +80,7 @@ class HuggingFaceReference(Reference):
         prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
         return prefix or "", suffix or ""
 
-    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+    def encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         # the attribute costs nothing to set; a second tokenizer would take as much memory again
         self._tokenizer.encode_special_tokens = not allowed
         try:
@@ -96,11 +95,9 @@ class HuggingFaceReference(Reference):
     def token_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
         prefix, suffix = self._affixes
-        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
-        tokens = [token.removeprefix(prefix).removesuffix(suffix) for token in vocab]
-        bytes_of = _byte_level_bytes if self._is_byte_level else lambda them: map(piece_bytes, them)
-        for id, token in zip(vocab.values(), bytes_of(tokens), strict=True):
-            table[id] = token
+        bytes_of = _byte_level_bytes if self._is_byte_level else piece_bytes
+        for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            table[id] = bytes_of(token.removeprefix(prefix).removesuffix(suffix))
         for each in self.added_tokens:
             table[each["id"]] = each["content"].encode()
         for id in self.special_ids.values():
@@ -116,20 +113,45 @@ class HuggingFaceReference(Reference):
         return files | {"tokenizer.json": self.content()}
 
 
+def _split_pattern(values: Mapping[str, Any]) -> str:
+    """The split pattern of a tokenizer.json; "" for another way to split."""
+    *splits, last = steps(values["pre_tokenizer"]) or [{}]
+    is_known = (
+        all(step == {"type": "NFC"} for step in steps(values["normalizer"]))
+        and last.get("type") == "ByteLevel"
+        and not last.get("add_prefix_space", True)
+        and last.get("use_regex", True) == (not splits)
+        and all(
+            step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]
+            and {*step["pattern"]} == {"Regex"}
+            for step in splits
+        )
+    )  # fmt: skip
+    patterns = [step["pattern"]["Regex"] for step in splits] if is_known else []
+    return "\0".join(patterns) or (GPT2_PATTERN if is_known else "")
+
+
+def steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    parts = part.get("normalizers", []) + part.get("pretokenizers", [])
+    return [step for each in parts for step in steps(each)]
+
+
 _VISIBLE = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
 """The characters by which byte-level vocabularies write bytes, as in OpenAI's GPT-2 release."""
 
 
-_BETWEEN = "\u2fff"  # in no vocabulary
 _LATIN1 = {ord(character): byte for character, byte in BYTES.items()}
 
 
-def _byte_level_bytes(tokens: list[str]) -> Iterator[bytes]:
-    # one translation of all takes a third of the time; a special token may have other characters, too
-    joined = _BETWEEN.join(tokens).translate(_LATIN1)
-    return (token.encode("latin-1", errors="ignore") for token in joined.split(_BETWEEN))
+def _byte_level_bytes(token: str) -> bytes:
+    return token.translate(_LATIN1).encode("latin-1", errors="ignore")  # special tokens: others, too
 
 
 def piece_bytes(piece: str) -> bytes:

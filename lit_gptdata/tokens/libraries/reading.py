@@ -1,4 +1,4 @@
-"""What a user calls a tokenizer, as an `Origin`: a name, a place that a checkpoint keeps, a Reference.
+"""Find the tokenizer that a user named: its `Reference`, and the name and place for checkpoints.
 
 read_tokenizer("gpt2") | read_tokenizer("tokenizer.json") | read_tokenizer("hf://org/name") | …
 """
@@ -33,31 +33,31 @@ ALLOWED = (
 
 
 @dataclass(eq=False)
-class Origin:
-    """Where a tokenizer comes from."""
+class NamedTokenizer:
+    """A library's tokenizer, with the name and the place by which it is found again."""
 
     kind: Literal["name", "file", "object", "hub"]
     """A name alone decides the ids. A name and the hub are loaded on first use."""
     name: str
     """In manifests and messages; 8 hex digits of the contents of a file or an object end it."""
-    given: str
-    """The name, the path with 8 hex digits, or the address on the hub."""
     data_dir: Path
     """For files of the hub and objects."""
     loaded: Reference | None = None
+    path: str = ""
+    """Of a file, as the user gave it."""
 
     @classmethod
-    def of_object(cls, label: str, reference: Reference, data_dir: Path) -> Origin:
+    def of_object(cls, label: str, reference: Reference, data_dir: Path) -> NamedTokenizer:
         """An object, which `keep` writes into a folder below `data_dir`."""
         name = _with_digest(re.sub(r"[^\w.-]", "_", label), reference)
-        return cls("object", name, name, data_dir, reference)
+        return cls("object", name, data_dir, reference)
 
     @property
     def location(self) -> str:
-        """In hyperparameters: `given`, or where `keep` writes an object."""
-        if self.kind == "object":
-            return f"{self._folder / self.name}#{self.reference.digest[:8]}"
-        return self.given
+        """In hyperparameters: the name, or the path with 8 hex digits of the contents."""
+        if self.kind in ("name", "hub"):
+            return self.name
+        return f"{self.path or self._folder / self.name}#{self.reference.digest[:8]}"
 
     @property
     def _folder(self) -> Path:
@@ -68,7 +68,7 @@ class Origin:
         """The tokenizer, loaded on first use; raises OSError, ValueError, ImportError."""
         if self.loaded is None and self.kind == "hub":
             path, self.name = find_on_hub(self.name, self._folder)
-            self.given, self.loaded = self.name, read_file(path)
+            self.loaded = read_file(path)
         elif self.loaded is None:
             self.loaded = TiktokenReference(load_encoding(self.name))
         return self.loaded
@@ -87,7 +87,7 @@ class Origin:
         return vars(self) | ({"loaded": None} if self.kind == "name" else {})
 
 
-def read_tokenizer(value: Any, data_dir: Path) -> Origin:
+def read_tokenizer(value: Any, data_dir: Path) -> NamedTokenizer:
     """Find the tokenizer that a user gave; a file is read at once, a name and the hub on first use.
 
     `data_dir`: where objects are kept, and files of the hub. Raises TypeError, ValueError,
@@ -112,19 +112,19 @@ def read_tokenizer(value: Any, data_dir: Path) -> Origin:
         names = ("eos_token", "bos_token", "add_bos_token")
         reference.name_specials({name: getattr(value, name, None) for name in names})
         label = Path(getattr(value, "name_or_path", "") or "tokenizer").name
-        return Origin.of_object(label, reference, data_dir)
+        return NamedTokenizer.of_object(label, reference, data_dir)
     raise TypeError(f"tokenizer must be {ALLOWED}, got {value!r} ({kind})")
 
 
-def _read_text(text: str, data_dir: Path) -> Origin:
+def _read_text(text: str, data_dir: Path) -> NamedTokenizer:
     import tiktoken
 
     names = tiktoken.list_encoding_names()
     if text in names:
-        return Origin("name", text, text, data_dir)
+        return NamedTokenizer("name", text, data_dir)
     if text.startswith("hf://"):
         check_hub_name(text)
-        return Origin("hub", text, text, data_dir)
+        return NamedTokenizer("hub", text, data_dir)
     # a checkpoint keeps the digest behind the path
     name, digest = text[:-9], text[-8:]
     if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
@@ -138,8 +138,7 @@ def _read_text(text: str, data_dir: Path) -> Origin:
         if digest not in ("", found):
             problem = f"{path} has other contents than it had: its digest was {digest}"
             raise ValueError(f"{problem}, now {found}. Give the file that it was")
-        label = _with_digest(path.stem, reference)
-        return Origin("file", label, f"{name}#{found}", data_dir, reference)
+        return NamedTokenizer("file", _with_digest(path.stem, reference), data_dir, reference, name)
     if "/" in name or path.suffix in (".json", ".tiktoken", ".model"):
         hub = f", or for the hub hf://{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         raise FileNotFoundError(f"tokenizer={name!r}: there is no such file or folder: {path}{hub}")
@@ -184,17 +183,17 @@ def _read_content(content: bytes) -> Reference:
     return TiktokenReference(encoding_from_ranks(content))
 
 
-def _read_encoding(encoding: Any, data_dir: Path) -> Origin:
-    """The origin of a `tiktoken.Encoding`; one that tiktoken knows is its name."""
+def _read_encoding(encoding: Any, data_dir: Path) -> NamedTokenizer:
+    """A `tiktoken.Encoding`; one that tiktoken knows is its name."""
     import tiktoken
 
     name = encoding.name
     known = load_encoding("gpt2") if name == "gpt2" else tiktoken.registry.ENCODINGS.get(name)
     reference = TiktokenReference(encoding)
     if known is encoding or (known and TiktokenReference(known).digest == reference.digest):
-        return Origin("name", name, name, data_dir)
+        return NamedTokenizer("name", name, data_dir)
     checked(encoding)
-    return Origin.of_object(name, reference, data_dir)
+    return NamedTokenizer.of_object(name, reference, data_dir)
 
 
 def _with_digest(label: str, reference: Reference) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB = 1 << 24  # the largest vocabularies today have a million ids
@@ -22,7 +21,8 @@ class Reference(Protocol):
     special_ids: dict[str, int]
     """Every special string, with its id."""
     rule: str
-    """What decides where a text is split before pairs are merged, in the library's own words."""
+    """The pattern that splits a text before pairs are merged, the same for each library; several with
+    "\\0" between them. "" for another way to split; for sentencepiece its options, as JSON."""
     is_lossless: bool = False
     """Whether the bytes of the ids of a text always sum to the text's UTF-8 bytes."""
     ends: Sequence[str] = ()
@@ -38,7 +38,7 @@ class Reference(Protocol):
     def digest(self) -> str:
         """SHA-256 (hex) of everything that decides the ids."""
 
-    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+    def encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         """The ids of a text, uint32 (T,). Only special strings in `allowed` become special tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:

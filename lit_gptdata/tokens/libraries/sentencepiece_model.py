@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.libraries.hugging_face import piece_bytes
@@ -43,7 +42,7 @@ class SentencePieceReference(Reference):
         content = hashlib.sha256(self._proto).hexdigest()
         return digest_of([content, [*self.ends], [*self.begins]])
 
-    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+    def encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         return np.array(self._model.EncodeAsIds(text), np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB, Reference
 
@@ -45,11 +44,11 @@ class TiktokenReference(Reference):
             digest.update(f"{rank}:{name}\n".encode())
         return digest.hexdigest()
 
-    def encode(self, text: str, allowed: frozenset[str]) -> npt.NDArray[np.uint32]:
+    def encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         # faster than encode() and a tenth of its memory, because it creates no int per token
         return self.encoding.encode_to_numpy(text, allowed_special=set(allowed), disallowed_special=())
 
-    def encode_match(self, text: str) -> npt.NDArray[np.uint32]:
+    def encode_match(self, text: str) -> np.ndarray:
         """Ids of a text that is known to be exactly one match of the split pattern."""
         return np.array(self.encoding._encode_single_piece(text), np.uint32)
 

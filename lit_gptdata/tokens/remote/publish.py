@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Corpus
@@ -23,12 +21,11 @@ from lit_gptdata.text.files import PathLike
 from lit_gptdata.text.remote_file import map_in_threads, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
-from lit_gptdata.tokens.build.output import Shards, read_records, record, record_name
+from lit_gptdata.tokens.build.output import ShardOutput, Shards, read_records, record, record_name
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.remote.store import RemoteStore, read_manifest
-from lit_gptdata.tokens.shards import ShardWriter
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -98,14 +95,18 @@ def publish_text(
 
 
 @dataclass(frozen=True)
-class UrlOutput:
-    """A `ShardOutput` at a URL, with records at another URL; every method raises RemoteError."""
+class UrlOutput(ShardOutput):
+    """Shards at a URL, each in memory until it is complete, and records at another. RemoteError."""
 
     store: Objects
     records: Objects
 
-    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> ShardWriter:
-        return UrlShardWriter(self.store, name, dtype)
+    def open(self, name: str) -> io.BytesIO:
+        return io.BytesIO()
+
+    def save(self, name: str, file: io.BytesIO, index: bytes) -> None:
+        self.store.write(f"{name}.idx", index)
+        self.store.write(f"{name}.bin", file.getvalue())
 
     def add_record(self, unit: int, shards: Shards) -> None:
         self.records.write(record_name(unit), record(shards))
@@ -121,22 +122,6 @@ class UrlOutput:
     @property
     def shared_folder(self) -> Path | None:
         return None if is_url(self.records.url) else Path(self.records.url)
-
-
-class UrlShardWriter(ShardWriter):
-    """Holds a shard in memory until it is complete, then uploads it; raises RemoteError."""
-
-    def __init__(self, store: Objects, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
-        super().__init__(name, dtype)
-        self._store = store
-        self._ids = io.BytesIO()
-
-    def _write(self, ids: memoryview) -> None:
-        self._ids.write(ids)
-
-    def _save(self, index: bytes) -> None:
-        self._store.write(f"{self._name}.idx", index)
-        self._store.write(f"{self._name}.bin", self._ids.getvalue())
 
 
 def _target(url: PathLike, fingerprint: str) -> Objects:
