@@ -105,7 +105,7 @@ def test_a_file_whose_suffix_becomes_a_format_is_tokenized_again(tmp_path, monke
     path.write_text(json.dumps({"text": "some text"}))
     format_of = formats.format_of
     with monkeypatch.context() as patch:  # as an earlier version, which did not look at the content
-        patch.setattr(formats, "format_of", lambda path: replace(format_of(path), check=None))
+        patch.setattr(formats, "format_of", lambda path: replace(format_of(path), kind_of=None))
         assert GPT2.decode(build(path, root).tokens[:]) == path.read_text()
     for module in (formats, files, plan):
         monkeypatch.setattr(module, "format_of", lambda path: format_of(path.with_suffix(".jsonl")))
