@@ -5,14 +5,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-
-from hydra import version
-from hydra._internal.utils import _run_hydra, get_args_parser
-from hydra.core.hydra_config import HydraConfig
 
 from lit_gptdata.cli.overrides import as_overrides
 from lit_gptdata.cli.rerun import read_result
@@ -34,20 +29,21 @@ MORE = """more:
   --config-path=DIR --config-name=config    run with the config.yaml of an earlier run in DIR
   --hydra-help        more about Hydra, such as shell completion
 """
-register_resolvers()
 
 
-def run(words: Sequence[str]) -> None:
-    """Do what the words after `train` say: run a job or a sweep, print the config, complete a word.
+def train(args: argparse.Namespace) -> None:
+    """Train a GPT on a text, or run a sweep with -m."""
+    # This is what the decorator @hydra.main does with sys.argv. Here sys.argv must not change, because
+    # Lightning repeats it to start more processes.
+    from hydra import version
+    from hydra._internal.utils import _run_hydra, get_args_parser
 
-    This replaces the decorator @hydra.main, which reads its words from sys.argv. Lightning repeats
-    sys.argv to start more processes, so it must not change.
-    """
     version.setbase("1.3")
+    register_resolvers()
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_args(words)
+    args = parser.parse_args(args.words)
     args.overrides = as_overrides(args.overrides)
     if args.experimental_rerun:
         raise ValueError("--experimental-rerun has no effect: use lit-gptdata rerun DIR")
@@ -70,6 +66,8 @@ def run(words: Sequence[str]) -> None:
 def run_job(cfg: Any) -> float:
     """Run one job; return the final loss, which a sweeper minimizes."""
     if os.environ.get("LIT_GPTDATA_UNFINISHED"):  # set by lit-gptdata rerun
+        from hydra.core.hydra_config import HydraConfig
+
         hydra = HydraConfig.get()
         result = read_result(Path(hydra.runtime.output_dir))
         if result.get("overrides", hydra.overrides.task) != hydra.overrides.task:

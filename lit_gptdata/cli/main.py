@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lit_gptdata import __version__
+from lit_gptdata.cli.app import describe_options, train
 from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
 from lit_gptdata.cli.interop import export, export_arguments, import_arguments, import_ids
 from lit_gptdata.cli.overrides import add_overrides
@@ -21,22 +22,8 @@ from lit_gptdata.cli.show import show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
 from lit_gptdata.configs import explain_flag
 
-
-def train_arguments(parser: argparse.ArgumentParser) -> None:
-    from lit_gptdata.cli.app import describe_options
-
-    describe_options(parser)
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train a GPT on a text, or run a sweep with -m."""
-    from lit_gptdata.cli.app import run
-
-    run(args.words)
-
-
 COMMANDS = {
-    "train": (train, train_arguments),
+    "train": (train, describe_options),
     "prepare": (prepare, add_overrides),
     "info": (info, info_arguments),
     "show": (show, show_arguments),
@@ -64,10 +51,8 @@ A text is a path, folder, glob, URL or name. All commands take the same options,
   lit-gptdata train -m +sweep=context                      # a sweep
   lit-gptdata rerun multirun/2026-11-22/10-00-00-123456/3  # repeat a job: are its metrics the same?
   lit-gptdata show step=3 books/ data.max_length=128
-  lit-gptdata seen step=1000 data=mixture
   lit-gptdata publish s3://bucket/tokens s3://bucket/books/ data.build=ray
   lit-gptdata train-tokenizer own.json vocab_size=8192 books/
-  lit-gptdata import nanogpt nanoGPT/data/openwebtext/
   lit-gptdata export nanogpt nanoGPT/data/books/ books/
 
 `lit-gptdata train --help` describes all options, and `lit-gptdata COMMAND --help` a command.

@@ -48,7 +48,8 @@ def rerun(args: argparse.Namespace) -> None:
     print("", *aligned(rows), sep="\n")
     if different:
         problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
-        raise ValueError(f"{problem}: the text, packages, hardware or number of threads have changed")
+        advice = "Text, packages, hardware or threads have changed, or it was resumed with other options"
+        raise ValueError(f"{problem}. {advice}")
 
 
 def why_not(folder: Path, recorded: dict[str, Any]) -> str:
@@ -105,4 +106,4 @@ def train(words: Sequence[str], **env: str) -> int:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read result.json; {} if the job was killed before it was written."""
     path = folder / "result.json"
-    return json.loads(path.read_bytes()) if path.is_file() else {}  # type: ignore[no-any-return]
+    return json.loads(path.read_bytes()) if path.is_file() else {}

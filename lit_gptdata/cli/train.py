@@ -28,6 +28,7 @@ from tqdm import tqdm
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata._io import write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
+from lit_gptdata.configs import register_resolvers
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.training.budget import TokenBudget
@@ -49,6 +50,7 @@ TRAINER_OPTIONS = {
     None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
 }
 DEFAULT_THREADS = torch.get_num_threads()
+register_resolvers()  # also in the worker processes of a launcher
 
 
 def main(cfg: DictConfig) -> float:
@@ -64,7 +66,7 @@ def main(cfg: DictConfig) -> float:
             record_config(cfg, folder)
             train(cfg, folder, result)
     metrics = result["metrics"]
-    return metrics.get("val_loss", metrics.get("train_loss", math.nan))
+    return float(metrics.get("val_loss", metrics.get("train_loss", math.nan)))
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
