@@ -85,7 +85,7 @@ def as_csv(sweep: Sweep) -> str:
 
 
 def as_text(sweep: Sweep) -> str:
-    """Format the most important columns for a terminal, with what is wrong below each row."""
+    """Format the most important columns for a terminal, with notes below each row."""
     keys = [shorten(key, 24) for key in sweep.keys]
     table = [["job", "status", *keys, "seeds", sweep.metric, "tokens"]]
     for row in sweep.rows:
@@ -101,7 +101,7 @@ def as_text(sweep: Sweep) -> str:
 
 
 def headline(sweep: Sweep) -> list[str]:
-    """Say which row is best, as far as the intervals tell, and then what that means."""
+    """Name the best row, as far as the intervals tell, and then explain the claim."""
     if not sweep.scored:
         return ["No job has a result yet."]
     rows, found = sweep.leaders if sweep.verdict == "tied" else sweep.scored[:1], []
@@ -123,7 +123,7 @@ def headline(sweep: Sweep) -> list[str]:
 
 
 def notes(sweep: Sweep, row: Row) -> list[str]:
-    """Say what a row's numbers do not: other validation text, and why jobs have no result."""
+    """Note other validation text, and why jobs have no result."""
     found = ["scored other validation text than the lowest row: do not compare"] * (row in sweep.others)
     for job in row.jobs:
         if job.score(sweep.metric) == math.inf:

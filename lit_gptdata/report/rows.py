@@ -114,19 +114,16 @@ class Sweep:
     def leaders(self) -> list[Row]:
         """The row with the lowest mean, and those whose intervals overlap its interval."""
         rows = [row for row in self.scored if row not in self.others]
-        ends = [mean - (0 if math.isnan(half) else half) for mean, half in (row.score for row in rows)]
-        return [
-            row
-            for row, low in zip(rows, ends, strict=True)
-            if row is rows[0] or low <= sum(rows[0].score)
-        ]
+        top = sum(rows[0].score) if rows else 0.0  # NaN for a single seed: then no row is tied with it
+        tied = [row for row in rows[1:] if row.score[0] - (row.score[1] if row.seeds[1:] else 0) <= top]
+        return rows[:1] + tied
 
     @property
     def verdict(self) -> str:
         """What is known of `leaders`: "best", "tied", "lowest" (not tested), "" (nothing to compare)."""
         if len(self.scored) < 2:
             return ""
-        untested = self.others or any(math.isnan(row.score[1]) for row in self.scored)
+        untested = self.others or any(len(row.seeds) < 2 for row in self.scored)
         return "tied" if len(self.leaders) > 1 else "lowest" if untested else "best"
 
     def mark(self, row: Row) -> str:

@@ -129,7 +129,7 @@ def test_a_wrong_checkpoint_callback_or_number_is_named():
 
 
 def test_callbacks_for_what_the_trainer_turns_off_are_left_out():
-    off = ("+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false")
+    off = ("+trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false")
     run_train_here(*TEXT, *off, "trainer.max_steps=1", "output_dir=run")
     assert not Path("run/checkpoints").exists()
 
