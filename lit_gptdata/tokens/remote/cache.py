@@ -79,30 +79,23 @@ class Cache:
             for leftover in self.folder.glob(f".{file.sha256}.*"):  # of a process that was killed
                 leftover.unlink()
             for _ in range(CHECKSUM_ATTEMPTS):
-                sha256 = self._fetch_once(file, source)
-                if sha256 == file.sha256:
-                    return
-                log.warning("%r/%s has sha256 %s, not %s", source, file.name, sha256, file.sha256)
-        problem = f"has sha256 {sha256}, its manifest says {file.sha256}: it is damaged there"
+                partial, digest = AtomicFile(self.path(file)), hashlib.sha256()
+                try:
+                    for block in source.blocks(file.name, file.size):
+                        digest.update(block)
+                        partial.write(block)
+                    if digest.hexdigest() == file.sha256:
+                        partial.sync()  # not while other processes wait for the lock
+                        with self._lock("room"):
+                            self._make_room(file.size)
+                            partial.commit()
+                        return
+                finally:
+                    partial.discard()
+                problem = f"has sha256 {digest.hexdigest()}, its manifest says {file.sha256}"
+                log.warning("%r/%s %s", source, file.name, problem)
         advice = "Delete it and publish the store again: lit-gptdata publish URL"
-        raise ValueError(f"{source!r}/{file.name} {problem}. {advice}")
-
-    def _fetch_once(self, file: FileEntry, source: Objects) -> str:
-        """Fetch a file, keep it if its content is right, and return the SHA-256 of the content."""
-        digest = hashlib.sha256()
-        partial = AtomicFile(self.path(file))
-        try:
-            for block in source.blocks(file.name, file.size):
-                digest.update(block)
-                partial.write(block)
-            if digest.hexdigest() == file.sha256:
-                partial.sync()  # not while other processes wait for the lock
-                with self._lock("room"):
-                    self._make_room(file.size)
-                    partial.commit()
-        finally:
-            partial.discard()
-        return digest.hexdigest()
+        raise ValueError(f"{source!r}/{file.name} {problem}: it is damaged there. {advice}")
 
     def _make_room(self, n_bytes: int) -> None:
         """Delete what killed fetches left, and the least recently used files, for `n_bytes` more."""

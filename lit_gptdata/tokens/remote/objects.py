@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from lit_gptdata._fsspec import filesystem, is_url, redact, retry
+from lit_gptdata._fsspec import RemoteError, filesystem, is_url, redact, retry
 from lit_gptdata.text.remote_file import BLOCK_BYTES, fetch_range
 
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no folders, and a write is atomic
@@ -72,7 +72,13 @@ class Objects:
             if rename:
                 fs.mv(path, f"{root}/{name}")
 
-        retry(f"{self.url}/{name}", put, done="written")
+        try:
+            retry(f"{self.url}/{name}", put, done="written")
+        except RemoteError:
+            if rename:  # after a full disk, give the space back
+                with contextlib.suppress(Exception):
+                    fs.rm_file(path)
+            raise
 
     def remove_all(self) -> None:
         """Remove every file below the URL."""
