@@ -35,7 +35,10 @@ def commands() -> list[str]:
     """The command lines of all pages, without comments, those of several lines joined."""
     text = "\n".join(block for page in PAGES for block in blocks(page, "bash")).replace("\\\n", " ")
     text = re.sub("[…<>]", "x", text)  # placeholders
-    found = re.findall(r"(?:^|python |\d )(train\.py .*|lit-gptdata .*)$", text, re.MULTILINE)
+    text = re.sub(
+        "python train.py", "lit-gptdata train", re.sub("torchrun .*-m lit_gptdata", "lit-gptdata", text)
+    )
+    found = re.findall("^lit-gptdata .*$", text, re.MULTILINE)
     return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
 
 
@@ -123,8 +126,7 @@ def test_every_other_python_example_runs(page, number):
 def test_every_command_exists_and_so_do_its_options():
     known: set[str] = set()
     for line in commands():
-        program, *words = shlex.split(line)
-        command = words.pop(0) if program == "lit-gptdata" else "train"
+        _, command, *words = shlex.split(line)
         assert command in {"--help", *COMMANDS}, line
         overrides = [word for word in words if re.match(r"\+?[a-z][\w./@]*=|~[a-z]", word)]
         found = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
