@@ -54,10 +54,10 @@ def test_a_job_repeats_bit_by_bit_in_a_new_folder_and_a_difference_is_an_error(m
 
 
 @pytest.mark.heavy
-def test_each_job_of_a_sweep_repeats_and_unfinished_jobs_run_in_their_folders(tmp_path, capsys):
+def test_each_job_of_a_sweep_repeats_and_unfinished_jobs_run_in_their_folders(capsys):
     Path("story.txt").write_text(STORY)
     words = ("-m", *TEXT[:2], "+sweep=context", "debug=fast", "data.max_length=8,16,32", "seed=null")
-    run_train(*words, "max_tokens=256", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    run_train(*words, "max_tokens=256", "hydra.sweep.dir=sweep", cwd=Path.cwd())
     for job in "012":
         main(["rerun", f"sweep/{job}"])
     recorded = [read(f"sweep/{job}") for job in "012"]
