@@ -20,7 +20,8 @@ from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.val_sets import coverage
 
 PROMPT_TOKENS = 8
-GENERATED_TOKENS = 32
+GENERATED_TOKENS = 64
+SHOWN_CHARACTERS = 120
 Metrics = Mapping[str, Any]
 
 
@@ -126,8 +127,9 @@ def sample(data: GPTDataModule, model: Any) -> tuple[str, str]:
         (ids,) = model.generate(prompt, GENERATED_TOKENS, 0.8, top_k=50, generator=generator).tolist()
     except Exception as error:
         return "", f"none: {error}"
-    n, decode = prompt.shape[1], data.tokenizer.decode
-    return repr(decode(ids[:n])), repr(decode(ids[n:]))
+    parts = map(data.tokenizer.decode, (ids[: prompt.shape[1]], ids[prompt.shape[1] :]))
+    start, text = (re.sub("  +", " ", part) for part in parts)  # an indented text has many spaces
+    return repr(start), repr(text[:SHOWN_CHARACTERS])
 
 
 def choose_prompt(data: GPTDataModule) -> Tensor:
@@ -153,15 +155,18 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
         rows = list(reader := csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     for name in filter(re.compile("train_loss$|val_loss(/|$)").match, reader.fieldnames or []):
-        found = {
-            float(row["tokens"]): float(row[name]) for row in rows if row.get(name) and row["tokens"]
-        }
-        x, y = map(list, zip(*sorted(found.items()), strict=True)) if found else ([], [])
-        label = name.replace("_", " ")
+        scored = [row for row in rows if row.get(name) and row.get("tokens")]
+        points = {float(row["tokens"]): float(row[name]) for row in scored}
+        if not points:
+            continue
+        x, y = zip(*sorted(points.items()), strict=True)
+        bad = [tokens for tokens, loss in points.items() if not math.isfinite(loss)]
+        label = name.replace("_", " ") + (f", NaN or inf from {min(bad):,.0f} tokens" if bad else "")
         if name == "train_loss" and len(x) > 5:
             (line,) = axes.plot(x, y, alpha=0.3)
-            axes.plot(x, smooth(y, len(y) // 20 + 1), color=line.get_color(), label=f"{label}, smoothed")
-        elif x:
+            reach = len(y) // 20 + 1
+            axes.plot(x, smooth(y, reach), color=line.get_color(), label=f"{label}, smoothed")
+        else:
             axes.plot(x, y, marker="o", markersize=5, label=label)
     axes.set(xlabel="training tokens", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

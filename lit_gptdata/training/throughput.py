@@ -84,11 +84,6 @@ class TokenBar(TQDMProgressBar):
             self._shown = time.monotonic()
         return due and self.is_enabled
 
-    def init_validation_tqdm(self) -> Any:
-        bar = super().init_validation_tqdm()
-        bar.leave = False
-        return bar
-
     def on_train_start(self, *_: Any) -> None:
         self._train_progress_bar = None
 
@@ -120,11 +115,6 @@ class TokenBar(TQDMProgressBar):
     def on_train_end(self, *_: Any) -> None:
         if self._train_progress_bar is not None:
             self.train_progress_bar.close()
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
 
 
 def _batches_done(trainer: Any) -> int:
