@@ -145,7 +145,10 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
         if number == signal.SIGINT and not any(isinstance(each, KeyboardInterrupt) for each in causes):
             raise
         text = "stopped before the first step. Finished tokens are kept: run the same command again"
-        if path := kept_checkpoint(trainer):
+        if in_sweep():  # its checkpoints have only weights
+            text = "stopped. To run the jobs that did not complete:\n  lit-gptdata rerun"
+            text += f" {shown(folder.parent)} --unfinished"
+        elif path := kept_checkpoint(trainer):
             text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
             text += f"\n  {resume_command(shown(folder))}"
         for bar in list(getattr(tqdm, "_instances", ())):
