@@ -24,11 +24,6 @@ Shards = list[ShardEntry]
 class ShardOutput(abc.ABC):
     """A destination for shards; picklable, because worker processes write to it."""
 
-    @property
-    @abc.abstractmethod
-    def shared_folder(self) -> Path | None:
-        """A folder that every worker must see; None if workers write to a URL."""
-
     def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> "ShardWriter":
         """A writer of the shard with this name."""
         return ShardWriter(self, name, dtype)
@@ -113,7 +108,7 @@ class FolderOutput(ShardOutput):
             file.commit()
 
     def add_record(self, unit: int, shards: Shards) -> None:
-        path = self.shared_folder / record_name(unit)
+        path = self.folder / "parts" / record_name(unit)
         with writing(path):
             write_whole(path, record(shards))
 
@@ -122,18 +117,14 @@ class FolderOutput(ShardOutput):
             path = self.folder / "store" / name
             return path.stat().st_size if path.is_file() else None
 
-        records = {path.name: path.read_bytes() for path in self.shared_folder.glob("*.json")}
-        return read_records(records, size_of)
+        paths = (self.folder / "parts").glob("*.json")
+        return read_records({path.name: path.read_bytes() for path in paths}, size_of)
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
         keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
-
-    @property
-    def shared_folder(self) -> Path:
-        return self.folder / "parts"
 
 
 def record_name(unit: int) -> str:

@@ -119,10 +119,6 @@ class UrlOutput(ShardOutput):
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
         """Does nothing: a run on another machine may write the same files now."""
 
-    @property
-    def shared_folder(self) -> Path | None:
-        return None if is_url(self.records.url) else Path(self.records.url)
-
 
 def _target(url: PathLike, fingerprint: str) -> Objects:
     url = os.fspath(url)
