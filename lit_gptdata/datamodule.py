@@ -43,6 +43,7 @@ from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.show import ShownText
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
+from lit_gptdata.windows.split import Split
 from lit_gptdata.windows.steps import Steps, Tail
 
 if TYPE_CHECKING:
@@ -200,6 +201,10 @@ class GPTDataModule(L.LightningDataModule):
             names = ", ".join(self.sources)
             raise RuntimeError(f"each source has its own store: use data.sources[name].store ({names})")
         return self._data.first.store
+
+    @property
+    def _split(self) -> Split:
+        return self._data.first.split
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -378,7 +383,7 @@ class GPTDataModule(L.LightningDataModule):
         options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
         options["seed"] = self._drawn_seed.value if self._draws else self.seed
         if not self._data.is_named:
-            return options | self._data.first.identity | {"val": self._data.first.split.val_sources}
+            return options | self._data.first.identity | {"val": self._split.val_sources}
         return options | self._data.identity(cast(Mixture, self.train_windows))
 
     def __repr__(self) -> str:

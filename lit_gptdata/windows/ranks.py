@@ -40,11 +40,10 @@ def check_launched() -> None:
     if dist.is_available() and dist.is_initialized():
         return
     for rank_name, *size_names in LAUNCHERS:
-        size_name = next((name for name in size_names if name in os.environ), None)
-        if rank_name not in os.environ or size_name is None:
-            continue
-        if os.environ[size_name].isdigit() and int(os.environ[size_name]) > 1:
-            names = f"{rank_name}={os.environ[rank_name]} and {size_name}={os.environ[size_name]}"
+        size_name = next((name for name in size_names if name in os.environ), "")
+        size = os.environ.get(size_name, "")
+        if rank_name in os.environ and size.isdigit() and int(size) > 1:
+            names = f"{rank_name}={os.environ[rank_name]} and {size_name}={size}"
             raise RuntimeError(
                 f"this process is one of several ({names}), but torch.distributed is not initialized, "
                 "so every process would read the same batches. Before you iterate, call "

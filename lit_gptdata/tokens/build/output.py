@@ -20,6 +20,8 @@ from lit_gptdata.tokens.shards import ROW, writing
 
 Shards = list[ShardEntry]
 
+BATCH_BYTES = 1 << 20  # of ids that are hashed and written at once
+
 
 class ShardOutput(abc.ABC):
     """A destination for shards; picklable, because worker processes write to it."""
@@ -58,6 +60,7 @@ class ShardWriter:
         self._file = output.open(name)
         self._rows: list[tuple[int, int, int, int]] = []
         self._digest = hashlib.sha256()
+        self._batch = bytearray()
 
     def start_chunk(self, source: int, starts_document: bool) -> None:
         """Record that a chunk starts at the next id."""
@@ -66,15 +69,21 @@ class ShardWriter:
 
     def append(self, ids: np.ndarray | Sequence[int], n_bytes: int) -> None:
         """Write the ids of `n_bytes` UTF-8 bytes of text."""
-        content = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
-        self._digest.update(content)
-        with writing(Path(f"{self._name}.bin")):
-            self._file.write(content)
+        self._batch += np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
         self.n_tokens += len(ids)
         self.n_bytes += n_bytes
+        if len(self._batch) >= BATCH_BYTES:
+            self._write_batch()
+
+    def _write_batch(self) -> None:
+        self._digest.update(self._batch)
+        with writing(Path(f"{self._name}.bin")):
+            self._file.write(self._batch)
+        self._batch = bytearray()
 
     def finish(self) -> ShardEntry:
         """Give the files their names and return the shard's entry for the manifest."""
+        self._write_batch()
         index = np.array(self._rows, dtype=ROW).tobytes()
         self._output.save(self._name, self._file, index)
         size = self.n_tokens * self._dtype.itemsize
