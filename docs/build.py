@@ -84,6 +84,5 @@ class GroupedArguments(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         if cls.docstring:
-            cls.docstring.value = re.sub(
-                r"\n    ([A-Z][a-z ]+):(?=\n)", r"\n\nArgs: \1", cls.docstring.value
-            )
+            title = r"(?:\nArgs:)?\n    ([A-Z][a-z ]+):(?=\n)"
+            cls.docstring.value = re.sub(title, r"\n\nArgs: \1", cls.docstring.value)
