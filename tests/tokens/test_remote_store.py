@@ -26,7 +26,7 @@ from lit_gptdata import GPTDataModule
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.cli.main import main
 from lit_gptdata.tokens.coverage import covered
-from lit_gptdata.tokens.remote import objects
+from lit_gptdata.tokens.remote import objects, store
 from lit_gptdata.tokens.remote import publish as publishing
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.objects import Objects
@@ -260,7 +260,7 @@ def test_few_shards_are_fetched_ahead(url, s3):
     assert 2 <= len(set(shard_gets(s3)) & set(first)) <= 10
 
 
-def test_the_main_thread_opens_the_file_system_and_no_file_stays_open(url, local, monkeypatch):
+def test_the_main_thread_opens_the_file_system_and_few_files_stay_mapped(url, local, monkeypatch):
     cache = Cache(Path("cache"), None)
     prepare_store_at(url, cache)
     openers: list[threading.Thread] = []
@@ -271,11 +271,12 @@ def test_the_main_thread_opens_the_file_system_and_no_file_stays_open(url, local
         return filesystem(address)
 
     monkeypatch.setattr(objects, "filesystem", record)
+    monkeypatch.setattr(store, "MAPS", 5)
     tokens = open_store(url, cache).tokens  # as a forked worker process does
     starts = np.linspace(0, len(tokens) - 9, 50).astype(np.int64)
     for _ in range(2):
         assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
-        assert not open_files(cache.folder)
+        assert 0 < len(open_files(cache.folder)) <= 5
     assert set(openers) == {threading.main_thread()}
 
 
@@ -368,7 +369,8 @@ def test_two_readers_evict_each_others_shards_and_keep_none_of_them(url, local, 
             starts = rng.integers(0, len(tokens) - 9, 12)
             assert np.array_equal(tokens.gather(starts, 9), local.store.tokens.gather(starts, 9))
             assert size_of(folder) <= SMALL
-    assert not open_files(folder)
+    deleted = [path for path in open_files(folder) if path.endswith(" (deleted)")]
+    assert len(deleted) <= 12  # of the reader that did not fetch last
 
 
 def test_a_bound_below_one_file_says_what_to_set(url):

@@ -56,6 +56,13 @@ class Cache:
             opened.close()
         return None
 
+    def touch(self, file: FileEntry) -> int:
+        """Mark a file as recently used; return its inode, or 0 if the cache does not have it."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path := self.path(file))
+            return path.stat().st_ino
+        return 0
+
     def check_room(self, file: FileEntry) -> None:
         """Raise ValueError if this file alone is larger than the bound."""
         if self.bound is not None and file.size > self.bound:

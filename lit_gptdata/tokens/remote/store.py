@@ -31,6 +31,7 @@ from lit_gptdata.tokens.shards import Tokens, writing
 from lit_gptdata.tokens.store import TokenStore
 
 FETCHES = 8  # shards that a process fetches at the same time
+MAPS = 256  # shards that a process keeps mapped, each of which is an open file
 AHEAD_BATCHES = 256  # later batches whose shards may be fetched early
 
 
@@ -133,7 +134,7 @@ class RemoteStore(TokenStore):
 class RemoteTokens(Tokens):
     """The tokens of a published store; reading them fetches the missing shards into a cache.
 
-    No shard is empty. A read opens its shards in the cache again, so an evicted file takes no space.
+    No shard is empty. An evicted shard that this process has mapped takes space until the next fetch.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class RemoteTokens(Tokens):
         self._set_lengths([shard.n_tokens for shard in shards])
         # by process, because a forked process does not have the threads of its parent
         self._fetches: dict[tuple[int, str], Future[None]] = {}
+        self._maps: dict[int, tuple[int, np.ndarray]] = {}  # shard → (inode of its file, its ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteTokens, (self._shards, self.dtype, self._cache, self._source)
@@ -161,7 +163,7 @@ class RemoteTokens(Tokens):
     def _gather(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
         """Read windows that each lie within one shard: (B,) → (B, length)."""
         ids = np.empty((len(starts), length), self.dtype)
-        offsets = ((starts - self._begins[shards]) * self.dtype.itemsize).tolist()
+        offsets = (starts - self._begins[shards]).tolist()
         missing = _distinct(shards)
         while True:  # the cache need not hold all these shards at once
             missing = [shard for shard in missing if not self._read(shard, shards, offsets, ids)]
@@ -174,14 +176,27 @@ class RemoteTokens(Tokens):
 
     def _read(self, shard: int, shards: np.ndarray, offsets: list[int], ids: np.ndarray) -> bool:
         """Read the windows of one shard into their rows of `ids`; False if it is not cached."""
-        file = self._cache.open(self._shards[shard].ids)
-        if file is None:
+        if (mapped := self._map(shard)) is None:
             return False
-        with file:
-            for row in np.flatnonzero(shards == shard).tolist():
-                file.seek(offsets[row])
-                file.readinto(ids[row].data)
+        for row in np.flatnonzero(shards == shard).tolist():
+            ids[row] = mapped[offsets[row] : offsets[row] + len(ids[row])]
         return True
+
+    def _map(self, shard: int) -> np.ndarray | None:
+        """Map a cached shard, marked as recently used; None if the cache does not have it."""
+        file = self._shards[shard].ids
+        inode, ids = self._maps.pop(shard, (0, None))
+        if inode and inode == self._cache.touch(file):  # neither evicted nor replaced
+            self._maps[shard] = inode, ids
+            return ids
+        if (opened := self._cache.open(file)) is None:
+            return None
+        if len(self._maps) >= MAPS:
+            self._maps.clear()
+        with opened:
+            ids = np.memmap(opened, self.dtype, "r")
+            self._maps[shard] = os.fstat(opened.fileno()).st_ino, ids
+        return ids
 
     def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
         """Yield `batches`, and fetch later shards early: at most FETCHES, and a quarter of the cache."""
@@ -220,6 +235,8 @@ class RemoteTokens(Tokens):
     def _fetch(self, file: FileEntry) -> Future[None]:
         """Start to fetch a file in a thread, unless this process fetches it now."""
         self._source.open()
+        for shard in [s for s in self._maps if not self._cache.has(self._shards[s].ids)]:
+            del self._maps[shard]
         key = os.getpid(), file.sha256
         fetch = self._fetches.get(key)
         if fetch is None or fetch.done():
