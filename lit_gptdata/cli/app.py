@@ -43,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_args(args.words)
+    args = parser.parse_intermixed_args(args.words)  # -m may be between two options
     args.overrides = as_overrides(args.overrides)
     if args.experimental_rerun:
         raise ValueError("--experimental-rerun has no effect: use lit-gptdata rerun DIR")

@@ -87,7 +87,7 @@ def finish_sweep(folder: Path) -> None:
     sources = [each for each in hydra.runtime.config_sources if each.provider in flags]
     words = [f"{flags[each.provider]}={each.path}" for each in sources]
     words += [f"--config-name={hydra.job.config_name}", *hydra.overrides.hydra, *hydra.overrides.task]
-    words += ["-m", f"hydra.sweep.dir={quote_text(str(folder.resolve()))}"]
+    words = ["-m", *words, f"hydra.sweep.dir={quote_text(str(folder.resolve()))}"]
     raise SystemExit(train(words, LIT_GPTDATA_UNFINISHED="1"))
 
 

@@ -82,9 +82,10 @@ def test_help_describes_every_option_and_fits_the_terminal(argv, columns, monkey
 
 
 def test_the_config_says_what_else_hydra_takes(capsys):
-    assert main(["train", "--cfg", "job", "data.stride=8"]) in (0, None)
+    assert main(["train", "data.stride=8", "--cfg", "job", "data.batch_size=4"]) in (0, None)
     printed = capsys.readouterr().out
-    assert OmegaConf.create(printed).data.stride == 8
+    data = OmegaConf.create(printed).data
+    assert (data.stride, data.batch_size) == (8, 4)
     assert "# Also: experiment=…, debug=…, +sweep=… with -m, and new options, +key=…" in printed
 
 
