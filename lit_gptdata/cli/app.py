@@ -55,6 +55,8 @@ def train(args: argparse.Namespace) -> None:
         if args.cfg == "job":
             print("# Also: experiment=…, debug=…, +sweep=… with -m, and new options, +key=…; see --help")
         return
+    if sys.stdout.isatty():
+        print("loading torch and Lightning …", flush=True)
     from lit_gptdata.training.ranks import share_run_name
     from lit_gptdata.training.sweep import report_at_end
 

@@ -99,7 +99,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     data.trainer = trainer
     data.setup()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Throughput) and callback.mean:
             metrics["tokens_per_second"] = callback.mean
     result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))

@@ -90,7 +90,8 @@ class TokenBar(TQDMProgressBar):
     def on_train_epoch_start(self, *_: Any) -> None:
         pass  # the bar counts the whole run
 
-    on_train_epoch_end = on_train_epoch_start
+    def on_train_epoch_end(self, *_: Any) -> None:
+        pass
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._train_progress_bar is not None:

@@ -7,15 +7,18 @@ import logging
 import math
 import os
 import re
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from lit_gptdata import GPT
+from lit_gptdata import GPT, GPTDataModule
 from lit_gptdata.cli import train
 from lit_gptdata.report.jobs import read_job
 from lit_gptdata.training import summary
@@ -204,6 +207,84 @@ def test_results_stay_if_the_evaluation_or_a_picture_fails(monkeypatch, capsys):
     result = strict_json(Path("test/result.json"))
     assert (result["status"], result["tokens"]) == ("failed", 128)
     assert result["metrics"]["train_loss"] > 0
+
+
+def test_the_last_validation_of_the_fit_is_the_final_one(monkeypatch):
+    validated = []
+    monkeypatch.setattr(
+        GPT, "on_validation_end", lambda self: validated.append(self.trainer.global_step)
+    )
+    run_train_here(*TEXT, "output_dir=run", "max_tokens=128")
+    assert validated == [0, 2, 4]
+    run_train_here(*TEXT, "output_dir=run", "max_tokens=96", "callbacks=none")
+    assert validated[3:] == [0, 2, 3]
+
+
+def test_the_summary_has_the_command_that_trains_longer(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", *TEXT, "output_dir=old", "max_tokens=128"])
+    loss = run_train_here(*TEXT, "output_dir=my runs/1", "max_tokens=128")
+    (command,) = re.findall("train longer +(.*)", capsys.readouterr().out)
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "train.py")
+    assert words[-3:] == ['output_dir="my runs/1"', "ckpt_path=last", "max_tokens=256"]
+    assert "output_dir=old" not in words
+    assert run_train_here(*words) != loss
+    assert list(column(Path("my runs/1"), "train_loss")) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("where", "stop", "status", "message"),
+    [
+        (
+            "on_train_batch_start",
+            signal.SIGTERM,
+            143,
+            "stopped after 64 tokens. Kept: run/checkpoints/last",
+        ),
+        (
+            "on_train_batch_start",
+            signal.SIGINT,
+            130,
+            "To continue:\n  .* output_dir=run ckpt_path=last\n",
+        ),
+        ("on_validation_batch_start", signal.SIGTERM, 143, "stopped before the first step"),
+        ("on_validation_batch_start", signal.SIGINT, 130, "run the same command again"),
+        ("prepare_data", signal.SIGTERM, 143, "stopped before the first step"),
+        ("prepare_data", signal.SIGINT, 130, "stopped before the first step"),
+    ],
+)
+def test_a_stopped_run_says_what_was_kept(where, stop, status, message, monkeypatch, capsys):
+    kind = GPTDataModule if where == "prepare_data" else GPT
+
+    def send(self, *args, **options) -> None:
+        if where != "on_train_batch_start" or args[1] == 1:
+            signal.raise_signal(stop)
+
+    monkeypatch.setattr(kind, where, send)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as caught:
+        run_train_here(*TEXT, "output_dir=run", "max_tokens=128")
+    assert caught.value.code == status
+    assert re.search(message, capsys.readouterr().err)
+    assert strict_json(Path("run/result.json"))["status"] == "stopped"
+    assert signal.getsignal(signal.SIGTERM) == handlers[1]
+    signal.signal(signal.SIGINT, handlers[0])  # Lightning ignores it after Ctrl-C
+
+
+def test_the_plot_is_over_tokens_and_names_a_loss_that_is_not_finite(monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    train_losses = [f"{512 * i},{'nan' if i > 6 else 9 - i}," for i in range(1, 9)]
+    Path("metrics.csv").write_text(
+        "\n".join(["tokens,train_loss,val_loss", "0,,10.8", *train_losses, "4096,,5"])
+    )
+    summary.plot_losses(Path("metrics.csv"), Path("loss.png"))
+    raw, smoothed, val = figures[0].axes[0].lines
+    assert list(raw.get_xdata())[:2] == [512, 1024]
+    assert list(val.get_xdata()) == [0, 4096]
+    assert smoothed.get_label() == "train loss, NaN or inf from 3,584 tokens, smoothed"
+    assert summary.smooth([1, 2, 6, 4], 1) == [1, 3, 4, 4]
+    assert val.get_marker() == "o"
 
 
 @pytest.mark.parametrize("in_the_same_folder", [True, False])
