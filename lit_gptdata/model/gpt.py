@@ -168,7 +168,9 @@ class GPT(L.LightningModule):
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each target in nats, float32 (B, T), with 0 where the target is -100."""
         inputs, targets = batch
-        logits = self(inputs, padded=True).float()  # (B, T, V or more)
+        # A subclass may have a forward of its own, without `padded`.
+        options = {"padded": True} if type(self).forward is GPT.forward else {}
+        logits = self(inputs, **options).float()  # (B, T, V or more)
         nats = F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         )  # (B·T,)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import pickle
 import shutil
 import subprocess
@@ -49,7 +48,7 @@ def test_the_wheel_is_found_without_importing_it():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_the_wheel_comes_first_and_the_users_cache_second(tmp_path, monkeypatch):
+def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch):
     wheel = module._wheel_of("gpt2")
     assert wheel is not None
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -59,9 +58,8 @@ def test_the_wheel_comes_first_and_the_users_cache_second(tmp_path, monkeypatch)
     assert opened == [str(wheel)]
 
     for name in ("vocab.bpe", "encoder.json"):
-        url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
-        shutil.copy(wheel / name, tmp_path / hashlib.sha1(url.encode()).hexdigest())
-    monkeypatch.setattr(module, "_wheel_of", lambda name: None)
+        url = f"{module.OPENAI}gpt-2/encodings/main/{name}"
+        shutil.copy(wheel / name, tmp_path / module._cache_name(url))
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
     assert len(opened) == 1

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lit_gptdata.tokens.shards import ROW, writing
 
 Shards = list[ShardEntry]
 
-BATCH_BYTES = 1 << 20  # of ids that are hashed and written at once
+BATCH_BYTES = 1 << 22
+"""Ids that are hashed and written at once, in a thread. gigatoken holds Python's lock most of the time,
+so the thread waits some milliseconds for each of its steps: they must be few."""
 
 
 class ShardOutput(abc.ABC):
@@ -61,6 +64,8 @@ class ShardWriter:
         self._rows: list[tuple[int, int, int, int]] = []
         self._digest = hashlib.sha256()
         self._batch = bytearray()
+        self._thread = ThreadPoolExecutor(1)
+        self._in_progress: Future[None] | None = None
 
     def start_chunk(self, source: int, starts_document: bool) -> None:
         """Record that a chunk starts at the next id."""
@@ -75,16 +80,25 @@ class ShardWriter:
         if len(self._batch) >= BATCH_BYTES:
             self._write_batch()
 
-    def _write_batch(self) -> None:
-        self._digest.update(self._batch)
-        with writing(Path(f"{self._name}.bin")):
-            self._file.write(self._batch)
+    def _write_batch(self) -> Future[None]:
+        """Hash and write the last ids in a thread, after the ids before them are written."""
+        if self._in_progress is not None:
+            self._in_progress.result()
+        self._in_progress = self._thread.submit(self._hash_and_write, self._batch)
         self._batch = bytearray()
+        return self._in_progress
+
+    def _hash_and_write(self, ids: bytearray) -> None:
+        self._digest.update(ids)
+        with writing(Path(f"{self._name}.bin")):
+            self._file.write(ids)
 
     def finish(self) -> ShardEntry:
         """Give the files their names and return the shard's entry for the manifest."""
-        self._write_batch()
+        last = self._write_batch()
         index = np.array(self._rows, dtype=ROW).tobytes()
+        last.result()
+        self._thread.shutdown()
         self._output.save(self._name, self._file, index)
         size = self.n_tokens * self._dtype.itemsize
         ids = FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest())
@@ -97,6 +111,7 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
+        self._thread.shutdown()
         if isinstance(self._file, AtomicFile):
             self._file.discard()
 

