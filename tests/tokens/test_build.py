@@ -264,8 +264,8 @@ def test_a_users_script_runs_once_and_workers_load_no_torch(tmp_path):
 def test_a_terminal_shows_bytes_and_tokens(tmp_path):
     path = write_txt(tmp_path / "a.txt", words(1_500_000))
     extra = """
-tqdm = encode.tqdm
-encode.tqdm = lambda **options: tqdm(**options | {"delay": 0, "mininterval": 0})
+bar = encode.progress_bar
+encode.progress_bar = lambda **options: bar(**options | {"delay": 0, "mininterval": 0})
 """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # lines, columns
