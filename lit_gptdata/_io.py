@@ -117,7 +117,7 @@ class _Lines:
     """Writes a state of a progress bar as a line, at most one every 30 seconds."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self._last = file, time.monotonic()
+        self._file, self._last = file, time.monotonic() - 25  # the first line comes after 5 seconds
 
     def write(self, text: str) -> None:
         if (text := text.strip()) and (now := time.monotonic()) - self._last >= 30:

@@ -34,10 +34,10 @@ def package(requirement: str) -> str:
 
 
 def extras() -> dict[str, set[str]]:
-    """Return each extra except dev, with the packages that only extras install on this Python."""
+    """Return each extra except dev and docs, with the packages that only extras install here."""
     base, found = set(map(package, PROJECT["dependencies"])), {}
     for name, lines in PROJECT["optional-dependencies"].items():
-        if name != "dev":
+        if name not in ("dev", "docs"):
             markers = {line: Requirement(line).marker for line in lines}
             found[name] = {package(line) for line, m in markers.items() if not m or m.evaluate()} - base
             found[name] -= {"protobuf"}  # other packages need it, too, such as tensorboard

@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flags = re.findall(r"--[\w-]+", self.format_usage())
-        message = explain_flag(message.replace(", override", ""), flags)
+        message = explain_flag(message.replace(", TEXT or key=value", ""), flags)
         self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 

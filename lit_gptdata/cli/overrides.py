@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import shlex
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 def add_overrides(parser: argparse.ArgumentParser, other_words: str = "") -> None:
     """Declare the argument `overrides`. `other_words`: help text on other words."""
-    help_text = f"{other_words}Hydra overrides, such as data.max_length=128"
-    parser.add_argument("overrides", nargs="*", metavar="override", help=help_text)
+    text = "a text (path, folder, glob, URL or name) and options, such as data.max_length=128"
+    help_text = f"{other_words}{text}; lit-gptdata train --help describes them"
+    parser.add_argument("overrides", nargs="*", metavar="TEXT or key=value", help=help_text)
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:
@@ -46,6 +48,8 @@ def as_overrides(words: Sequence[str]) -> list[str]:
 def _is_text(word: str) -> bool:
     """Whether a word is a path, a URL or the name of a text; raises ValueError if it is neither."""
     key, equals, _ = word.partition("=")
+    if key.endswith(".ckpt"):
+        raise ValueError(f"{word} is a checkpoint: only `lit-gptdata seen` and ckpt_path=… take one")
     if re.match(r"\.{0,2}/|~/|\w\w+://", word) or ("/" in key and Path(word).exists()):
         return True
     if equals or word.startswith(("+", "~")):
@@ -54,7 +58,8 @@ def _is_text(word: str) -> bool:
 
     known = word in ("sample", "stdlib", *NAMED_URLS) or Path(word).exists()
     if not known and not re.search(r"[/*?[]", word):
-        near = " or ".join(f"{key}=…" for key in similar_keys(word))
+        names = difflib.get_close_matches(word, NAMED_URLS)
+        near = " or ".join([*names, *(f"{key}=…" for key in similar_keys(word))])
         hint = f"did you mean {near}?" if near else "options have the form key=value (--help)"
         raise ValueError(f"{word!r} is not an option, and no file or folder has this name: {hint}")
     return True
@@ -105,5 +110,6 @@ def open_data(overrides: Sequence[str]) -> GPTDataModule:
         if "prepare_data()" not in str(error):
             raise
         command = shlex.join(["lit-gptdata", "prepare", *overrides])
-        raise RuntimeError(f"{error}. On the command line: {command}") from error
+        problem = str(error).partition(": call prepare_data()")[0]
+        raise RuntimeError(f"{problem}. To tokenize it: {command}") from error
     return data

@@ -119,7 +119,7 @@ def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) ->
     """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
     rows = {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
     if rows["checkpoint"] and not in_sweep():
-        limit = ("max_tokens", result["tokens"])
+        limit = ("max_tokens", cfg.max_tokens or result["tokens"])
         if cfg.trainer.get("max_steps", -1) != -1:
             limit = ("trainer.max_steps", trainer.global_step)
         rows["train longer"] = resume_command(rows["folder"], f"{limit[0]}={2 * limit[1]}")

@@ -234,5 +234,5 @@ def check_sweep(folder: Path) -> Path:
     elif sweeps := sorted(filter(is_sweep, folder.iterdir())):
         problem = f"contains {len(sweeps)} sweeps: give one of them, such as {sweeps[-1]}"
     else:
-        problem = "is not the folder of a sweep: give a folder under multirun/ that `train.py -m` made"
+        problem = "is not the folder of a sweep: give a folder under multirun/ that `train -m` made"
     raise ValueError(f"{folder} {problem}")

@@ -80,7 +80,7 @@ def summarize(data: GPTDataModule, model: Any, metrics: Metrics, last_rows: dict
     rows = {
         "corpus": f"{corpus} ({n_documents:,} documents, {n_bytes:,} bytes)",
         **_source_rows(data, metrics),
-        "tokens": f"{n_tokens:,} of {data.vocab_size:,} ({data.tokenizer.name})",
+        "tokens": f"{n_tokens:,}, vocabulary of {data.vocab_size:,} ({data.tokenizer.name})",
         "windows": f"{window_counts}, {data.max_length} tokens each",
         **({"val covers": "; ".join(covers)} if covers else {}),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",

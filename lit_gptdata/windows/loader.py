@@ -216,6 +216,14 @@ def create_dataloader(
     return window_loader(windows, steps, seed=seed, num_workers=num_workers)
 
 
-def create_dataloader_v1(txt: str, *args: Any, **options: Any) -> DataLoader[Batch]:
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
     """`create_dataloader` with the course's name and arguments: `txt` is the text."""
-    return create_dataloader(txt, *args, **options)
+    return create_dataloader(txt, batch_size, max_length, stride, shuffle, drop_last, num_workers)

@@ -261,6 +261,7 @@ def test_a_stopped_run_says_what_was_kept(where, stop, status, message, monkeypa
             signal.raise_signal(stop)
 
     monkeypatch.setattr(kind, where, send)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an earlier run may have left its handler
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as caught:
         run_train_here(*TEXT, "output_dir=run", "max_tokens=128")

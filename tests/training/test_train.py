@@ -46,7 +46,7 @@ def test_a_run_saves_its_results_and_is_repeatable(tmp_path, monkeypatch, capsys
     }  # fmt: skip
     assert OmegaConf.load(run / "config.yaml").data.max_length == 16
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("corpus", "tokens", "windows", "parameters", "tokens/s", "sample", "folder"):
+    for name in ("corpus", "tokens", "windows", "parameters", "tokens/s", "prompt", "folder"):
         assert re.search(rf"^{name} +\S", (run / "summary.txt").read_text(), re.MULTILINE)
     for split in ("val", "test"):
         for figure in ("loss", "perplexity", "bits/byte"):
