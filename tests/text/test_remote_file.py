@@ -347,9 +347,9 @@ def test_a_file_system_that_is_walked_is_listed_completely_or_not(tmp_path, monk
 
 
 def test_a_connection_that_breaks_on_long_ranges_delivers_every_byte(s3, folder, monkeypatch):
-    monkeypatch.setattr(remote, "BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(remote, "LEAST_BYTES", 1000)
-    text = prose(200_000)
+    text = prose(20_000)
     (file,) = expand_url(s3.put(f"{folder}/a.txt", text.encode()))
     fetched = []
 
