@@ -5,6 +5,7 @@ import json
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def all_options() -> dict[str, dict[str, tuple[str, str]]]:
             sections[title] = {key: option for key, option in options.items() if key not in known}
             known |= set(options)
     return sections
+
+
+def shorten_warnings() -> None:
+    """Print warnings without a line of source. Lightning replaces this when it is imported."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
 def typed_command() -> list[str]:

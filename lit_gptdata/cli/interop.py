@@ -18,7 +18,11 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     add("words", metavar="PATH", nargs="+", help="files or folders; also tokenizer=…, data_dir=…")
     add("--dtype", choices=("uint16", "uint32"), help="of nanogpt's ids; default: by the vocabulary")
     add("--column", help="with the ids, in parquet and arrow; default: input_ids")
-    add("--separate", action="store_true", help="put an end-of-document id between documents without")
+    add(
+        "--separate",
+        action="store_true",
+        help="put an end-of-document id between documents that have none",
+    )
 
 
 def import_ids(args: argparse.Namespace) -> None:

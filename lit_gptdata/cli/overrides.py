@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lit_gptdata.configs import quote_text, similar_keys
+from lit_gptdata.configs import quote_text, shorten_warnings, similar_keys
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,7 +84,9 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     if cfg.vocab_size is not None:
         command = f"run lit-gptdata train-tokenizer OUT.json vocab_size={cfg.vocab_size}"
         raise ValueError(f"vocab_size trains a tokenizer: {command}, then set data.tokenizer=OUT.json")
-    return instantiate(cfg.data)  # type: ignore[no-any-return]
+    data: GPTDataModule = instantiate(cfg.data)
+    shorten_warnings()
+    return data
 
 
 def count_ranks(cfg: DictConfig) -> int:

@@ -21,8 +21,8 @@ SPEEDS = ("tokens_per_second", "data_wait")  # metrics that differ between two r
 
 
 def rerun_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the folder of a job or of a single run")
-    help_text = "DIR is a sweep: run its jobs that were killed, failed, stopped or never started"
+    parser.add_argument("folder", metavar="DIR", help="the folder of a job, a run or a sweep")
+    help_text = "of a sweep: run its jobs that were killed, failed, stopped or never started"
     parser.add_argument("--unfinished", action="store_true", help=help_text)
 
 

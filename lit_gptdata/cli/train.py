@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata._io import write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
-from lit_gptdata.configs import register_resolvers
+from lit_gptdata.configs import register_resolvers, shorten_warnings
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.training.budget import TokenBudget
@@ -57,16 +57,30 @@ def main(cfg: DictConfig) -> float:
     """Run one job in its folder; return the final loss, which a sweeper minimizes."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
     # The folder of the run already contains files from Hydra, and a resumed run has its own folder.
+    shorten_warnings()
     warnings.filterwarnings("ignore", ".*exists and is not empty.*|The dirpath has changed.*")
     # Hydra would print the error of a single job; a sweep needs it as an exception.
     with short_errors() if HydraConfig.initialized() and not in_sweep() else nullcontext():
         check_options(cfg)
         folder = make_folder(cfg)
-        with record_result(folder) as result:
+        with without_empty_folder(), record_result(folder) as result:
             record_config(cfg, folder)
             train(cfg, folder, result)
     metrics = result["metrics"]
     return float(metrics.get("val_loss", metrics.get("train_loss", math.nan)))
+
+
+@contextmanager
+def without_empty_folder() -> Iterator[None]:
+    """Remove Hydra's folder at the end if nothing is in it, because output_dir names another one."""
+    try:
+        yield
+    finally:
+        if HydraConfig.initialized():
+            with suppress(OSError):
+                path = Path(HydraConfig.get().runtime.output_dir)
+                path.rmdir()
+                path.parent.rmdir()  # the date
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -94,30 +108,33 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
                 rows["before training"] = before[1]
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
 
-    # With a spawn or fork strategy, other processes did the training, and the data module and the
-    # TokenBudget of this process have not seen it.
-    data.trainer = trainer
-    data.setup()
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Throughput) and callback.mean:
-            metrics["tokens_per_second"] = callback.mean
-    result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
-    result["steps"] = trainer.global_step or None
-    result["seed"] = getattr(data, "seed", None)
-    result["parameters"] = sum(p.numel() for p in model.parameters())
-    result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
-    result["val_text"] = scored_text(data)
-    result["metrics"] = metrics
-    is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
-    metrics |= evaluate(trainer, model, data, *(["test"] if is_scored else ["val", "test"]))
-    metrics.pop("tokens", None)
-    save_summary(trainer, model, data, metrics, folder, rows | last_rows(cfg, folder, trainer, result))
+        # With a spawn or fork strategy, other processes did the training, and the data module and the
+        # TokenBudget of this process have not seen it.
+        data.trainer = trainer
+        data.setup()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput) and callback.mean:
+                metrics["tokens_per_second"] = callback.mean
+        result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
+        result["steps"] = trainer.global_step or None
+        result["seed"] = getattr(data, "seed", None)
+        result["parameters"] = sum(p.numel() for p in model.parameters())
+        result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
+        result["val_text"] = scored_text(data)
+        result["metrics"] = metrics
+        is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
+        metrics |= evaluate(trainer, model, data, *(["test"] if is_scored else ["val", "test"]))
+        metrics.pop("tokens", None)
+        save_summary(
+            trainer, model, data, metrics, folder, rows | last_rows(cfg, folder, trainer, result)
+        )
 
 
 def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) -> dict[str, str]:
     """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
-    rows = {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
+    rows = {"trained on": f"{result['tokens']:,} tokens in {trainer.global_step:,} steps"}
+    rows |= {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
     if rows["checkpoint"] and not in_sweep():
         limit = ("max_tokens", cfg.max_tokens or result["tokens"])
         if cfg.trainer.get("max_steps", -1) != -1:

@@ -104,9 +104,10 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [word for word in config.hydra.overrides.task if word.startswith("output_dir=")]
         if given or config.get("output_dir") is not None:
-            problem = f"output_dir must be null in a sweep, got {config.output_dir or given}"
-            advice = "Set hydra.sweep.dir, which gets one folder per job"
-            raise SystemExit(f"error: {problem}. {advice}")  # Hydra would only log an Exception
+            advice = "leave it out, or set hydra.sweep.dir, which gets one folder per job"
+            raise SystemExit(
+                f"error: output_dir={config.output_dir} is for a single run: {advice}"
+            )  # Hydra would only log an Exception
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
 
 

@@ -29,6 +29,10 @@ class ValSets(L.Callback):
             if text := coverage(data, pl_module):
                 rank_zero_only(logging.getLogger(__name__).info)("val_loss covers %s", text)
 
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        # The fit validates at its last step, too, so that the last weights may be the best ones.
+        trainer.should_stop |= 0 < trainer.max_steps <= trainer.global_step
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.step = trainer.global_step
