@@ -108,9 +108,10 @@ def progress_bar(file: Any = None, **options: Any) -> Any:
     from tqdm import tqdm
 
     file = file or sys.stderr
+    delay = 0 if file.isatty() else 3  # s: a notebook keeps what a short task prints
     if not is_terminal(file):
         file = _Lines(file)
-    return tqdm(unit_scale=True, dynamic_ncols=True, file=file, **options)
+    return tqdm(**{"unit_scale": True, "dynamic_ncols": True, "file": file, "delay": delay} | options)
 
 
 class _Lines:
