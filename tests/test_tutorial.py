@@ -23,7 +23,7 @@ def test_the_tutorial_has_no_outputs_and_no_traces_of_a_machine():
         if cell["cell_type"] == "code":
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
             ast.parse("".join(cell["source"]))
-    assert "pip install lit-gptdata" in "".join(notebook["cells"][0]["source"])
+    assert "pip install -e ." in "".join(notebook["cells"][0]["source"])
 
 
 @pytest.mark.heavy  # it trains for 80 steps: 15 s on an idle core
