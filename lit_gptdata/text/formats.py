@@ -345,7 +345,8 @@ def _values(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[byt
     batch_size = max(1, min(ROWS, BATCH_BYTES // max(1, row_bytes)))
     try:
         for batch in table.iter_batches(batch_size, columns=[column]):
-            yield from batch.column(column).cast("large_binary").to_pylist()
+            for value in batch.column(column).cast("large_binary"):  # to_pylist() copies all of them
+                yield value.as_py()
     except RemoteError:
         raise
     except (arrow.ArrowException, OSError) as error:  # arrow does not name the file
