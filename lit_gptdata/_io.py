@@ -104,7 +104,7 @@ def is_terminal(file: Any) -> bool:
 
 
 def progress_bar(file: Any = None, **options: Any) -> Any:
-    """A tqdm bar on `file` (None: stderr). If that is no terminal, it is a line every half minute."""
+    """A tqdm bar on `file` (None: stderr). If that is not a terminal, it is a line every half minute."""
     from tqdm import tqdm
 
     file = file or sys.stderr
@@ -112,6 +112,14 @@ def progress_bar(file: Any = None, **options: Any) -> Any:
     if not is_terminal(file):
         file = _Lines(file)
     return tqdm(**{"unit_scale": True, "dynamic_ncols": True, "file": file, "delay": delay} | options)
+
+
+def close_bars() -> None:
+    """Close all progress bars, so that the next message starts on a new line."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 class _Lines:

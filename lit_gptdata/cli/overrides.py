@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lit_gptdata.configs import quote_text, shorten_warnings, similar_keys
+from lit_gptdata.configs import conf_dir, quote_text, register_resolvers, shorten_warnings, similar_keys
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,8 +68,6 @@ def _is_text(word: str) -> bool:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml, changed by the overrides."""
     from hydra import compose, initialize_config_dir
-
-    from lit_gptdata.configs import conf_dir, register_resolvers
 
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

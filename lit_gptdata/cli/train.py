@@ -24,10 +24,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from lit_gptdata._checks import check_integer, check_number
-from lit_gptdata._io import write_whole
+from lit_gptdata._io import close_bars, write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
 from lit_gptdata.configs import register_resolvers, shorten_warnings
 from lit_gptdata.datamodule import GPTDataModule
@@ -180,8 +179,7 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
         elif path := kept_checkpoint(trainer):
             text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
             text += f"\n  {resume_command(shown(folder))}"
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()  # so that the message starts on a new line
+        close_bars()
         rank_zero_only(print)(text, file=sys.stderr)
         raise SystemExit(128 + number) from error
     finally:

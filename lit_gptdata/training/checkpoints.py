@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_gptdata._io import write_whole
 from lit_gptdata.configs import quote_value, typed_command
 from lit_gptdata.training.ranks import in_sweep
+from lit_gptdata.training.throughput import batches_done
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -89,7 +90,7 @@ class LastCheckpoint(_Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._saved_batch = _batches_done(trainer)
+        self._saved_batch = batches_done(trainer)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         n_val = trainer.num_val_batches
@@ -113,7 +114,7 @@ class LastCheckpoint(_Checkpoint):
         """Save unless this batch is already saved. ModelCheckpoint compares steps, not batches."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
             return
-        if self._saved_batch in (None, batch := _batches_done(trainer)):
+        if self._saved_batch in (None, batch := batches_done(trainer)):
             return
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self._saved_batch = batch
@@ -134,10 +135,6 @@ class LastCheckpoint(_Checkpoint):
             return bool(loop.batch_progress.is_last_batch)
         done = loop.batch_idx if every_n_epochs else loop.total_batch_idx
         return bool((done + 1) % every == 0)
-
-
-def _batches_done(trainer: Any) -> int:
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def kept_checkpoint(trainer: Any) -> str:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from hydra._internal import utils as hydra_utils
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from tqdm import tqdm
 from yaml import MarkedYAMLError
 
+from lit_gptdata._io import close_bars
 from lit_gptdata.configs import conf_dir, default_groups, quote_value, similar_keys, typed_command
 
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
@@ -49,8 +49,7 @@ def short_errors(command: Sequence[str] = ()) -> Iterator[None]:
             status, message = 1, f"error: {describe(error, command or typed_command())}"
         else:
             raise
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()  # so that the message starts on a new line
+        close_bars()
         sys.stdout.flush()
         print(message, file=sys.stderr)
         raise SystemExit(status) from None

@@ -101,7 +101,7 @@ class TokenBar(TQDMProgressBar):
         self.train_progress_bar = progress_bar(
             desc="training", disable=super().is_disabled, file=sys.stdout, unit=" tokens", smoothing=0,
             total=batches * self._tokens_per_batch if 0 < batches < math.inf else None, miniters=1,
-            initial=_batches_done(trainer) * self._tokens_per_batch, mininterval=0.3,
+            initial=batches_done(trainer) * self._tokens_per_batch, mininterval=0.3,
             bar_format=self.BAR_FORMAT,
         )  # fmt: skip
 
@@ -118,7 +118,8 @@ class TokenBar(TQDMProgressBar):
             self.train_progress_bar.close()
 
 
-def _batches_done(trainer: Any) -> int:
+def batches_done(trainer: Any) -> int:
+    """Count the training batches of the whole run, earlier epochs included."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -203,3 +204,8 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def without_progress(errors: str) -> list[str]:
+    """The lines that a build wrote to stderr, except those about its progress."""
+    return [line for line in errors.splitlines() if not re.match("(hashing|tokenizing): ", line)]
