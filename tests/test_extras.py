@@ -22,8 +22,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Packages that an extra installs indirectly, and one that is a reference in tests.
-BY_OTHERS = {"accelerate", "joblib", "submitit", "transformers"}
+BY_OTHERS = {"joblib", "submitit"}  # packages that an extra installs indirectly
 # Threads slow down such small tensors.
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "TIKTOKEN_CACHE_DIR": "/nowhere"}
@@ -44,12 +43,15 @@ def extras() -> dict[str, set[str]]:
     return found
 
 
+HIDDEN = BY_OTHERS.union(*extras().values())
+
+
 @pytest.fixture(scope="module")
 def base_python(tmp_path_factory) -> Path:
     """Make a Python that has every installed package except the extras, also in its child processes."""
-    hidden, excluded = BY_OTHERS.union(*extras().values()), set()
+    excluded: set[str] = set()
     for found in importlib.metadata.distributions():
-        if package(found.metadata["Name"]) in hidden:
+        if package(found.metadata["Name"]) in HIDDEN:
             excluded |= {file.parts[0] for file in found.files or ()}
     folder = tmp_path_factory.mktemp("base")
     venv.create(folder, symlinks=True)
@@ -89,7 +91,7 @@ print(json.dumps({name: is_installed(name) for name in sys.argv[1:]}))
 
 
 def test_every_public_name_can_be_imported(base_python, tmp_path):
-    modules = {name.replace("-", "_") for name in BY_OTHERS.union(*extras().values())}
+    modules = {name.replace("-", "_") for name in HIDDEN}
     found = json.loads(run(base_python, "-W", "error", "-c", IMPORTED, *modules, "torch", cwd=tmp_path))
     assert found == dict.fromkeys(modules, False) | {"torch": True}
 
@@ -119,6 +121,7 @@ USES = {
     "joblib": ["train('hydra/launcher=joblib')"],
     "submitit": ["train('hydra/launcher=submitit_local')", "train('hydra/launcher=submitit_slurm')"],
     "optuna": ["train('+sweep=optuna')"],
+    "integrations": [],
 }
 
 TRY_USES = """
@@ -185,8 +188,9 @@ NEED_AN_EXTRA = {
 
 @pytest.mark.heavy
 def test_all_other_tests_pass_without_extras(base_python, tmp_path):
-    files = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
-    report, ignored = tmp_path / "report.xml", [f"--ignore={files[name]}" for name in NOT_RUN]
+    paths = set((ROOT / "tests").rglob("test_*.py")) - set((ROOT / "tests/integrations").iterdir())
+    files, report = {path.stem: path for path in paths}, tmp_path / "report.xml"
+    ignored = [f"--ignore={path}" for path in (ROOT / "tests/integrations", *map(files.get, NOT_RUN))]
     options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--junitxml={report}")
     run(base_python, "-m", "pytest", *options, *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200)
     reasons, passed = set(), set()
@@ -197,7 +201,7 @@ def test_all_other_tests_pass_without_extras(base_python, tmp_path):
             passed |= {name for name in names if name.startswith("test_")}
         else:
             reasons.add(skipped.text)
-    modules = "|".join(package.replace("-", "_") for package in BY_OTHERS.union(*extras().values()))
+    modules = "|".join(name.replace("-", "_") for name in HIDDEN)
     known = rf"could not import '(hydra_plugins\.)?({modules})\b|the book is missing: |LIT_GPTDATA_VOCAB"
     assert [reason for reason in reasons if not re.search(known, reason)] == []
     assert passed == set(files) - NOT_RUN - NEED_AN_EXTRA

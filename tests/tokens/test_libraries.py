@@ -28,7 +28,6 @@ from tests.tokens.test_chunks import with_gpt2_ranks
 
 sentencepiece = pytest.importorskip("sentencepiece")
 tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 TOPICS = list(SampleCorpus().topics.values())
@@ -76,7 +75,7 @@ def files(tmp_path_factory, piece_model) -> Path:
     return folder
 
 
-KINDS = ("gpt2", "cl100k_base", "json", "folder", "pieces", "encoding", "hugging_face", "transformers")
+KINDS = ("gpt2", "cl100k_base", "json", "folder", "pieces", "encoding", "hugging_face")
 
 
 def make(kind: str, files: Path) -> Any:
@@ -94,7 +93,9 @@ def make(kind: str, files: Path) -> Any:
         return path, sentencepiece.SentencePieceProcessor(model_file=str(path)).Encode
     own = byte_level()
     encode = lambda text: own.encode(text, add_special_tokens=False).ids  # noqa: E731
-    if kind == "transformers":
+    if kind == "transformers":  # in tests/integrations
+        import transformers
+
         own.post_processor = processors.TemplateProcessing("$A <s>", special_tokens=[("<s>", 1)])
         fast = transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>")
         return fast, encode

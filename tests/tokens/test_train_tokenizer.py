@@ -151,15 +151,6 @@ def test_other_programs_load_the_file_and_give_the_same_ids(library):
         assert [loaded.encode(s).tolist() for s in strings] == [own.encode(s) for s in strings]
 
 
-def test_transformers_loads_the_file(library):
-    transformers = pytest.importorskip("transformers")
-    train_tokenizer(Path("own.json"), 1000, [(SAMPLE, 0.9)])
-    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file="own.json", eos_token=END_OF_TEXT)
-    text = "naïve dict" + END_OF_TEXT
-    assert loaded(text).input_ids == Tokenizer("own.json").encode(text)
-    assert (len(loaded), loaded.eos_token_id) == (1000, 999)
-
-
 def test_nothing_is_printed(library, capfd):
     train_tokenizer(Path("own.json"), 300, [(SAMPLE, 0.9)])
     print("still works")
