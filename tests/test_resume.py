@@ -11,6 +11,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,16 +45,21 @@ SAVED_BY = {
 }
 
 FAST = {
-    ("by step", 3, 0, "max_epochs", 1),
-    ("at a validation", 1, 2, "max_steps", 2),
-    ("at an epoch's end", 1, 0, "max_steps", 1),
-    ("exception", 4, 0, "max_steps", 2),
-    ("SIGTERM", 3, 2, "max_epochs", 2),
-}
-GRID = [
-    pytest.param(*cell, marks=[] if cell in FAST else pytest.mark.heavy)
-    for cell in itertools.product(SAVED_BY, (1, 3, 4), (0, 2), ("max_steps", "max_epochs"), (1, 2))
-]
+    ("by step", 3, 1), ("at a validation", 1, 2), ("at an epoch's end", 1, 1), ("exception", 4, 2),
+    ("SIGTERM", 3, 2),
+}  # fmt: skip
+
+
+def grid(fast: set[tuple[str, int, int]], shift: int = 0) -> list[Any]:
+    """All (saved_by, accumulate, epoch), and with each `saved_by` all (workers, limit)."""
+    cells = []
+    for s, a, e in itertools.product(range(len(SAVED_BY)), range(3), range(2)):
+        saved_by, accumulate, epoch = [*SAVED_BY][s], (1, 3, 4)[a], (1, 2)[e]
+        workers = (2, 0)[(a + e + s // 2) % 2]
+        limit = ("max_steps", "max_epochs")[(a // 2 + e + s + shift) % 2]
+        marks = [] if (saved_by, accumulate, epoch) in fast else pytest.mark.heavy
+        cells.append(pytest.param(saved_by, accumulate, workers, limit, epoch, marks=marks))
+    return cells
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def run_options(accumulate: int, limit: str) -> dict:
     return validation | {"accumulate_grad_batches": accumulate, limit: LIMITS[limit][accumulate]}
 
 
-@pytest.mark.parametrize(("saved_by", "accumulate", "workers", "limit", "epoch"), GRID)
+@pytest.mark.parametrize(("saved_by", "accumulate", "workers", "limit", "epoch"), grid(FAST))
 def test_a_resumed_run_equals_a_run_that_never_stops(
     folder, tmp_path, saved_by, accumulate, workers, limit, epoch
 ):

@@ -13,7 +13,7 @@ import torch
 
 from lit_gptdata import GPTDataModule
 from tests.runs import EPOCH_BATCHES, LENGTH, make_data, opened, train, windows_of, write_sources
-from tests.test_resume import GRID, STOP_AT, assert_resumes, ranks_job, results, run_jobs, seen_by_all
+from tests.test_resume import STOP_AT, assert_resumes, grid, ranks_job, results, run_jobs, seen_by_all
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -51,11 +51,12 @@ def staged(folder: Path) -> dict[str, Any]:
     return {"corpus": write_sources(folder), "stages": STAGES}
 
 
-FAST = [(("by step", 3, 0, "max_steps", 2), staged), (("exception", 4, 0, "max_epochs", 1), staged)]
+STAGED = grid({("by step", 3, 2), ("exception", 4, 1)}, shift=1)
+MIXTURE = grid(set())[::5]  # each way to save, and each of the other options
 CELLS = [
-    pytest.param(*cell.values, kind, marks=[] if (cell.values, kind) in FAST else pytest.mark.heavy)
-    for i, cell in enumerate(GRID)
-    for kind in ((mixture, staged) if i % 8 == 0 else (staged,))
+    pytest.param(*cell.values, kind, marks=cell.marks)
+    for cells, kind in ((STAGED, staged), (MIXTURE, mixture))
+    for cell in cells
 ]
 
 
