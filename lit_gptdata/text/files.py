@@ -35,8 +35,6 @@ CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-
 
 PathLike = str | os.PathLike[str]
 Contents = list[list[int | str]]
-# (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
-HashFiles = Callable[[Sequence[TextFile], OnBytes], list[str]]
 # (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
 FindCut = Callable[[bytes, int], int]
 
@@ -58,13 +56,6 @@ def check_names(names: Sequence[PathLike]) -> None:
         kind = "string" if names else "list"
         advice = "name a file, a folder ('.' is the current one) or a glob"
         raise ValueError(f"the corpus is an empty {kind}: {advice}")
-
-
-def hash_files(files: Sequence[TextFile], on_bytes: OnBytes, n_threads: int | None = None) -> list[str]:
-    """Hash files in threads, by default half as many as cores: a build runs at the same time."""
-    n_threads = n_threads or (os.cpu_count() or 1) // 2  # hashing is ten times as fast as tokenizing
-    least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in files) else 1
-    return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, max(n_threads, least))
 
 
 class FilesCorpus:
@@ -167,11 +158,13 @@ class FilesCorpus:
         hashes = [source.sha256 for source in self.sources()]
         return hashlib.sha256(repr((self.reading, hashes)).encode()).hexdigest()
 
-    def sources(
-        self, on_bytes: OnBytes = lambda _: None, hash_files: HashFiles = hash_files
-    ) -> list[SourceEntry]:
-        """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all."""
-        hashes = hash_files(self.files, on_bytes)
+    def sources(self, on_bytes: OnBytes = lambda _: None) -> list[SourceEntry]:
+        """Path, size in bytes, format and SHA-256 of every file; reads them all, in threads."""
+        # half as many as cores, because a build runs at the same time, and takes ten times as long
+        least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in self.files) else 1
+        n_threads = max((os.cpu_count() or 1) // 2, least)
+        hash_file = functools.partial(sha256_of, on_bytes=on_bytes)
+        hashes = map_in_threads(hash_file, self.files, n_threads)
         return [
             SourceEntry(path=printable(f), size=size_of(f), format=format_of(f).name, sha256=sha256)
             for f, sha256 in zip(self.files, hashes, strict=True)

@@ -37,7 +37,7 @@ from lit_gptdata.tokens.build.plan import (
     document_too_long,
     lookup_key,
 )
-from lit_gptdata.tokens.build.processes import Processes
+from lit_gptdata.tokens.build.processes import encode_units
 from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -99,10 +99,10 @@ def _with_limit(store: TokenStore, limit: int | None) -> TokenStore:
 def make_runner(options: BuildOptions) -> Runner:
     """The runner that the options name; raises ImportError if the package ray is missing."""
     if options.build == "processes":
-        return Processes(options.workers)
-    from lit_gptdata.tokens.build.ray_tasks import RayTasks
+        return encode_units
+    import lit_gptdata.tokens.build.ray_tasks as ray_tasks
 
-    return RayTasks(options.workers, options.ray_address)
+    return ray_tasks.encode_units
 
 
 def _look_up(

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
-from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
+from lit_gptdata.text.files import Contents, FilesCorpus, FindCut
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
@@ -76,7 +76,7 @@ class DocumentCorpus:
     def with_glob(self, error: ValueError) -> ValueError:
         return error
 
-    def sources(self, *_: OnBytes | HashFiles) -> list[SourceEntry]:
+    def sources(self, *_: OnBytes) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
     def __iter__(self) -> Iterator[Document]:
