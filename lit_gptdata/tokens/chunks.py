@@ -73,12 +73,6 @@ _SPACE_CUT = re.compile(_SPACE, re.VERBOSE)
 _CL100K_CUT = re.compile(_SPACE + rb"|" + _COMMON, re.VERBOSE)
 _SENTENCEPIECE_CUT = re.compile(_SOLID + rb"(?: [ ] (?= [^ ] ) | \n )", re.VERBOSE)
 
-# The whitespace of Rust's `\s` (Unicode's White_Space). Python's `\s` adds \x1c to \x1f.
-_LINE_ENDS = "\r\n"
-_SPACES = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-
-LONG_RUN = 400_000  # tiktoken's regex engine fails on 1,000,000 whitespace characters before a solid one
-
 
 @dataclass(frozen=True)
 class CutRule:
@@ -86,9 +80,6 @@ class CutRule:
 
     cut: re.Pattern[bytes]
     """Each match starts at a safe cut."""
-    whole_run: re.Pattern[str]
-    """Matches whitespace runs of at least `LONG_RUN` characters that are one match of the split pattern.
-    Apply it to a text between special tokens."""
     adds_space: bool = False
     """Whether the library puts a space before each text, and `continued` leaves it out."""
 
@@ -111,24 +102,8 @@ class CutRule:
         return encode(chunk[1:]) if chunk[:1] == b" " else encode(chunk)[1:]
 
 
-def _run(chars: str, at_end_of_text: bool, length: int = LONG_RUN) -> re.Pattern[str]:
-    """Matches runs of at least `length` of these characters, without the last one before a solid one.
-
-    The last character belongs to the next match (` ?\\p{L}+`) or is a separate match, and
-    `\\s+(?!\\S)` takes the others. `at_end_of_text`: match runs at the end of the text completely.
-    """
-    solid = f"[^{_LINE_ENDS}{_SPACES}]"
-    run = f"(?<![{chars}])[{chars}]{{{length},}}"  # the lookbehind keeps the search linear
-    return re.compile(f"{run}(?=[{chars}]{solid})" + (rf"|{run}\Z" if at_end_of_text else ""))
-
-
-# r50k: a match never ends inside a whitespace run, except before its last character.
-# cl100k and o200k: `\s*[\r\n]` takes a run up to its last line end, so only the rest is one match.
-# At the end of the text, `\s++$` of cl100k takes the whole run.
-_R50K = CutRule(_R50K_CUT, _run(_LINE_ENDS + _SPACES, at_end_of_text=True))
-_CL100K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=False))
-_O200K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=True))
-_SENTENCEPIECE = CutRule(_SENTENCEPIECE_CUT, _run(_SPACES, at_end_of_text=True), adds_space=True)
+_R50K, _CL100K = CutRule(_R50K_CUT), CutRule(_CL100K_CUT)
+_SENTENCEPIECE = CutRule(_SENTENCEPIECE_CUT, adds_space=True)
 
 # tiktoken_ext/openai_public.py, versions 0.9 to 0.14.
 R50K_PATTERN = (  # gpt2, r50k_base, p50k_base, p50k_edit
@@ -163,8 +138,8 @@ SENTENCEPIECE_RULE = json.dumps({  # Llama 1 and 2, Mistral 1: BPE that leaves a
     "treat_whitespace_as_suffix": False,
 })  # fmt: skip
 RULES = {
-    R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _O200K,
-    LLAMA3_PATTERN: _O200K, QWEN2_PATTERN: _O200K, DEEPSEEK_PATTERN: _O200K,
+    R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _CL100K,
+    LLAMA3_PATTERN: _CL100K, QWEN2_PATTERN: _CL100K, DEEPSEEK_PATTERN: _CL100K,
     SENTENCEPIECE_RULE: _SENTENCEPIECE,
 }  # fmt: skip
 

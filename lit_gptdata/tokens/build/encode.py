@@ -54,10 +54,7 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> Shards:
         for shards in finished.values():
             progress.add(bytes_and_tokens(shards)[0])
         if remaining:
-            try:
-                finished |= run(encoder, remaining, progress.add)
-            except ValueError as error:
-                raise plan.corpus.with_glob(error) from error.__cause__
+            finished |= run(encoder, remaining, progress.add)
     first = next((unit for unit in units if finished[unit]), 0)
     if first:  # the units before it have no documents, so it must not start with a separator
         finished[first] = replace(encoder, first_unit=first).encode_unit(first, units[first])

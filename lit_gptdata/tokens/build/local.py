@@ -77,8 +77,7 @@ def prepare_store(
         if store is None:
             _lookup_record(root, key).unlink(missing_ok=True)  # `find_store` would not read the contents
             _remove_leftovers(root, key)
-            contents = plan_corpus.contents()
-            plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
+            plan = BuildPlan(plan_corpus, tokenizer, options)
             store = _publish_store(plan, root, runner)
     return _with_limit(store, options.max_document_bytes)
 
@@ -108,7 +107,7 @@ def make_runner(options: BuildOptions) -> Runner:
 def _look_up(
     root: Path, key: str, corpus: PlanCorpus, check_contents: bool = False
 ) -> TokenStore | None:
-    """The recorded store of unchanged files; `check_contents` reads files with a new ctime or inode."""
+    """The recorded store of unchanged files; with `check_contents` they keep their ctime and inode."""
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
         path, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
@@ -117,16 +116,9 @@ def _look_up(
     # compare the stats last, because a remote corpus has to list its files for them
     if not path.is_dir() or stats != corpus.file_stats():
         return None
-    store = TokenStore(path)
-    if check_contents:
-        known = record.get("contents")  # an earlier version did not record them
-        if known is not None and not corpus.holds(known, store.manifest.sources):
-            return None
-        record["contents"] = corpus.contents()
-        if record["contents"] != known:
-            with contextlib.suppress(Timeout, OSError), _lock(root, key).acquire(timeout=0):
-                write_json(_lookup_record(root, key), record)
-    return store
+    if check_contents and record.get("contents") != corpus.contents():
+        return None
+    return TokenStore(path)
 
 
 def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:

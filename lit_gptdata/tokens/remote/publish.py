@@ -68,8 +68,7 @@ def publish_text(
     plan_corpus = as_plan_corpus(corpus)
     runner = make_runner(options)
     Objects(url).open()  # reports a wrong URL before hours of work
-    contents = plan_corpus.contents()
-    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
+    plan = BuildPlan(plan_corpus, tokenizer, options)
     # hash first, because the fingerprint is in the URL and object stores cannot rename
     with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
         sources = plan_corpus.sources(progress.add)
