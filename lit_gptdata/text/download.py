@@ -28,7 +28,10 @@ TIMEOUT_S = (5.0, 30.0)  # to connect; between two reads
 CHUNK_BYTES = 1 << 16  # per write: a broken connection loses at most this many
 HEAD_BYTES = 1 << 16  # of the file, searched for the first tag of an HTML page and for its format
 
-OFFLINE = 'Check the network, the proxy and the address, or use data=sample (corpus="sample")'
+OFFLINE = (
+    "Check the network, the proxy and the address, run the same command again later, or use data=sample "
+    '(corpus="sample")'
+)
 
 
 class DownloadError(OSError):
@@ -98,13 +101,13 @@ def _check_url(url: str) -> None:
 
 
 def _download(file: _Download) -> Path:
-    retries, largest = Retries(file.url, first_contact=True), 0
+    retries, largest = Retries(file.url), 0
     try:
         with requests.Session() as session:
             session.headers["Accept-Encoding"] = "identity"  # ranges count the bytes that we store
             while True:
                 try:
-                    stored = _attempt(file, session, retries)
+                    stored = _attempt(file, session)
                     os.replace(file.part, stored)
                     file.note.unlink(missing_ok=True)
                     return stored
@@ -113,14 +116,13 @@ def _download(file: _Download) -> Path:
                     if size > largest:
                         largest, retries.failures = size, 0
                     if problem := retries.give_up(*error.args):
-                        advice = "Run the same command again later" if retries.answered else OFFLINE
-                        raise file.error(problem, advice) from None
+                        raise file.error(problem, OFFLINE) from None
     finally:
         if not file.note.exists():  # bytes of an unknown version cannot be resumed
             file.part.unlink(missing_ok=True)
 
 
-def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Path:
+def _attempt(file: _Download, session: requests.Session) -> Path:
     """Send one request, and write the response to the .part file; returns the path to give it."""
     kept, validator = _resumable(file)
     headers = {"Range": f"bytes={kept}-", "If-Range": validator} if kept else {}
@@ -134,17 +136,15 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Pa
             raise file.error(f"its certificate is not trusted: {cause}", advice) from None
         raise _TransientError(f"cannot be reached: {cause}") from None
     except requests.ReadTimeout:
-        retries.answered = True
         raise _TransientError(f"no answer, expected one within {TIMEOUT_S[1]:g} s") from None
     except OSError as error:  # too many redirects, a redirect to ftp://, or an absent bundle
         wrong = "the address" if isinstance(error, requests.RequestException) else "REQUESTS_CA_BUNDLE"
         raise file.error(f"cannot be requested: {error}", f"Correct {wrong}") from None
-    retries.answered = True
     with response:
         size = _resumed_size(response, kept, validator)
         if kept and response.status_code in (206, 416) and size is None:
             file.discard()
-            return _attempt(file, session, retries)  # only once, because nothing is left to resume
+            return _attempt(file, session)  # only once, because nothing is left to resume
         _check_response(file, response, resumed=size is not None)
         return _receive(file, response, kept if response.status_code == 206 else 0, size)
 

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens import gigatoken as module
-from lit_gptdata.tokens.agreement import CLASSES_DIFFER
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, R50K_PATTERN, safe_chunks
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, GPT2_PATTERN, R50K_PATTERN, safe_chunks
 from lit_gptdata.tokens.engines import Engine, load_engine
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
 from tests.tokens.test_chunks import PATTERNS, random_text, random_texts, split, with_gpt2_ranks

@@ -75,11 +75,20 @@ def _empty_main_module() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """Make processes that start in this context ignore Ctrl-C; this process handles it afterwards."""
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set a handler
+    handler = signal.getsignal(signal.SIGINT) if is_main else None  # also None if C code has set it
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit the mask
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker(encoder: Encoder, lifeline: Connection) -> None:
