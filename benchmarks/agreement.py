@@ -1,4 +1,4 @@
-"""Find where gigatoken and a tokenizer's library disagree, for each split pattern of agreement.py.
+"""Find where gigatoken and a tokenizer's library disagree, for each split pattern of tokens/chunks.py.
 
     python benchmarks/agreement.py                    # all, half an hour
     python benchmarks/agreement.py tokenizers/qwen2   # some
@@ -29,8 +29,7 @@ import tiktoken
 import tokenizers
 
 from lit_gptdata.tokens import gigatoken as engine
-from lit_gptdata.tokens.agreement import SCHEMES
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, QWEN2_PATTERN
+from lit_gptdata.tokens.chunks import GPT2_PATTERN, QWEN2_PATTERN, RULES
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 Encode = Callable[[str], list[int]]
@@ -86,7 +85,7 @@ def as_tokenizer_json(pattern: str, normalizer: str | None = None) -> tokenizers
 
 
 _FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-_PATTERNS = {scheme.name: pattern for pattern, scheme in SCHEMES.items()}
+_PATTERNS = {rule.scheme: pattern for pattern, rule in RULES.items()}
 CASES: dict[str, Callable[[], Any]] = {
     **{
         f"tiktoken/{name}": functools.partial(as_encoding, _PATTERNS[name])
@@ -113,7 +112,7 @@ def disagreements(ours: Encode, theirs: Encode, probes: str) -> list[int]:
 
 
 def ranges(codes: Iterable[int]) -> str:
-    """ranges([1, 2, 3, 7])  ->  "0001-0003 0007", as in tokens/agreement.py"""
+    """ranges([1, 2, 3, 7])  ->  "0001-0003 0007", as in tokens/chunks.py"""
     groups = itertools.groupby(enumerate(sorted(codes)), key=lambda item: item[1] - item[0])
     runs = [[code for _, code in group] for _, group in groups]
     return " ".join(f"{run[0]:04X}" + f"-{run[-1]:04X}" * (len(run) > 1) for run in runs)
@@ -135,7 +134,7 @@ def main() -> None:
         def theirs(text: str, gigatoken: engine._Gigatoken = gigatoken) -> list[int]:
             return gigatoken.encode(text.encode()).tolist()
 
-        differ = SCHEMES[tokenizer.reference.rule].differ
+        differ = RULES[tokenizer.reference.rule].differ
         known = {code for low, high in differ for code in range(low, high + 1)}
         probes = PROBES + NFC_PROBES * case.endswith("NFC")
         codes = {*disagreements(tokenizer.encode, theirs, probes)}

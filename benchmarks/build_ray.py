@@ -6,8 +6,8 @@
 
 The cluster has two nodes on this machine, with one core each. It runs before the clock starts. The time
 includes connecting, starting workers, loading engines, writing every shard, hashing and publishing.
-`publish-N` writes the store to a URL, here a folder; there the cluster hashes the text before it encodes
-it. A build into a folder lets the driver hash at the same time.
+`publish-N` writes the store to a URL, here a folder; there the driver hashes the text before the cluster
+encodes it. A build into a folder lets the driver hash at the same time.
 
 Each measurement is a separate driver process and starts after the imports. A round runs every candidate
 once, and ratios are taken within a round. Every store is verified, and its manifest must equal the first
@@ -64,7 +64,7 @@ def two_nodes(folder: Path) -> Iterator[str]:
 
 def measure(name: str, folder: Path, address: str) -> dict[str, float]:
     """Run one candidate in this process: seconds, and millions of tokens per second."""
-    assert build_ray.RayTasks  # imported before the clock starts
+    assert build_ray.encode_units  # imported before the clock starts
     build, workers = CANDIDATES[name]
     tokenizer = Tokenizer("gpt2")
     tokenizer.reference.encoding  # noqa: B018 loaded before the clock starts

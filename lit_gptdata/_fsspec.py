@@ -17,7 +17,6 @@ from urllib.parse import unquote_to_bytes
 
 ATTEMPTS = 5  # in a row without progress; each one contains the file system's own retries
 BACKOFF_S = 0.5  # before the second attempt, then doubled: at most 7.5 s in total
-UNREACHABLE_S = 8.0  # a host that never answered gets no new attempt after this time
 RETRY_AFTER_CAP_S = 60.0  # a server may ask for an hour, and no user waits that long
 
 PACKAGES = {
@@ -120,10 +119,9 @@ def filesystem(url: str) -> tuple[Any, str]:
 class Retries:
     """The retry policy of one transfer: it counts failed attempts, waits, and gives up."""
 
-    def __init__(self, url: str, *, first_contact: bool = False) -> None:
+    def __init__(self, url: str) -> None:
         self.failures = 0  # in a row; set it to 0 after progress
-        self.answered = not first_contact  # set it to True after an answer of the host
-        self._url, self._start = url, time.monotonic()
+        self._url = url
 
     def give_up(self, problem: str, retry_after: str = "0") -> str:
         """Count a failed attempt and wait; returns "", or the problem if it was the last attempt."""
@@ -131,8 +129,7 @@ class Retries:
 
         self.failures += 1
         problem = redact(f"{problem} (attempt {self.failures} of {ATTEMPTS})")
-        unreachable = not self.answered and time.monotonic() - self._start > UNREACHABLE_S
-        if self.failures >= ATTEMPTS or unreachable:
+        if self.failures >= ATTEMPTS:
             return problem
         wait_s = BACKOFF_S * 2 ** (self.failures - 1) * random.uniform(0.5, 1)
         with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
@@ -148,12 +145,12 @@ def is_transient(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
-def retry(url: str, attempt: Callable[[int], T], first_contact: bool = False, done: str = "read") -> T:
+def retry(url: str, attempt: Callable[[int], T], done: str = "read") -> T:
     """The result of `attempt(number of failures so far)`, which is called until it succeeds.
 
     `done` completes "URL cannot be …". Raises RemoteError, at once if no other attempt can succeed.
     """
-    retries = Retries(url, first_contact=first_contact)
+    retries = Retries(url)
     while True:
         try:
             return attempt(retries.failures)

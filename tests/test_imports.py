@@ -24,7 +24,7 @@ FLOW = [
     "text.document", "text.sample", "text.gutenberg", "text.remote_file", "text.content",
     "text.formats", "text.download", "text.listing", "text.files",
     "text.corpus",
-    "tokens.libraries.reference", "tokens.chunks", "tokens.agreement",
+    "tokens.libraries.reference", "tokens.chunks",
     "tokens.libraries.tiktoken_encoding", "tokens.libraries.vocabularies",
     "tokens.libraries.hugging_face", "tokens.libraries.sentencepiece_model", "tokens.libraries.hub",
     "tokens.libraries.reading",

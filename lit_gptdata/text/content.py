@@ -27,7 +27,7 @@ _PANDOC = "pandoc -t plain -o {new}.txt {path}"
 _OFFICE = "soffice --headless --convert-to txt:Text {path}"
 _ICONV = "iconv -f %s -t utf-8 {path} > {new}{suffix}"
 _HTML = "pandoc -f html -t plain -o {new}.txt {path}"
-_JQ = "jq -c %s {path} > {new}.jsonl"
+_JQ = "jq -c '%s' {path} > {new}.jsonl"
 _IMPORT = "lit-gptdata import %s {path}"
 _BINARY = "binary data, perhaps token ids", _IMPORT % "nanogpt"
 _CSV = (  # with csv, because pandas turns texts such as NA into nulls
@@ -37,22 +37,16 @@ _CSV = (  # with csv, because pandas turns texts such as NA into nulls
 )
 _UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
 # (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
-# {packed}: the file, {path}: uncompressed, {bare}: without .gz or .zst, {stem}: no suffix, {new}: new.
+# {path}: the file, uncompressed, {bare}: without .gz or .zst, {stem}: no suffix, {new}: new.
 _KINDS = (
     (_GZIP, "gzip data", "mv {path} {bare}.gz"),
     (_ZSTD, "zstd data", "mv {path} {bare}.zst"),
     (rb"PAR1\x15", "a Parquet file", "mv {path} {stem}.parquet"),
     (_ZIP + rb"mimetypeapplication/epub", "an EPUB book", _PANDOC),
-    (_ZIP + rb"mimetypeapplication/vnd", "an OpenDocument file", _OFFICE),
     (_ZIP + rb"(?:\[Content_Types|_rels/|docProps/|word/|xl/|ppt/)", "an Office file", _OFFICE),
-    (_ZIP + rb"[^/\0]{1,99}/(?:data\.pkl|\.format_ver|\.data/|byteorder)", "a PyTorch checkpoint", ""),
-    (_ZIP + rb"[^\0]{1,99}\.npy", "NumPy arrays", ""),
     (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive", "unzip {path} -d {new}"),
     (rb"\xfd7zXZ\0", "xz data", "xz -dc {path} > {new}.txt"),
     (rb"BZh[1-9](?:1AY&SY|\x17rE8P)", "bzip2 data", "bunzip2 -c {path} > {new}.txt"),
-    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -o{new} {path}"),
-    (rb"Rar!\x1a\x07", "a RAR archive", "unrar x {path} {new}/"),
-    (rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", "lz4 data", "lz4 -d {path} {new}.txt"),
     (rb"\s*%PDF-\d", "a PDF document", "pdftotext {path} {new}.txt"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (.doc, .xls, .ppt)", _OFFICE),
     (rb"\{\\rtf\d", "an RTF document", _OFFICE),
@@ -60,14 +54,7 @@ _KINDS = (
     (rb"\xff\xfe|\xfe\xff", "UTF-16", _ICONV % "utf-16"),
     (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
     (rb"/annex/objects/", "a git-annex pointer", "git annex get {path}"),
-    (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "an image", ""),
-    (rb"SQLite format 3\0", "an SQLite database", ""),
-    (rb"\x7fELF", "a program", ""),
-    (rb"!<arch>\n", "an ar archive", "mkdir {new} && ar -x --output {new} {path}"),
-    (rb"07070[127][0-9A-Fa-f]{104}", "a cpio archive", "mkdir {new} && cpio -idD {new} < {path}"),
-    (rb"\x80[\x02-\x05]", "a Python pickle, perhaps a PyTorch checkpoint", ""),
     (rb"\x93NUMPY", "a NumPy array", _IMPORT % "npy"),
-    (rb"\x89HDF\r|GGUF[\1-\x09]\0|.{3}[\0-\5]\0{4}\{\"", "model weights or an array", ""),
     (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0\x10\0\0\0", "an Arrow file, not Parquet", _IMPORT % "arrow"),
     (rb"\x88\xd84\x01|\xa1\xd94\x01", "token ids of llm.c", _IMPORT % "llmc"),
     (rb"MMIDIDX\0\0|TNTIDX\0\0", "an index of token ids of Megatron", _IMPORT % "megatron"),
@@ -124,7 +111,7 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
 
     with contextlib.suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "replace")
-        return "a tar archive", "mkdir {new} && tar -xf {packed} -C {new}"
+        return "a tar archive", "mkdir {new} && tar -xf {path} -C {new}"
     n_nuls = head.count(0)
     if n_nuls > len(head) / 256 and (encoding := _utf16_or_32(head)):
         return f"{encoding[:6].upper()} without a byte order mark", _ICONV % encoding
@@ -190,7 +177,7 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
     if start[:1] == b"{" and (suffix == ".ipynb" or b'"cell_type"' in start):
         return "a notebook", "jupyter nbconvert --to script {path}"
     if start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
-        return "JSON Lines, not one text", "mv {packed} {stem}.jsonl{compression}"
+        return "JSON Lines, not one text", "mv {path} {stem}.jsonl"
     if re.match(rb'\[\s*[{"]', start):
         is_text = suffix in ("", ".txt")
         has_key = json.dumps(text_column).encode() in start
@@ -217,7 +204,7 @@ def kind_of_rows(head: bytes, name: str, text_column: str) -> tuple[str, str] | 
         return "a JSON array, not one object per line", _array_command(start, text_column)
     if newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
         what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
-        return what, _jq(".")
+        return what, _JQ % "."
     return None
 
 
@@ -241,11 +228,7 @@ def _is_json(start: bytes, is_whole: bool) -> bool:
 def _array_command(start: bytes, text_column: str) -> str:
     """The command that makes JSON Lines of an array of objects or strings."""
     is_of_strings = re.match(rb'\[\s*"', start)
-    return _jq(f".[] | {{{json.dumps(text_column)}: .}}" if is_of_strings else ".[]")
-
-
-def _jq(program: str) -> str:
-    return _JQ % shlex.quote(program).replace("{", "{{").replace("}", "}}")  # for str.format
+    return _JQ % (f".[] | {{{{{json.dumps(text_column)}: .}}}}" if is_of_strings else ".[]")
 
 
 def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
@@ -266,12 +249,10 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     inner = packed[: len(packed) - len(compression)]
     bare = re.sub(r"\.(gz|zst)$", "", inner, flags=re.IGNORECASE)
     stem, suffix = os.path.splitext(bare)
-    names = {"packed": packed, "path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text"}
-    names |= {"suffix": suffix, "compression": compression}
-    quoted = {name: value and shlex.quote(value) for name, value in names.items()}
-    run = command.format(**quoted)
-    if compression and "{path}" in command:
-        run = f"{_UNPACK[compression]} {quoted['packed']} && {run}"
+    names = {"path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text", "suffix": suffix}
+    run = command.format(**{name: value and shlex.quote(value) for name, value in names.items()})
+    if compression and run:
+        run = f"{_UNPACK[compression]} {shlex.quote(packed)} && {run}"
     advice = f"run {run} and give the result as the corpus" if run else "give the text itself"
     if run.startswith("lit-gptdata"):
         advice = f"to train on token ids, run {run}"

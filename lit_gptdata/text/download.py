@@ -7,12 +7,10 @@ book.txt.part.json  the version of these bytes; without it they are not resumed
 """
 
 import contextlib
-import gzip
 import hashlib
 import json
 import os
 import re
-import zlib
 from email.message import Message
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,7 +28,10 @@ TIMEOUT_S = (5.0, 30.0)  # to connect; between two reads
 CHUNK_BYTES = 1 << 16  # per write: a broken connection loses at most this many
 HEAD_BYTES = 1 << 16  # of the file, searched for the first tag of an HTML page and for its format
 
-OFFLINE = 'Check the network, the proxy and the address, or use data=sample (corpus="sample")'
+OFFLINE = (
+    "Check the network, the proxy and the address, run the same command again later, or use data=sample "
+    '(corpus="sample")'
+)
 
 
 class DownloadError(OSError):
@@ -100,13 +101,13 @@ def _check_url(url: str) -> None:
 
 
 def _download(file: _Download) -> Path:
-    retries, largest = Retries(file.url, first_contact=True), 0
+    retries, largest = Retries(file.url), 0
     try:
         with requests.Session() as session:
             session.headers["Accept-Encoding"] = "identity"  # ranges count the bytes that we store
             while True:
                 try:
-                    stored = _attempt(file, session, retries)
+                    stored = _attempt(file, session)
                     os.replace(file.part, stored)
                     file.note.unlink(missing_ok=True)
                     return stored
@@ -115,14 +116,13 @@ def _download(file: _Download) -> Path:
                     if size > largest:
                         largest, retries.failures = size, 0
                     if problem := retries.give_up(*error.args):
-                        advice = "Run the same command again later" if retries.answered else OFFLINE
-                        raise file.error(problem, advice) from None
+                        raise file.error(problem, OFFLINE) from None
     finally:
         if not file.note.exists():  # bytes of an unknown version cannot be resumed
             file.part.unlink(missing_ok=True)
 
 
-def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Path:
+def _attempt(file: _Download, session: requests.Session) -> Path:
     """Send one request, and write the response to the .part file; returns the path to give it."""
     kept, validator = _resumable(file)
     headers = {"Range": f"bytes={kept}-", "If-Range": validator} if kept else {}
@@ -136,17 +136,15 @@ def _attempt(file: _Download, session: requests.Session, retries: Retries) -> Pa
             raise file.error(f"its certificate is not trusted: {cause}", advice) from None
         raise _TransientError(f"cannot be reached: {cause}") from None
     except requests.ReadTimeout:
-        retries.answered = True
         raise _TransientError(f"no answer, expected one within {TIMEOUT_S[1]:g} s") from None
     except OSError as error:  # too many redirects, a redirect to ftp://, or an absent bundle
         wrong = "the address" if isinstance(error, requests.RequestException) else "REQUESTS_CA_BUNDLE"
         raise file.error(f"cannot be requested: {error}", f"Correct {wrong}") from None
-    retries.answered = True
     with response:
-        size = _resumed_size(file, response, kept, validator)
+        size = _resumed_size(response, kept, validator)
         if kept and response.status_code in (206, 416) and size is None:
             file.discard()
-            return _attempt(file, session, retries)  # only once, because nothing is left to resume
+            return _attempt(file, session)  # only once, because nothing is left to resume
         _check_response(file, response, resumed=size is not None)
         return _receive(file, response, kept if response.status_code == 206 else 0, size)
 
@@ -161,12 +159,12 @@ def _resumable(file: _Download) -> tuple[int, str]:
     return 0, ""
 
 
-def _resumed_size(file: _Download, response: requests.Response, kept: int, validator: str) -> int | None:
+def _resumed_size(response: requests.Response, kept: int, validator: str) -> int | None:
     """The full size, if a response holds the rest of the file after `kept` bytes, else None."""
     span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     # some servers support Range but ignore If-Range, so the response itself must name the version
     same_version = validator == response.headers.get("ETag")
-    if not kept or span is None or not same_version or _coding(file, response):
+    if not kept or span is None or not same_version or _coding(response):
         return None
     size = int(span[3])
     return size if int(span[1]) == kept and int(span[2]) + 1 == size else None
@@ -181,16 +179,14 @@ def _name(file: _Download, response: requests.Response) -> str:
     return next((name for name in names if any(suffixes(name))), file.target.name)
 
 
-def _coding(file: _Download, response: requests.Response) -> str:
-    """The Content-Encoding to undo, or "". Servers label a .gz file gzip, too: it is kept as sent."""
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    kept = {".gz": ("gzip", "x-gzip"), ".zst": ("zstd",)}.get(suffixes(_name(file, response))[1], ())
-    return "" if coding in ("identity", *kept) else coding
+def _coding(response: requests.Response) -> str:
+    """The Content-Encoding, or ""."""
+    return response.headers.get("Content-Encoding", "").strip().lower().removeprefix("identity")
 
 
 def _check_response(file: _Download, response: requests.Response, *, resumed: bool) -> None:
     """Raise an error unless the response holds text."""
-    status, coding = response.status_code, _coding(file, response)
+    status, coding = response.status_code, _coding(response)
     problem = f"the server answered HTTP {status} {response.reason or ''}".rstrip() + ", expected 200"
     if is_transient(status):
         raise _TransientError(problem, response.headers.get("Retry-After", "0"))
@@ -202,7 +198,8 @@ def _check_response(file: _Download, response: requests.Response, *, resumed: bo
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type in ("text/html", "application/xhtml+xml"):
         _reject_html(file, f"Content-Type {media_type}")
-    if coding not in ("", "gzip", "x-gzip"):
+    # a compressed body is stored as it is sent, because servers label a .gz file gzip, too
+    if coding not in ("", "gzip", "x-gzip", "zstd"):
         problem = f"Content-Encoding {coding}, expected identity or gzip"
         raise file.error(problem, "Give the address of another copy")
 
@@ -216,18 +213,15 @@ def _reject_html(file: _Download, reason: str) -> None:
 
 def _receive(file: _Download, response: requests.Response, kept: int, size: int | None) -> Path:
     """Write the body after the first `kept` bytes of the .part file, check it, and return its path."""
-    raw, coding = response.raw, _coding(file, response)
-    unpacked = gzip.GzipFile(fileobj=raw, mode="rb")
-    wire_bytes: int | None = raw.length_remaining  # None: the server does not tell
-    if size is None and not coding:
-        size = wire_bytes
+    if size is None:
+        size = response.raw.length_remaining  # None: the server does not tell
     try:
         if not kept:
             # in this order, so that after a kill no note is next to bytes of another version
             file.note.unlink(missing_ok=True)
             file.part.write_bytes(b"")
             etag = response.headers.get("ETag", "")
-            if etag.startswith('"') and not coding:  # a weak ETag does not identify bytes
+            if etag.startswith('"') and not _coding(response):  # a weak ETag does not identify bytes
                 file.note.write_text(json.dumps({"url_sha256": file.url_sha256, "validator": etag}))
         with (
             file.part.open("r+b") as out,
@@ -237,18 +231,13 @@ def _receive(file: _Download, response: requests.Response, kept: int, size: int 
             out.truncate()
             cause = ""
             try:
-                chunks = raw.stream(CHUNK_BYTES, decode_content=False)
-                if coding:  # urllib3 would accept data that are cut short
-                    chunks = iter(lambda: unpacked.read(CHUNK_BYTES), b"")
-                for chunk in chunks:
+                for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
                     bar.update(out.write(chunk))
-            except (urllib3.exceptions.HTTPError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+            except urllib3.exceptions.HTTPError as error:
                 cause = f" ({_cause(error)})"
-            # urllib3 1.26 does not report a body that is too short
-            received, expected = (raw.tell(), wire_bytes) if coding else (out.tell(), size)
-            if cause or expected not in (None, received):
-                cause = cause if expected is None else f", expected {expected}{cause}"
-                raise _TransientError(f"the body was cut short: {received} bytes{cause}")
+            if cause or size not in (None, out.tell()):  # urllib3 1.26 does not report a short body
+                expected = "" if size is None else f", expected {size}"
+                raise _TransientError(f"the body was cut short: {out.tell()} bytes{expected}{cause}")
             out.flush()
             os.fsync(out.fileno())
             out.seek(0)

@@ -5,7 +5,6 @@ FilesCorpus("s3://bucket/books/")  ->  the same from a URL, without a local copy
 """
 
 import functools
-import glob
 import hashlib
 import itertools
 import os
@@ -18,7 +17,7 @@ from lit_gptdata._checks import plain
 from lit_gptdata._fsspec import canonical, local_path, redacted
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Document, SourceEntry
-from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents, suffixes
+from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.listing import expand_path, expand_url
 from lit_gptdata.text.remote_file import (
     OnBytes,
@@ -34,9 +33,6 @@ REMOTE_HASHERS = 4  # threads that hash remote files, at least: each one waits f
 CONTEXT_BYTES = 4  # before a cut that a `FindCut` may look at: the longest UTF-8 character
 
 PathLike = str | os.PathLike[str]
-Contents = list[list[int | str]]
-# (files, on_bytes) → SHA-256 (hex) of each file. `on_bytes` gets the length of each read.
-HashFiles = Callable[[Sequence[TextFile], OnBytes], list[str]]
 # (buffer, start) → the first position at or after `start` where a text may be cut, or -1.
 FindCut = Callable[[bytes, int], int]
 
@@ -58,13 +54,6 @@ def check_names(names: Sequence[PathLike]) -> None:
         kind = "string" if names else "list"
         advice = "name a file, a folder ('.' is the current one) or a glob"
         raise ValueError(f"the corpus is an empty {kind}: {advice}")
-
-
-def hash_files(files: Sequence[TextFile], on_bytes: OnBytes, n_threads: int | None = None) -> list[str]:
-    """Hash files in threads, by default half as many as cores: a build runs at the same time."""
-    n_threads = n_threads or (os.cpu_count() or 1) // 2  # hashing is ten times as fast as tokenizing
-    least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in files) else 1
-    return map_in_threads(functools.partial(sha256_of, on_bytes=on_bytes), files, max(n_threads, least))
 
 
 class FilesCorpus:
@@ -90,7 +79,6 @@ class FilesCorpus:
         remote = self._list_urls()
         folder = folder or working_folder()
         self.files: list[TextFile] = []
-        self._folders: dict[str, list[TextFile]] = {}  # name of a folder or glob → its files
         named: dict[str, int] = {}  # real path or URL of a file → index of the name that means it
         for index, name in enumerate(names):
             urls = {canonical(file.url): file for file in remote.get(name, ())}
@@ -101,8 +89,6 @@ class FilesCorpus:
                 raise ValueError(f"{found[key]} is in the corpus twice, as {one} and {other}: {advice}")
             named |= dict.fromkeys(found, index)
             self.files += found.values()
-            if len(found) > 1:
-                self._folders[name] = list(found.values())
         for file in self.files:
             if size_of(file) == 0:
                 raise ValueError(f"{file} is empty (0 bytes): remove it from the corpus, or fill it")
@@ -113,23 +99,7 @@ class FilesCorpus:
 
     def __iter__(self) -> Iterator[Document]:
         for number, file in enumerate(self.files):
-            try:
-                yield from read_documents(FileSlice(path=file, number=number), self.reading)
-            except ValueError as error:
-                raise self.with_glob(error) from error.__cause__
-
-    def with_glob(self, error: ValueError) -> ValueError:
-        """The error about a file of rows that a search found, with globs that leave the file out."""
-        for folder, files in self._folders.items():
-            odd = max((f for f in files if str(error).startswith(f"{f}")), key=str, default=None)
-            if odd is None or format_of(odd).suffix == ".txt" or glob.has_magic(folder):
-                continue
-            others = dict.fromkeys("".join(suffixes(file.name)) for file in files if file != odd)
-            if not odd.name.lower().endswith(tuple(others)):
-                globs = [redacted(f"{folder.rstrip('/')}/**/*{suffix}") for suffix in others]
-                instead = f"{globs if globs[1:] else globs[0]!r} instead of {redacted(folder)!r}"
-                return type(error)(f"{error}. To leave the file out, give {instead}")
-        return error
+            yield from read_documents(FileSlice(path=file, number=number), self.reading)
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
         """Work units of about `unit_bytes`: small files, or, with a `find_cut`, slices of large ones."""
@@ -167,11 +137,13 @@ class FilesCorpus:
         hashes = [source.sha256 for source in self.sources()]
         return hashlib.sha256(repr((self.reading, hashes)).encode()).hexdigest()
 
-    def sources(
-        self, on_bytes: OnBytes = lambda _: None, hash_files: HashFiles = hash_files
-    ) -> list[SourceEntry]:
-        """Path, size in bytes, format and SHA-256 of every file; `hash_files` reads them all."""
-        hashes = hash_files(self.files, on_bytes)
+    def sources(self, on_bytes: OnBytes = lambda _: None) -> list[SourceEntry]:
+        """Path, size in bytes, format and SHA-256 of every file; reads them all, in threads."""
+        # half as many as cores, because a build runs at the same time, and takes ten times as long
+        least = REMOTE_HASHERS if any(isinstance(file, RemoteFile) for file in self.files) else 1
+        n_threads = max((os.cpu_count() or 1) // 2, least)
+        hash_file = functools.partial(sha256_of, on_bytes=on_bytes)
+        hashes = map_in_threads(hash_file, self.files, n_threads)
         return [
             SourceEntry(path=printable(f), size=size_of(f), format=format_of(f).name, sha256=sha256)
             for f, sha256 in zip(self.files, hashes, strict=True)
@@ -192,20 +164,11 @@ class FilesCorpus:
                 raise file.removed_error()
         # later reads expect the files of this listing
         self.files = [listed[f.url] if isinstance(f, RemoteFile) else f for f in self.files]
-        return [[name, *_version(file)] for name, file in zip(self.names, self.files, strict=True)]
+        return [[name, *_stats(file)[:2]] for name, file in zip(self.names, self.files, strict=True)]
 
-    def contents(self) -> Contents:
+    def contents(self) -> list[list[int]]:
         """ctime (ns) and inode of each file, [] for a URL: a change may keep the size and mtime."""
-        return [_content(file) for file in self.files]
-
-    def holds(self, contents: Contents, sources: Sequence[SourceEntry]) -> bool:
-        """Whether the files are still `sources`: reads those with another ctime or inode."""
-        return all(
-            old[:2] == new or sha256_of(file) == source.sha256  # an earlier version had a third item
-            for file, source, old, new in zip(
-                self.files, sources, contents, self.contents(), strict=True
-            )
-        )
+        return [_stats(file)[2:] for file in self.files]
 
     def __repr__(self) -> str:
         names = [printable(file) for file in self.files]
@@ -213,18 +176,12 @@ class FilesCorpus:
         return f"FilesCorpus({len(names)} file{'s' if len(names) > 1 else ''}: {text})"
 
 
-def _content(file: TextFile) -> list[int | str]:
+def _stats(file: TextFile) -> list[Any]:
+    """Size, version, and of a file on this machine also ctime and inode."""
     if isinstance(file, RemoteFile):  # without a version it may have changed, so it is read
-        return [] if file.version else [time.time_ns(), 0]
+        return [file.size, file.version, *([] if file.version else [time.time_ns()])]
     stat = file.stat()
-    return [stat.st_ctime_ns, stat.st_ino]
-
-
-def _version(file: TextFile) -> tuple[int, int | str]:
-    if isinstance(file, RemoteFile):
-        return file.size, file.version
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _cut_in_file(file: TextFile, target: int, find_cut: FindCut) -> int:

@@ -234,7 +234,7 @@ def _log_once(message: str) -> None:
 def expand_url(url: str) -> list[RemoteFile]:
     """The files that a URL of a file, folder or glob names now, sorted by path; raises RemoteError."""
     fs, path = filesystem(url)
-    found = retry(url, lambda _: _list(fs, path, url), first_contact=True)
+    found = retry(url, lambda _: _list(fs, path, url))
     # what precedes the common end of both: "sftp://host" and "" for "sftp://host/a/*.txt" and "/a/*.txt"
     url, path = url.rstrip("/"), path.rstrip("/")
     n_common = len(os.path.commonprefix([url[::-1], path[::-1]]))  # noqa: RUF071 by characters

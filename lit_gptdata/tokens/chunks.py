@@ -19,6 +19,7 @@ import numpy as np
 from lit_gptdata.tokens.libraries.reference import Reference
 
 Ids = np.ndarray
+Ranges = tuple[tuple[int, int], ...]
 
 SAFE_CHUNK_BYTES = 1 << 16
 """Least size of a chunk. 128 KiB, 256 KiB and 1 MiB are not faster (measured). This size leaves room for
@@ -73,22 +74,57 @@ _SPACE_CUT = re.compile(_SPACE, re.VERBOSE)
 _CL100K_CUT = re.compile(_SPACE + rb"|" + _COMMON, re.VERBOSE)
 _SENTENCEPIECE_CUT = re.compile(_SOLID + rb"(?: [ ] (?= [^ ] ) | \n )", re.VERBOSE)
 
-# The whitespace of Rust's `\s` (Unicode's White_Space). Python's `\s` adds \x1c to \x1f.
-_LINE_ENDS = "\r\n"
-_SPACES = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
-LONG_RUN = 400_000  # tiktoken's regex engine fails on 1,000,000 whitespace characters before a solid one
+VERSIONS = {
+    "gigatoken": ("0.10.0",),
+    "tiktoken": ("0.11", "0.12", "0.13", "0.14"),
+    "tokenizers": ("0.22", "0.23"),
+    "sentencepiece": ("0.2",),
+}
+"""The versions that were compared, or what they start with. Others may know other Unicode characters.
+For another version or split pattern, run benchmarks/agreement.py and commit what it prints."""
+
+
+def _ranges(text: str) -> Ranges:
+    """Ranges of code points in hex, both ends included: "07FD 0897-089F"  ->  (first, last), …"""
+    pairs = [word.partition("-") for word in text.split()]
+    return tuple((int(first, 16), int(last or first, 16)) for first, _, last in pairs)
+
+
+# Characters that gigatoken and a library treat differently: letters, digits and combining marks that are
+# new in Unicode 17, which gigatoken 0.10.0 knows. tiktoken 0.9 to 0.14 and tokenizers 0.23 have Unicode
+# 16. Then marks and compositions since Unicode 9, which the NFC of tokenizers leaves as they are. A text
+# with such a character goes to the library, so that all split patterns can share a table.
+CLASSES_DIFFER = _ranges("""
+    07FD 088F 0897-089F 08CA-08D3 09FE 0C3C 0C5C 0CDC 0D3B-0D3C 0EBA 1715 1ABF-1ADD 1AE0-1AEB
+    1DF6-1DFA A7CE-A7CF A7D2 A7D4 A7F1 A82C 105D2 105DA 10940-10959 10D24-10D27 10D69-10D6D
+    10EAB-10EAC 10EC5-10EC7 10EFA-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11382 11384
+    1138B 11390 113C2 113CE-113D0 1145E 11839-1183A 11935 1193D-1193E 11943 119E0 11A34 11A47 11A99
+    11B60-11B67 11D42 11D44-11D45 11D97 11DB0-11DDB 11DE0-11DE9 11F41-11F42 1611E 16121-16122 16129
+    1612F 16D63 16D67 16D69 16EA0-16EB8 16EBB-16ED3 16FF0-16FF6 187F8-187FF 18D09-18D1E 18D80-18DF2
+    1E08F 1E130-1E136 1E2AE 1E2EC-1E2EF 1E4EC-1E4EF 1E5EE-1E5EF 1E6C0-1E6DE 1E6E0-1E6F5 1E6FE-1E6FF
+    2B73A-2B73F 2CEA2-2CEAD 323B0-33479
+""")
+
+# Punctuation and symbols that are new in Unicode 17. Only the pattern of DeepSeek depends on them.
+SYMBOLS_DIFFER = _ranges("""
+    20C1 2B96 FBC3-FBD2 FD90-FD91 FDC8-FDCE 10ED0-10ED8 1CCFA-1CCFC 1CEBA-1CED0 1CEE0-1CEF0 1F6D8
+    1F777-1F77A 1F8D0-1F8D8 1FA54-1FA57 1FA8A 1FA8E 1FAC8 1FACD 1FAEA 1FAEF 1FBFA
+""")
 
 
 @dataclass(frozen=True)
 class CutRule:
-    """Where a text may be cut for one split pattern."""
+    """Where a text may be cut for one split pattern, and how gigatoken knows the pattern."""
 
     cut: re.Pattern[bytes]
     """Each match starts at a safe cut."""
-    whole_run: re.Pattern[str]
-    """Matches whitespace runs of at least `LONG_RUN` characters that are one match of the split pattern.
-    Apply it to a text between special tokens."""
+    scheme: str = ""
+    """gigatoken's name, for a file of ranks."""
+    regex: str = ""
+    """In a tokenizer.json for gigatoken."""
+    differ: Ranges = CLASSES_DIFFER
+    """Code points that send a text to the library."""
     adds_space: bool = False
     """Whether the library puts a space before each text, and `continued` leaves it out."""
 
@@ -110,25 +146,6 @@ class CutRule:
         # a cut is before a space, which the library adds again, or a line end, which joins no piece
         return encode(chunk[1:]) if chunk[:1] == b" " else encode(chunk)[1:]
 
-
-def _run(chars: str, at_end_of_text: bool, length: int = LONG_RUN) -> re.Pattern[str]:
-    """Matches runs of at least `length` of these characters, without the last one before a solid one.
-
-    The last character belongs to the next match (` ?\\p{L}+`) or is a separate match, and
-    `\\s+(?!\\S)` takes the others. `at_end_of_text`: match runs at the end of the text completely.
-    """
-    solid = f"[^{_LINE_ENDS}{_SPACES}]"
-    run = f"(?<![{chars}])[{chars}]{{{length},}}"  # the lookbehind keeps the search linear
-    return re.compile(f"{run}(?=[{chars}]{solid})" + (rf"|{run}\Z" if at_end_of_text else ""))
-
-
-# r50k: a match never ends inside a whitespace run, except before its last character.
-# cl100k and o200k: `\s*[\r\n]` takes a run up to its last line end, so only the rest is one match.
-# At the end of the text, `\s++$` of cl100k takes the whole run.
-_R50K = CutRule(_R50K_CUT, _run(_LINE_ENDS + _SPACES, at_end_of_text=True))
-_CL100K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=False))
-_O200K = CutRule(_CL100K_CUT, _run(_SPACES, at_end_of_text=True))
-_SENTENCEPIECE = CutRule(_SENTENCEPIECE_CUT, _run(_SPACES, at_end_of_text=True), adds_space=True)
 
 # tiktoken_ext/openai_public.py, versions 0.9 to 0.14.
 R50K_PATTERN = (  # gpt2, r50k_base, p50k_base, p50k_edit
@@ -162,11 +179,22 @@ SENTENCEPIECE_RULE = json.dumps({  # Llama 1 and 2, Mistral 1: BPE that leaves a
     "escape_whitespaces": True, "model_type": 2, "remove_extra_whitespaces": False,
     "treat_whitespace_as_suffix": False,
 })  # fmt: skip
+_R50K = CutRule(
+    _R50K_CUT, "gpt2", r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
 RULES = {
-    R50K_PATTERN: _R50K, GPT2_PATTERN: _R50K, CL100K_PATTERN: _CL100K, O200K_PATTERN: _O200K,
-    LLAMA3_PATTERN: _O200K, QWEN2_PATTERN: _O200K, DEEPSEEK_PATTERN: _O200K,
-    SENTENCEPIECE_RULE: _SENTENCEPIECE,
-}  # fmt: skip
+    R50K_PATTERN: _R50K,
+    GPT2_PATTERN: _R50K,
+    CL100K_PATTERN: CutRule(_CL100K_CUT, "gpt4", CL100K_PATTERN + "+"),
+    LLAMA3_PATTERN: CutRule(_CL100K_CUT, "olmo3", LLAMA3_PATTERN),
+    QWEN2_PATTERN: CutRule(_CL100K_CUT, "qwen2", QWEN2_PATTERN),
+    O200K_PATTERN: CutRule(_CL100K_CUT, "o200k", O200K_PATTERN),
+    DEEPSEEK_PATTERN: CutRule(
+        _CL100K_CUT, "deepseek_v3", DEEPSEEK_PATTERN, CLASSES_DIFFER + SYMBOLS_DIFFER
+    ),
+    SENTENCEPIECE_RULE: CutRule(_SENTENCEPIECE_CUT, differ=(), adds_space=True),
+}
+"""`rule` of a `Reference` → its cuts, and gigatoken's scheme with the same ids."""
 
 
 def cut_rule(reference: Reference) -> CutRule | None:

@@ -5,15 +5,13 @@
 The library is the reference. The ids never depend on the engine.
 """
 
-import re
 from typing import Literal, get_args
 
 import numpy as np
 
 from lit_gptdata.text.document import utf8
-from lit_gptdata.tokens.chunks import LONG_RUN, RULES, Ids, safe_chunks
+from lit_gptdata.tokens.chunks import Ids, safe_chunks
 from lit_gptdata.tokens.gigatoken import GigatokenEngine, load_gigatoken
-from lit_gptdata.tokens.libraries.tiktoken_encoding import TiktokenReference
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 EngineName = Literal["auto", "reference", "tiktoken", "gigatoken"]
@@ -21,13 +19,12 @@ EngineName = Literal["auto", "reference", "tiktoken", "gigatoken"]
 
 
 class ReferenceEngine:
-    """The library behind a tokenizer; with tiktoken, whitespace runs may have any length."""
+    """The library behind a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.name = tokenizer.reference.library
         self._tokenizer = tokenizer
         self._rule = tokenizer.cut_rule
-        self._runs = RULES.get(tokenizer.reference.rule)
         self._allowed = frozenset(tokenizer.allowed_special)
 
     def encode(self, chunk: bytes, continues: bool = False) -> Ids:
@@ -44,28 +41,8 @@ class ReferenceEngine:
     def _encode_text(self, text_bytes: bytes) -> Ids:
         text = text_bytes.decode()
         self._tokenizer.check_special(text)
-        library = self._tokenizer.reference
-        # a run has no cuts, so it makes its chunk long
-        if len(text) >= LONG_RUN and self._runs and isinstance(library, TiktokenReference):
-            return self._encode_long_runs(text, library, self._runs.whole_run)
-        return self._encode(text)
-
-    def _encode(self, text: str) -> Ids:
         ids = self._tokenizer.reference.encode(text, self._allowed)
         return ids.astype(self._tokenizer.dtype)
-
-    def _encode_long_runs(self, text: str, library: TiktokenReference, runs: re.Pattern[str]) -> Ids:
-        """The ids of a text with whitespace runs that overflow tiktoken's stack; each is one match."""
-        ids: list[Ids] = []
-        special = "|".join(map(re.escape, self._allowed))
-        for segment in re.split(f"({special})", text) if special else [text]:
-            end = 0
-            for run in runs.finditer(segment):
-                ids.append(self._encode(segment[end : run.start()]))
-                ids.append(library.encode_match(run.group()).astype(self._tokenizer.dtype))
-                end = run.end()
-            ids.append(self._encode(segment[end:]))
-        return np.concatenate(ids)
 
 
 Engine = ReferenceEngine | GigatokenEngine

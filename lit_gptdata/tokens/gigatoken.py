@@ -1,6 +1,6 @@
 """The engine gigatoken, much faster than the tokenizer's library, used where its ids are the same.
 
-agreement.py lists the tokenizers. gigatoken differs in a few thousand new Unicode characters, and text
+chunks.py lists the split patterns. gigatoken differs in a few thousand new Unicode characters, and text
 with one of them goes to the library. Both engines encode the start of each build, and their ids are
 compared.
 """
@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.agreement import CLASSES_DIFFER, SCHEMES, VERSIONS
-from lit_gptdata.tokens.chunks import Ids
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges
 from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference, steps
 from lit_gptdata.tokens.libraries.reference import Reference
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -34,7 +33,6 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 Encode = Callable[[bytes, bool], Ids]
-Ranges = tuple[tuple[int, int], ...]
 CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 COMPARED_BYTES = 1 << 16  # at the start of a build, encoded by both engines; takes 3 ms
@@ -61,7 +59,7 @@ def load_gigatoken(tokenizer: Tokenizer, reference: Encode, *, required: bool) -
             raise
         return None
     library, name = tokenizer.reference.library, tokenizer.name
-    if tokenizer.reference.rule not in SCHEMES:
+    if tokenizer.reference.rule not in RULES:
         problem = f"gigatoken is not tested with the way in which {name!r} splits a text"
     elif wrong := _untested_versions(library):
         problem = f"gigatoken is not tested with {wrong}: pip install 'lit-gptdata[fast]'"
@@ -102,7 +100,7 @@ class GigatokenEngine:
         self._tokenizer = tokenizer
         self._reference = reference
         self._rule = tokenizer.cut_rule
-        self._differ = SCHEMES[tokenizer.reference.rule].differ
+        self._differ = RULES[tokenizer.reference.rule].differ
         self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
         refuse = tokenizer.special_tokens == "error"
         self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
@@ -221,9 +219,10 @@ def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Calla
         return [functools.partial(from_json, _checked_json(content, special_ids))]
     if reference.library == "sentencepiece":
         return [functools.partial(from_json, _sentencepiece_as_json(content))]
-    name, regex, _ = SCHEMES[reference.rule]
-    as_json = functools.cache(lambda: _ranks_as_json(content, regex, special_ids))
-    return [functools.partial(_from_ranks, content, name, special_ids), lambda: from_json(as_json())]
+    rule = RULES[reference.rule]
+    as_json = functools.cache(lambda: _ranks_as_json(content, rule.regex, special_ids))
+    from_ranks = functools.partial(_from_ranks, content, rule.scheme, special_ids)
+    return [from_ranks, lambda: from_json(as_json())]
 
 
 def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> Any:

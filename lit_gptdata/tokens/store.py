@@ -91,12 +91,15 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256; raises ValueError that names the damaged files."""
-        bad = [f.name for f in self.files if sha256_of(self.path / f.name) != f.sha256]
+        bad = [file.name for file in self.files if self._sha256(file) != file.sha256]
         if bad:
             raise ValueError(
-                f"the token store {self.path} is damaged: the contents of {', '.join(bad)} do not "
+                f"the token store {self.location} is damaged: the contents of {', '.join(bad)} do not "
                 f"match the manifest's SHA-256. {self._remedy}"
             )
+
+    def _sha256(self, file: FileEntry) -> str:
+        return sha256_of(self.path / file.name)
 
     @functools.cached_property
     def tokens(self) -> Tokens:

@@ -121,7 +121,7 @@ def wait_until(condition):
 # Without faults ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"compress": True}, {"length": False}, {"etag": None}])
+@pytest.mark.parametrize("options", [{}, {"length": False}, {"etag": None}])
 def test_a_file_is_downloaded_once_however_it_is_sent(path, options, refused_url):
     with FileServer(BODY, **options) as server:
         fetch_all(server, path)
@@ -180,9 +180,7 @@ def test_a_server_that_always_fails_is_given_up(path, options, problem, monkeypa
     message = str(info.value)
     assert message.startswith(f"{server.url}: {problem}")
     assert ("expected 300000" in message) == ("expected 300000" in problem)
-    assert message.endswith(
-        f"(attempt 3 of 3). Run the same command again later, or put the file at {path} by hand"
-    )
+    assert message.endswith(f"(attempt 3 of 3). {download.OFFLINE}, or put the file at {path} by hand")
     assert files_next_to(path) == []
 
 
@@ -218,34 +216,14 @@ def test_an_unreachable_server_is_asked_with_a_backoff_that_doubles(path, refuse
     assert message.startswith(f"{refused_url}: cannot be reached: ")
     assert "Connection refused" in message
     assert message.endswith(
-        "(attempt 5 of 5). Check the network, the proxy and the address, or use data=sample "
-        f'(corpus="sample"), or put the file at {path} by hand'
+        "(attempt 5 of 5). Check the network, the proxy and the address, run the same command again "
+        f'later, or use data=sample (corpus="sample"), or put the file at {path} by hand'
     )
     assert files_next_to(path) == []
     assert len(waits) == 4
     longest = [BACKOFF_S * 2**i for i in range(4)]
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True))
     assert sum(longest) < 10
-
-
-@pytest.mark.parametrize("answers", [0, 1])
-def test_only_a_host_that_never_answered_is_given_up_early(path, answers, monkeypatch):
-    """If packets are dropped, each attempt takes the whole connect timeout."""
-    get, calls = requests.Session.get, itertools.count()
-
-    def drop_one(*args, **kwargs):
-        if next(calls) == answers:
-            raise requests.ConnectTimeout("timed out")
-        return get(*args, **kwargs)
-
-    monkeypatch.setattr(requests.Session, "get", drop_one)
-    monkeypatch.setattr(_fsspec, "UNREACHABLE_S", 0)
-    with FileServer(BODY, statuses=[500] * answers) as server:
-        if answers:
-            fetch_all(server, path)
-        else:
-            with pytest.raises(DownloadError, match=r"timed out \(attempt 1 of 5\)\. .* data=sample"):
-                fetch(server.url, path)
 
 
 def test_a_server_that_stalls_is_asked_for_the_rest(path, monkeypatch):
@@ -424,12 +402,13 @@ def test_a_file_is_never_wrong(sizes, turns, cuts, statuses, validators, options
         path = Path(folder, "book.txt")
         path.with_name("book.txt.part").write_bytes(junk)
         try:
-            fetch(server.url, path)
+            stored = fetch(server.url, path)
         except DownloadError:
             assert not path.exists()
         else:
-            assert path.read_bytes() in versions
-            assert files_next_to(path) == ["book.txt"]
+            content = stored.read_bytes()
+            assert (gzip.decompress(content) if stored.suffix == ".gz" else content) in versions
+            assert files_next_to(path) == [stored.name]
 
 
 # Kills and other processes -------------------------------------------------------------------------
@@ -739,24 +718,12 @@ def test_a_table_is_refused_by_the_name_that_the_server_gives(tmp_path, name):
             assert len(server.requests) < 3
 
 
-@pytest.mark.parametrize("length", [True, False])
-def test_a_compressed_body_that_ends_early_is_fetched_again(path, length):
-    packed = gzip.compress(BODY)
-    with FileServer(packed[:-30], headers={"Content-Encoding": "gzip"}, length=length) as server:
-
-        def heal(server):
-            server.body = packed[:-30] if len(server.requests) < 3 else packed
-
-        server.before = heal
-        fetch(server.url, path)
-        assert path.read_bytes() == BODY
-        assert ranges(server) == [None] * 3
-
-
 def test_every_member_of_a_compressed_body_is_kept(tmp_path):
     body = gzip.compress(b"some text\n" * 50) + gzip.compress(b"some text\n" * 49) + bytes(9)
     with FileServer(body, headers={"Content-Encoding": "gzip"}) as server:
-        assert opened(server.address("/b.txt"), tmp_path)[1] == ["some text\n" * 99]
+        path, texts = opened(server.address("/b.txt"), tmp_path)
+    assert texts == ["some text\n" * 99]
+    assert path.read_bytes() == body  # as it was sent
 
 
 def test_a_download_of_an_earlier_version_stays_valid(tmp_path):
@@ -768,12 +735,12 @@ def test_a_download_of_an_earlier_version_stays_valid(tmp_path):
 
 @pytest.mark.parametrize("labels", [{"Content-Encoding": "gzip"}, {"Content-Encoding": "x-gzip"}])
 @pytest.mark.parametrize("cut", [None, 20])
-def test_a_gz_file_that_is_labeled_gzip_is_kept_and_resumed(tmp_path, labels, cut):
+def test_a_gz_file_that_is_labeled_gzip_is_kept_and_not_resumed(tmp_path, labels, cut):
     with FileServer(PACKED, headers=labels, cuts=[cut]) as server:
         path, texts = opened(server.address("/a.txt.gz"), tmp_path)
         assert path.read_bytes() == PACKED
         assert texts == ["some text\n" * 99]
-        assert ranges(server) == ([None, "bytes=19-"] if cut else [None])
+        assert ranges(server) == ([None, None] if cut else [None])
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import gzip
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -223,33 +220,3 @@ def test_rows_are_stripped_if_they_have_the_markers(tmp_path):
     path.write_text(json.dumps({"text": MARKER.format("START")}))
     with pytest.raises(ValueError, match=r"a.jsonl: line at byte 0 has no line '\*\*\* END OF"):
         texts(FilesCorpus(path, Reading(strip_gutenberg=True)))
-
-
-METADATA = '{\n "license": "none",\n "files": []\n}\n'
-
-
-@pytest.mark.parametrize(
-    ("names", "patterns"),
-    [
-        (["b.txt", "deep/a.txt"], ["*.txt"]),
-        (["b.txt", "deep/a.jsonl"], ["*.txt", "*.jsonl"]),
-        (["part-1.json", "part-2.json", "c.txt.gz"], []),
-        (["m.json", "x.json"], []),
-    ],
-)
-@pytest.mark.parametrize("metadata", [METADATA, '{"license": "none"}\n'])
-def test_a_folder_with_an_odd_file_gets_a_glob_without_it(tmp_path, names, patterns, metadata):
-    for name in names:
-        text = "text" if ".txt" in name else '{"text": "row"}\n'
-        path = tmp_path / "corpus" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    (tmp_path / "corpus/metadata.json").write_text(metadata)
-    with pytest.raises(ValueError, match="metadata") as caught:
-        list(FilesCorpus(tmp_path / "corpus"))
-    found = re.search(r"To leave the file out, give (.*) instead of '/", str(caught.value))
-    assert bool(found) == bool(patterns)
-    if found:
-        globs = [globs] if isinstance(globs := ast.literal_eval(found[1]), str) else globs
-        assert [glob.rpartition("/")[2] for glob in globs] == patterns
-        assert {Path(f).name for f in FilesCorpus(globs).files} == {Path(name).name for name in names}

@@ -1,4 +1,4 @@
-"""gigatoken gives the ids of every library for which agreement.py lists it, and chunks change none."""
+"""gigatoken gives the ids of every library for each split pattern, and chunks change none."""
 
 from __future__ import annotations
 

@@ -17,22 +17,10 @@ from hypothesis import strategies as st
 
 from lit_gptdata.text.document import utf8
 from lit_gptdata.tokens import gigatoken as module
-from lit_gptdata.tokens.agreement import CLASSES_DIFFER
-from lit_gptdata.tokens.chunks import (
-    _SPACES,
-    CL100K_PATTERN,
-    GPT2_PATTERN,
-    LLAMA3_PATTERN,
-    O200K_PATTERN,
-    QWEN2_PATTERN,
-    R50K_PATTERN,
-    RULES,
-    _run,
-    safe_chunks,
-)
-from lit_gptdata.tokens.engines import Engine, ReferenceEngine, load_engine
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, GPT2_PATTERN, R50K_PATTERN, safe_chunks
+from lit_gptdata.tokens.engines import Engine, load_engine
 from lit_gptdata.tokens.tokenizer import END_OF_TEXT, SpecialTokens, Tokenizer
-from tests.tokens.test_chunks import PATTERNS, SPACES, random_text, random_texts, split, with_gpt2_ranks
+from tests.tokens.test_chunks import PATTERNS, random_text, random_texts, split, with_gpt2_ranks
 
 POLICIES: list[SpecialTokens] = ["allow", "text", "error"]
 UNICODE_17_LETTER = "\U0003261a"
@@ -124,39 +112,21 @@ def test_a_million_whitespace_characters(pattern, space, text):
     """Another regex engine makes the matches, because tiktoken alone raises or panics."""
     text = text.format(space * 1_000_100)
     tokenizer = with_gpt2_ranks(PATTERNS[pattern])
+    encode_match = tokenizer.reference.encoding._encode_single_piece
     want: list[int] = []
     for match in split(pattern, text):
-        want += [50256] if match == END_OF_TEXT else tokenizer.reference.encode_match(match).tolist()
+        want += [50256] if match == END_OF_TEXT else encode_match(match)
     assert np.array_equal(load_engine(tokenizer, "tiktoken").encode(text.encode()), want)
     if pattern == "r50k":
         assert np.array_equal(load("gigatoken").encode(text.encode()), want)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "chars", "at_end"),
-    [
-        (R50K_PATTERN, "\r\n" + _SPACES, True),
-        (GPT2_PATTERN, "\r\n" + _SPACES, True),
-        (CL100K_PATTERN, _SPACES, False),
-        (O200K_PATTERN, _SPACES, True),
-        (LLAMA3_PATTERN, _SPACES, True),
-        (QWEN2_PATTERN, _SPACES, True),
-    ],
-)
-def test_long_runs_split_as_the_pattern_does(pattern, chars, at_end):
-    """Skipping the pattern for runs of two or more characters changes no token."""
-    tokenizer = with_gpt2_ranks(pattern)
-    rule = RULES[pattern]
-    assert rule.whole_run.pattern == _run(chars, at_end).pattern
-    engine = ReferenceEngine(tokenizer)
-    runs = _run(chars, at_end, length=2)
-    rng = random.Random(13)
-    for _ in range(10_000):
-        spaces = "".join(rng.choices(SPACES, k=rng.randrange(2, 9)))
-        text = random_text(rng) + spaces + random_text(rng)
-        assert engine._encode_long_runs(text, tokenizer.reference, runs).tolist() == tokenizer.encode(
-            text
-        ), repr(text)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_regex_engine_for_long_runs_gives_the_same_ids(pattern):
+    tokenizer = with_gpt2_ranks(PATTERNS[pattern])
+    for text in random_texts(5_000, seed=13):
+        ids = tokenizer.reference._encode_matches(text, frozenset([END_OF_TEXT]))
+        assert ids.tolist() == tokenizer.encode(text), repr(text)
 
 
 @pytest.mark.parametrize("run", ["a", "7", "-", "é", "\0", "😀"])

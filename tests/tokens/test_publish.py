@@ -41,9 +41,8 @@ from tests.tokens.builds import (
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
-ray = pytest.importorskip("ray")
-from lit_gptdata.tokens.build.ray_tasks import RayTasks  # noqa: E402 they need these packages
-from tests.s3_server import Fault, S3Server  # noqa: E402
+pytest.importorskip("ray")
+from tests.s3_server import Fault, S3Server
 
 
 @pytest.fixture(scope="module")
@@ -206,19 +205,20 @@ def die(*args: Any, **kwargs: Any) -> None:
     raise KeyboardInterrupt  # a build does not catch it
 
 
-@pytest.mark.parametrize("instant", ["encode_corpus", "vocab_table", "record", "remove_all"])
+@pytest.mark.parametrize("instant", ["encode_corpus", "vocab_table", "add_record", "remove_all"])
 def test_a_kill_at_every_step_leaves_nothing_or_a_store(
     s3, corpus, built, written, monkeypatch, instant
 ):
     folder = f"{s3.url}/{instant}"
     with monkeypatch.context() as patch:
-        patch.setattr(module.Objects if instant == "remove_all" else module, instant, die)
+        owners = {"add_record": module.UrlOutput, "remove_all": module.Objects}
+        patch.setattr(owners.get(instant, module), instant, die)
         with pytest.raises(KeyboardInterrupt):
             publish_text(corpus, GPT2, folder)
     assert (f"{built.fingerprint}/manifest.json" in files_at(folder)) == (instant == "remove_all")
     written.clear()
     assert files_at(publish_text(corpus, GPT2, folder)) == contents(built)
-    assert bool(written) == (instant in ("encode_corpus", "record"))
+    assert bool(written) == (instant in ("encode_corpus", "add_record"))
 
 
 def test_damaged_units_are_sent_again(s3, corpus, built, written, monkeypatch):
@@ -316,17 +316,6 @@ def test_two_runs_at_the_same_time_make_one_store(s3, tmp_path):
         assert process.returncode == 0, errors
     (name,) = {name.partition("/")[0] for name in files_at(folder)}
     assert files_at(f"{folder}/{name}") == contents(build(corpus, tmp_path / "t"))
-
-
-def test_a_cluster_computes_the_same_hashes(corpus, cluster, monkeypatch):
-    monkeypatch.setattr("lit_gptdata.tokens.build.ray_tasks.HASH_BYTES", 200_000)
-    seen: list[int] = []
-    assert corpus.sources(seen.append, RayTasks(None, cluster).hash) == corpus.sources()
-    assert sum(seen) == sum(path.stat().st_size for path in corpus.files)
-    assert 1 < len(seen) < len(corpus.files)  # tasks
-    files = [*corpus.files, corpus.files[0].with_name("gone.txt")]
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
-        RayTasks(None, cluster).hash(files, seen.append)
 
 
 def test_a_folder_that_lacks_what_workers_wrote_is_refused(corpus, tmp_path, monkeypatch):

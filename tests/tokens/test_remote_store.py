@@ -511,7 +511,6 @@ def test_wrong_content_is_refused_with_both_hashes(url, s3, local):
     message = rf"{path} has sha256 [0-9a-f]{{64}}, its manifest says {file.sha256}: it is damaged"
     with replaced(s3, url, file.name, bytes(file.size)), pytest.raises(ValueError, match=message):
         data.store.tokens[0:3]
-    assert s3.gets[file.name] > 1  # it was fetched again
     assert not (Path("remote/cache") / file.sha256).exists()
     message = rf"{path} cannot be read: .*cut short"
     with replaced(s3, url, file.name, b"short"), pytest.raises(RemoteError, match=message):

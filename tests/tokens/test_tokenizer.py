@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,23 +45,6 @@ def test_the_wheel_is_found_without_importing_it():
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-
-
-def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch):
-    wheel = module._wheel_of("gpt2")
-    assert wheel is not None
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    opened: list[str] = []
-    monkeypatch.setattr(module, "_gpt2_from", lambda folder: opened.append(str(folder)))
-    load_encoding.__wrapped__("gpt2")
-    assert opened == [str(wheel)]
-
-    for name in ("vocab.bpe", "encoder.json"):
-        url = f"{module.OPENAI}gpt-2/encodings/main/{name}"
-        shutil.copy(wheel / name, tmp_path / module._cache_name(url))
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
-    assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
-    assert len(opened) == 1
 
 
 def test_special_tokens_in_text_follow_the_policy():

@@ -10,17 +10,16 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lit_gptdata._io import progress_bar
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
-from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
+from lit_gptdata.text.remote_file import size_of
 from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, document_too_long
 from lit_gptdata.tokens.chunks import safe_chunks
@@ -34,20 +33,11 @@ OnProgress = Callable[[int, int], object]
 WorkUnits = dict[int, list[FileSlice]]
 
 
-class Runner(Protocol):
-    """Runs the work of a build: in processes on this machine, or on a cluster."""
-
-    def session(self) -> AbstractContextManager[None]:
-        """Keeps the workers for several calls; sessions can be nested."""
-
-    def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        """The shards of each unit; raises the errors of `Encoder`, RuntimeError if workers are lost."""
-
-    def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
-        """A `HashFiles`; raises OSError that names the file, RuntimeError if workers are lost."""
+Runner = Callable[["Encoder", WorkUnits, OnProgress], dict[int, Shards]]
+"""Returns the shards of each unit; raises the errors of `Encoder`, RuntimeError if workers are lost."""
 
 
-def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shards:
+def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> Shards:
     """Encode the unfinished work units, or all in one pass; returns all shards, in order."""
     reading = plan.corpus.reading or Reading()
     encoder = Encoder(plan.tokenizer, plan.options, plan.shard_bytes, reading, output)
@@ -64,10 +54,7 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, runner: Runner) -> Shard
         for shards in finished.values():
             progress.add(bytes_and_tokens(shards)[0])
         if remaining:
-            try:
-                finished |= runner.encode(encoder, remaining, progress.add)
-            except ValueError as error:
-                raise plan.corpus.with_glob(error) from error.__cause__
+            finished |= run(encoder, remaining, progress.add)
     first = next((unit for unit in units if finished[unit]), 0)
     if first:  # the units before it have no documents, so it must not start with a separator
         finished[first] = replace(encoder, first_unit=first).encode_unit(first, units[first])

@@ -37,7 +37,7 @@ from lit_gptdata.tokens.build.plan import (
     document_too_long,
     lookup_key,
 )
-from lit_gptdata.tokens.build.processes import Processes
+from lit_gptdata.tokens.build.processes import encode_units
 from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -77,8 +77,7 @@ def prepare_store(
         if store is None:
             _lookup_record(root, key).unlink(missing_ok=True)  # `find_store` would not read the contents
             _remove_leftovers(root, key)
-            contents = plan_corpus.contents()
-            plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
+            plan = BuildPlan(plan_corpus, tokenizer, options)
             store = _publish_store(plan, root, runner)
     return _with_limit(store, options.max_document_bytes)
 
@@ -99,16 +98,16 @@ def _with_limit(store: TokenStore, limit: int | None) -> TokenStore:
 def make_runner(options: BuildOptions) -> Runner:
     """The runner that the options name; raises ImportError if the package ray is missing."""
     if options.build == "processes":
-        return Processes(options.workers)
-    from lit_gptdata.tokens.build.ray_tasks import RayTasks
+        return encode_units
+    import lit_gptdata.tokens.build.ray_tasks as ray_tasks
 
-    return RayTasks(options.workers, options.ray_address)
+    return ray_tasks.encode_units
 
 
 def _look_up(
     root: Path, key: str, corpus: PlanCorpus, check_contents: bool = False
 ) -> TokenStore | None:
-    """The recorded store of unchanged files; `check_contents` reads files with a new ctime or inode."""
+    """The recorded store of unchanged files; with `check_contents` they keep their ctime and inode."""
     try:
         record = json.loads(_lookup_record(root, key).read_bytes())
         path, stats = root / (record["fingerprint"] or "missing"), record["stamps"]
@@ -117,16 +116,9 @@ def _look_up(
     # compare the stats last, because a remote corpus has to list its files for them
     if not path.is_dir() or stats != corpus.file_stats():
         return None
-    store = TokenStore(path)
-    if check_contents:
-        known = record.get("contents")  # an earlier version did not record them
-        if known is not None and not corpus.holds(known, store.manifest.sources):
-            return None
-        record["contents"] = corpus.contents()
-        if record["contents"] != known:
-            with contextlib.suppress(Timeout, OSError), _lock(root, key).acquire(timeout=0):
-                write_json(_lookup_record(root, key), record)
-    return store
+    if check_contents and record.get("contents") != corpus.contents():
+        return None
+    return TokenStore(path)
 
 
 def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:

@@ -3,7 +3,6 @@
 `FolderOutput` writes to a folder. `UrlOutput` in remote/publish.py uploads to a URL.
 """
 
-import abc
 import contextlib
 import hashlib
 import json
@@ -26,32 +25,39 @@ BATCH_BYTES = 1 << 22
 so the thread waits some milliseconds for each of its steps: they must be few."""
 
 
-class ShardOutput(abc.ABC):
-    """A destination for shards; picklable, because worker processes write to it."""
+class ShardOutput:
+    """A destination for shards and records of work units; picklable, because worker processes use it.
+
+    A subclass has `open(name)`, a file to write the ids of a shard to; `save(name, file, index)`, which
+    makes it the shard's .bin file and `index` its .idx file; `write_record` and `read_records` of names
+    and contents; `sizes()` of saved files by name; and `remove_unfinished(finished)`.
+    """
+
+    open: Callable[[str], Any]
+    save: Callable[[str, Any, bytes], None]
+    write_record: Callable[[str, bytes], None]
+    read_records: Callable[[], dict[str, bytes]]
+    sizes: Callable[[], dict[str, int]]
+    remove_unfinished: Callable[[Mapping[int, Shards]], None]
+    """Remove the files of other work units, which a killed build or its last workers left."""
 
     def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> "ShardWriter":
         """A writer of the shard with this name."""
         return ShardWriter(self, name, dtype)
 
-    @abc.abstractmethod
-    def open(self, name: str) -> Any:
-        """A file to `write` the ids of a shard to."""
-
-    @abc.abstractmethod
-    def save(self, name: str, file: Any, index: bytes) -> None:
-        """Save an open file as the shard's .bin file and `index` as its .idx file."""
-
-    @abc.abstractmethod
     def add_record(self, unit: int, shards: Shards) -> None:
         """Record that a work unit is finished and that these are its shards."""
+        self.write_record(f"{unit:05d}.json", as_json([asdict(shard) for shard in shards]))
 
-    @abc.abstractmethod
     def finished_units(self) -> dict[int, Shards]:
-        """The shards of each recorded work unit whose files have the recorded sizes."""
-
-    @abc.abstractmethod
-    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        """Remove the files of other work units, which a killed build or its last workers left."""
+        """The shards of each work unit with a readable record, if each file has the recorded size."""
+        finished, sizes = {}, self.sizes()
+        for name, content in sorted(self.read_records().items()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
+                if all(sizes.get(file.name) == file.size for shard in shards for file in shard.files):
+                    finished[int(name.removesuffix(".json"))] = shards
+        return finished
 
 
 class ShardWriter:
@@ -131,40 +137,19 @@ class FolderOutput(ShardOutput):
             write_whole(file.path.with_suffix(".idx"), index)
             file.commit()
 
-    def add_record(self, unit: int, shards: Shards) -> None:
-        path = self.folder / "parts" / record_name(unit)
+    def write_record(self, name: str, content: bytes) -> None:
+        path = self.folder / "parts" / name
         with writing(path):
-            write_whole(path, record(shards))
+            write_whole(path, content)
 
-    def finished_units(self) -> dict[int, Shards]:
-        def size_of(name: str) -> int | None:  # of recorded files only: temporary ones may vanish
-            path = self.folder / "store" / name
-            return path.stat().st_size if path.is_file() else None
+    def read_records(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.folder / "parts").glob("*.json")}
 
-        paths = (self.folder / "parts").glob("*.json")
-        return read_records({path.name: path.read_bytes() for path in paths}, size_of)
+    def sizes(self) -> dict[str, int]:  # not of temporary files, which may vanish
+        return {path.name: path.stat().st_size for path in (self.folder / "store").glob("[!.]*")}
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
         keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
         for path in (self.folder / "store").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
-
-
-def record_name(unit: int) -> str:
-    return f"{unit:05d}.json"
-
-
-def record(shards: Shards) -> bytes:
-    return as_json([asdict(shard) for shard in shards])
-
-
-def read_records(records: dict[str, bytes], size_of: Callable[[str], int | None]) -> dict[int, Shards]:
-    """The work units with a readable record, if each file has the recorded size."""
-    finished = {}
-    for name, content in sorted(records.items()):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
-            if all(size_of(file.name) == file.size for shard in shards for file in shard.files):
-                finished[int(name.removesuffix(".json"))] = shards
-    return finished

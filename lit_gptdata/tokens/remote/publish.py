@@ -21,7 +21,7 @@ from lit_gptdata.text.files import PathLike
 from lit_gptdata.text.remote_file import map_in_threads, size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
-from lit_gptdata.tokens.build.output import ShardOutput, Shards, read_records, record, record_name
+from lit_gptdata.tokens.build.output import ShardOutput, Shards
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
@@ -68,29 +68,27 @@ def publish_text(
     plan_corpus = as_plan_corpus(corpus)
     runner = make_runner(options)
     Objects(url).open()  # reports a wrong URL before hours of work
-    contents = plan_corpus.contents()
-    plan = BuildPlan(plan_corpus, tokenizer, options, plan_corpus.file_stats(), contents)
-    with runner.session():
-        # hash first, because the fingerprint is in the URL and object stores cannot rename
-        with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
-            sources = plan_corpus.sources(progress.add, runner.hash)
-        target = _target(url, plan.fingerprint(sources))
-        records = Objects(f"{target.url}/.parts-{plan.name}")
-        if "manifest.json" not in target.sizes():
-            shards = encode_corpus(plan, UrlOutput(target, records), runner)
-            vocab = vocab_table(tokenizer).tobytes()
-            try:
-                manifest = plan.manifest(sources, shards, vocab)
-            except Exception:
-                records.remove_all()  # a later run cannot use the shards
-                raise
-            target.write("vocab.bin", vocab)
-            sizes = target.sizes()
-            if absent := [file.name for file in manifest.files if sizes.get(file.name) != file.size]:
-                problem = f"{target!r} lacks {', '.join(absent)}, which workers wrote"
-                raise ValueError(f"{problem}: give an object store, or a folder that all nodes share")
-            target.write("manifest.json", manifest.to_json())
-        records.remove_all()
+    plan = BuildPlan(plan_corpus, tokenizer, options)
+    # hash first, because the fingerprint is in the URL and object stores cannot rename
+    with progress_of("hashing", sum(map(size_of, plan_corpus.files)) or None) as progress:
+        sources = plan_corpus.sources(progress.add)
+    target = _target(url, plan.fingerprint(sources))
+    records = Objects(f"{target.url}/.parts-{plan.name}")
+    if "manifest.json" not in target.sizes():
+        shards = encode_corpus(plan, UrlOutput(target, records), runner)
+        vocab = vocab_table(tokenizer).tobytes()
+        try:
+            manifest = plan.manifest(sources, shards, vocab)
+        except Exception:
+            records.remove_all()  # a later run cannot use the shards
+            raise
+        target.write("vocab.bin", vocab)
+        sizes = target.sizes()
+        if absent := [file.name for file in manifest.files if sizes.get(file.name) != file.size]:
+            problem = f"{target!r} lacks {', '.join(absent)}, which workers wrote"
+            raise ValueError(f"{problem}: give an object store, or a folder that all nodes share")
+        target.write("manifest.json", manifest.to_json())
+    records.remove_all()
     return target.url
 
 
@@ -108,13 +106,15 @@ class UrlOutput(ShardOutput):
         self.store.write(f"{name}.idx", index)
         self.store.write(f"{name}.bin", file.getvalue())
 
-    def add_record(self, unit: int, shards: Shards) -> None:
-        self.records.write(record_name(unit), record(shards))
+    def write_record(self, name: str, content: bytes) -> None:
+        self.records.write(name, content)
 
-    def finished_units(self) -> dict[int, Shards]:
+    def read_records(self) -> dict[str, bytes]:
         names = [name for name in self.records.sizes() if name.endswith(".json")]
-        contents = dict(zip(names, map_in_threads(self.records.read, names), strict=True))
-        return read_records(contents, self.store.sizes().get)
+        return dict(zip(names, map_in_threads(self.records.read, names), strict=True))
+
+    def sizes(self) -> dict[str, int]:
+        return self.store.sizes()
 
     def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
         """Does nothing: a run on another machine may write the same files now."""

@@ -95,7 +95,8 @@ class RemoteStore(TokenStore):
 
     @property
     def _remedy(self) -> str:
-        return f"Delete the folder {self.path} and run again to fetch it"
+        advice = "delete its damaged files and publish again: lit-gptdata publish URL"
+        return f"Delete the folder {self.path} and run again to fetch it, or {advice}"
 
     def _check_files(self) -> None:
         """Check nothing: the cache checks each file when it fetches and opens it."""
@@ -111,24 +112,17 @@ class RemoteStore(TokenStore):
         shards = [shard for shard in self.shards if shard.n_tokens]
         return RemoteTokens(shards, self.dtype, self.cache, self.source)
 
-    def verify(self) -> None:
-        """Compare every SHA-256, in the cache or at the URL. Deletes damaged files from the cache."""
-        bad = []
-        for file in self.files:
-            cached = self.cache.path(file)
-            with contextlib.suppress(FileNotFoundError):  # not fetched, or evicted by another process
-                if sha256_of(cached) == file.sha256:
-                    continue
-                cached.unlink()
-            digest = hashlib.sha256()
-            for block in self.source.blocks(file.name, file.size):
-                digest.update(block)
-            if digest.hexdigest() != file.sha256:
-                bad.append(file.name)
-        if bad:
-            problem = f"is damaged: the contents of {', '.join(bad)} do not match the manifest"
-            advice = "Delete these files and publish again: lit-gptdata publish URL"
-            raise ValueError(f"the published store {self.location} {problem}. {advice}")
+    def _sha256(self, file: FileEntry) -> str:
+        """Of the file in the cache or at the URL; deletes a damaged one from the cache."""
+        cached = self.cache.path(file)
+        with contextlib.suppress(FileNotFoundError):  # not fetched, or evicted by another process
+            if sha256_of(cached) == file.sha256:
+                return file.sha256
+            cached.unlink()
+        digest = hashlib.sha256()
+        for block in self.source.blocks(file.name, file.size):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 class RemoteTokens(Tokens):
