@@ -364,6 +364,13 @@ class GPTDataModule(L.LightningDataModule):
         """
         return self._resume.find_batch(step, epoch, rank, world_size)[1]
 
+    def tokens_at(self, batch: int | None = None, *, step: int | None = None) -> int | float:
+        """Input tokens of all ranks in the run's first `batch` batches, or before optimizer step `step`.
+
+        Without either, the tokens of the whole run, math.inf if the Trainer does not limit it.
+        """
+        return self._resume.tokens_at(batch, step)
+
     def show(self, step: int = 0, *, window: int | None = None) -> ShownText:
         """The text of a training step, counted as in `windows_at`, or of one train window.
 

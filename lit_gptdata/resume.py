@@ -7,6 +7,8 @@ The Trainer's counters depend on the hook that saved: in `on_train_batch_end` on
 exception one is ahead. Loading rewrites them to their values right after a batch, or between epochs.
 """
 
+import math
+from bisect import bisect_left, bisect_right
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
@@ -22,9 +24,15 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.identity import check_same, differences, windows_of
+from lit_gptdata.windows.identity import check_same, count_tokens, differences, windows_of
 from lit_gptdata.windows.sampler import WindowSampler
-from lit_gptdata.windows.steps import Position, RunSegment, windows_of_batch
+from lit_gptdata.windows.steps import (
+    Position,
+    RunSegment,
+    count_updates,
+    count_windows,
+    windows_of_batch,
+)
 
 OnChange = Literal["refuse", "continue"]
 """What happens if the data of a resumed run is not the data of its checkpoint."""
@@ -46,6 +54,7 @@ class Resume(L.Callback):
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
         self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
+        self._first_step = 0  # the optimizer step at which `_current` starts
         self._sampler: WindowSampler | None = None
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
@@ -60,6 +69,7 @@ class Resume(L.Callback):
         start = Position(fit.epoch_progress.current.processed, 0)
         batch = fit.epoch_loop.batch_progress.total.processed
         self._current = self._segment(trainer, batch, start)
+        self._first_step = trainer.global_step
         self._rng_to_restore, self._other_ranks_save, self.resumed = None, True, False
         if has_trained(trainer) and self._segments:  # a second fit of the same Trainer
             self._continue_from(self._current)
@@ -99,8 +109,10 @@ class Resume(L.Callback):
 
     def _history_of_data(self, world_size: int | None) -> list[RunSegment]:
         """The segments of this run or of a loaded checkpoint; for another `world_size`, of a new run."""
+        if self._segments and world_size in (None, self._segments[-1].steps.world_size):
+            return self._segments
         steps = self._data.train_steps
-        segments = self._segments or [RunSegment.from_beginning(steps)]
+        segments = [RunSegment.from_beginning(steps)]
         if self.loaded_state is not None and not self._segments:
             check_same(self.loaded_state["data"], self._data._identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
@@ -108,6 +120,53 @@ class Resume(L.Callback):
         if world_size in (None, segments[-1].steps.world_size):
             return segments
         return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
+
+    def tokens_at(self, batch: int | None = None, step: int | None = None) -> int | float:
+        """See `GPTDataModule.tokens_at`."""
+        if batch is None:
+            batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
+            if batch is None:
+                return math.inf
+        segments = self._history_of_data(None)
+        tokens = count_windows(segments, batch) * int(self._data.max_length)
+        if self._earlier:
+            starts = [data["legs"][0]["batch"] for data in self._earlier[1:]] + [segments[0].batch]
+            tokens += count_tokens(self._earlier, [min(start, batch) for start in starts])
+        return tokens
+
+    def steps_within(self, tokens: int) -> int:
+        """The number of optimizer steps of the whole run that take at most `tokens` tokens."""
+        segments, start = self._segments, self._current.batch if self._current else 0
+        accumulate = self._data.trainer.accumulate_grad_batches
+        most = (tokens - int(self.tokens_at(start))) // self._data.max_length + 1  # windows
+        batches = range(start + 1, start + max(0, most) + 1)
+        stop = start + bisect_right(batches, tokens, key=self.tokens_at)
+        updates = [count_updates(segments, batch, accumulate) for batch in (start, stop)]
+        return int(self._first_step + updates[1] - updates[0])
+
+    def _batch_of(self, step: int) -> int:
+        """The number of batches before an optimizer step, estimated for those of earlier processes."""
+        first = self._current.batch if self._current else 0
+        if step <= self._first_step:
+            return first * step // max(1, self._first_step)
+        segments, trainer, new = self._history_of_data(None), self._data.trainer, step - self._first_step
+        accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
+        before = count_updates(segments, first, accumulate)
+        batches = range(first + new, first + new * accumulate)  # a step has 1 to `accumulate` batches
+        return batches.start + bisect_left(
+            batches, before + new, key=lambda batch: count_updates(segments, batch, accumulate)
+        )
+
+    @property
+    def _end(self) -> int | None:
+        """The number of batches after which the Trainer's limits end the run; None: no limit."""
+        if (trainer := self._data.trainer) is None:
+            return None
+        ends = [self._batch_of(trainer.max_steps)] if trainer.max_steps != -1 else []
+        if (epochs := trainer.max_epochs) not in (None, -1):
+            started = [segment for segment in self._segments if segment.start.epoch <= epochs]
+            ends.append((started or self._segments)[-1].first_batch(epochs))
+        return min(ends, default=None)
 
     def find_batch(
         self, step: int, epoch: int | None, rank: int | None, world_size: int | None
@@ -269,7 +328,7 @@ class Resume(L.Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
             return
-        loops = checkpoint["loops"]["fit_loop"]
+        loops, self._first_step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
         if self.resumed and self._current is not None:
             rewrite_loops(trainer, pl_module, loops, self._current)
         elif self.key in checkpoint:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata.model.block import NORM_EPS, Block
 from lit_gptdata.model.gpt2_weights import read_gpt2
-from lit_gptdata.model.learning_rate import check_warmup_steps, count_warmup_steps, learning_rate_scale
+from lit_gptdata.model.learning_rate import Schedule, check_schedule, make_schedule
 from lit_gptdata.model.sampling import eval_mode, sample_token
 from lit_gptdata.model.stem import INIT_STD, EmbeddingStem
 
@@ -43,9 +43,12 @@ class GPT(L.LightningModule):
         n_layers: number of blocks; 0 is the bigram model: stem and head without a final norm
         n_heads: number of attention heads, a divisor of the stem's embedding_dim
         dropout: on attention weights and on the output of each residual branch, not on the stem
-        learning_rate: peak value, reached after `warmup_steps`
+        learning_rate: peak value, reached after the warm-up
         min_learning_rate_ratio: final learning rate as a fraction of the peak
-        warmup_steps: optimizer steps until the peak; a value below 1 is a fraction of all steps
+        warmup_tokens: tokens of all ranks until the peak; a value below 1 is a fraction of the whole run
+        warmup_steps: the same as a number of optimizer steps; without either, 100 steps
+        schedule: after the warm-up: "cosine" | "warmup-stable-decay", constant until a linear decay
+        decay_tokens: length of that decay; a value below 1 is a fraction of the whole run
         weight_decay: for matrices only
         betas: AdamW's two decay rates
 
@@ -62,9 +65,12 @@ class GPT(L.LightningModule):
         dropout: float = 0.0,
         learning_rate: float = 1e-3,
         min_learning_rate_ratio: float = 0.1,
-        warmup_steps: int | float = 100,
+        warmup_steps: int | float | None = None,
         weight_decay: float = 0.1,
         betas: Sequence[float] = (0.9, 0.95),
+        warmup_tokens: int | float | None = None,
+        schedule: Schedule = "cosine",
+        decay_tokens: int | float = 0.2,
     ) -> None:
         super().__init__()
         if not isinstance(stem, EmbeddingStem | Mapping):
@@ -83,7 +89,7 @@ class GPT(L.LightningModule):
             "dropout": check_number("dropout", dropout, 1),
             "learning_rate": check_number("learning_rate", learning_rate, math.inf),
             "min_learning_rate_ratio": ratio,
-            "warmup_steps": check_warmup_steps(warmup_steps),
+            **check_schedule(warmup_steps, warmup_tokens, schedule, decay_tokens),
             "weight_decay": check_number("weight_decay", weight_decay, math.inf),
             "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
         }
@@ -290,12 +296,8 @@ class GPT(L.LightningModule):
         groups = [group for group in groups if group["params"]]
         betas = tuple(options["betas"])
         optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], betas=betas)
-        total_steps = self.trainer.estimated_stepping_batches  # inf or -1 if the Trainer has no limit
-        warmup_steps = count_warmup_steps(options["warmup_steps"], total_steps)
-        ratio = options["min_learning_rate_ratio"]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_scale(step, total_steps, warmup_steps, ratio)
-        )
+        factor = make_schedule(options, self.trainer)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @torch.no_grad()

@@ -1,46 +1,123 @@
-"""The learning rate of each optimizer step: a linear warm-up, then half a cosine."""
+"""The learning rate of each optimizer step, as a function of the tokens before it.
+
+    1 ┤     ╭───────────────────╮            cosine: falls from the end of the warm-up
+      │   ╭╯                     ╲           warmup-stable-decay: falls over the last `decay` tokens
+ratio ┤ ╭╯                        ╲____
+      0     warmup        total − decay   total tokens
+
+Tokens, not steps: a run that continues with another batch size follows the same curve. Data that does
+not count its tokens counts optimizer steps; all numbers are then numbers of steps.
+"""
 
 import math
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
+
+Schedule = Literal["cosine", "warmup-stable-decay"]
 
 
 def learning_rate_scale(
-    step: int, total_steps: float, warmup_steps: int, min_learning_rate_ratio: float
+    tokens: int, total: float, warmup: int, ratio: float, *, own: int = 1, decay: int | None = None
 ) -> float:
-    """Return the factor on the peak learning rate at `step` = 0, 1, 2, …
+    """Return the factor on the peak learning rate of an optimizer step after `tokens` tokens.
 
-    It rises linearly from 1 / (warmup_steps + 1) to 1 at step `warmup_steps`. It then falls along half a
-    cosine to `min_learning_rate_ratio` at `total_steps`, and stays there. If `total_steps` is infinite
-    or below 1, the end is unknown, and the factor stays 1 after the warm-up.
-    Source: Loshchilov & Hutter 2017, "SGDR", equation 5, without restarts.
+    `own` is the number of tokens of the step itself: the warm-up rises linearly, from own / (warmup + own)
+    at the start of the run to 1 after `warmup` tokens. With `decay=None` the factor then falls along half
+    a cosine to `ratio` at `total` tokens. Otherwise it stays 1, and falls linearly over the last `decay`
+    tokens. If `total` is infinite or below 1, the end is unknown, and the factor stays 1.
+
+    Sources: Loshchilov & Hutter 2017, "SGDR", equation 5, without restarts. Hu et al. 2024, "MiniCPM",
+    section 4.2, and Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations", whose linear decay over 20 % of the run ends with the loss of a cosine.
     """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if not 1 <= total_steps < math.inf:
+    if tokens < warmup:
+        return (tokens + own) / (warmup + own)
+    if not 1 <= total < math.inf:
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return min_learning_rate_ratio + (1 - min_learning_rate_ratio) * cosine
+    start = warmup if decay is None else max(warmup, int(total) - decay)
+    progress = min(1.0, max(0, tokens - start) / max(1, total - start))
+    left = (1 + math.cos(math.pi * progress)) / 2 if decay is None else 1 - progress
+    return ratio + (1 - ratio) * left
 
 
-def check_warmup_steps(value: Any) -> int | float:
-    """Return a number of steps as an int ≥ 0, or a fraction of all steps as a float in (0, 1)."""
+def check_length(name: str, value: Any, unit: str = "tokens") -> int | float:
+    """Return a number of tokens as an int ≥ 0, or a fraction of all tokens as a float in (0, 1)."""
     if isinstance(value, Integral) and int(value) >= 0:
         return int(value)
     if isinstance(value, Real) and 0 <= float(value) < 1:
         return float(value) or 0
-    allowed = "an integer ≥ 0 or a fraction of all steps in (0, 1)"
-    raise ValueError(f"warmup_steps must be {allowed}, got {value!r}")
+    allowed = f"an integer ≥ 0 or a fraction of all {unit} in (0, 1)"
+    raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def count_warmup_steps(warmup_steps: int | float, total_steps: float) -> int:
-    """Return the number of warm-up steps, where `warmup_steps` may be a fraction of `total_steps`."""
-    if isinstance(warmup_steps, int):
-        return warmup_steps
-    if total_steps == 0:  # Trainer(max_steps=0) trains nothing
+def count_tokens(name: str, length: int | float, total: float) -> int:
+    """Return the number of tokens of a `length` that may be a fraction of `total`."""
+    if isinstance(length, int):
+        return length
+    if total == 0:  # Trainer(max_steps=0) trains nothing
         return 0
-    if not 1 <= total_steps < math.inf:
+    if not 1 <= total < math.inf:
         advice = "but the Trainer has no limit: give an integer, or set its max_steps or max_epochs"
-        raise ValueError(f"warmup_steps={warmup_steps} is a fraction of all steps, {advice}")
-    return round(warmup_steps * total_steps)
+        raise ValueError(f"{name}={length} is a fraction of the whole run, {advice}")
+    return round(length * total)
+
+
+def check_schedule(
+    warmup_steps: Any, warmup_tokens: Any, schedule: Any, decay_tokens: Any
+) -> dict[str, Any]:
+    """Return the options of a schedule as plain values; raises ValueError for a value out of range."""
+    if warmup_steps is not None and warmup_tokens is not None:
+        got = f"warmup_tokens={warmup_tokens!r} and warmup_steps={warmup_steps!r}"
+        raise ValueError(
+            f"give either warmup_tokens or warmup_steps, got {got}: set one of them to null"
+        )
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule must be one of {get_args(Schedule)}, got {schedule!r}")
+    if warmup_tokens is None:
+        steps = 100 if warmup_steps is None else warmup_steps
+        warmup_steps = check_length("warmup_steps", steps, "steps")
+    else:
+        warmup_tokens = check_length("warmup_tokens", warmup_tokens)
+    return {
+        "warmup_steps": warmup_steps,
+        "warmup_tokens": warmup_tokens,
+        "schedule": str(schedule),
+        "decay_tokens": check_length("decay_tokens", decay_tokens),
+    }
+
+
+def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], float]:
+    """The factor on the peak learning rate, by optimizer step; `options` are those of check_schedule.
+
+    A data module with `tokens_at(batch)`, `tokens_at(step=…)` and `tokens_at()`, the tokens of the whole
+    run, gives a schedule in tokens. Other data gives one in steps.
+    """
+    first = trainer.global_step  # more than 0 in a second fit of one Trainer
+    total_steps = trainer.estimated_stepping_batches  # inf or -1 without a limit; it loads the data
+    tokens_at = getattr(trainer.datamodule, "tokens_at", None)
+    name = "warmup_steps" if options["warmup_tokens"] is None else "warmup_tokens"
+    decays = options["schedule"] == "warmup-stable-decay"
+    for number in ("warmup_tokens", *(["decay_tokens"] if decays else [])):
+        if tokens_at is None and isinstance(options[number], int) and options[number]:
+            problem = "is a number of tokens, but the data module does not count tokens"
+            advice = "give a fraction of the whole run, or warmup_steps, or fit with a GPTDataModule"
+            raise ValueError(f"{number}={options[number]} {problem}: {advice}")
+
+    def scale(step: int) -> float:
+        if tokens_at is None:
+            before, own, total = step, 1, total_steps
+        else:
+            before, total = tokens_at(step=first + step), tokens_at()
+            own = tokens_at(step=first + step + 1) - before
+        warmup = options[name]
+        if name == "warmup_steps" and isinstance(warmup, int) and tokens_at is not None:
+            warmup = tokens_at(step=warmup)
+        warmup = count_tokens(name, warmup, total)
+        decay = None
+        if decays and total < math.inf:
+            decay = count_tokens("decay_tokens", options["decay_tokens"], max(0, total))
+        ratio = options["min_learning_rate_ratio"]
+        return learning_rate_scale(before, total, warmup, ratio, own=own, decay=decay)
+
+    return scale

@@ -12,7 +12,6 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata._lightning import has_trained
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.throughput import count_tokens
-from lit_gptdata.windows.steps import Steps
 
 
 class TokenBudget(L.Callback):
@@ -66,20 +65,18 @@ class TokenBudget(L.Callback):
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int, done: int = 0) -> None:
-        """End the run `tokens` tokens after its first `done` optimizer steps."""
-        batches = data.train_steps.limited(trainer.limit_train_batches)
-        if not batches:  # limit_train_batches=0: the run ends without training
-            trainer.fit_loop.epoch_loop.max_steps = 0
+    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int) -> None:
+        """End the run after `tokens` tokens, counted from its beginning."""
+        if not data.train_steps.limited(trainer.limit_train_batches):
+            trainer.fit_loop.epoch_loop.max_steps = 0  # limit_train_batches=0 ends without training
             return
-        windows = max(0, tokens) // data.max_length
-        n_steps = count_steps(windows, data.train_steps, batches, trainer.accumulate_grad_batches)
-        if not done and not n_steps:
+        steps = data._resume.steps_within(tokens)
+        if not steps:
             step = "(batch_size × max_length × ranks × accumulate_grad_batches)"
             least = f"at least one optimizer step of {self._tokens_per_step:,} tokens {step}"
             raise ValueError(f"max_tokens must be {least}, got {tokens:,}: raise it or lower batch_size")
         if trainer.lightning_module.automatic_optimization:
-            trainer.fit_loop.epoch_loop.max_steps = done + n_steps
+            trainer.fit_loop.epoch_loop.max_steps = steps
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key)
@@ -91,8 +88,7 @@ class TokenBudget(L.Callback):
         if not self._sets_limit or self.max_tokens is None or not state:
             return
         if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
-            remaining = self.max_tokens - state["tokens"]
-            self._limit(trainer, trainer.datamodule, remaining, checkpoint["global_step"])
+            self._limit(trainer, trainer.datamodule, self.max_tokens)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
@@ -129,12 +125,3 @@ class TokenBudget(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = self._tokens_of_steps = state_dict["tokens"]
-
-
-def count_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
-    """Count the steps of `accumulate` batches that train on at most `windows` windows of all ranks."""
-    windows_per_step = steps.width * accumulate
-    windows_per_epoch = min(batches_per_epoch * steps.width, steps.n)
-    steps_per_epoch = -(-batches_per_epoch // accumulate)
-    epochs, remaining = divmod(windows, windows_per_epoch)  # the last step of an epoch may be smaller
-    return epochs * steps_per_epoch + min(remaining // windows_per_step, steps_per_epoch - 1)

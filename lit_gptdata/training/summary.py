@@ -95,7 +95,7 @@ def summarize(data: GPTDataModule, model: Any, metrics: Metrics, last_rows: dict
         rows["train loss"] = _number(metrics.get("train_loss"), ".4f") + " nats per token"
     losses = {name: metrics[name] for name in ("train_loss", "val_loss", "test_loss") if name in metrics}
     if bad := ", ".join(f"{name} is {x:g}" for name, x in losses.items() if not math.isfinite(x)):
-        rows["warning"] = f"{bad}: lower model.learning_rate or raise model.warmup_steps"
+        rows["warning"] = f"{bad}: lower model.learning_rate or raise model.warmup_tokens"
     prompt, after = sample(data, model)
     if prompt:
         before = {"before training": ""}  # from `last_rows`, unless the run was resumed

@@ -1,6 +1,6 @@
 """Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.dataset import Spans, Windows
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, taken_windows
 from lit_gptdata.windows.order import SMALL
-from lit_gptdata.windows.steps import RunSegment, trained_ranges
+from lit_gptdata.windows.steps import RunSegment, count_windows, trained_ranges
 
 WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
 """The options that determine the windows of a store and their order; a resumed run keeps them."""
@@ -62,6 +62,23 @@ def windows_of(identity: dict[str, Any], open_store: OpenStore) -> Windows:
     sources = {name: windows(identity["sources"][name]) for name in names}
     seed = identity["seed"] if identity["shuffle"] else None
     return Mixture(sources, stages, seed=seed, first_epoch=identity["mixture"]["first_epoch"])
+
+
+def count_tokens(earlier: Sequence[dict[str, Any]], stops: Sequence[int]) -> int:
+    """Input tokens of all ranks in the batches of earlier data, each up to its batch in `stops`.
+
+    No store is opened, because the number of windows follows from the identity.
+    """
+    tokens = 0
+    for data, stop in zip(earlier, stops, strict=True):
+        identity = data["data"]
+        length, sources = identity["max_length"], [identity]
+        if "sources" in identity:
+            sources = [identity["sources"][name] for name in identity["mixture"]["stages"][0][1]]
+        sizes = (end - begin for begin, end in (source["train_tokens"] for source in sources))
+        n = sum(len(Spans(n_tokens=s, max_length=length, stride=identity["stride"])) for s in sizes)
+        tokens += length * count_windows([RunSegment.from_dict(leg, n) for leg in data["legs"]], stop)
+    return tokens
 
 
 def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> list[dict[str, Any]]:

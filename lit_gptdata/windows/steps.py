@@ -10,7 +10,7 @@ tail                      8 9         dropped with drop_last, otherwise a smalle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -90,34 +90,69 @@ class RunSegment:
     """Steps that the Trainer takes per epoch: all of `steps`, or fewer."""
     text_order: bool = False
     """True if the Trainer overfits: each epoch has its first windows in text order."""
+    step: int = -1
+    """Batches of its first epoch before it, as Lightning counts; -1: measured in its own steps."""
+    end: int = -1
+    """Batches that the Trainer takes in its first epoch, the `step` earlier ones included; -1: `limit`."""
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            object.__setattr__(self, "step", self.steps.done(self.start.index))
+        if self.end < 0:
+            object.__setattr__(self, "end", self.limit)
 
     @classmethod
     def from_beginning(cls, steps: Steps) -> RunSegment:
         """A run of these steps that starts with the first window."""
         return cls(batch=0, start=Position(0, 0), steps=steps, limit=steps.remaining())
 
-    @property
-    def _epoch_batch(self) -> int:
-        """The batch number of step 0 of the first epoch, as if the segment had taken all its steps."""
-        return self.batch - self.steps.done(self.start.index)
+    def first_batch(self, epoch: int) -> int:
+        """The batch number of step 0 of an epoch, as if the segment had taken all its steps."""
+        later = epoch - self.start.epoch
+        return self.batch - self.step + (self.end + (later - 1) * self.limit if later > 0 else 0)
 
     def position(self, batch: int) -> Position:
         """Where batch `batch` of the run starts. It must not be before the segment's first batch."""
-        epochs, step = divmod(batch - self._epoch_batch, self.limit)
-        if not epochs:  # the segment may start at an index that its own steps never reach
-            return Position(self.start.epoch, self.start.index + (batch - self.batch) * self.steps.width)
-        return Position(self.start.epoch + epochs, step * self.steps.width)
+        ahead = batch - self.batch
+        if self.step + ahead < self.end:  # it may start at an index that its own steps never reach
+            return Position(self.start.epoch, self.start.index + ahead * self.steps.width)
+        epochs, step = divmod(self.step + ahead - self.end, self.limit)
+        return Position(self.start.epoch + 1 + epochs, step * self.steps.width)
 
     def batches_before(self, position: Position) -> int:
         """Number of batches of the run before `position`, which is where a step starts or ends."""
-        epochs = position.epoch - self.start.epoch
-        return self._epoch_batch + epochs * self.limit + self.steps.done(position.index)
+        done = self.steps.done(position.index)
+        if position.epoch == self.start.epoch:
+            return self.batch + done - self.steps.done(self.start.index)
+        return self.first_batch(position.epoch) + done
 
     def batch_of(self, step: int, epoch: int) -> int:
         """The run's batch that is step `step` of `epoch`; less than `self.batch` if there is none."""
-        if not 0 <= step < self.limit or epoch < self.start.epoch:
+        limit = self.end if epoch == self.start.epoch else self.limit
+        if not 0 <= step < limit or epoch < self.start.epoch:
             return -1
-        return self._epoch_batch + (epoch - self.start.epoch) * self.limit + step
+        return self.first_batch(epoch) + step
+
+    def windows_before(self, batch: int) -> int:
+        """Windows of all ranks from the segment's first batch up to `batch`."""
+        at, n, width = self.position(batch), self.steps.n, self.steps.width
+        if at.epoch == self.start.epoch:
+            return at.index - self.start.index
+        first = min((self.end - self.step) * width, n - self.start.index)
+        return first + (at.epoch - self.start.epoch - 1) * min(self.limit * width, n) + at.index
+
+    def updates_before(self, batch: int, accumulate: int) -> int:
+        """Optimizer steps of `accumulate` batches from the segment's first batch up to `batch`.
+
+        As in Lightning, the batches that accumulate are counted from an epoch's start, and its last
+        optimizer step may have fewer.
+        """
+        epoch = self.position(batch).epoch
+        later, done = epoch - self.start.epoch, batch - self.first_batch(epoch)
+        if later:
+            done_epochs = -(-self.end // accumulate) + (later - 1) * -(-self.limit // accumulate)
+            return done_epochs - self.step // accumulate + done // accumulate
+        return done // accumulate - self.step // accumulate
 
     def as_dict(self) -> dict[str, Any]:
         """The segment in plain values, as a checkpoint holds it. These keys are an on-disk format."""
@@ -131,9 +166,27 @@ class RunSegment:
         """Read what `as_dict` wrote, for a run over `n` windows."""
         steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
-        text_order = values.get("text_order", False)  # absent from older checkpoints
-        batch, limit = values["batch"], values["limit"]
-        return cls(batch=batch, start=start, steps=steps, limit=limit, text_order=text_order)
+        newer = {name: values[name] for name in ("text_order", "step", "end") if name in values}
+        return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"], **newer)
+
+
+def parts_before(segments: Sequence[RunSegment], stop: int) -> Iterator[tuple[RunSegment, int]]:
+    """The segments that have batches before `stop`, each with the batch where it ends by then."""
+    for segment, after in zip(segments, [*segments[1:], None], strict=True):
+        end = stop if after is None else min(after.batch, stop)
+        if segment.limit and segment.batch < end:
+            yield segment, end
+
+
+def count_windows(segments: Sequence[RunSegment], stop: int) -> int:
+    """Windows of all ranks in the batches of a run before `stop`."""
+    return sum(segment.windows_before(end) for segment, end in parts_before(segments, stop))
+
+
+def count_updates(segments: Sequence[RunSegment], stop: int, accumulate: int) -> int:
+    """Optimizer steps in the batches of a run before `stop`, with accumulate_grad_batches."""
+    parts = parts_before(segments, stop)
+    return sum(segment.updates_before(end, accumulate) for segment, end in parts)
 
 
 def find_batch(
@@ -163,15 +216,17 @@ def find_batch(
 def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:
     """The positions [begin, end) of all ranks' batches before `stop`; epoch e starts at e * n."""
     ranges: list[tuple[int, int]] = []
-    ends = [*(segment.batch for segment in segments[1:]), stop]
-    for segment, end in zip(segments, ends, strict=True):
+    for segment, end in parts_before(segments, stop):
         if segment.text_order:
             raise ValueError("the run overfits: each of its epochs has the same first windows")
         batch, steps = segment.batch, segment.steps
-        while segment.limit and batch < (end := min(end, stop)):
+        while batch < end:
             position = segment.position(batch)
-            last = segment.batches_before(Position(position.epoch, 0)) + segment.limit  # of the epoch
-            begin, batches = position.epoch * steps.n + position.index, min(last, end) - batch
+            begin, last = (
+                position.epoch * steps.n + position.index,
+                segment.first_batch(position.epoch + 1),
+            )
+            batches = min(last, end) - batch
             to = min(begin + batches * steps.width, (position.epoch + 1) * steps.n)
             if ranges and ranges[-1][1] == begin:
                 begin = ranges.pop()[0]

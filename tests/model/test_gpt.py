@@ -267,6 +267,7 @@ def test_a_checkpoint_rebuilds_the_model_without_arguments(tmp_path, position):
     stem = {"vocab_size": V, "max_length": MAX_LENGTH, "embedding_dim": D, "position": position}
     arguments = {"n_layers": 2, "n_heads": 4, "dropout": 0.25, "learning_rate": 0.01}
     defaults = {"min_learning_rate_ratio": 0.1, "warmup_steps": 100, "weight_decay": 0.1}
+    defaults |= {"warmup_tokens": None, "schedule": "cosine", "decay_tokens": 0.2}
     expected = {"stem": stem | {"dropout": 0.25}, "betas": [0.9, 0.95]} | arguments | defaults
     assert saved["hyper_parameters"] == expected
     loaded = GPT.load_from_checkpoint(path, weights_only=True)
@@ -310,6 +311,9 @@ def test_n_heads_must_divide_embedding_dim():
         ("n_heads", 0, "an integer ≥ 1"),
         ("warmup_steps", -5, "an integer ≥ 0"),
         ("warmup_steps", 1.5, "or a fraction of all steps in (0, 1)"),
+        ("warmup_tokens", 1.5, "or a fraction of all tokens in (0, 1)"),
+        ("decay_tokens", -1, "an integer ≥ 0 or a fraction of all tokens in (0, 1)"),
+        ("schedule", "trapezoid", "('cosine', 'warmup-stable-decay')"),
         ("learning_rate", "1e-3", "a number"),
         ("learning_rate", -1e-3, "[0, inf)"),
         ("learning_rate", math.inf, "[0, inf)"),

@@ -1,9 +1,12 @@
 import math
 
 import lightning as L
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lit_gptdata.model.learning_rate import learning_rate_scale
+from lit_gptdata.model.learning_rate import learning_rate_scale, make_schedule
 from tests.model.small_gpt import SmallData, make_gpt
 from tests.runs import make_trainer
 
@@ -23,6 +26,32 @@ def test_the_learning_rate_warms_up_and_then_falls():
     assert learning_rate_scale(0, 10, 0, 0.1) == 1
     assert learning_rate_scale(5, 10, 20, 0.1) == 6 / 21  # the run ends during the warm-up
     assert learning_rate_scale(20, 10, 20, 0.1) == pytest.approx(1)
+
+
+@given(st.integers(0, 99), st.integers(1, 99), st.integers(0, 40), st.floats(0, 1))
+def test_warmup_stable_decay_is_a_trapezoid(warmup, decay, stable, ratio):
+    total = warmup + stable + decay
+    tokens = range(warmup, total + 9)
+    scales = [learning_rate_scale(t, total, warmup, ratio, decay=decay) for t in tokens]
+    corners = [warmup + stable, total]
+    assert scales == pytest.approx(np.interp(tokens, corners, [1, ratio]).tolist())
+
+
+def test_a_decay_that_is_longer_than_the_run_starts_after_the_warmup():
+    assert learning_rate_scale(4, 10, 4, 0.1, decay=99) == 1
+    assert learning_rate_scale(7, 10, 4, 0.1, decay=99) == pytest.approx(0.55)
+    assert learning_rate_scale(10**9, math.inf, 4, 0.1, decay=None) == 1
+    assert learning_rate_scale(9, 10, 4, 0.1, decay=0) == 1
+
+
+@given(st.integers(1, 50), st.integers(0, 60), st.integers(1, 500))
+def test_equal_steps_give_the_same_factors_in_tokens_and_in_steps(total, warmup, own):
+    for decay in (None, total // 5):
+        in_steps = [learning_rate_scale(s, total, warmup, 0.1, decay=decay) for s in range(total)]
+        scaled = None if decay is None else decay * own
+        args = (total * own, warmup * own, 0.1)
+        in_tokens = [learning_rate_scale(s * own, *args, own=own, decay=scaled) for s in range(total)]
+        assert in_tokens == in_steps, "bit for bit"
 
 
 class LearningRates(L.Callback):
@@ -57,3 +86,29 @@ def test_a_fraction_of_an_unlimited_run_is_rejected():
     trainer = make_trainer(max_steps=-1, max_epochs=-1)
     with pytest.raises(ValueError, match=r"warmup_steps=0\.1 is a fraction .* give an integer"):
         trainer.fit(make_gpt(warmup_steps=0.1), SmallData())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_tokens": 99}, r"warmup_tokens=99 is a number of tokens, but the data module does not"),
+        ({"schedule": "warmup-stable-decay", "decay_tokens": 9}, "decay_tokens=9 is a number of tokens"),
+        (
+            {"warmup_tokens": 9, "warmup_steps": 9},
+            "give either warmup_tokens or warmup_steps, got warmup",
+        ),
+    ],
+)
+def test_schedules_that_cannot_work_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_steps=2).fit(make_gpt(**options), SmallData())
+
+
+def test_a_constant_rate_needs_no_end():
+    class Trainer:
+        global_step, estimated_stepping_batches, datamodule = 0, math.inf, None
+
+    options = {"warmup_steps": 2, "warmup_tokens": None, "min_learning_rate_ratio": 0.1}
+    decay = {"schedule": "warmup-stable-decay", "decay_tokens": 0.2}
+    scale = make_schedule(options | decay, Trainer())
+    assert [scale(step) for step in (0, 2, 10**9)] == [1 / 3, 1, 1]

@@ -5,47 +5,14 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lit_gptdata import GPTDataModule
-from lit_gptdata.training.budget import TokenBudget, count_steps
+from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.checkpoints import LastCheckpoint
 from lit_gptdata.training.throughput import Throughput
-from lit_gptdata.windows.steps import Steps
 from tests.runs import EPOCH_BATCHES, LENGTH, Watch, make_data, make_model, make_trainer, opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def simulate_steps(windows: int, steps: Steps, batches_per_epoch: int, accumulate: int) -> int:
-    """Count optimizer steps one by one, like Lightning: the last step of an epoch may be shorter."""
-    begins = range(0, batches_per_epoch * steps.width, steps.width)
-    sizes = [min(begin + steps.width, steps.n) - begin for begin in begins]
-    seen = n_steps = 0
-    while True:
-        for first in range(0, batches_per_epoch, accumulate):
-            seen += sum(sizes[first : first + accumulate])
-            if seen > windows:
-                return n_steps
-            n_steps += 1
-
-
-@given(
-    windows=st.integers(0, 400),
-    n=st.integers(1, 60),
-    batch_size=st.integers(1, 7),
-    world_size=st.integers(1, 3),
-    tail=st.sampled_from(["drop", "share"]),
-    limit=st.one_of(st.integers(1, 20), st.floats(0.1, 1.0)),
-    accumulate=st.integers(1, 5),
-)
-def test_count_steps_equals_a_simulation(windows, n, batch_size, world_size, tail, limit, accumulate):
-    steps = Steps(n=n, batch_size=batch_size, world_size=world_size, tail=tail)
-    batches = steps.limited(limit)
-    if batches:
-        expected = simulate_steps(windows, steps, batches, accumulate)
-        assert count_steps(windows, steps, batches, accumulate) == expected
 
 
 class CountTokens(L.Callback):

@@ -71,7 +71,7 @@ class Broken(GPT):
         (f"model._target_={__name__}.Broken", "sample +none: no memory for a sample"),
         (
             "model.learning_rate=1e9 trainer.gradient_clip_val=null max_tokens=640",
-            "val_loss is nan: lower model.learning_rate or raise model.warmup_steps",
+            "val_loss is nan: lower model.learning_rate or raise model.warmup_tokens",
         ),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_plot_is_over_tokens_and_names_a_loss_that_is_not_finite(monkeypatch
 
 @pytest.mark.parametrize("in_the_same_folder", [True, False])
 def test_a_resumed_run_continues_metrics_csv(in_the_same_folder, caplog):
-    options = (*TEXT, "model.warmup_steps=1", "+model.min_learning_rate_ratio=1")
+    options = (*TEXT, "model.warmup_tokens=1", "+model.min_learning_rate_ratio=1")
     run_train_here(*options, "output_dir=whole", "max_tokens=512")
     run_train_here(*options, "output_dir=run", "max_tokens=320")
     first = column(Path("run"), "train_loss")

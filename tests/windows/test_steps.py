@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_gptdata.windows.steps import Position, RunSegment, Steps, find_batch
+from lit_gptdata.windows.steps import (
+    Position,
+    RunSegment,
+    Steps,
+    count_updates,
+    count_windows,
+    find_batch,
+)
 
 TAILS = ("drop", "share", "pad")
 
@@ -194,6 +201,21 @@ def test_every_step_of_an_epoch_is_found_and_no_other(run):
         else:
             with pytest.raises(ValueError, match=rf"^step={step} of epoch {epoch} does not exist"):
                 find_batch(segments, step, epoch)
+
+
+@settings(deadline=None)
+@given(runs(), st.integers(1, 5))
+def test_windows_and_optimizer_steps_are_counted_batch_by_batch(run, accumulate):
+    segments, walked = run
+    windows = updates = 0
+    for batch, (steps, _, step, index) in enumerate(walked):
+        segment, _ = find_batch(segments, batch)
+        if batch == segment.batch:  # gradients that wait when a run stops are lost
+            updates = count_updates(segments, batch, accumulate)
+        assert count_windows(segments, batch) == windows
+        assert count_updates(segments, batch, accumulate) == updates
+        windows += min(steps.width, steps.n - index)
+        updates += (step + 1) % accumulate == 0 or step + 1 == segment.limit
 
 
 def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
