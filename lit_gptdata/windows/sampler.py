@@ -176,6 +176,8 @@ class WindowSampler(DistributedSampler[Any]):
         is_over = index and not self.steps.remaining(index)
         self.start_at(Position(epoch + 1, 0) if is_over else Position(epoch, index))
         self._epoch_set, self._epoch_offset = state.get("set_epoch", (-1, 0))
+        if is_over:  # the caller's next pass is the next epoch, whatever its number
+            self._epoch_set = -1
         self.restored = True
 
 

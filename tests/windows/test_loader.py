@@ -213,6 +213,22 @@ def test_a_caller_that_counts_epochs_from_0_again_continues_with_the_saved_epoch
     assert seen == [epochs[2][2:], epochs[3]]
 
 
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_a_state_saved_at_the_end_of_an_epoch_continues_with_the_following_epochs(first):
+    loader, resumed = course_loader(), course_loader()
+    epochs = [first_tokens(loader) for _ in range(4)]
+    loader.sampler.set_epoch(0)
+    batches = iter(loader)
+    for _ in range(len(loader)):  # the last batch is taken, and the pass not ended
+        next(batches)
+    resumed.load_state_dict(loader.state_dict())
+    seen = []
+    for epoch in range(first, first + 3):
+        resumed.sampler.set_epoch(epoch)
+        seen.append(first_tokens(resumed))
+    assert seen == epochs[1:]
+
+
 @pytest.mark.parametrize("passes_before", [1, 3])
 def test_a_state_holds_in_a_loader_that_was_iterated_before(passes_before):
     loader, resumed = course_loader(), course_loader()
