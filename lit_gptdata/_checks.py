@@ -29,6 +29,13 @@ def check_integer(name: str, value: Any, least: int | None = None, meaning: str 
     return number
 
 
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Return `value` as a str; raise ValueError unless it is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return str.__str__(value)
+
+
 def check_string(name: str, value: Any) -> str:
     """Return `value` as a str; raise TypeError unless it is one."""
     if not isinstance(value, str):

@@ -3,7 +3,8 @@
 import inspect
 import traceback
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -11,7 +12,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lit_gptdata._checks import check_flag, check_integer
+from lit_gptdata._checks import check_choice, check_flag, check_integer
+from lit_gptdata.windows.dataset import FORMATS, BatchFormat
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment
@@ -29,6 +31,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "max_length": lambda value: check_integer("max_length", value, 1, "a window's length in tokens"),
     "stride": lambda value: check_integer("stride", value, 1, "the tokens between two windows"),
     "batch_size": lambda value: check_integer("batch_size", value, 1, "the windows in a batch"),
+    "batch_format": lambda value: check_choice("batch_format", value, get_args(BatchFormat)),
     "num_workers": lambda value: check_integer("num_workers", value, 0, "the loader's processes"),
     "shuffle": lambda value: check_flag("shuffle", value),
     "drop_last": lambda value: check_flag("drop_last", value),
@@ -90,11 +93,22 @@ def sends_compact(trainer: L.Trainer) -> bool:
     return not takes_iterator and not any(is_overridden(hook, model) for hook in hooks)
 
 
-def split_on_device(batch: Any, dataloader_idx: int) -> Any:
-    """Split windows (B, L + 1) into (inputs, targets), int64. Validation batches are split already."""
+def splits_on_device(data: Any) -> bool:
+    """Make `data` split train batches on the device if its Trainer allows it; return whether it does."""
+    vars(data).pop("on_after_batch_transfer", None)
+    if data.trainer is None or not sends_compact(data.trainer):
+        return False
+    # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
+    vars(data)["on_after_batch_transfer"] = partial(split_on_device, batch_format=data.batch_format)
+    return True
+
+
+def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat = "tuple") -> Any:
+    """Split windows (B, L + 1) into inputs and targets, int64. Validation batches are split already."""
     if not isinstance(batch, Tensor):
         return batch
-    return batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
+    # .long() copies the slice, so it is contiguous
+    return FORMATS[batch_format](batch[:, :-1].long(), batch[:, 1:].long())
 
 
 def rewrite_loops(trainer: Any, pl_module: Any, loops: dict[str, Any], current: RunSegment) -> None:

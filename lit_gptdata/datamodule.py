@@ -22,8 +22,7 @@ from lit_gptdata._lightning import (
     overfits,
     ranks_of,
     save_hyperparameters,
-    sends_compact,
-    split_on_device,
+    splits_on_device,
     tells_sets_apart,
 )
 from lit_gptdata.resume import OnChange, Resume
@@ -35,7 +34,7 @@ from lit_gptdata.tokens.options import Source
 from lit_gptdata.tokens.source import local_folder
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
-from lit_gptdata.windows.dataset import Batch, Windows
+from lit_gptdata.windows.dataset import Batch, BatchFormat, Windows
 from lit_gptdata.windows.loader import WindowLoader, window_loader
 from lit_gptdata.windows.mixture import Mixture, stage_begins
 from lit_gptdata.windows.order import EpochPermutation
@@ -86,6 +85,7 @@ class GPTDataModule(L.LightningDataModule):
         drop_last: leave out an epoch's last, smaller train batch
         stages: weights of a mixture that change: [{"tokens": n, "weights": {name: weight}}, …]. `tokens`
             is the length in input tokens of all ranks, rounded up to whole steps; the last one has none
+        batch_format: "tuple" | "hf": {"input_ids", "labels", "shift_labels"}, for models of transformers
         on_change: a resumed run with other data: "refuse" | "continue", which starts the new data at its
             beginning, and keeps the optimizer, the schedule and the step
         num_workers: processes that load batches; 0 loads inline, which is over 20 times cheaper
@@ -133,12 +133,14 @@ class GPTDataModule(L.LightningDataModule):
         on_change: OnChange = "refuse",
         end_of_document: str | None = None,
         bos: bool = False,
+        batch_format: BatchFormat = "tuple",
     ) -> None:
         arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
         self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
-        self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
+        self.shuffle, self.drop_last, self.batch_format = shuffle, drop_last, batch_format
+        self.num_workers = num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.data_dir = local_folder(data_dir)
         self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
@@ -247,10 +249,6 @@ class GPTDataModule(L.LightningDataModule):
 
         Under a Trainer on a GPU they travel as stored, an eighth of the bytes, and are split on the GPU.
         """
-        vars(self).pop("on_after_batch_transfer", None)
-        if compact := self.trainer is not None and sends_compact(self.trainer):
-            # Set on the object, because Lightning prefers a hook of the class to the model's own hook.
-            self.on_after_batch_transfer = split_on_device  # type: ignore[method-assign]
         if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
             self._stage_begins = self._new_stage_begins
         repeats = self.trainer is not None and overfits(self.trainer)  # the first windows, in text order
@@ -259,7 +257,7 @@ class GPTDataModule(L.LightningDataModule):
         loader = self._loader(
             self.train_windows, self.train_steps, seed=None if repeats else self._order_seed,
             may_be_empty=self._tuned, keeps_state=self.trainer is None,
-            batch_format="compact" if compact else "tuple", order=EpochPermutation if repeats else None,
+            is_compact=splits_on_device(self), order=EpochPermutation if repeats else None,
         )  # fmt: skip
         self._resume.follow(cast(WindowSampler, loader.sampler), self.trainer)
         return loader
@@ -313,7 +311,8 @@ class GPTDataModule(L.LightningDataModule):
 
     def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:
         rank = None if self.trainer is None else self._ranks.rank
-        return window_loader(windows, steps, rank=rank, num_workers=self.num_workers, **options)
+        options |= {"num_workers": self.num_workers, "batch_format": self.batch_format}
+        return window_loader(windows, steps, rank=rank, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which windows, the position, and the random states of all ranks.

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_gptdata._checks import check_integer
+from lit_gptdata._checks import check_choice, check_integer
 from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
@@ -46,9 +46,7 @@ class Resume(L.Callback):
 
     def __init__(self, data: Any, on_change: OnChange) -> None:
         """`data`: the GPTDataModule."""
-        if on_change not in get_args(OnChange):
-            raise ValueError(f"on_change must be one of {get_args(OnChange)}, got {on_change!r}")
-        self._data, self.on_change = data, on_change
+        self._data, self.on_change = data, check_choice("on_change", on_change, get_args(OnChange))
         self.key = type(data).__qualname__  # of the data module's state in a checkpoint
         self._earlier: list[dict[str, Any]] = []  # identity and segments of data that was continued from
         self._segments: list[RunSegment] = []  # of the whole run, the current one last

@@ -21,14 +21,14 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
     seen = []
 
     def run(compact: bool, num_workers: int = 0):
-        def split(batch, index):
+        def split(batch, index, **options):
             seen.append(batch)
-            return split_on_device(batch, index)
+            return split_on_device(batch, index, **options)
 
         data = {"num_workers": num_workers}
         with monkeypatch.context() as patch:
-            patch.setattr("lit_gptdata.datamodule.sends_compact", lambda trainer: compact)
-            patch.setattr("lit_gptdata.datamodule.split_on_device", split)
+            patch.setattr("lit_gptdata._lightning.sends_compact", lambda trainer: compact)
+            patch.setattr("lit_gptdata._lightning.split_on_device", split)
             return train(tmp_path, data=data, max_epochs=1, val_check_interval=10)
 
     plain, weights = run(compact=False)
@@ -49,7 +49,7 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
 def test_a_compact_batch_has_an_eighth_of_the_bytes(tmp_path):
     data = opened(make_data(tmp_path, max_length=256, stride=1, batch_size=32))
     steps = Steps(n=len(data.train_windows), batch_size=32)
-    ids = next(iter(window_loader(data.train_windows, steps, seed=0, batch_format="compact")))
+    ids = next(iter(window_loader(data.train_windows, steps, seed=0, is_compact=True)))
     inputs, targets = split_on_device(ids, 0)
     assert inputs.is_contiguous()
     assert targets.is_contiguous()

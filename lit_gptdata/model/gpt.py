@@ -28,7 +28,7 @@ from lit_gptdata.model.stem import INIT_STD, EmbeddingStem
 
 IGNORE_INDEX = -100  # a target with this value is not scored; torch's default in cross_entropy
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, both int64 (B, T)
+Batch = tuple[Tensor, Tensor] | Mapping[str, Tensor]  # see `inputs_and_targets`
 
 
 class GPT(L.LightningModule):
@@ -173,7 +173,7 @@ class GPT(L.LightningModule):
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each target in nats, float32 (B, T), with 0 where the target is -100."""
-        inputs, targets = batch
+        inputs, targets = inputs_and_targets(batch)
         # A subclass may have a forward of its own, without `padded`.
         options = {"padded": True} if type(self).forward is GPT.forward else {}
         logits = self(inputs, **options).float()  # (B, T, V or more)
@@ -188,7 +188,7 @@ class GPT(L.LightningModule):
         super().log(*args, **options)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        n_scored = (batch[1] != IGNORE_INDEX).sum()
+        n_scored = (inputs_and_targets(batch)[1] != IGNORE_INDEX).sum()
         loss = self.losses(batch).sum() / n_scored.clamp(min=1)
         # sync_dist averages over the ranks, as DDP does with the gradients.
         self.log("train_loss", loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
@@ -212,7 +212,7 @@ class GPT(L.LightningModule):
         self._totals = torch.zeros(len(n_batches), 4, dtype=dtype, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        targets = batch[1]
+        targets = inputs_and_targets(batch)[1]
         scored = targets != IGNORE_INDEX  # (B, T)
         totals = self._totals[dataloader_idx]
         totals[0] += self.losses(batch).sum(dtype=totals.dtype)
@@ -332,6 +332,11 @@ class GPT(L.LightningModule):
                 next_token = sample_token(logits, temperature, top_k, generator)  # (B, 1)
                 ids = torch.cat((ids, next_token), dim=1)
         return ids
+
+
+def inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, int64 (B, T) each, of a batch of GPTDataModule in any `batch_format`."""
+    return (batch["input_ids"], batch["shift_labels"]) if isinstance(batch, Mapping) else batch
 
 
 def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), and ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import tiktoken
 
 Batch = tuple[Tensor, Tensor]  # (inputs, targets), int64 (B, max_length), targets one token later
+BatchFormat = Literal["tuple", "hf"]  # what a loader yields: a Batch | its `hf_batch`
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
 
 
@@ -172,6 +173,22 @@ def split(ids: np.ndarray) -> Batch:
     """Split windows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
     inputs, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
     return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def hf_batch(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """A batch for the causal models of transformers: every value is int64 (B, L).
+
+    They compute the loss of `shift_labels`, our targets. Models without this argument shift `labels`,
+    the inputs, so they score one target less in each window. Padding is -100 in both.
+    """
+    labels = inputs.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
+    return {"input_ids": inputs, "labels": labels, "shift_labels": targets}
+
+
+FORMATS: dict[BatchFormat, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda inputs, targets: (inputs, targets),
+    "hf": hf_batch,
+}
 
 
 class WindowDataset(Windows):

@@ -6,8 +6,9 @@ create_dataloader(text, batch_size=4, max_length=256, stride=128)  ->  (inputs, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +16,24 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lit_gptdata._checks import check_flag, check_integer
-from lit_gptdata.windows.dataset import Batch, WindowDataset, Windows, batches_of, split
+from lit_gptdata.windows.dataset import (
+    FORMATS,
+    Batch,
+    BatchFormat,
+    WindowDataset,
+    Windows,
+    batches_of,
+    split,
+)
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.sampler import EpochSlice, TextOrderSampler, WindowSampler
 from lit_gptdata.windows.steps import Steps
 
-BatchFormat = Literal["tuple", "compact"]
-"""What a train loader yields. "tuple": (inputs, targets). "compact": windows as they are in the store,
-(B, max_length + 1), uint16 or uint32, which are split later on the device."""
-
 WORKER_OPTIONS = (
     "num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "pin_memory",
     "timeout", "generator",
 )  # fmt: skip
-CONVERTERS: dict[BatchFormat, Callable[..., Any]] = {"tuple": split, "compact": torch.from_numpy}
 
 
 class _StoredWindows(Dataset[Tensor]):
@@ -52,6 +56,7 @@ class WindowLoader(DataLoader[Any]):
 
     dataset: Windows
     batch_format: BatchFormat = "tuple"
+    is_compact = False  # True: train windows as in the store, (B, max_length + 1), for `split_on_device`
     keeps_state = True  # False: the data module keeps the position, under a Trainer
     waited = 0.0  # seconds that the consumer has waited for batches
 
@@ -67,7 +72,7 @@ class WindowLoader(DataLoader[Any]):
         sampler, untouched = self.sampler, type(self.batch_sampler) is BatchSampler
         return sampler if untouched and isinstance(sampler, WindowSampler) else None
 
-    def batches(self) -> Iterator[Batch | Tensor]:
+    def batches(self) -> Iterator[Any]:
         """Start the next epoch: its batches."""
         if (sampler := self._ours) is None:
             yield from super().__iter__()
@@ -77,27 +82,30 @@ class WindowLoader(DataLoader[Any]):
             check_not_empty(epoch.steps)
         batches = self._loaded(epoch) if self.num_workers else self._inline(epoch)
         batches = self.dataset.ahead(batches, epoch.blocks(), epoch.steps.batch_size)
+        to_format = FORMATS[self.batch_format]
         for n_batches, batch in enumerate(batches, 1):
             sampler.consumed(epoch, n_batches)
-            yield batch
+            if isinstance(batch, tuple):
+                yield to_format(*batch)
+            else:
+                yield torch.from_numpy(batch) if self.is_compact else to_format(*split(batch))
         sampler.finish(epoch)
 
-    def _inline(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
+    def _inline(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
         """The batches without DataLoader's machinery, which costs more than the batches."""
         windows, size = self.dataset, epoch.steps.batch_size
         if windows.spans.pad:
             yield from map(windows.batch, batches_of(epoch.blocks(), size))
             return
         for block in epoch.blocks():
-            yield from map(CONVERTERS[self.batch_format], windows.ids(block, size))
+            yield from windows.ids(block, size)
 
-    def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | Tensor]:
+    def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
         """The batches from worker processes. The main process splits them."""
         options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
         options["batch_sampler"] = batches_of(epoch.blocks(), epoch.steps.batch_size)
         for batch in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
-            is_stored = isinstance(batch, Tensor)
-            yield CONVERTERS[self.batch_format](batch.numpy()) if is_stored else batch
+            yield batch.numpy() if isinstance(batch, Tensor) else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, in plain values; {} under a Trainer, whose data module keeps it."""
@@ -138,10 +146,10 @@ class _Pass(Iterator[Any]):
             self._loader.waited += time.perf_counter() - asked
 
 
-def collate(pairs: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+def collate(pairs: Sequence[tuple[Tensor, Tensor]], batch_format: BatchFormat) -> Any:
     """Stack (inputs, targets) pairs, int64 (L,) each, into a batch, int64 (B, L) each."""
     inputs, targets = zip(*pairs, strict=True)
-    return torch.stack(inputs), torch.stack(targets)
+    return FORMATS[batch_format](torch.stack(inputs), torch.stack(targets))
 
 
 def _identity(batch: Any) -> Any:
@@ -156,14 +164,15 @@ def window_loader(
     rank: int | None = None,
     num_workers: int = 0,
     batch_format: BatchFormat = "tuple",
+    is_compact: bool = False,
     keeps_state: bool = True,
     may_be_empty: bool = False,
     order: type[EpochPermutation] | None = None,
 ) -> WindowLoader:
-    """Make a DataLoader of one rank's (inputs, targets), int64 (batch_size, max_length).
+    """Make a DataLoader of one rank's batches, int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
-    starts. `batch_format` applies to train windows. `order=None`: that of the windows. Raises ValueError
+    starts. `order=None`: that of the windows. Raises ValueError
     if there is no batch.
     """
     check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
@@ -176,11 +185,11 @@ def window_loader(
         sampler=sampler_type(steps, seed=seed, rank=rank, order=order or windows.order),
         drop_last=steps.tail == "drop",
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, batch_format=batch_format),
         # Without a generator, each iter() draws from the global one, which dropout uses.
         generator=torch.Generator(),
     )
-    loader.batch_format, loader.keeps_state = batch_format, keeps_state
+    loader.batch_format, loader.is_compact, loader.keeps_state = batch_format, is_compact, keeps_state
     return loader
 
 

@@ -52,12 +52,17 @@ def check_launched() -> None:
             )
 
 
-def accelerate_shards() -> bool:
-    """Whether accelerate reads now, which divides the batches of a foreign loader among the ranks."""
+def accelerate_reads(world_size: int) -> int:
+    """How many batches accelerate reads for a step of all ranks, to divide them; 0: it does not read.
+
+    It reads `world_size` batches, or one with split_batches=True.
+    """
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") != "accelerate.data_loader":
         frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
+    if frame is None:
+        return 0
+    return 1 if getattr(frame.f_locals.get("self"), "split_batches", False) else world_size
 
 
 class DrawnSeed:

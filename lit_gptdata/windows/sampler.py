@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lit_gptdata.windows.order import EpochPermutation
-from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_shards, check_launched, current_ranks
+from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_reads, check_launched, current_ranks
 from lit_gptdata.windows.steps import Position, Steps
 
 BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
@@ -136,14 +136,13 @@ class WindowSampler(DistributedSampler[Any]):
     @property
     def _foreign_ranks(self) -> Ranks:
         """The ranks for a DataLoader that is not ours; accelerate divides its batches itself."""
-        return Ranks(0, 1) if accelerate_shards() else self.ranks
+        return Ranks(0, 1) if accelerate_reads(1) else self.ranks
 
     def __iter__(self) -> Iterator[int]:
         """The windows for a DataLoader that is not ours."""
         current, n_windows = self.start_epoch(self._foreign_ranks), 0
         self.is_foreign = True
-        # accelerate fetches a step ahead: a batch for each rank
-        ahead = self.ranks.world_size if accelerate_shards() else 0
+        ahead = accelerate_reads(self.ranks.world_size)  # it fetches a step ahead
         for block in current.blocks():
             for window in block.tolist():
                 n_windows += 1
@@ -176,6 +175,8 @@ class WindowSampler(DistributedSampler[Any]):
         is_over = index and not self.steps.remaining(index)
         self.start_at(Position(epoch + 1, 0) if is_over else Position(epoch, index))
         self._epoch_set, self._epoch_offset = state.get("set_epoch", (-1, 0))
+        if is_over:  # the caller's next pass is the next epoch, whatever its number
+            self._epoch_set = -1
         self.restored = True
 
 

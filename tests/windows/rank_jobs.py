@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,14 +17,31 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_gptdata import create_dataloader
 from lit_gptdata.windows.ranks import DrawnSeed
 from tests.runs import make_data, make_model, make_trainer, opened, windows_of, words
 
+ROOT = Path(__file__).parents[2]
 READ_BATCHES = 5
+
+
+def on_two_ranks(module: str, folder: Path) -> list[dict[str, Any]]:
+    """Run `python -m module folder rank port` for two ranks; return what each one wrote."""
+    opened(make_data(folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command, env = [sys.executable, "-m", module, folder], os.environ | {"PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([*command, str(rank), port], env=env, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def batches_of(loader: Any, n: int | None = None) -> list[list[int]]:
@@ -83,24 +102,29 @@ def fitted(folder: Path, **fit: Any) -> list[list[int]]:
     return seen.batches
 
 
-def main(folder: Path, rank: int, port: str) -> None:
+def launch(rank: str, port: str) -> None:
+    """Set what a launcher sets for one of two processes."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update(env | {"WORLD_SIZE": "2", "NODE_RANK": "0"})
+
+
+def main(folder: Path, rank: str, port: str) -> None:
     data = opened(make_data(folder))
 
     def make(**options: Any) -> Any:
         return opened(make_data(folder, **options)).train_dataloader()
 
     early = data.train_dataloader()  # before the process group exists
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ.update(env | {"WORLD_SIZE": "2", "NODE_RANK": "0"})
+    launch(rank, port)
     try:
         batches_of(early)
         refusal = ""
     except RuntimeError as error:
         refusal = str(error)
     dist.init_process_group("gloo")
-    torch.manual_seed(rank)  # each rank draws another seed
+    torch.manual_seed(int(rank))  # each rank draws another seed
     text, options = "".join(words()), {"max_length": 8, "stride": 8}
     sampled = DistributedSampler(data.train_windows, shuffle=False, drop_last=True)
     fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp")
@@ -129,14 +153,9 @@ def main(folder: Path, rank: int, port: str) -> None:
     result["loaded seed"] = seed.share()
     loaders = [create_dataloader(text, batch_size=4, **options) for _ in range(2)]
     result["two loaders"] = {"epochs": [batches_of(loader) for loader in loaders]}
-    accelerator = Accelerator(cpu=True)  # last, because it stays active
-    ours = make()
-    unprepared = DataLoader(ours.dataset, batch_sampler=ours.batch_sampler)
-    result["not prepared by accelerate"] = {"epochs": [batches_of(unprepared)]}
-    result["accelerate"] = epochs_and_resume(make, accelerator.prepare)
     (folder / f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -101,6 +101,9 @@ def ids_of(batch) -> list:
     """A batch of any format, as windows of max_length + 1 ids."""
     if isinstance(batch, torch.Tensor):
         return batch.tolist()
+    if isinstance(batch, dict):
+        assert torch.equal(batch["input_ids"], batch["labels"])  # without padding
+        batch = batch["input_ids"], batch["shift_labels"]
     inputs, targets = batch
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.is_contiguous()
@@ -121,8 +124,9 @@ def test_every_path_gives_the_same_batches(dtype, stride, n_shards, monkeypatch)
     order = EpochPermutation(n=len(windows), seed=3, epoch=0).at(np.arange(len(windows)))
     starts = 11 + stride * order
     expected = [ids[s : s + 7].tolist() for s in starts]
-    for batch_format, num_workers in product(("tuple", "compact"), (0, 2) if stride == 3 else (0,)):
-        options = {"num_workers": num_workers, "batch_format": batch_format}
+    formats = ({}, {"is_compact": True}, {"batch_format": "hf"})
+    for batch_format, num_workers in product(formats, (0, 2) if stride == 3 else (0,)):
+        options = {"num_workers": num_workers, **batch_format}
         loader = window_loader(windows, steps, seed=3, **options)
         batches = [ids_of(batch) for batch in loader]
         assert [len(batch) for batch in batches[:-1]] == [5] * (len(batches) - 1)
@@ -207,6 +211,22 @@ def test_a_caller_that_counts_epochs_from_0_again_continues_with_the_saved_epoch
         resumed.sampler.set_epoch(epoch)
         seen.append(first_tokens(resumed))
     assert seen == [epochs[2][2:], epochs[3]]
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_a_state_saved_at_the_end_of_an_epoch_continues_with_the_following_epochs(first):
+    loader, resumed = course_loader(), course_loader()
+    epochs = [first_tokens(loader) for _ in range(4)]
+    loader.sampler.set_epoch(0)
+    batches = iter(loader)
+    for _ in range(len(loader)):  # the last batch is taken, and the pass not ended
+        next(batches)
+    resumed.load_state_dict(loader.state_dict())
+    seen = []
+    for epoch in range(first, first + 3):
+        resumed.sampler.set_epoch(epoch)
+        seen.append(first_tokens(resumed))
+    assert seen == epochs[1:]
 
 
 @pytest.mark.parametrize("passes_before", [1, 3])

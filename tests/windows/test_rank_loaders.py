@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from itertools import chain
 
 import pytest
 
 from lit_gptdata import create_dataloader
-from tests.runs import N_WINDOWS, make_data, opened
-from tests.test_resume import ROOT, order_from
+from tests.runs import N_WINDOWS
+from tests.test_resume import order_from
+from tests.windows.rank_jobs import on_two_ranks
 
-pytest.importorskip("accelerate")
-RESUMABLE = (
-    "process group", "Fabric", "workers", "rebuilt", "create_dataloader", "seed=None", "accelerate"
-)  # fmt: skip
+RESUMABLE = ("process group", "Fabric", "workers", "rebuilt", "create_dataloader", "seed=None")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    opened(make_data(folder))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command, env = (
-        [sys.executable, "-m", "tests.windows.rank_jobs"],
-        os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    started = [
-        subprocess.Popen([*command, folder, str(rank), port], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return on_two_ranks("tests.windows.rank_jobs", tmp_path_factory.mktemp("ranks"))
 
 
 def both(ranks: list[dict], name: str, key: str) -> list[list[int]]:
@@ -47,7 +24,7 @@ def both(ranks: list[dict], name: str, key: str) -> list[list[int]]:
     return [list(chain(*step)) for step in zip(*(rank[name][key] for rank in ranks), strict=True)]
 
 
-OTHERS = ("early", "DistributedSampler", "two loaders", "not prepared by accelerate")
+OTHERS = ("early", "DistributedSampler", "two loaders")
 
 
 @pytest.mark.parametrize("name", [*RESUMABLE, *OTHERS])
@@ -82,7 +59,7 @@ def test_a_drawn_seed_from_a_checkpoint_is_kept(ranks):
     assert [rank["loaded seed"] for rank in ranks] == [7, 7]
 
 
-@pytest.mark.parametrize("name", ["process group", "Fabric", "workers", "rebuilt", "accelerate"])
+@pytest.mark.parametrize("name", ["process group", "Fabric", "workers", "rebuilt"])
 def test_another_batch_size_continues_with_the_same_order(ranks, name):
     assert both(ranks, name, "rest with another batch size") == order_from(0, 5 * 8, 12)
 

@@ -119,7 +119,7 @@ def test_workers_and_compact_batches_give_the_same_windows(folder):
     assert rows(workers.train_dataloader()) == expected
     for n in (0, 2):
         loader = window_loader(
-            plain.train_windows, plain.train_steps, seed=0, num_workers=n, batch_format="compact"
+            plain.train_windows, plain.train_steps, seed=0, num_workers=n, is_compact=True
         )
         batches = [split_on_device(ids, 0) for ids in loader]
         assert [window for inputs, _ in batches for window in windows_of(inputs)] == expected

@@ -1,0 +1,61 @@
+"""Hugging Face's Trainer on our windows, with an exact resume.
+
+python examples/hf_trainer.py
+torchrun --nproc-per-node 2 examples/hf_trainer.py
+"""
+
+import json
+from pathlib import Path
+
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from lit_gptdata import GPTDataModule
+
+STEPS, SAVE_EVERY = 60, 5
+
+
+class SavePosition(TrainerCallback):
+    """Save the loader's position into each checkpoint, as its last file."""
+
+    def on_save(self, args, state, control, **kwargs):
+        args.distributed_state.wait_for_everyone()  # every rank has written its part of the checkpoint
+        if state.is_world_process_zero:
+            path = Path(args.output_dir, f"checkpoint-{state.global_step}", "position.json")
+            path.with_suffix(".unfinished").write_text(json.dumps(loader.state_dict()))
+            path.with_suffix(".unfinished").rename(path)
+
+
+class WindowTrainer(Trainer):
+    """Reads our loader as it is. It knows its rank, and accelerate must not divide it again."""
+
+    def get_train_dataloader(self):
+        return loader
+
+
+data = GPTDataModule(corpus="sample", max_length=64, stride=64, batch_size=4, batch_format="hf")
+args = TrainingArguments(
+    "hf", max_steps=STEPS, save_steps=SAVE_EVERY, save_total_limit=2, logging_steps=10, report_to="none",
+    per_device_train_batch_size=data.batch_size,  # only for the log
+    ignore_data_skip=True,  # the loader continues with the next window
+)  # fmt: skip
+with args.main_process_first():
+    data.prepare_data()
+data.setup()
+loader = data.train_dataloader()
+complete = sorted(Path(args.output_dir).glob("*/position.json"), key=lambda path: path.stat().st_mtime)
+last = complete[-1] if complete else None
+if last:
+    loader.load_state_dict(json.loads(last.read_text()))
+
+set_seed(0)
+size = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+model = GPT2LMHeadModel(GPT2Config(data.vocab_size, n_positions=data.max_length, **size))
+trainer = WindowTrainer(model, args, callbacks=[SavePosition])
+trainer.train(resume_from_checkpoint=last and str(last.parent))
