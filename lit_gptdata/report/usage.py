@@ -1,6 +1,10 @@
-"""The pictures of `lit-gptdata info --plot`: the tokens of a store, or the shares of a mixture."""
+"""The pictures of `lit-gptdata info --plot`: the tokens of a store, or the shares of a mixture.
+
+`draw_lengths` is for loggers that take pictures.
+"""
 
 import os
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
@@ -13,6 +17,7 @@ from lit_gptdata.windows.mixture import Mixture
 CHUNK = 1 << 20  # token ids counted at a time; numpy widens them to 8 bytes each
 INTERVALS = 60  # of a run; the picture has a share for each
 MAX_NAMES = 10  # sources with a color; the others, with smaller shares, are gray
+MAX_SHARDS = 16  # of a store, whose documents are measured; each index is a file, maybe of an object store
 MAX_BYTES = 16  # tokens of this many UTF-8 bytes or more share the last bar
 
 
@@ -72,4 +77,26 @@ def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> 
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_lengths(stores: Mapping[str, TokenStore], path: str | os.PathLike[str]) -> None:
+    """Write a PNG: the documents of each source by length, in tokens with the separator."""
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    lengths = {}
+    for name, store in stores.items():
+        read = [store.rows(shard) for shard in range(min(len(store.shards), MAX_SHARDS))]
+        starts = np.concatenate([rows["token"][rows["document"] == 1] for rows in read])
+        ends = [store.n_tokens] if len(read) == len(store.shards) else []
+        lengths[name] = np.maximum(1, np.diff(np.append(starts, ends)))
+    n, n_all = sum(map(len, lengths.values())), sum(store.n_documents for store in stores.values())
+    longest = max((each.max() for each in lengths.values() if len(each)), default=1)
+    bins = np.geomspace(1, longest + 1, 41)
+    for name, values in sorted(lengths.items(), key=lambda item: -len(item[1]))[:MAX_NAMES]:
+        axes.stairs(np.histogram(values, bins)[0], bins, fill=len(lengths) == 1, label=name or None)
+    axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+    axes.set_title(f"{n_all:,} documents" if n == n_all else f"the first {n:,} of {n_all:,} documents")
+    axes.grid(alpha=0.3)
+    if any(lengths):
+        axes.legend()
     figure.savefig(path, format="png", dpi=120)
