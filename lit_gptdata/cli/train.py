@@ -35,7 +35,7 @@ from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.checkpoints import kept_checkpoint, resume_command
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
-from lit_gptdata.training.loggers import complete_loggers, name_run, open_runs
+from lit_gptdata.training.loggers import name_run, open_runs, prepare_loggers
 from lit_gptdata.training.ranks import check_launcher, in_sweep
 from lit_gptdata.training.summary import evaluate, sample, save_summary
 from lit_gptdata.training.sweep import record_result, scored_text
@@ -95,7 +95,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
     if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
         train_own_tokenizer(cfg, folder / "tokenizer.json")
-    complete_loggers(cfg, folder)
+    prepare_loggers(cfg)
     data, model, trainer = build(cfg, budget, val_sets := ValSets())
     os.chdir(job_folder)
     check_launcher(trainer)

@@ -6,7 +6,6 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 
 import gc
 import hashlib
-import json
 import math
 import os
 import shlex
@@ -112,7 +111,7 @@ class SweepFolder(Callback):
                 f"error: output_dir={config.output_dir} is for a single run: {advice}"
             )  # Hydra would only log an Exception
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
-        os.environ[SHARED_WORDS] = json.dumps([*config.hydra.overrides.task])
+        os.environ[SHARED_WORDS] = "\n".join(config.hydra.overrides.task)
 
 
 @contextmanager
