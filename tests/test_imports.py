@@ -42,10 +42,10 @@ FLOW = [
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.gpt",
     "training.errors", "training.ranks", "training.throughput", "training.budget",
-    "training.checkpoints", "training.metrics_csv", "training.val_sets", "training.summary",
+    "training.checkpoints", "training.val_sets", "training.summary",
     "training.folder",
     "report.usage", "report.jobs", "report.rows", "report.plots", "report.page",
-    "training.sweep", "training.lightning_cli",
+    "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting",
     "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
@@ -53,7 +53,7 @@ FLOW = [
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",
-    "training.budget", "training.checkpoints", "training.metrics_csv", "training.summary",
+    "training.budget", "training.checkpoints", "training.loggers", "training.summary",
     "training.val_sets",
     "training.ranks", "training.folder", "training.sweep", "training.lightning_cli",
     "cli.train",

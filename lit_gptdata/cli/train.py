@@ -35,6 +35,7 @@ from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.checkpoints import kept_checkpoint, resume_command
 from lit_gptdata.training.errors import short_errors
 from lit_gptdata.training.folder import make_folder, record_config
+from lit_gptdata.training.loggers import name_run, open_runs, prepare_loggers
 from lit_gptdata.training.ranks import check_launcher, in_sweep
 from lit_gptdata.training.summary import evaluate, sample, save_summary
 from lit_gptdata.training.sweep import record_result, scored_text
@@ -63,6 +64,7 @@ def main(cfg: DictConfig) -> float:
     with short_errors() if HydraConfig.initialized() and not in_sweep() else nullcontext():
         check_options(cfg)
         folder = make_folder(cfg)
+        name_run(cfg, folder)
         with without_empty_folder(), record_result(folder) as result:
             record_config(cfg, folder)
             train(cfg, folder, result)
@@ -93,12 +95,13 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     os.chdir(to_absolute_path("."))  # where the user typed the command, also with hydra.job.chdir=true
     if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
         train_own_tokenizer(cfg, folder / "tokenizer.json")
+    prepare_loggers(cfg)
     data, model, trainer = build(cfg, budget, val_sets := ValSets())
     os.chdir(job_folder)
     check_launcher(trainer)
 
     rows: dict[str, str] = {}
-    with explain_stop(folder, trainer, budget):
+    with explain_stop(folder, trainer, budget), open_runs(trainer, cfg, folder, budget):
         if trainer.world_size == 1:
             data.prepare_data()
             data.setup()

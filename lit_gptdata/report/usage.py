@@ -1,6 +1,7 @@
 """The pictures of `lit-gptdata info --plot`: the tokens of a store, or the shares of a mixture."""
 
 import os
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from lit_gptdata.windows.mixture import Mixture
 CHUNK = 1 << 20  # token ids counted at a time; numpy widens them to 8 bytes each
 INTERVALS = 60  # of a run; the picture has a share for each
 MAX_NAMES = 10  # sources with a color; the others, with smaller shares, are gray
+MAX_SHARDS = 16  # of a store, whose documents are measured; the index of each is a file
 MAX_BYTES = 16  # tokens of this many UTF-8 bytes or more share the last bar
 
 
@@ -72,4 +74,26 @@ def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> 
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_lengths(stores: Mapping[str, TokenStore], path: str | os.PathLike[str]) -> None:
+    """Write a PNG: the documents of each source by length, in tokens with the separator."""
+    lengths = {}
+    for name, store in stores.items():
+        rows = [store.rows(shard) for shard in range(min(len(store.shards), MAX_SHARDS))]
+        starts = np.concatenate([each["token"][each["document"] == 1] for each in rows])
+        end = [store.n_tokens] if len(rows) == len(store.shards) else []
+        lengths[name] = np.maximum(1, np.diff(np.append(starts, end)))
+    measured = np.concatenate([*lengths.values()])
+    bins = np.geomspace(measured.min(initial=1e9), measured.max(initial=1) + 1, 41)
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    for name, values in sorted(lengths.items(), key=lambda item: -len(item[1]))[:MAX_NAMES]:
+        axes.stairs(np.histogram(values, bins)[0], bins, fill=len(lengths) == 1, label=name or None)
+    n_all = sum(store.n_documents for store in stores.values())
+    axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+    axes.set_title(f"{len(measured):,} of {n_all:,} documents")
+    axes.grid(alpha=0.3)
+    if any(lengths):
+        figure.legend(loc="outside right upper")
     figure.savefig(path, format="png", dpi=120)

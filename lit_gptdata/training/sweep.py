@@ -7,6 +7,7 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 import gc
 import hashlib
 import math
+import os
 import shlex
 import sys
 import time
@@ -25,6 +26,7 @@ from lit_gptdata._io import as_json, write_json
 from lit_gptdata.configs import typed_command
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.errors import root_cause
+from lit_gptdata.training.loggers import SHARED_WORDS
 from lit_gptdata.training.ranks import in_sweep
 
 
@@ -109,6 +111,7 @@ class SweepFolder(Callback):
                 f"error: output_dir={config.output_dir} is for a single run: {advice}"
             )  # Hydra would only log an Exception
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
+        os.environ[SHARED_WORDS] = "\n".join(config.hydra.overrides.task)
 
 
 @contextmanager

@@ -1,0 +1,211 @@
+"""metrics.csv, and a run in TensorBoard, W&B or MLflow for each job."""
+
+import csv
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.logger import _flatten_dict
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gptdata._fsspec import redacted
+from lit_gptdata._io import write_whole
+from lit_gptdata.configs import conf_dir
+from lit_gptdata.report.jobs import shorten
+from lit_gptdata.report.usage import draw_lengths
+from lit_gptdata.training.ranks import in_sweep
+
+# Environment variable with the words of a sweep's command line, which all of its jobs share.
+SHARED_WORDS = "LIT_GPTDATA_SHARED_WORDS"
+MAX_NAME = 80  # characters, which are at most 255 bytes: the name is a folder of TensorBoard
+sys.modules[f"{__package__}.metrics_csv"] = sys.modules[__name__]  # its name in old config.yaml files
+
+
+class _KeepingWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        pass  # Lightning deletes metrics.csv here
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, but a run with a `ckpt_path` continues the metrics.csv in its folder.
+
+    Rows of the earlier run from the first new row's step on are removed: the new run repeats them.
+    """
+
+    def __init__(self, save_dir: str, ckpt_path: str | None = None, **options: Any) -> None:
+        super().__init__(save_dir, **options)
+        self._continues = ckpt_path is not None and "://" not in str(save_dir)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of the file."""
+        if self._experiment is None and self._continues:
+            self._experiment = _KeepingWriter(log_dir=self.log_dir)
+        return super().experiment  # type: ignore[no-any-return]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if self._continues and step is not None:
+            writer = self.experiment
+            writer.metrics_keys = keep_rows_before(step, Path(writer.metrics_file_path))
+            self._continues = False
+        super().log_metrics(metrics, step)
+
+
+def keep_rows_before(step: int, metrics_csv: Path) -> list[str]:
+    """Remove the rows from `step` on, and an incomplete last line; return the names of the columns."""
+    if not metrics_csv.exists():
+        return []
+    text = metrics_csv.read_text(encoding="utf-8")
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    columns = list(reader.fieldnames or [])
+    rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(metrics_csv, file.getvalue().encode())
+    return columns
+
+
+def name_run(cfg: DictConfig, folder: Path) -> None:
+    """Complete run_name and run_group, and replace names in `logger` by their configs: [csv, wandb].
+
+    The name is the job's overrides, or the folder's name. A run resumed in its folder keeps its name.
+    """
+    names = [cfg.logger] if isinstance(cfg.get("logger"), str) else cfg.get("logger")
+    if names and not isinstance(names, DictConfig) and all(isinstance(name, str) for name in names):
+        cfg.logger = OmegaConf.merge(*map(_load, names))
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    words = [str(hydra.job.num)] if in_sweep() else []
+    unnamed = {"output_dir", "ckpt_path", "logger", *os.environ.get(SHARED_WORDS, "").split("\n")}
+    task = hydra.overrides.task if hydra else []
+    words += [word for word in task if unnamed.isdisjoint((word, word.partition("=")[0]))]
+    kept: Any = {}
+    if Path(cfg.ckpt_path or "/").is_relative_to(folder) and (folder / "config.yaml").is_file():
+        kept = OmegaConf.load(folder / "config.yaml")
+    name = shorten(re.sub("[/$]", "_", " ".join(words) or folder.name), MAX_NAME)
+    group = "/".join(folder.parts[-3:-1]) if in_sweep() else None
+    for key, value in {"run_name": name, "run_group": group}.items():
+        OmegaConf.update(cfg, key, cfg.get(key) or kept.get(key) or value, force_add=True)
+
+
+def _load(name: str) -> Any:
+    config: Any = OmegaConf.load(conf_dir() / "logger" / f"{name}.yaml")
+    return OmegaConf.merge(*map(_load, config.pop("defaults", [])), config)
+
+
+@rank_zero_only
+def prepare_loggers(cfg: DictConfig) -> None:
+    """Make the experiment of MLflow; raises ImportError for a package that is not installed."""
+    nodes = cfg.get("logger")
+    for node in nodes.values() if isinstance(nodes, DictConfig) else nodes or []:
+        kind = str((node or {}).get("_target_")).lower()
+        for package in ("tensorboard", "wandb", "mlflow"):
+            if package in kind and find_spec(package) is None:
+                hint = f"pip install {package}, or all loggers: pip install 'lit-gptdata[integrations]'"
+                raise ImportError(f"{node._target_} needs a package: {hint}")
+        if "mlflowlogger" in kind and node.get("tracking_uri"):
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+
+            folder = node.get("artifact_location")
+            if folder is None and node.tracking_uri.startswith("sqlite:///"):  # MLflow's is ./mlruns
+                folder = str(Path(node.tracking_uri[10:]).with_suffix("").resolve())
+            with suppress(MlflowException):  # it exists; jobs of a sweep may start at the same time
+                MlflowClient(node.tracking_uri).create_experiment(node.experiment_name, folder)
+
+
+@contextmanager
+def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Iterator[None]:
+    """Start a run of each client before the block, and close it after the block.
+
+    A client gets the config and fingerprints of the data, metrics over tokens, and two pictures.
+    """
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config.pop("logger")
+    clients: list[Any] = []
+    status = "failed"
+    try:
+        for logger in [] if rank_zero_only.rank else trainer.loggers:
+            if isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger):
+                if logger.experiment:  # an error, such as a missing login, comes before the training
+                    clients.append(logger)
+                logger.log_metrics = partial(_log, logger, budget)
+                # Lightning would log the model's arguments, too, and end the run with each validation.
+                logger.log_hyperparams = logger.finalize = _ignore
+        if clients:
+            trainer.callbacks.append(LambdaCallback(on_fit_start=partial(_describe, clients, config)))
+        yield
+        status = "success"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        for logger in clients:
+            try:
+                _close(logger, status, folder)
+            except Exception as error:  # it must not hide an error of the training
+                text = f"{type(logger).__name__} did not close: {type(error).__name__}: {error}"
+                print(f"warning: {text}", file=sys.stderr)
+
+
+def _log(logger: Any, budget: Any, metrics: Any, step: int | None = None) -> None:
+    x = step if isinstance(logger, WandbLogger) else budget.tokens
+    type(logger).log_metrics(logger, {"step": step or 0, **metrics, "tokens": budget.tokens}, x)
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+def _describe(clients: list[Any], config: dict[str, Any], trainer: Any, pl_module: Any) -> None:
+    """Log hyperparameters and fingerprints, and draw lengths.png."""
+    stores = {source.name: source.store for source in trainer.datamodule._data.all}
+    draw_lengths(stores, Path(config["output_dir"], "lengths.png"))
+    prints = {f"fingerprint/{name}".strip("/"): store.fingerprint for name, store in stores.items()}
+    flat = {
+        k: v if isinstance(v, int | float) else redacted(v) for k, v in _flatten_dict(config).items()
+    }
+    for logger in clients:
+        values = flat | prints
+        if isinstance(logger, TensorBoardLogger):
+            from torch.utils.tensorboard.summary import hparams
+
+            logger.experiment.file_writer.add_summary(hparams(values, {})[1])
+            continue
+        if isinstance(logger, WandbLogger):
+            logger.experiment.define_metric("*", step_metric="tokens")
+        else:  # the parameters of a run that continues cannot change
+            known = logger.experiment.get_run(logger.run_id).data.params
+            values = {key: value for key, value in values.items() if key not in known}
+        type(logger).log_hyperparams(logger, values)
+
+
+def _close(logger: Any, status: str, folder: Path) -> None:
+    for path in folder.glob("l*s*.png") if status == "success" else ():
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"plots/{path.stem}", [str(path)])
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path), "plots")
+        else:
+            from matplotlib.image import imread
+
+            logger.experiment.add_image(f"plots/{path.stem}", imread(path), dataformats="HWC")
+    type(logger).finalize(logger, status)
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish({"success": 0, "failed": 1, "KILLED": 255}[status])
