@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -10,7 +11,16 @@ from lit_gptdata.text.document import Document
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`, where children ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
+
 SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run all tests in two processes, and named files in one process, where -s shows their output."""
+    return 2 if config.args_source == pytest.Config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import sys
 import venv
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -44,6 +45,7 @@ def extras() -> dict[str, set[str]]:
 
 
 HIDDEN = BY_OTHERS.union(*extras().values())
+MODULES = sorted(name.replace("-", "_") for name in HIDDEN)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def base_python(tmp_path_factory) -> Path:
     return folder / "bin" / "python"
 
 
-def run(*command: object, cwd: Path, timeout: float = 120) -> str:
+def run(*command: object, cwd: Path, timeout: float = 300) -> str:
     options = {
         "capture_output": True,
         "text": True,
@@ -74,32 +76,6 @@ def run(*command: object, cwd: Path, timeout: float = 120) -> str:
     done = subprocess.run([*map(str, command)], cwd=cwd, **options)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-20_000:]
     return done.stdout
-
-
-IMPORTED = """
-import importlib.util, json, sys
-import lit_gptdata
-for name in set(lit_gptdata.__all__) - {"GPTCLI"}:  # GPTCLI needs the extra `cli`
-    assert getattr(lit_gptdata, name).__doc__
-
-def is_installed(name):
-    parent = name.rpartition(".")[0]
-    return (not parent or is_installed(parent)) and importlib.util.find_spec(name) is not None
-
-print(json.dumps({name: is_installed(name) for name in sys.argv[1:]}))
-"""
-
-
-def test_every_public_name_can_be_imported(base_python, tmp_path):
-    modules = {name.replace("-", "_") for name in HIDDEN}
-    found = json.loads(run(base_python, "-W", "error", "-c", IMPORTED, *modules, "torch", cwd=tmp_path))
-    assert found == dict.fromkeys(modules, False) | {"torch": True}
-
-
-def test_train_py_runs_to_its_end(base_python, tmp_path):
-    run(base_python, ROOT / "train.py", "debug=fast", cwd=tmp_path)
-    (summary,) = tmp_path.glob("outputs/*/*/summary.txt")
-    assert re.search(r"val loss +\d", summary.read_text())
 
 
 USES = {
@@ -118,42 +94,56 @@ USES = {
     ],
     "cli": ["lit_gptdata.GPTCLI"],
     "hf": ["GPT.from_gpt2('gpt2')"],
-    "joblib": ["train('hydra/launcher=joblib')"],
-    "submitit": ["train('hydra/launcher=submitit_local')", "train('hydra/launcher=submitit_slurm')"],
-    "optuna": ["train('+sweep=optuna')"],
+    "joblib": ["sweep('hydra/launcher=joblib')"],
+    "submitit": ["sweep('hydra/launcher=submitit_local')", "sweep('hydra/launcher=submitit_slurm')"],
+    "optuna": ["sweep('+sweep=optuna')"],
     "integrations": [],
 }
 
-TRY_USES = """
-import contextlib, io, json, runpy, sys
-import lit_gptdata
+WITHOUT_EXTRAS = """
+import contextlib, importlib.util, io, json, runpy, sys, warnings
+root, modules, uses = map(json.loads, sys.argv[1:])
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    import lit_gptdata
+    for name in set(lit_gptdata.__all__) - {"GPTCLI"}:  # GPTCLI needs the extra `cli`
+        assert getattr(lit_gptdata, name).__doc__
 from lit_gptdata import GPT, GPTDataModule
+
+def is_installed(name):
+    parent = name.rpartition(".")[0]
+    return (not parent or is_installed(parent)) and importlib.util.find_spec(name) is not None
 
 def prepare(*corpus, **options):
     GPTDataModule(*corpus, **options).prepare_data()
 
-def train(override):
-    sys.argv = ["train.py", "-m", override]
+def train(*overrides):
+    sys.argv = ["train.py", *overrides]
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             runpy.run_path(root + "/train.py", run_name="__main__")
         except SystemExit as end:
-            raise RuntimeError(stderr.getvalue()) if end.code else None
+            if end.code:
+                raise RuntimeError(stderr.getvalue())
 
-root, uses = sys.argv[1], json.loads(sys.argv[2])
+def sweep(override):
+    train("-m", override)
+
 outcomes = {}
 for use in uses:
     try:
         outcomes[use] = repr(eval(use))
     except Exception as error:
         outcomes[use] = f"{type(error).__name__}: {error}"
-print(json.dumps(outcomes))
+installed = {name: is_installed(name) for name in modules}
+train("debug=fast")
+print(json.dumps({"installed": installed, "outcomes": outcomes}))
 """
 
 
 @pytest.fixture(scope="module")
-def outcomes(base_python, tmp_path_factory) -> dict[str, str]:
-    """Try each use in USES, and return its result or its error."""
+def results(base_python, tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Import each public name, try each use, and train, all in one process; return its folder, too."""
     folder = tmp_path_factory.mktemp("uses")
     for name in ("a.txt", "a.parquet", "a.txt.zst"):
         (folder / name).write_bytes(b"some text")
@@ -163,14 +153,27 @@ def outcomes(base_python, tmp_path_factory) -> dict[str, str]:
     sizes = dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"), 4)
     (folder / "gpt2" / "config.json").write_text(json.dumps(sizes))
     (folder / "gpt2" / "model.safetensors").touch()
-    uses = json.dumps([use for group in USES.values() for use in group])
-    return json.loads(run(base_python, "-c", TRY_USES, ROOT, uses, cwd=folder).splitlines()[-1])
+    uses = [use for group in USES.values() for use in group]
+    values = map(json.dumps, (str(ROOT), [*MODULES, "torch"], uses))
+    printed = run(base_python, "-c", WITHOUT_EXTRAS, *values, cwd=folder)
+    return folder, json.loads(printed.splitlines()[-1])
+
+
+def test_every_public_name_can_be_imported(results):
+    _, found = results
+    assert found["installed"] == dict.fromkeys(MODULES, False) | {"torch": True}
+
+
+def test_train_py_runs_to_its_end(results):
+    (summary,) = results[0].glob("outputs/*/*/summary.txt")
+    assert re.search(r"val loss +\d", summary.read_text())
 
 
 @pytest.mark.parametrize("extra", sorted(name for name, packages in extras().items() if packages))
-def test_a_missing_extra_names_its_pip_command(outcomes, extra):
+def test_a_missing_extra_names_its_pip_command(results, extra):
+    outcomes = results[1]["outcomes"]
     for use in USES[extra]:
-        errors = {"train": "RuntimeError", "openai": "FileNotFoundError"}
+        errors = {"sweep": "RuntimeError", "openai": "FileNotFoundError"}
         kind = errors.get(extra, errors.get(use.partition("(")[0], "ImportError"))
         assert outcomes[use].startswith(kind)
         assert outcomes[use].count("pip install") == 1
@@ -191,8 +194,9 @@ def test_all_other_tests_pass_without_extras(base_python, tmp_path):
     paths = set((ROOT / "tests").rglob("test_*.py")) - set((ROOT / "tests/integrations").iterdir())
     files, report = {path.stem: path for path in paths}, tmp_path / "report.xml"
     ignored = [f"--ignore={path}" for path in (ROOT / "tests/integrations", *map(files.get, NOT_RUN))]
-    options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--junitxml={report}")
-    run(base_python, "-m", "pytest", *options, *ignored, ROOT / "tests", cwd=tmp_path, timeout=1200)
+    options = [*ignored, f"--junitxml={report}", "-n", "2", "-p", "no:cacheprovider"]
+    command = (base_python, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", *options)
+    run(*command, ROOT / "tests", cwd=tmp_path, timeout=1200)
     reasons, passed = set(), set()
     for case in ET.parse(report).getroot().iter("testcase"):
         skipped = case.find("skipped")
@@ -201,7 +205,7 @@ def test_all_other_tests_pass_without_extras(base_python, tmp_path):
             passed |= {name for name in names if name.startswith("test_")}
         else:
             reasons.add(skipped.text)
-    modules = "|".join(name.replace("-", "_") for name in HIDDEN)
+    modules = "|".join(MODULES)
     known = rf"could not import '(hydra_plugins\.)?({modules})\b|the book is missing: |LIT_GPTDATA_VOCAB"
     assert [reason for reason in reasons if not re.search(known, reason)] == []
     assert passed == set(files) - NOT_RUN - NEED_AN_EXTRA
