@@ -664,7 +664,7 @@ def test_a_disk_that_fails_late_leaves_no_file(path, function, monkeypatch):
 # The format of what came ---------------------------------------------------------------------------
 
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
-PACKED = gzip.compress(b"some text\n" * 99)
+PACKED = gzip.compress(b"some text\n" * 99, mtime=0)
 
 
 def opened(url: str, folder: Path, **options) -> tuple[Path, list[str]]:
@@ -750,7 +750,7 @@ def test_a_gz_file_that_is_labeled_gzip_is_kept_and_not_resumed(tmp_path, labels
         ("/a.txt", b"caf\xe9", UnicodeError, "is not valid UTF-8"),
         ("/a.txt.gz", PACKED[:-5], OSError, "is broken or cut short"),
         ("/a.jsonl", b"words", ValueError, "is not JSON"),
-        ("/17", gzip.compress(ROWS), ValueError, "holds JSON Lines, not one text"),
+        ("/17", gzip.compress(ROWS, mtime=0), ValueError, "holds JSON Lines, not one text"),
     ],
 )
 def test_a_download_that_cannot_be_read_names_the_file_to_delete(
