@@ -408,8 +408,8 @@ def test_a_text_in_another_encoding_keeps_its_advice():
 @pytest.mark.parametrize(
     ("array", "filter"),
     [
-        (["one", "two"], '.[] | {text: .}'),
-        (["word " * 40_000, "b"], '.[] | {text: .}'),
+        (["one", "two"], ".[] | {text: .}"),
+        (["word " * 40_000, "b"], ".[] | {text: .}"),
         ([{"id": 1}, {"id": 2}], ".[]"),
         ([{"id": "word \u00e9" * 40_000}, {"id": 2}], ".[]"),
     ],
