@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-from collections import Counter
 from typing import Literal
 
 from lit_gptdata._io import CHUNK_BYTES
@@ -124,21 +123,13 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
 
 def _utf16_or_32(data: bytes) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
-    # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
-    # Korean the lower bytes have any value, so many are control characters.
-    sample = data[:SAMPLE_BYTES]
-    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
-    n_upper, upper = max(even, odd, key=lambda common: common[0])
-    if not has_controls(data) and (upper >= 0x20 or n_upper <= len(sample) / 4):
-        return ""
-    for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
-        text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
-        # numbers such as token ids give unassigned characters, too, and hardly any spaces
-        n_spaces = sum(map(text.count, " \n。、，"))
-        n_printable = sum(char.isprintable() or char.isspace() for char in text)
-        if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
-            return encoding
-    return ""
+    import charset_normalizer  # requests depends on it
+
+    encodings = ["utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be"]
+    best = charset_normalizer.from_bytes(data[:SAMPLE_BYTES], cp_isolation=encodings).best()
+    if best is None or not any(space in str(best) for space in " \n。、，"):
+        return ""  # strings that end with NULs may look like UTF-16, too, but have no spaces then
+    return best.encoding.replace("_", "").replace("utf", "utf-")
 
 
 def has_controls(data: bytes) -> bool:
@@ -182,7 +173,7 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
         is_text = suffix in ("", ".txt")
         has_key = json.dumps(text_column).encode() in start
         if (is_text and _is_json(start, len(head) < CHUNK_BYTES)) or (not is_text and has_key):
-            return "a JSON array", _array_command(start, text_column)
+            return "a JSON array", _array_command(start)
     return None
 
 
@@ -201,7 +192,7 @@ def kind_of_rows(head: bytes, name: str, text_column: str) -> tuple[str, str] | 
     if HTML_HEAD.match(head):
         return "an HTML page", _HTML
     if start[:1] == b"[":
-        return "a JSON array, not one object per line", _array_command(start, text_column)
+        return "a JSON array, not one object per line", _array_command(start)
     if newline and re.search(rb"[{\[]\s*$|[^}\s]\s*,\s*$", first):
         what = "JSON on several lines, not one object per line (name it .txt to read it as text)"
         return what, _JQ % "."
@@ -225,10 +216,10 @@ def _is_json(start: bytes, is_whole: bool) -> bool:
     return True
 
 
-def _array_command(start: bytes, text_column: str) -> str:
+def _array_command(start: bytes) -> str:
     """The command that makes JSON Lines of an array of objects or strings."""
     is_of_strings = re.match(rb'\[\s*"', start)
-    return _JQ % (f".[] | {{{{{json.dumps(text_column)}: .}}}}" if is_of_strings else ".[]")
+    return _JQ % (".[] | {{text: .}}" if is_of_strings else ".[]")
 
 
 def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:

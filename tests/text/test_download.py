@@ -273,7 +273,6 @@ def test_a_short_body_is_found_with_a_library_that_does_not_count(path, monkeypa
         ({"last_modified": OLD_DATE}, '"v1"'),
         ({"etag": 'W/"v1"', "last_modified": OLD_DATE}, None),
         ({"etag": None}, None),
-        ({"compress": True}, None),
     ],
 )
 def test_an_interrupted_download_resumes_with_a_strong_etag_only(path, options, validator):
@@ -303,7 +302,6 @@ def test_an_interrupted_download_resumes_with_a_strong_etag_only(path, options, 
         ({"content_range": "bytes 199999-299999/*"}, 2),
         ({"content_range": "bytes 199999-250000/300000"}, 2),
         ({"content_range": "199999"}, 2),
-        ({"compress": True, "if_range": False}, 2),
     ],
 )
 def test_a_download_restarts_if_the_server_does_not_send_the_rest(path, change, n_requests):

@@ -15,7 +15,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,8 @@ class RemoteTokens(Tokens):
         super().__init__([np.empty(0, dtype)])
         self._shards, self._cache, self._source = shards, cache, source
         self._set_lengths([shard.n_tokens for shard in shards])
-        # by process, because a forked process does not have the threads of its parent
-        self._fetches: dict[tuple[int, str], Future[None]] = {}
+        # with the process, because a forked process does not have the threads of its parent
+        self._fetching: set[tuple[int, str]] = set()
         self._maps: dict[int, tuple[int, np.ndarray]] = {}  # shard → (inode of its file, its ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -159,22 +158,18 @@ class RemoteTokens(Tokens):
         ids = np.empty((len(starts), length), self.dtype)
         offsets = (starts - self._begins[shards]).tolist()
         missing = _distinct(shards)
-        while True:  # the cache need not hold all these shards at once
-            missing = [shard for shard in missing if not self._read(shard, shards, offsets, ids)]
-            if not missing:
-                return ids
-            files = [self._shards[shard].ids for shard in missing]
-            first = files[: max(1, self._n_at_once(files))]
-            for fetch in wait([self._fetch(file) for file in first], None, FIRST_COMPLETED).done:
-                fetch.result()
-
-    def _read(self, shard: int, shards: np.ndarray, offsets: list[int], ids: np.ndarray) -> bool:
-        """Read the windows of one shard into their rows of `ids`; False if it is not cached."""
-        if (mapped := self._map(shard)) is None:
-            return False
-        for row in np.flatnonzero(shards == shard).tolist():
-            ids[row] = mapped[offsets[row] : offsets[row] + len(ids[row])]
-        return True
+        while missing:  # the cache need not hold all these shards at once
+            for shard in missing.copy():
+                if (mapped := self._map(shard)) is not None:
+                    for row in np.flatnonzero(shards == shard).tolist():
+                        ids[row] = mapped[offsets[row] : offsets[row] + length]
+                    missing.remove(shard)
+            if files := [self._shards[shard].ids for shard in missing]:
+                for file in files[1 : self._n_at_once(files)]:
+                    self._start_fetch(file)
+                self._unmap_evicted()
+                self._cache.fetch(files[0], self._source)
+        return ids
 
     def _map(self, shard: int) -> np.ndarray | None:
         """Map a cached shard, marked as recently used; None if the cache does not have it."""
@@ -211,7 +206,7 @@ class RemoteTokens(Tokens):
                     if self._n_at_once(files) < len(files):
                         break
                     started[shard] = first
-                    self._fetch(file)
+                    self._start_fetch(file)
                 queue.popleft()
             yield batch
 
@@ -227,25 +222,23 @@ class RemoteTokens(Tokens):
         sizes = itertools.accumulate(file.size for file in files[:FETCHES])
         return sum(bound is None or 4 * size <= bound for size in sizes)
 
-    def _fetch(self, file: FileEntry) -> Future[None]:
-        """Start to fetch a file in a thread, unless this process fetches it now."""
-        self._source.open()
+    def _unmap_evicted(self) -> None:
         for shard in [s for s in self._maps if not self._cache.has(self._shards[s].ids)]:
             del self._maps[shard]
-        key = os.getpid(), file.sha256
-        fetch = self._fetches.get(key)
-        if fetch is None or fetch.done():
-            fetch = self._fetches[key] = Future()
-            # daemon: the program may end without waiting for a shard that it no longer needs
-            threading.Thread(target=self._run, args=(file, fetch), daemon=True).start()
-        return fetch
 
-    def _run(self, file: FileEntry, fetch: Future[None]) -> None:
-        try:
+    def _start_fetch(self, file: FileEntry) -> None:
+        """Fetch a file in a thread, unless a thread of this process fetches it now."""
+        self._source.open()
+        self._unmap_evicted()
+        if (key := (os.getpid(), file.sha256)) not in self._fetching:
+            self._fetching.add(key)
+            # daemon: the program may end without waiting for a shard that it no longer needs
+            threading.Thread(target=self._fetch, args=(key, file), daemon=True).start()
+
+    def _fetch(self, key: tuple[int, str], file: FileEntry) -> None:
+        with contextlib.suppress(Exception):  # the thread that needs the file raises the error
             self._cache.fetch(file, self._source)
-            fetch.set_result(None)
-        except BaseException as error:
-            fetch.set_exception(error)
+        self._fetching.discard(key)
 
 
 def _distinct(shards: np.ndarray) -> list[int]:
