@@ -24,7 +24,7 @@ from lit_gptdata._checks import check_choice, check_integer
 from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.identity import check_same, count_tokens, differences, windows_of
+from lit_gptdata.windows.identity import check_same, differences, segments_of, windows_of
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.steps import (
     Position,
@@ -52,7 +52,8 @@ class Resume(L.Callback):
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
         self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
-        self._first_step = 0  # the optimizer step at which `_current` starts
+        # Where the accumulation of gradients changed: (batch, optimizer step, batches per step).
+        self._steps = [(0, 0, 1)]
         self._sampler: WindowSampler | None = None
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
@@ -67,12 +68,12 @@ class Resume(L.Callback):
         start = Position(fit.epoch_progress.current.processed, 0)
         batch = fit.epoch_loop.batch_progress.total.processed
         self._current = self._segment(trainer, batch, start)
-        self._first_step = trainer.global_step
         self._rng_to_restore, self._other_ranks_save, self.resumed = None, True, False
         if has_trained(trainer) and self._segments:  # a second fit of the same Trainer
             self._continue_from(self._current)
         else:
-            self._segments, self._earlier = [self._current], []
+            self._segments, self._earlier, self._steps = [self._current], [], []
+        self._count_steps_from(batch, trainer.global_step)
 
     def follow(self, sampler: WindowSampler, trainer: L.Trainer | None) -> None:
         """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
@@ -115,6 +116,7 @@ class Resume(L.Callback):
             check_same(self.loaded_state["data"], self._data._identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
             self._earlier = self.loaded_state.get("earlier", [])
+            self._steps = [(*start,) for start in self.loaded_state.get("steps", [(0, 0, 1)])]
         if world_size in (None, segments[-1].steps.world_size):
             return segments
         return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
@@ -123,37 +125,57 @@ class Resume(L.Callback):
         """See `GPTDataModule.tokens_at`."""
         if batch is None:
             batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
-            if batch is None:
-                return math.inf
+        return math.inf if batch is None else self._tokens_before(batch)
+
+    def _tokens_before(self, batch: int) -> int:
         segments = self._history_of_data(None)
-        tokens = count_windows(segments, batch) * int(self._data.max_length)
-        if self._earlier:
-            starts = [data["legs"][0]["batch"] for data in self._earlier[1:]] + [segments[0].batch]
-            tokens += count_tokens(self._earlier, [min(start, batch) for start in starts])
+        tokens, start = count_windows(segments, batch) * int(self._data.max_length), segments[0].batch
+        for data in reversed(self._earlier):
+            windows = count_windows(segments_of(data), min(start, batch))
+            tokens += windows * data["data"]["max_length"]
+            start = data["legs"][0]["batch"]
         return tokens
 
     def steps_within(self, tokens: int) -> int:
         """The number of optimizer steps of the whole run that take at most `tokens` tokens."""
-        segments, start = self._segments, self._current.batch if self._current else 0
-        accumulate = self._data.trainer.accumulate_grad_batches
-        most = (tokens - int(self.tokens_at(start))) // self._data.max_length + 1  # windows
+        start = self._current.batch if self._current else 0
+        most = (tokens - self._tokens_before(start)) // self._data.max_length + 1  # windows
         batches = range(start + 1, start + max(0, most) + 1)
-        stop = start + bisect_right(batches, tokens, key=self.tokens_at)
-        updates = [count_updates(segments, batch, accumulate) for batch in (start, stop)]
-        return int(self._first_step + updates[1] - updates[0])
+        return self._steps_before(start + bisect_right(batches, tokens, key=self._tokens_before))
+
+    def _steps_before(self, batch: int) -> int:
+        """The number of optimizer steps that end in the run's first `batch` batches."""
+        first, step, accumulate = next(
+            (start for start in reversed(self._steps) if start[0] <= batch), self._steps[0]
+        )
+        segments = self._all_segments
+        return step + sum(
+            sign * count_updates(segments, number, accumulate)
+            for number, sign in ((batch, 1), (first, -1))
+        )
 
     def _batch_of(self, step: int) -> int:
-        """The number of batches before an optimizer step, estimated for those of earlier processes."""
-        first = self._current.batch if self._current else 0
-        if step <= self._first_step:
-            return first * step // max(1, self._first_step)
-        segments, trainer, new = self._history_of_data(None), self._data.trainer, step - self._first_step
-        accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
-        before = count_updates(segments, first, accumulate)
-        batches = range(first + new, first + new * accumulate)  # a step has 1 to `accumulate` batches
-        return batches.start + bisect_left(
-            batches, before + new, key=lambda batch: count_updates(segments, batch, accumulate)
-        )
+        """The number of batches before an optimizer step."""
+        number = max(0, bisect_right(self._steps, step, key=lambda start: start[1]) - 1)
+        first, done, accumulate = self._steps[number]
+        # a step has 1 to `accumulate` batches
+        batches = range(first + step - done, first + (step - done) * accumulate)
+        found = batches.start + bisect_left(batches, step, key=self._steps_before)
+        later = self._steps[number + 1 :]
+        return min(found, later[0][0]) if later else found
+
+    def _count_steps_from(self, batch: int, step: int) -> None:
+        """Note that the run is at this batch and optimizer step, perhaps with another accumulation."""
+        self._steps = [start for start in self._steps if start[0] <= batch]
+        accumulate = self._data.trainer.accumulate_grad_batches
+        self._steps = self._steps or [(0, 0, accumulate)]
+        if self._steps[-1][2] != accumulate or self._steps_before(batch) != step:
+            self._steps.append((batch, step, accumulate))
+
+    @property
+    def _all_segments(self) -> list[RunSegment]:
+        earlier = [segment for data in self._earlier for segment in segments_of(data)]
+        return [*earlier, *self._history_of_data(None)]
 
     @property
     def _end(self) -> int | None:
@@ -226,6 +248,7 @@ class Resume(L.Callback):
             "batches": batches,
             **asdict(position),
             "legs": [segment.as_dict() for segment in segments],
+            "steps": [list(start) for start in self._steps],
             "rng": rng,
             **({"earlier": self._earlier} if self._earlier else {}),
         }
@@ -318,6 +341,7 @@ class Resume(L.Callback):
         same = replace(last, batch=current.batch, start=start) == current
         if not legs or not same or last.position(current.batch) != start:
             self._continue_from(current)
+        self._steps = [(*start,) for start in state.get("steps", [])]  # absent from older checkpoints
         self._rng_to_restore, self.resumed = state["rng"], True
         if self._sampler is not None:
             self._sampler.start_at(start)
@@ -326,8 +350,9 @@ class Resume(L.Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
             return
-        loops, self._first_step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
+        loops = checkpoint["loops"]["fit_loop"]
         if self.resumed and self._current is not None:
+            self._count_steps_from(self._current.batch, checkpoint["global_step"])
             rewrite_loops(trainer, pl_module, loops, self._current)
         elif self.key in checkpoint:
             self.check_complete(checkpoint[self.key])

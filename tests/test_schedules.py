@@ -26,7 +26,7 @@ TOTAL = 60 * STEP  # more than two epochs of 25 steps
 
 
 class Curve(L.Callback):
-    """Records the windows, and of each optimizer step the tokens before, its learning rate, and after."""
+    """Records the windows, and of each optimizer step the tokens before, the rate, and tokens after."""
 
     def __init__(self, tokens: int = 0) -> None:
         self.tokens = self.stepped = tokens

@@ -22,10 +22,10 @@ def learning_rate_scale(
 ) -> float:
     """Return the factor on the peak learning rate of an optimizer step after `tokens` tokens.
 
-    `own` is the number of tokens of the step itself: the warm-up rises linearly, from own / (warmup + own)
-    at the start of the run to 1 after `warmup` tokens. With `decay=None` the factor then falls along half
-    a cosine to `ratio` at `total` tokens. Otherwise it stays 1, and falls linearly over the last `decay`
-    tokens. If `total` is infinite or below 1, the end is unknown, and the factor stays 1.
+    `own` is the number of tokens of the step itself. The warm-up rises linearly, from
+    own / (warmup + own) at the start of the run to 1 after `warmup` tokens. With `decay=None` the factor
+    then falls along half a cosine to `ratio` at `total` tokens. Otherwise it stays 1, and falls linearly
+    over the last `decay` tokens. If `total` is infinite or below 1, the factor stays 1.
 
     Sources: Loshchilov & Hutter 2017, "SGDR", equation 5, without restarts. Hu et al. 2024, "MiniCPM",
     section 4.2, and Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training

@@ -1,6 +1,6 @@
 """Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.dataset import Spans, Windows
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, taken_windows
 from lit_gptdata.windows.order import SMALL
-from lit_gptdata.windows.steps import RunSegment, count_windows, trained_ranges
+from lit_gptdata.windows.steps import RunSegment, trained_ranges
 
 WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
 """The options that determine the windows of a store and their order; a resumed run keeps them."""
@@ -64,21 +64,18 @@ def windows_of(identity: dict[str, Any], open_store: OpenStore) -> Windows:
     return Mixture(sources, stages, seed=seed, first_epoch=identity["mixture"]["first_epoch"])
 
 
-def count_tokens(earlier: Sequence[dict[str, Any]], stops: Sequence[int]) -> int:
-    """Input tokens of all ranks in the batches of earlier data, each up to its batch in `stops`.
+def segments_of(data: dict[str, Any]) -> list[RunSegment]:
+    """The segments of one data of a run's history; no store is opened.
 
-    No store is opened, because the number of windows follows from the identity.
+    The number of windows follows from the identity.
     """
-    tokens = 0
-    for data, stop in zip(earlier, stops, strict=True):
-        identity = data["data"]
-        length, sources = identity["max_length"], [identity]
-        if "sources" in identity:
-            sources = [identity["sources"][name] for name in identity["mixture"]["stages"][0][1]]
-        sizes = (end - begin for begin, end in (source["train_tokens"] for source in sources))
-        n = sum(len(Spans(n_tokens=s, max_length=length, stride=identity["stride"])) for s in sizes)
-        tokens += length * count_windows([RunSegment.from_dict(leg, n) for leg in data["legs"]], stop)
-    return tokens
+    identity, sources = data["data"], [data["data"]]
+    if "sources" in identity:
+        sources = [identity["sources"][name] for name in identity["mixture"]["stages"][0][1]]
+    spans = {name: identity[name] for name in ("max_length", "stride")}
+    n_tokens = (end - begin for begin, end in (source["train_tokens"] for source in sources))
+    n = sum(len(Spans(n_tokens=tokens, **spans)) for tokens in n_tokens)
+    return [RunSegment.from_dict(leg, n) for leg in data["legs"]]
 
 
 def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> list[dict[str, Any]]:
@@ -93,7 +90,7 @@ def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> lis
         identity, legs = data["data"], data["legs"]
         windows = windows_of(identity, open_store)
         sources = identity.get("sources", {"corpus": identity})
-        ranges = trained_ranges([RunSegment.from_dict(leg, len(windows)) for leg in legs], end)
+        ranges = trained_ranges(segments_of(data), end)
         if isinstance(windows, Mixture):
             taken = windows.taken(ranges)
         else:

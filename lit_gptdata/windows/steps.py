@@ -93,7 +93,7 @@ class RunSegment:
     step: int = -1
     """Batches of its first epoch before it, as Lightning counts; -1: measured in its own steps."""
     end: int = -1
-    """Batches that the Trainer takes in its first epoch, the `step` earlier ones included; -1: `limit`."""
+    """Batches that the Trainer takes in its first epoch, with the `step` earlier ones; -1: `limit`."""
 
     def __post_init__(self) -> None:
         if self.step < 0:
