@@ -35,6 +35,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "num_workers": lambda value: check_integer("num_workers", value, 0, "the loader's processes"),
     "shuffle": lambda value: check_flag("shuffle", value),
     "drop_last": lambda value: check_flag("drop_last", value),
+    "drop_padded": lambda value: check_flag("drop_padded", value),
     "seed": lambda value: value if value is None else check_integer("seed", value),
     "val_fraction": lambda value: check_fractions(value, 0.0)[0],
     "test_fraction": lambda value: check_fractions(0.0, value)[1],

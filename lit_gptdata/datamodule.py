@@ -83,6 +83,7 @@ class GPTDataModule(L.LightningDataModule):
         shuffle: train windows in a seeded order, a new one each epoch
         seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
+        drop_padded: leave out the last val and test windows if they need padding
         stages: weights of a mixture that change: [{"tokens": n, "weights": {name: weight}}, …]. `tokens`
             is the length in input tokens of all ranks, rounded up to whole steps; the last one has none
         batch_format: "tuple" | "hf": {"input_ids", "labels", "shift_labels"}, for models of transformers
@@ -134,13 +135,14 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: str | None = None,
         bos: bool = False,
         batch_format: BatchFormat = "tuple",
+        drop_padded: bool = False,
     ) -> None:
         arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
         super().__init__()
         self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
         self.shuffle, self.drop_last, self.batch_format = shuffle, drop_last, batch_format
-        self.num_workers = num_workers
+        self.num_workers, self.drop_padded = num_workers, drop_padded
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.data_dir = local_folder(data_dir)
         self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
@@ -306,7 +308,8 @@ class GPTDataModule(L.LightningDataModule):
             )
         if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
             sets = [self._data.eval_windows(split)]
-        loaders = [self._loader(w, self._steps(len(w), "pad"), seed=None) for w in sets]
+        tail: Tail = "share" if self.drop_padded else "pad"
+        loaders = [self._loader(w, self._steps(len(w), tail), seed=None) for w in sets]
         return loaders[0] if len(loaders) == 1 else list(loaders)
 
     def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:

@@ -134,6 +134,8 @@ class Recorder:
     def note(self, module: nn.Module, args: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):
             return
+        if any(parameter.is_meta for parameter in module.parameters()):  # LitGPT counts operations
+            return
         self.root = self.root or module
         if not isinstance(module, nn.Embedding) or args[0].ndim != 2:
             return

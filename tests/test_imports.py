@@ -47,7 +47,7 @@ FLOW = [
     "report.usage", "report.jobs", "report.rows", "report.plots", "report.page",
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
-    "interop.npy", "interop.formats", "interop.importing", "interop.exporting",
+    "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
     "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
     "cli.train_tokenizer", "cli.train", "cli.rerun", "cli.app", "cli.main", "__main__",
 ]  # fmt: skip

@@ -160,6 +160,10 @@ class ChainedWindows(Windows):
             local = local - len(windows)
         return inputs, targets
 
+    def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        for inputs, targets in map(self.batch, batches_of([indices], size)):
+            yield np.concatenate([inputs, targets[:, -1:]], axis=1)
+
     def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
         return batches
 

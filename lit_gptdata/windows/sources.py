@@ -81,12 +81,12 @@ class NamedSource:
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; the last one is padded."""
-        return self._windows("val", pad=True)
+        """Non-overlapping windows that score every token once; the last one is padded or left out."""
+        return self._windows("val", pad=not self._owner.drop_padded)
 
     @property
     def test_windows(self) -> Windows:
-        return self._windows("test", pad=True)
+        return self._windows("test", pad=not self._owner.drop_padded)
 
     def _windows(self, split: str, stride: int | None = None, pad: bool = False) -> Windows:
         length, (begin, end) = self._owner.max_length, getattr(self.split, split)
