@@ -143,8 +143,10 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
     try:
         for logger in [] if rank_zero_only.rank else trainer.loggers:
             if isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger):
-                if logger.experiment:  # an error, such as a missing login, comes before the training
-                    clients.append(logger)
+                run = logger.experiment  # an error, such as a missing login, comes before the training
+                clients.append(logger)
+                if isinstance(logger, WandbLogger):
+                    run.define_metric("*", step_metric="tokens")
                 logger.log_metrics = partial(_log, logger, budget)
                 # Lightning would log the model's arguments, too, and end the run with each validation.
                 logger.log_hyperparams = logger.finalize = _ignore
@@ -165,8 +167,10 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
 
 
 def _log(logger: Any, budget: Any, metrics: Any, step: int | None = None) -> None:
-    x = step if isinstance(logger, WandbLogger) else budget.tokens
-    type(logger).log_metrics(logger, {"step": step or 0, **metrics, "tokens": budget.tokens}, x)
+    values, x = {**metrics, "tokens": budget.tokens}, step
+    if not isinstance(logger, WandbLogger):  # whose x axis is any metric
+        values, x = values | {"step": step}, budget.tokens
+    type(logger).log_metrics(logger, values, x)
 
 
 def _ignore(*_: Any) -> None:
@@ -188,9 +192,7 @@ def _describe(clients: list[Any], config: dict[str, Any], trainer: Any, pl_modul
 
             logger.experiment.file_writer.add_summary(hparams(values, {})[1])
             continue
-        if isinstance(logger, WandbLogger):
-            logger.experiment.define_metric("*", step_metric="tokens")
-        else:  # the parameters of a run that continues cannot change
+        if isinstance(logger, MLFlowLogger):  # the parameters of a run that continues cannot change
             known = logger.experiment.get_run(logger.run_id).data.params
             values = {key: value for key, value in values.items() if key not in known}
         type(logger).log_hyperparams(logger, values)
