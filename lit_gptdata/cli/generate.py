@@ -6,7 +6,6 @@ import argparse
 import difflib
 import inspect
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,24 +68,24 @@ def split_options(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[li
     given = [word for word in words if "=" in word and word.partition("=")[0] in defaults]
     others = [word for word in words if word not in given]
     for word in others:
-        name = re.match(r"(\w*)=|", word)[1]  # type: ignore[index]  # it matches every text
-        if near := difflib.get_close_matches(name or "", defaults):
+        name, is_option, _ = word.partition("=")
+        if is_option and (near := difflib.get_close_matches(name, defaults)):
             raise ValueError(f"{name}=… does not exist: did you mean {near[0]}=…?")
     read: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
     return others, {**defaults, **read}
 
 
-def load_run(path: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
+def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     """The model of a checkpoint, in eval mode on the GPU if there is one, and its data's tokenizer.
 
-    `path`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError,
+    `ckpt`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError,
     ValueError, and the errors of `Tokenizer`.
     """
     import torch
     from hydra.utils import get_class, instantiate
     from omegaconf import OmegaConf
 
-    file = find_checkpoint(Path(path).expanduser())
+    file = find_checkpoint(Path(ckpt).expanduser())
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         weights = content["state_dict"]
@@ -113,16 +112,18 @@ def load_run(path: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
 
 def find_checkpoint(path: Path) -> Path:
     """The file, or the one to resume from in the folder of a run: last.ckpt, or else the newest."""
-    if (path / "meta.pt").is_file():
+    if path.is_dir() and not (path / "meta.pt").exists():
+        found = [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
+        if not found:
+            problem = f"{path} has no .ckpt file"
+            raise FileNotFoundError(
+                f"{problem}: give the folder of a run, such as outputs/<date>/<time>"
+            )
+        path = max(found, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
+    if path.is_dir():  # of FSDP
         command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         raise ValueError(f"{path} has the parts of a checkpoint. Make one file of them: {command}")
-    if not path.is_dir():
-        return path
-    found = [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
-    if not found:
-        problem = f"{path} has no .ckpt file"
-        raise FileNotFoundError(f"{problem}: give the folder of a run, such as outputs/<date>/<time>")
-    return max(found, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
+    return path
 
 
 def find_tokenizer(hparams: Mapping[str, Any], given: Any, run: Path) -> Tokenizer:
@@ -131,12 +132,11 @@ def find_tokenizer(hparams: Mapping[str, Any], given: Any, run: Path) -> Tokeniz
 
     if (name := given or hparams.get("tokenizer")) is None:
         raise ValueError("the checkpoint names no tokenizer: give tokenizer=…, such as tokenizer=gpt2")
-    policy = {
-        key: hparams[key] for key in ("special_tokens", "end_of_document", "bos") if key in hparams
-    }
     path, _, digest = str(name).partition("#")
     if digest and not Path(path).exists() and (kept := run / Path(path).name).exists():
         name = f"{kept}#{digest}"  # the folder of the run has moved
+    names = ("special_tokens", "end_of_document", "bos")
+    policy = {option: hparams[option] for option in names if option in hparams}
     try:
         return Tokenizer(name, **policy, data_dir=Path(hparams.get("data_dir", "data")))
     except FileNotFoundError as error:

@@ -80,9 +80,6 @@ def export(args: argparse.Namespace) -> None:
 
     folder = working_folder() / Path(args.out).expanduser()
     if args.format == "hf":
-        from lit_gptdata.interop.exporting import check_new
-
-        check_new(folder)
         export_model(folder, args.overrides)
         return
     data, parts = open_data(args.overrides), {}
@@ -104,14 +101,15 @@ def export(args: argparse.Namespace) -> None:
 
 def export_model(folder: Path, words: list[str]) -> None:
     """Write the model of ckpt=… and its tokenizer into a new folder, for transformers."""
+    from lit_gptdata.interop.exporting import check_new
+
     others, options = split_options(words, {"ckpt": None, "tokenizer": None})
     if others or options["ckpt"] is None:
         example = "lit-gptdata export hf OUT ckpt=outputs/<date>/<time>"
         raise ValueError(f"give a checkpoint and nothing else, got {' '.join(words)!r}: {example}")
-    model, tokenizer = load_run(options["ckpt"], options["tokenizer"])
+    check_new(folder)
+    model, tokenizer = load_run(**options)
     if not hasattr(model, "save_pretrained"):
-        raise TypeError(
-            f"{type(model).__name__} has no method save_pretrained: only a GPT-2 can be exported"
-        )
+        raise TypeError(f"{type(model).__name__} has no save_pretrained: only a GPT can be exported")
     model.save_pretrained(folder, tokenizer)
     print(*(f"{file}, {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir())), sep="\n")

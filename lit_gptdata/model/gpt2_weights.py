@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_gptdata._io import write_json, write_whole
-from lit_gptdata.model.block import NORM_EPS
+from lit_gptdata.text.formats import needs
 
 # Options of GPT2Config that change the logits → the only value that our GPT supports: the default.
 _SUPPORTED = {
@@ -37,8 +37,6 @@ _BLOCK_MODULES = {
     "mlp.c_fc": "mlp.expand",
     "mlp.c_proj": "mlp.contract",
 }
-
-
 INDEX = "model.safetensors.index.json"  # which shard has which tensor
 
 
@@ -66,25 +64,23 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = _read_config(folder / "config.json")
     vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
     stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}
-    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, _read_tensors(weights)
+    tensors = _read_tensors(weights, _names(n_layers))
+    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, tensors
 
 
 def _hub_name(path: str | Path) -> str:
     """The hf:// name of a model; "" for a path."""
-    if not isinstance(path, str) or path.startswith("hf://") or Path(path).exists():
-        return path if str(path).startswith("hf://") else ""
-    if re.fullmatch("gpt2(-medium|-large|-xl)?", path):
-        return f"hf://openai-community/{path}"
-    return f"hf://{path}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", path) else ""
+    name = re.sub("^(gpt2(-medium|-large|-xl)?)$", r"openai-community/\1", str(path))
+    if name.startswith("hf://") or not isinstance(path, str) or Path(path).exists():
+        return name if name.startswith("hf://") else ""
+    return f"hf://{name}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?", name) else ""
 
 
 def _download(name: str) -> Path:
     """The folder of a model on the hub in huggingface_hub's cache, with the files that it needs.
 
-    A branch is resolved once, so that all files are of one commit. Without a network, the commit that
-    was downloaded last is used.
+    All files are of one commit. Without a network, it is the commit that was downloaded last.
     """
-    from lit_gptdata.text.formats import needs
     from lit_gptdata.tokens.libraries.hub import check_hub_name
 
     repository, revision = check_hub_name(name)
@@ -95,9 +91,9 @@ def _download(name: str) -> Path:
         try:
             get("model.safetensors")
         except hub.errors.EntryNotFoundError:  # also without a network
-            index = Path(get(INDEX))
-            shards = sorted({*_read_index(index).values()})
-            for shard in shards:
+            get(INDEX)
+            shards = {*_read_index(config.with_name(INDEX)).values()}
+            for shard in sorted(shards):
                 get(shard)
     except Exception as error:  # of the package itself, of requests or of httpx, by its version
         if isinstance(error, ValueError) and INDEX in str(error):
@@ -108,21 +104,12 @@ def _download(name: str) -> Path:
     return config.parent
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}. Download it again") from None
-
-
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor → shard, a file in the folder of the index."""
-    values = _read_json(path)
-    index = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(index, dict) or not index:
-        raise ValueError(
-            f"{path} must have a weight_map with the shard of each tensor: download it again"
-        )
+    try:
+        index = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not an index of shards: {error!r}. Download it again") from None
     for tensor, shard in index.items():
         if not re.fullmatch(r"[^/\\]+\.safetensors", str(shard)):
             problem = f"{path} has {shard!r} as the shard of {tensor}"
@@ -131,7 +118,10 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = _read_json(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}. Download it again") from None
     if missing := [name for name in _SIZES if not isinstance(config.get(name), int)]:
         names = ", ".join(missing)
         raise ValueError(f"{path} must have an integer for {names}: check that it describes a GPT-2")
@@ -147,59 +137,47 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config  # type: ignore[no-any-return]
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, or of the shards of an index, under GPT's names.
-
-    Unknown tensors keep their names.
-    """
-    shards: dict[Path, list[str]] = {path: []}  # shard → its tensors; []: all of them
-    if path.name == INDEX:
-        shards = {}
-        for tensor, shard in _read_index(path).items():
-            shards.setdefault(path.with_name(shard), []).append(tensor)
-    found: dict[str, Tensor] = {}
-    for file, names in shards.items():
-        if not file.is_file():
-            problem = f"{file} is missing: by {path.name} it has {names[0]} and others"
+def _read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
+    """Read a file, or the shards of an index, and rename the tensors by `names` if they are there."""
+    safetensors, tensors = needs("safetensors", "hf", "GPT.from_gpt2"), {}
+    shards: dict[Path, list[str]] = {} if path.name == INDEX else {path: []}  # []: all its tensors
+    for name, shard in (_read_index(path) if path.name == INDEX else {}).items():
+        shards.setdefault(path.with_name(shard), []).append(name)
+    for shard, wanted in shards.items():
+        if not shard.is_file():
+            problem = f"{shard} is missing: by {INDEX} it has {wanted[0]} and others"
             raise FileNotFoundError(f"{problem}. Download it into this folder")
-        found |= _load(file, names)
-    # GPT2LMHeadModel saves the tensors of GPT2Model with "transformer." before their names.
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in found.items()}
+        try:
+            with safetensors.safe_open(shard, framework="pt") as file:
+                if missing := sorted({*wanted} - {*file.keys()}):
+                    problem = f"{shard} lacks {', '.join(missing)}, which {INDEX} expects in it"
+                    raise ValueError(f"{problem}: download both files again")
+                tensors |= {name: file.get_tensor(name) for name in wanted or file.keys()}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{shard} is truncated or not a safetensors file: {error}") from error
 
+    # GPT2LMHeadModel saves the tensors of GPT2Model with "transformer." before their names.
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     # Old files also contain the causal mask, as h.<i>.attn.bias and h.<i>.attn.masked_bias.
     tensors = {k: v for k, v in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
     head, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and table is not None and not head.equal(table):
         raise ValueError(f"{path}: lm_head.weight differs from wte.weight, but our GPT ties the two")
-    # GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in).
-    is_linear = {k: k.startswith("h.") and v.ndim == 2 for k, v in tensors.items()}
-    return {_our_name(k): v.t() if is_linear[k] else v for k, v in tensors.items()}
+    return {names.get(name, name): _turned(name, tensor) for name, tensor in tensors.items()}
 
 
-def _load(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """The tensors `names` of a safetensors file; [] are all of them."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        message = "GPT.from_gpt2 needs the package safetensors: pip install 'lit-gptdata[hf]'"
-        raise ImportError(message) from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            if missing := [name for name in names if name not in file.keys()]:  # noqa: SIM118
-                problem = f"{path} lacks {', '.join(missing)}, which {INDEX} expects in it"
-                raise ValueError(f"{problem}: download both files again")
-            return {name: file.get_tensor(name) for name in names or file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    """GPT-2's Conv1D stores matrices as (in, out), nn.Linear as (out, in)."""
+    return tensor.t() if tensor.ndim == 2 and name.startswith("h.") else tensor
 
 
-def _our_name(name: str) -> str:
-    """Translate e.g. "h.0.attn.c_attn.weight" to "blocks.0.attention.qkv.weight"."""
-    if block := re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name):
-        i, module, kind = block.groups()
-        return f"blocks.{i}.{_BLOCK_MODULES.get(module, module)}.{kind}"
-    module, _, kind = name.rpartition(".")
-    return f"{_MODULES.get(module, module)}.{kind}"
+def _names(n_layers: int) -> dict[str, str]:
+    """Hugging Face's names of tensors → ours: "h.0.attn.c_attn.bias" → "blocks.0.attention.qkv.bias"."""
+    modules = dict(_MODULES)
+    for i in range(n_layers):
+        modules |= {f"h.{i}.{theirs}": f"blocks.{i}.{ours}" for theirs, ours in _BLOCK_MODULES.items()}
+    kinds = ("weight", "bias")
+    return {f"{theirs}.{k}": f"{ours}.{k}" for theirs, ours in modules.items() for k in kinds}
 
 
 def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: Any) -> None:
@@ -207,55 +185,40 @@ def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: 
 
     config.json comes last, so that a folder without it is not complete.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        message = "GPT.save_pretrained needs the package safetensors: pip install 'lit-gptdata[hf]'"
-        raise ImportError(message) from error
-    stem, tensors, unknown = model.stem, {}, []
-    wrong = [f"own code in {each}" for each in model._own_code]
-    if not wrong and stem.position != "learned":
-        wrong.append(f"position={stem.position!r} (allowed: 'learned')")
-    if not len(model.blocks):
-        wrong.append("n_layers=0, a model without a final norm (allowed: 1 or more)")
-    for name, tensor in weights.items():
-        their, is_linear = _their_name(name), name.startswith("blocks.") and tensor.ndim == 2
-        unknown += [] if their else [name]
-        tensors[f"transformer.{their}"] = (tensor.t() if is_linear else tensor).contiguous().cpu()
-    if unknown and not wrong:
-        wrong.append(f"the tensors {', '.join(unknown)}")
-    if wrong:
-        problem = f"GPT-2's architecture cannot hold this model: {'; '.join(wrong)}"
+    save = needs("safetensors.torch", "hf", "GPT.save_pretrained").save
+    stem, n_layers, files = model.stem, len(model.blocks), {}
+    names = {ours: theirs for theirs, ours in _names(n_layers).items()}
+    unknown = [name for name in weights if name not in names]
+    problems = {
+        f"own code in {', '.join(model._own_code)}": model._own_code,
+        "n_layers=0, a model without a final norm (allowed: 1 or more)": not n_layers,
+        f"the tensors {', '.join(unknown)}": unknown,
+        f"position={(position := getattr(stem, 'position', None))!r} (allowed: 'learned')": position
+        != "learned",
+    }
+    if wrong := [problem for problem, found in problems.items() if found]:
+        problem = f"GPT-2's architecture cannot hold this model: {wrong[0]}"
         raise ValueError(f"{problem}. Keep its checkpoint instead")
-    block = model.blocks[0]
+    block, dtype = model.blocks[0], stem.token_embedding.weight.dtype
     config = _SUPPORTED | {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ["GPT2LMHeadModel"], "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": stem.vocab_size, "n_positions": stem.max_length, "n_embd": stem.embedding_dim,
-        "n_layer": len(model.blocks), "n_head": block.attention.n_heads, "n_inner": None,
-        "embd_pdrop": stem.dropout.p, "resid_pdrop": block.dropout.p,
-        "attn_pdrop": block.attention.dropout, "layer_norm_epsilon": NORM_EPS,
+        "n_layer": n_layers, "n_head": block.attention.n_heads, "embd_pdrop": stem.dropout.p,
+        "attn_pdrop": block.attention.dropout, "resid_pdrop": block.dropout.p,
         "bos_token_id": None, "eos_token_id": None,  # without them, transformers takes GPT-2's 50256
-        "torch_dtype": str(stem.token_embedding.weight.dtype).removeprefix("torch."),
     }  # fmt: skip
-    files: dict[str, bytes] = {}
     if tokenizer is not None:
         from lit_gptdata.tokens.libraries.files import transformers_files
 
         files, ids = transformers_files(tokenizer, stem.vocab_size, stem.max_length)
         config |= ids
+    tensors = {
+        f"transformer.{names[ours]}": _turned(names[ours], tensor).contiguous().cpu()
+        for ours, tensor in weights.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     write_whole(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     for name, content in files.items():
         write_whole(folder / name, content)
     write_json(folder / "config.json", config)
-
-
-def _their_name(name: str) -> str:
-    """The inverse of `_our_name`; "" for a tensor that GPT-2 does not have."""
-    module, _, kind = name.rpartition(".")
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", module)
-    names = {ours: theirs for theirs, ours in (_BLOCK_MODULES if block else _MODULES).items()}
-    if (found := names.get(block[2] if block else module)) is None:
-        return ""
-    return f"h.{block[1]}.{found}.{kind}" if block else f"{found}.{kind}"

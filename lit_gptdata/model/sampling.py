@@ -14,17 +14,10 @@ from lit_gptdata.model.block import KeyValueCache
 
 @torch.no_grad()
 def sample_tokens(
-    model: Any,
-    ids: Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Yield the tokens that `model.generate` appends to a prompt, one at a time, int64 (B, 1).
-
-    `model` is a GPT; the arguments and errors are those of `GPT.generate`.
-    """
+    model: Any, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Yield the tokens that `GPT.generate` appends to a prompt, one at a time, int64 (B, 1)."""
     if not isinstance(ids, Tensor) or ids.ndim != 2 or 0 in ids.shape:
         got = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         problem = f"the prompt must be a tensor (batch, tokens) with at least one token, got {got}"
