@@ -102,11 +102,12 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in hub.files]
             info = {"id": DATASET, "sha": commit, "siblings": siblings}
             self.answer(200, json.dumps(info).encode())
-        elif found := re.fullmatch(f"/{DATASET}/resolve/([0-9a-f]{{40}})/(.*)", path):
+        elif found := re.fullmatch(f"/{DATASET}/resolve/(main|[0-9a-f]{{40}})/(.*)", path):
+            commit = found[1].replace("main", hub.commit)
             if (content := hub.files.get(found[2])) is None:
-                self.answer(404, code="EntryNotFound")
+                self.answer(404, code="EntryNotFound", commit=commit)
             else:
-                self.answer(200, content, commit=found[1])
+                self.answer(200, content, commit=commit)
         elif found := re.fullmatch(f"/datasets/{DATASET}/resolve/main/(.*)", path):
             first, last = map(int, re.findall("[0-9]+", self.headers["Range"]))
             self.answer(206, hub.files[found[1]][first : last + 1])

@@ -29,7 +29,8 @@ FLOW = [
     "tokens.libraries.hugging_face", "tokens.libraries.sentencepiece_model", "tokens.libraries.hub",
     "tokens.libraries.reading",
     "tokens.tokenizer", "tokens.gigatoken", "tokens.engines", "tokens.manifest",
-    "tokens.shards", "tokens.libraries.train", "tokens.store", "tokens.coverage",
+    "tokens.shards", "tokens.libraries.train", "tokens.libraries.files", "tokens.store",
+    "tokens.coverage",
     "tokens.remote.objects", "tokens.remote.cache", "tokens.remote.store",
     "tokens.build.output", "tokens.build.plan", "tokens.build.encode",
     "tokens.build.processes", "tokens.build.ray_tasks", "tokens.build.local", "tokens.remote.publish",
@@ -48,7 +49,7 @@ FLOW = [
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
-    "cli.overrides", "cli.data", "cli.interop", "cli.show", "cli.seen", "cli.report",
+    "cli.overrides", "cli.data", "cli.generate", "cli.interop", "cli.show", "cli.seen",
     "cli.train_tokenizer", "cli.train", "cli.rerun", "cli.app", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from lit_gptdata._io import working_folder
+from lit_gptdata.cli.generate import load_run, split_options
 from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
 from lit_gptdata.configs import quote_value
 
@@ -62,7 +63,8 @@ def import_ids(args: argparse.Namespace) -> None:
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", metavar="FORMAT", choices=WRITTEN, help="%(choices)s")
+    formats = "%(choices)s; hf: a checkpoint for transformers, ckpt=PATH, perhaps with tokenizer=…"
+    parser.add_argument("format", metavar="FORMAT", choices=(*WRITTEN, "hf"), help=formats)
     parser.add_argument("out", metavar="OUT", help="a new folder")
     help_text = "only this one, or all tokens as one; default: train, val and test if they have tokens"
     parser.add_argument("--split", choices=("train", "val", "test", "all"), help=help_text)
@@ -70,12 +72,16 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write tokens for nanoGPT, llm.c, Megatron, or as Parquet."""
+    """Write tokens for nanoGPT, llm.c, Megatron, or as Parquet, or a model for transformers."""
     from lit_gptdata.interop.blocks import Part
     from lit_gptdata.interop.exporting import export as write
     from lit_gptdata.interop.formats import FORMATS, SPLITS
     from lit_gptdata.interop.importing import separator_of
 
+    folder = working_folder() / Path(args.out).expanduser()
+    if args.format == "hf":
+        export_model(folder, args.overrides)
+        return
     data, parts = open_data(args.overrides), {}
     for source in data._data.all:
         ranges = {split: getattr(source.split, split) for split in SPLITS}
@@ -87,7 +93,23 @@ def export(args: argparse.Namespace) -> None:
                 parts[name] = Part(source.store, begin, end, separator_of(data.tokenizer))
     if not parts:
         raise ValueError(f"there is no {args.split} split: set data.{args.split}_fraction")
-    files = write(FORMATS[args.format], parts, working_folder() / Path(args.out).expanduser())
+    files = write(FORMATS[args.format], parts, folder)
     for name, part in parts.items():
         print(f"{name}: {part.end - part.begin:,} tokens of {part.store.dtype.name}")
     print(*(f"{file}, {file.stat().st_size:,} bytes" for file in files), sep="\n")
+
+
+def export_model(folder: Path, words: list[str]) -> None:
+    """Write the model of ckpt=… and its tokenizer into a new folder, for transformers."""
+    from lit_gptdata.interop.exporting import check_new
+
+    others, options = split_options(words, {"ckpt": None, "tokenizer": None})
+    if others or options["ckpt"] is None:
+        example = "lit-gptdata export hf OUT ckpt=outputs/<date>/<time>"
+        raise ValueError(f"give a checkpoint and nothing else, got {' '.join(words)!r}: {example}")
+    check_new(folder)
+    model, tokenizer = load_run(**options)
+    if not hasattr(model, "save_pretrained"):
+        raise TypeError(f"{type(model).__name__} has no save_pretrained: only a GPT can be exported")
+    model.save_pretrained(folder, tokenizer)
+    print(*(f"{file}, {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir())), sep="\n")

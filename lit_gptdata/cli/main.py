@@ -13,10 +13,10 @@ from typing import NoReturn
 from lit_gptdata import __version__
 from lit_gptdata.cli.app import describe_options, train
 from lit_gptdata.cli.data import info, info_arguments, prepare, publish, publish_arguments, verify
+from lit_gptdata.cli.generate import generate, generate_arguments
 from lit_gptdata.cli.interop import export, export_arguments, import_arguments, import_ids
 from lit_gptdata.cli.overrides import add_overrides
-from lit_gptdata.cli.report import report, report_arguments
-from lit_gptdata.cli.rerun import rerun, rerun_arguments
+from lit_gptdata.cli.rerun import report, report_arguments, rerun, rerun_arguments
 from lit_gptdata.cli.seen import seen, seen_arguments
 from lit_gptdata.cli.show import show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
@@ -33,6 +33,7 @@ COMMANDS = {
     "train-tokenizer": (train_tokenizer, train_tokenizer_arguments),
     "import": (import_ids, import_arguments),
     "export": (export, export_arguments),
+    "generate": (generate, generate_arguments),
     "report": (report, report_arguments),
     "rerun": (rerun, rerun_arguments),
 }
@@ -49,6 +50,7 @@ A text is a path, folder, glob, URL or name. All commands take the same options,
   lit-gptdata train                                        # a small model on the included text
   lit-gptdata train books/ data.max_length=128             # your own text
   lit-gptdata train -m +sweep=context                      # a sweep
+  lit-gptdata generate outputs/2026-11-22/10-00-00-123456 "The value of"   # a run's checkpoint
   lit-gptdata rerun multirun/2026-11-22/10-00-00-123456/3  # repeat a job: are its metrics the same?
   lit-gptdata show step=3 books/ data.max_length=128
   lit-gptdata publish s3://bucket/tokens s3://bucket/books/ data.build=ray

@@ -1,4 +1,4 @@
-"""The command that repeats a job, or runs the jobs of a sweep that did not end."""
+"""The commands that repeat a job, run the jobs of a sweep that did not end, and report on a sweep."""
 
 from __future__ import annotations
 
@@ -107,3 +107,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     """Read result.json; {} if the job was killed before it was written."""
     path = folder / "result.json"
     return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep, under multirun/")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write sweep.html, sweep.csv and pictures for a sweep's jobs."""
+    from lit_gptdata.report.page import report_sweep
+    from lit_gptdata.report.rows import check_sweep
+
+    report_sweep(check_sweep(Path(args.folder)))

@@ -17,8 +17,7 @@ def export(format: Format, parts: Mapping[str, Part], folder: Path) -> list[Path
     Raises FileExistsError unless the folder is new or empty, OSError.
     """
     assert format.write is not None
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not empty: give a new folder, or remove it")
+    check_new(folder)
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         for path, part in ((new / name, part) for name, part in parts.items()):
@@ -38,3 +37,9 @@ def export(format: Format, parts: Mapping[str, Part], folder: Path) -> list[Path
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return [folder / path.relative_to(new) for path in files]
+
+
+def check_new(folder: Path) -> None:
+    """Raise FileExistsError unless a folder is new or empty."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty: give a new folder, or remove it")

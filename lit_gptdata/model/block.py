@@ -10,8 +10,31 @@ from torch.nn import functional as F
 NORM_EPS = 1e-5
 
 
+class KeyValueCache:
+    """The keys and values of the `n` tokens so far in one Attention; at most `length` tokens fit."""
+
+    values: Tensor | None = None  # (2, B, H, length, D/H), as long as the longest text that will be made
+
+    def __init__(self, length: int) -> None:
+        self.length, self.n = length, 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of new tokens, each (B, H, T, D/H), and return all so far."""
+        B, H, T, width = k.shape
+        if self.values is None:
+            self.values = k.new_empty(2, B, H, self.length, width)
+        self.values[0, :, :, self.n : self.n + T] = k
+        self.values[1, :, :, self.n : self.n + T] = v
+        self.n += T
+        keys, values = self.values[:, :, :, : self.n]
+        return keys, values
+
+
 class Attention(nn.Module):
-    """Causal multi-head self-attention, (B, T, D) → (B, T, D)."""
+    """Causal multi-head self-attention, (B, T, D) → (B, T, D).
+
+    With a `cache`, x has the tokens after the cached ones: all tokens of a prompt, then one at a time.
+    """
 
     def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -20,12 +43,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
         self.out = nn.Linear(embedding_dim, embedding_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D/H)
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # each (B, H, n, D/H)
+            assert T in (1, cache.n)  # is_causal compares positions from 0
+        is_causal = cache is None or cache.n == T
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)
         return self.out(x.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
@@ -53,6 +80,6 @@ class Block(nn.Module):
         self.mlp = MLP(embedding_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]

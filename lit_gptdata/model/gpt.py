@@ -14,16 +14,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gptdata._checks import check_integer, check_number
-from lit_gptdata.model.block import NORM_EPS, Block
-from lit_gptdata.model.gpt2_weights import read_gpt2
+from lit_gptdata.model.block import NORM_EPS, Block, KeyValueCache
+from lit_gptdata.model.gpt2_weights import read_gpt2, write_gpt2
 from lit_gptdata.model.learning_rate import Schedule, check_schedule, make_schedule
-from lit_gptdata.model.sampling import eval_mode, sample_token
+from lit_gptdata.model.sampling import sample_tokens
 from lit_gptdata.model.stem import INIT_STD, EmbeddingStem
 
 IGNORE_INDEX = -100  # a target with this value is not scored; torch's default in cross_entropy
@@ -110,8 +110,10 @@ class GPT(L.LightningModule):
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
-        """Load a GPT-2 from `path`, a Hugging Face folder with config.json and model.safetensors.
+        """Load a GPT-2 of Hugging Face: a folder with config.json and safetensors, or a name on the hub.
 
+        A folder may have model.safetensors, or shards and their index. A name is gpt2, org/name or
+        hf://org/name[@revision], unless a folder has the same name; huggingface_hub caches the files.
         `dropout` replaces the values in config.json. `options` are further arguments of GPT. Raises
         ValueError if the tensors do not match config.json, and the errors of `read_gpt2`.
         """
@@ -123,6 +125,20 @@ class GPT(L.LightningModule):
         except RuntimeError as error:  # it names the missing, unexpected and wrong tensors
             raise ValueError(f"the tensors in {path} do not match its config.json: {error}") from error
         return model
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write a folder that AutoModelForCausalLM of transformers and `from_gpt2` load.
+
+        `tokenizer`, anything that `Tokenizer` takes, adds the files that AutoTokenizer loads. With FSDP
+        all ranks must call this, and rank 0 writes. Raises ValueError that names what GPT-2's
+        architecture cannot hold, such as position="sinusoidal", and ImportError.
+        """
+        weights = self.state_dict()
+        for name, tensor in weights.items():
+            if hasattr(tensor, "full_tensor"):  # with FSDP each rank has a part of it
+                weights[name] = tensor.full_tensor()
+        if rank_zero_only.rank == 0:
+            write_gpt2(Path(folder), self, weights, tokenizer)
 
     def _init_blocks(self) -> None:
         """Initialize the blocks like GPT-2: matrices from N(0, 0.02²), biases 0 (section 2.3)."""
@@ -147,14 +163,32 @@ class GPT(L.LightningModule):
         bias = F.pad(table.new_zeros(len(table)), (0, extra), value=-torch.inf)
         return F.linear(x, F.pad(table, (0, 0, 0, extra)), bias)
 
-    def _features(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.stem(ids)  # (B, T, D)
-        for block in self.blocks:
-            x = block(x)  # (B, T, D)
+    def _features(self, ids: Tensor, caches: Sequence[KeyValueCache] = ()) -> Tensor:
+        if not caches:
+            x: Tensor = self.stem(ids)  # (B, T, D)
+            for block in self.blocks:
+                x = block(x)  # (B, T, D)
+            return self.final_norm(x)  # type: ignore[no-any-return]
+        begin = caches[0].n
+        x = self.stem(ids, torch.arange(begin, begin + ids.shape[1], device=ids.device))
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cache)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.stem.token_embedding.weight)  # (…, D) → (…, V)
+
+    @property
+    def _own_code(self) -> list[str]:
+        """What may compute other logits than GPT's code: methods of a subclass, modules of others."""
+        methods = ("forward", "_features", "_head")
+        own = type(self)
+        found = [f"{own.__name__}.{m}" for m in methods if getattr(own, m) is not getattr(GPT, m)]
+        for name, module in list(self.named_modules())[1:]:
+            packages = {base.__module__.partition(".")[0] for base in type(module).__mro__}
+            if packages - {"torch", "lit_gptdata", "lightning", "builtins", "typing", "abc"}:
+                found.append(f"{name} ({type(module).__name__})")
+        return found
 
     def configure_model(self) -> None:
         """Shard the parameters over the ranks (FSDP2) if Lightning uses its ModelParallelStrategy."""
@@ -300,7 +334,6 @@ class GPT(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    @torch.no_grad()
     def generate(
         self,
         ids: Tensor,
@@ -313,25 +346,12 @@ class GPT(L.LightningModule):
 
         Each token is drawn from softmax(logits / temperature) over the `top_k` most likely tokens
         (None: over all). Temperature 0 takes the most likely token. The model sees the last max_length
-        tokens and applies no dropout. Raises ValueError for an empty prompt or a value out of range.
+        tokens and applies no dropout. Keys and values are cached until the text has max_length tokens.
+        After that each token costs a whole window, because the positions of all tokens change. Raises
+        ValueError for an empty prompt or a value out of range.
         """
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or 0 in ids.shape:
-            got = f"the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-            problem = f"the prompt must be a tensor (batch, tokens) with at least one token, got {got}"
-            raise ValueError(f"{problem}; to generate without a prompt, pass the end-of-text token")
-        check_integer("max_new_tokens", max_new_tokens, 0)
-        check_number("temperature", temperature, math.inf)
-        if top_k is not None:
-            check_integer("top_k", top_k, 1)
-
-        ids = ids.to(self.device, torch.int64)
-        with eval_mode(self):
-            for _ in range(max_new_tokens):
-                features = self._features(ids[:, -self.stem.max_length :])  # (B, ≤ max_length, D)
-                logits = self._head(features[:, -1]).float()  # (B, V)
-                next_token = sample_token(logits, temperature, top_k, generator)  # (B, 1)
-                ids = torch.cat((ids, next_token), dim=1)
-        return ids
+        new = list(sample_tokens(self, ids, max_new_tokens, temperature, top_k, generator))
+        return torch.cat([ids.to(self.device, torch.int64), *new], dim=1)
 
 
 def inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:

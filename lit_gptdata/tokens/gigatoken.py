@@ -220,7 +220,7 @@ def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Calla
     if reference.library == "sentencepiece":
         return [functools.partial(from_json, _sentencepiece_as_json(content))]
     rule = RULES[reference.rule]
-    as_json = functools.cache(lambda: _ranks_as_json(content, rule.regex, special_ids))
+    as_json = functools.cache(lambda: ranks_as_json(content, rule.regex, special_ids))
     from_ranks = functools.partial(_from_ranks, content, rule.scheme, special_ids)
     return [from_ranks, lambda: from_json(as_json())]
 
@@ -236,7 +236,7 @@ def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> An
         return gigatoken.Tokenizer.from_tiktoken(path, scheme, dict(special_ids))
 
 
-def _ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> str:
+def ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> str:
     """A tokenizer.json that merges as tiktoken does: whole matches first, then the lowest rank."""
     names = {}
     for line in ranks.splitlines():

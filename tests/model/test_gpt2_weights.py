@@ -1,33 +1,51 @@
+"""GPT-2 files: what is written is read back, and what is damaged or does not fit is refused by name."""
+
+import functools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from lit_gptdata.model.gpt import GPT
+from lit_gptdata.model.gpt2_weights import INDEX, _hub_name
+from lit_gptdata.model.stem import EmbeddingStem
+from tests.hub_server import hub_server
 
+pytest.importorskip("safetensors")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+IDS = torch.arange(12)[None]
 
-@pytest.fixture(scope="module")
-def reference():
-    """A small GPT-2 of transformers whose tensors are all random, also the norms and biases."""
-    transformers = pytest.importorskip("transformers")
+
+def random_gpt() -> GPT:
+    """A small GPT whose tensors are all random, also the norms and biases."""
     torch.manual_seed(3)
-    config = transformers.GPT2Config(
-        vocab_size=61, n_positions=12, n_embd=24, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
+    stem = EmbeddingStem(vocab_size=61, max_length=12, embedding_dim=24, dropout=0.1)
+    model = GPT(stem, n_layers=3, n_heads=4, dropout=0.2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_gpt()
 
 
 @pytest.fixture
-def folder(reference, tmp_path):
-    reference.save_pretrained(tmp_path)
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
     return tmp_path
+
+
+def assert_same_weights(loaded: GPT, model: GPT) -> None:
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def edit_config(folder, **changes):
@@ -35,34 +53,186 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def edit_tensors(folder, change):
+def edit_tensors(folder, change, file="model.safetensors"):
     from safetensors.torch import load_file, save_file
 
-    path = folder / "model.safetensors"
+    path = folder / file
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", ""])
-def test_from_gpt2_computes_the_logits_of_transformers(reference, tmp_path, prefix):
-    names: list[str] = []
-    (reference if prefix else reference.transformer).save_pretrained(tmp_path)
-    edit_tensors(tmp_path, lambda tensors: names.extend(tensors))
-    assert all(name.startswith("transformer.") == bool(prefix) for name in names)
-    ids = torch.randint(61, (3, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = reference(ids).logits
-    assert expected.std() > 1
-    for path in (tmp_path, str(tmp_path / "model.safetensors")):
-        model = GPT.from_gpt2(path, learning_rate=3e-4).eval()
-        torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-4)
-    assert model.hparams["n_layers"] == 3
-    assert model.hparams["learning_rate"] == 3e-4
-    assert GPT.from_gpt2(tmp_path, dropout=0.5).stem.dropout.p == 0.5
+def split_into_shards(folder: Path) -> list[str]:
+    """Replace model.safetensors by three shards and their index; returns the names of the shards."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = {name: shards[i % 3] for i, name in enumerate(tensors)}
+    for shard in shards:
+        save_file({name: tensors[name] for name in tensors if index[name] == shard}, folder / shard)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": index}))
+    return shards
 
 
-def test_from_gpt2_accepts_half_precision_masks_and_a_tied_head(folder, reference):
+def test_what_save_pretrained_writes_is_read_back_bit_for_bit(model, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = GPT.from_gpt2(folder, dropout=0.2)
+    assert_same_weights(loaded, model)
+    assert loaded.hparams["n_heads"] == 4
+    model.save_pretrained(folder)  # over an earlier one
+    assert_same_weights(GPT.from_gpt2(folder), model)
+
+
+def test_save_pretrained_leaves_no_complete_folder_behind_when_it_fails(model, folder, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("lit_gptdata.model.gpt2_weights.write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(folder)
+    assert not (folder / "config.json").exists()
+
+
+class OwnStem(EmbeddingStem):
+    pass
+
+
+class OwnHead(GPT):
+    def _head(self, x):
+        return super()._head(x) / 2
+
+
+class TwoHeads(GPT):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.value = torch.nn.Linear(24, 1)
+
+
+def small(kind=GPT, stem=EmbeddingStem, position="learned", n_layers=1):
+    return kind(stem(61, 12, 24, position), n_layers=n_layers)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"position": "sinusoidal"}, r"position='sinusoidal' \(allowed: 'learned'\)"),
+        ({"position": "none"}, r"position='none' \(allowed: 'learned'\)"),
+        ({"n_layers": 0}, r"n_layers=0, a model without a final norm \(allowed: 1 or more\)"),
+        ({"stem": OwnStem}, r"own code in stem \(OwnStem\)"),
+        ({"kind": OwnHead}, r"own code in OwnHead\._head"),
+        ({"kind": TwoHeads}, "the tensors value.weight, value.bias"),
+    ],
+)
+def test_save_pretrained_names_what_gpt2_cannot_hold(options, problem, tmp_path):
+    with pytest.raises(ValueError, match=f"GPT-2's architecture cannot hold this model: {problem}"):
+        small(**options).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_save_pretrained_refuses_a_tokenizer_that_does_not_fit(model, tmp_path):
+    with pytest.raises(ValueError, match="'gpt2' has 50,257 ids, but the model has vocab_size=61"):
+        model.save_pretrained(tmp_path / "new", "gpt2")
+    assert not (tmp_path / "new").exists()
+
+
+def test_from_gpt2_reads_shards(model, folder):
+    split_into_shards(folder)
+    loaded = GPT.from_gpt2(folder).eval()
+    assert_same_weights(loaded, model)
+    torch.testing.assert_close(loaded(IDS), model(IDS), rtol=0, atol=0)
+
+
+def test_from_gpt2_names_a_shard_that_is_missing_or_damaged(folder):
+    _, second, _ = split_into_shards(folder)
+    name = next(k for k, v in read_index(folder).items() if v == second)
+
+    def drop(tensors):
+        del tensors[name]
+
+    edit_tensors(folder, drop, second)
+    with pytest.raises(ValueError, match=f"{second} lacks {name}, which {INDEX} expects in it"):
+        GPT.from_gpt2(folder)
+    (folder / second).write_bytes(b"short")
+    with pytest.raises(ValueError, match=f"{second} is truncated or not a safetensors file"):
+        GPT.from_gpt2(folder)
+    (folder / second).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{second} is missing: by {INDEX} it has {name}"):
+        GPT.from_gpt2(folder)
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    return json.loads((folder / INDEX).read_text())["weight_map"]
+
+
+@pytest.mark.parametrize(
+    "shard", ["../secret.safetensors", "/etc/secret.safetensors", "a/b", "..", "", 3]
+)
+def test_an_index_that_leaves_its_folder_is_refused(shard, folder):
+    split_into_shards(folder)
+    index = read_index(folder) | {"wte.weight": shard}
+    (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ValueError, match=f"has {shard!r} as the shard of wte.weight: it must be a "):
+        GPT.from_gpt2(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_index_or_config_is_named(content, folder):
+    split_into_shards(folder)
+    (folder / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=INDEX):
+        GPT.from_gpt2(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not a JSON file"):
+        GPT.from_gpt2(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("gpt2", "hf://openai-community/gpt2"),
+        ("gpt2-xl", "hf://openai-community/gpt2-xl"),
+        ("openai-community/gpt2", "hf://openai-community/gpt2"),
+        ("me/books@v1", "hf://me/books@v1"),
+        ("hf://me/books@v1", "hf://me/books@v1"),
+        ("here/books", ""),
+        ("./gpt2", ""),
+        ("../gpt2", ""),
+        ("/gpt2", ""),
+        ("a/b/c", ""),
+        ("books", ""),
+        (Path("me/books"), ""),
+    ],
+)
+def test_a_name_on_the_hub_is_told_from_a_folder(path, name):
+    Path("here/books").mkdir(parents=True)
+    assert _hub_name(path) == name
+
+
+def test_from_gpt2_downloads_only_the_files_that_it_needs(model, folder, tmp_path, monkeypatch):
+    hub_package = pytest.importorskip("huggingface_hub")
+    download = hub_package.hf_hub_download
+    shards = split_into_shards(folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files |= {"pytorch_model.bin": b"large", "onnx/model.safetensors": b"large"}
+    with hub_server(files, kind="models") as hub:
+        options = {"endpoint": hub.environ["HF_ENDPOINT"], "cache_dir": tmp_path / "cache"}
+        monkeypatch.setattr(hub_package, "hf_hub_download", functools.partial(download, **options))
+        assert_same_weights(GPT.from_gpt2("me/books"), model)
+        asked = {path.rpartition("/")[2] for path in hub.asked}
+        assert asked == {"config.json", "model.safetensors", INDEX, *shards}
+        hub.files[INDEX] = json.dumps({"weight_map": {"wte.weight": "../a"}}).encode()
+        hub.commit = "b" * 40  # someone pushes
+        with pytest.raises(ValueError, match=r"has '\.\./a' as the shard of wte.weight"):
+            GPT.from_gpt2("hf://me/books")
+        with pytest.raises(ConnectionError, match=r"hf://me/nothing cannot be downloaded: .* HF_TOKEN"):
+            GPT.from_gpt2("me/nothing")
+    monkeypatch.setattr(hub_package.constants, "HF_HUB_OFFLINE", True)
+    assert_same_weights(GPT.from_gpt2(f"me/books@{'a' * 40}"), model)
+
+
+def test_from_gpt2_accepts_half_precision_masks_and_a_tied_head(folder, model):
     def change_to_an_old_file(tensors):
         for name in list(tensors):
             tensors[name] = tensors[name].half()
@@ -71,10 +241,9 @@ def test_from_gpt2_accepts_half_precision_masks_and_a_tied_head(folder, referenc
         tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
 
     edit_tensors(folder, change_to_an_old_file)
-    model = GPT.from_gpt2(folder).eval()
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    ids = torch.arange(12)[None]
-    torch.testing.assert_close(model(ids), reference(ids).logits, rtol=0, atol=0.1)
+    loaded = GPT.from_gpt2(folder).eval()
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded(IDS), model(IDS), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
-from tests.model.small_gpt import MAX_LENGTH, batch_of, make_gpt, random_windows
+from lit_gptdata.model.block import KeyValueCache
+from lit_gptdata.model.gpt import GPT
+from lit_gptdata.model.stem import EmbeddingStem
+from tests.model.small_gpt import MAX_LENGTH, D, V, batch_of, make_gpt, random_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,6 +68,85 @@ def test_generate_turns_dropout_off_and_restores_all_modes():
     with pytest.raises(IndexError, match="vocab_size=50"):
         model.generate(torch.tensor([[99]]), 1)
     assert {name: m.training for name, m in model.named_modules()} == modes
+
+
+class OwnFeatures(GPT):
+    def _features(self, ids):
+        return super()._features(ids) * 2
+
+
+class OwnStem(EmbeddingStem):
+    def forward(self, ids):
+        return super().forward(ids)
+
+
+def gpt_with_own_block() -> GPT:
+    class Block(type(make_gpt().blocks[0])):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = make_gpt()
+    model.blocks[1].__class__ = Block
+    return model
+
+
+def count_tokens(model: GPT) -> list[int]:
+    """A list that gets the number of tokens that each call of the stem embeds."""
+    lengths: list[int] = []
+    model.stem.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    return lengths
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cached_logits_equal_those_of_the_whole_text(position, dtype):
+    model = make_gpt(position=position, dropout=0.5).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+        ids = batch_of(random_windows(3))[0]  # (3, 8)
+        caches = [KeyValueCache(MAX_LENGTH) for _ in model.blocks]
+        parts = [model._head(model._features(part, caches)) for part in ids.split([3, 1, 1, 1, 1, 1], 1)]
+        expected = model(ids)
+    atol = 1e-5 if dtype != torch.bfloat16 else 0.5
+    assert expected.std() > 0.5
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=atol)
+
+
+def test_generate_embeds_each_token_once_until_the_window_slides():
+    model = make_gpt()
+    lengths = count_tokens(model)
+    model.generate(torch.zeros(2, 3, dtype=torch.int64), 8, temperature=0)
+    assert lengths == [3, 1, 1, 1, 1, 1, 8, 8]  # max_length is 8
+    lengths.clear()
+    model.generate(torch.zeros(2, 20, dtype=torch.int64), 2)
+    assert lengths == [8, 8]
+
+
+@pytest.mark.parametrize("n", [5, 30])
+def test_the_cache_changes_no_sample(n, monkeypatch):
+    model, prompt = make_gpt(n_layers=3), batch_of(random_windows(4, tokens=2))[0]
+    lengths = count_tokens(model)
+    cached = model.generate(prompt, n, 0.7, top_k=20, generator=generator(5))
+    monkeypatch.setattr(GPT, "_own_code", ["off"])
+    assert torch.equal(model.generate(prompt, n, 0.7, top_k=20, generator=generator(5)), cached)
+    assert lengths[n : n + 3] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OwnFeatures(EmbeddingStem(V, MAX_LENGTH, D)),
+        lambda: GPT(OwnStem(V, MAX_LENGTH, D)),
+        gpt_with_own_block,
+    ],
+)
+def test_own_code_in_a_model_is_called_as_before(make):
+    model = make()
+    lengths = count_tokens(model)
+    out = model.generate(torch.zeros(1, 2, dtype=torch.int64), 4, temperature=0)
+    assert lengths == [2, 3, 4, 5]
+    assert torch.equal(out[:, -1], model(out[:, :-1])[:, -1].argmax(-1))
 
 
 @pytest.mark.parametrize(

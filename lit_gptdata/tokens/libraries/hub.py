@@ -17,7 +17,7 @@ def check_hub_name(name: str) -> tuple[str, str]:
     """The repository and the revision of hf://org/name[@revision]; ValueError for another name."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if match is None:
-        raise ValueError(f"tokenizer={name!r} must be hf://org/name or hf://org/name@revision")
+        raise ValueError(f"{name!r} must be hf://org/name or hf://org/name@revision")
     return match[1], match[2] or "main"
 
 

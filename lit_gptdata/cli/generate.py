@@ -1,0 +1,176 @@
+"""The command that continues a prompt with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_gptdata._checks import check_integer
+
+if TYPE_CHECKING:
+    from lit_gptdata.tokens.tokenizer import Tokenizer
+
+OPTIONS = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 50, "seed": 0, "n": 1, "tokenizer": None}
+HELP = """options of the form name=value:
+  max_new_tokens=100   tokens to append; the end-of-text token ends a sample early
+  temperature=0.8      0 takes the most likely token; 1 draws with the model's probabilities
+  top_k=50             draw from this number of most likely tokens; null: from all
+  seed=0               of the first sample; the second one has seed + 1
+  n=1                  number of samples
+  tokenizer=…          instead of the tokenizer that the checkpoint names
+"""
+
+
+def generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, HELP
+    parser.add_argument("ckpt", metavar="CKPT", help="the .ckpt file of a run, or the folder of a run")
+    words = "a text in quotes, or - for standard input; without one, the text starts with end-of-text"
+    parser.add_argument("words", nargs="*", metavar="PROMPT or name=value", help=words)
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Continue a prompt with the model of a checkpoint."""
+    prompts, options = split_options(args.words, OPTIONS)
+    if len(prompts) > 1:
+        raise ValueError(f"got {len(prompts)} prompts, {prompts}: put the prompt in quotes")
+    text = prompts[0] if prompts else ""
+    text = sys.stdin.read().removesuffix("\n") if text == "-" else text
+    n, seed = check_integer("n", options.pop("n"), 1), check_integer("seed", options.pop("seed"), 0)
+    model, tokenizer = load_run(args.ckpt, options.pop("tokenizer"))
+    if getattr(model, "generate", None) is None:
+        raise TypeError(f"{type(model).__name__} has no method generate: add one, as in lit_gptdata.GPT")
+    prompt = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompt += tokenizer.encode(text)
+    prompt = prompt or [tokenizer.end_of_document]
+    try:
+        for number in range(seed, seed + n):
+            title = f"\n--- seed={number}\n" if number > seed else ""
+            pieces = stream_text(tokenizer, prompt, new_ids(model, prompt, number, options))
+            print(f"{title}{text}{next(pieces)}", end="", flush=True)  # after the first error, if any
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+    except KeyboardInterrupt:
+        print()
+        raise SystemExit(130) from None
+
+
+def split_options(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Separate the words that are not options, and read the options like Hydra."""
+    from omegaconf import OmegaConf
+
+    given = [word for word in words if "=" in word and word.partition("=")[0] in defaults]
+    others = [word for word in words if word not in given]
+    for word in others:
+        name, is_option, _ = word.partition("=")
+        if is_option and (near := difflib.get_close_matches(name, defaults)):
+            raise ValueError(f"{name}=… does not exist: did you mean {near[0]}=…?")
+    read: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    return others, {**defaults, **read}
+
+
+def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
+    """The model of a checkpoint, in eval mode on the GPU if there is one, and its data's tokenizer.
+
+    `ckpt`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError,
+    ValueError, and the errors of `Tokenizer`.
+    """
+    import torch
+    from hydra.utils import get_class, instantiate
+    from omegaconf import OmegaConf
+
+    file = find_checkpoint(Path(ckpt).expanduser())
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        weights = content["state_dict"]
+    except OSError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{file} is not a checkpoint of Lightning ({reason})") from error
+    config = file.absolute().parents[1] / "config.yaml"
+    found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
+    cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+    name = OmegaConf.select(cfg, "model._target_") or "lit_gptdata.GPT"
+    sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
+    kind, options = get_class(name), {"map_location": "cpu", "weights_only": True}
+    try:
+        model = kind.load_from_checkpoint(file, **options)  # type: ignore[attr-defined]
+    except TypeError:  # it has not saved its arguments
+        takes_stem = "stem" in inspect.signature(kind).parameters
+        stem = {"stem": instantiate(cfg.stem, vocab_size=found.vocab_size)} if takes_stem else {}
+        model = instantiate(cfg.model, **stem)
+        model.load_state_dict(weights)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file, or the one to resume from in the folder of a run: last.ckpt, or else the newest."""
+    if path.is_dir() and not (path / "meta.pt").exists():
+        found = [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
+        if not found:
+            problem = f"{path} has no .ckpt file"
+            raise FileNotFoundError(
+                f"{problem}: give the folder of a run, such as outputs/<date>/<time>"
+            )
+        path = max(found, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
+    if path.is_dir():  # of FSDP
+        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        raise ValueError(f"{path} has the parts of a checkpoint. Make one file of them: {command}")
+    return path
+
+
+def find_tokenizer(hparams: Mapping[str, Any], given: Any, run: Path) -> Tokenizer:
+    """The tokenizer `given`, or else the data module's; its file may be in the folder of the `run`."""
+    from lit_gptdata.tokens.tokenizer import Tokenizer
+
+    if (name := given or hparams.get("tokenizer")) is None:
+        raise ValueError("the checkpoint names no tokenizer: give tokenizer=…, such as tokenizer=gpt2")
+    path, _, digest = str(name).partition("#")
+    if digest and not Path(path).exists() and (kept := run / Path(path).name).exists():
+        name = f"{kept}#{digest}"  # the folder of the run has moved
+    names = ("special_tokens", "end_of_document", "bos")
+    policy = {option: hparams[option] for option in names if option in hparams}
+    try:
+        return Tokenizer(name, **policy, data_dir=Path(hparams.get("data_dir", "data")))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. If it is elsewhere, give tokenizer=…") from None
+
+
+def new_ids(model: Any, prompt: list[int], seed: int, options: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the ids after a prompt, each when it is known; a foreign model may give all at the end."""
+    import torch
+
+    from lit_gptdata.model.gpt import GPT
+    from lit_gptdata.model.sampling import sample_tokens
+
+    ids = torch.tensor([prompt], device=model.device)  # (1, T)
+    torch.manual_seed(seed)
+    options = {**options, "generator": torch.Generator(model.device).manual_seed(seed)}
+    if getattr(type(model), "generate", None) is GPT.generate:
+        yield from map(int, sample_tokens(model, ids, **options))
+        return
+    accepted = inspect.signature(model.generate).parameters
+    n = options.pop("max_new_tokens")
+    with torch.no_grad():
+        out = model.generate(ids, n, **{k: v for k, v in options.items() if k in accepted})
+    yield from out[0, len(prompt) :].tolist()
+
+
+def stream_text(tokenizer: Tokenizer, prompt: list[int], new: Iterable[int]) -> Iterator[str]:
+    """Yield the text after a prompt up to end-of-text, as soon as its characters are complete."""
+    ids, done = [*prompt], len(tokenizer.decode(prompt))
+    for id in new:
+        if id == tokenizer.special_ids.get(tokenizer._end or ""):
+            break
+        ids.append(id)
+        text = tokenizer.decode(ids).rstrip("\ufffd")  # perhaps the first bytes of a character
+        yield text[done:]
+        done = max(done, len(text))
+    yield tokenizer.decode(ids)[done:]
