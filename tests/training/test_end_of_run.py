@@ -23,9 +23,8 @@ from lit_gptdata.cli import train
 from lit_gptdata.report.jobs import read_job
 from lit_gptdata.training import summary
 from lit_gptdata.training.errors import describe
-from lit_gptdata.training.folder import draw_seed
+from lit_gptdata.training.folder import RUN, draw_seed
 from lit_gptdata.training.metrics_csv import keep_rows_before
-from lit_gptdata.training.ranks import RUN
 from lit_gptdata.training.sweep import record_result
 from tests.training.run_train import STORY, column, compose_config, read_metrics, run_train_here
 
