@@ -75,7 +75,9 @@ def accepted(target: Any) -> dict[str, Parameter]:
 
     A class with **kwargs passes them on, so its parameters include the ones of its base classes.
     """
-    inits = [vars(each)["__init__"] for each in getattr(target, "__mro__", ()) if "__init__" in vars(each)]
+    inits = [
+        vars(each)["__init__"] for each in getattr(target, "__mro__", ()) if "__init__" in vars(each)
+    ]
     found: dict[str, Parameter] = {}
     for function in inits or [target]:
         parameters = [*signature(function).parameters.values()][bool(inits) :]  # without self

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def conf_dir() -> Path:
@@ -69,6 +70,12 @@ def all_options() -> dict[str, dict[str, tuple[str, str]]]:
 def shorten_warnings() -> None:
     """Print warnings without a line of source. Lightning replaces this when it is imported."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+
+
+def own_folders(hydra: Any) -> list[str]:
+    """The folders with configs of the user: --config-dir and hydra.searchpath."""
+    sources = [each for each in hydra.runtime.config_sources if each.schema == "file"]
+    return [each.path for each in sources if each.provider not in ("main", "schema")]
 
 
 def typed_command() -> list[str]:

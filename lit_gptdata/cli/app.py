@@ -16,6 +16,7 @@ from lit_gptdata.configs import (
     conf_dir,
     default_groups,
     explain_flag,
+    own_folders,
     register_resolvers,
     typed_command,
 )
@@ -26,7 +27,7 @@ MORE = """more:
   +key=value          add an option that the class of a _target_ has: +trainer.limit_train_batches=10
   ~key                remove one: ~callbacks.progress
   model._target_=…    your own class: my_module.MyGPT, for my_module.py in the current folder
-  --config-dir=DIR    more configs, such as DIR/model/mine.yaml for model=mine; DIR/my_module.py is found, too
+  --config-dir=DIR    more configs: DIR/model/mine.yaml for model=mine, of a class in DIR/my_module.py
   --config-path=DIR --config-name=config    run with the config.yaml of an earlier run in DIR
   --hydra-help        more about Hydra, such as shell completion
 """
@@ -82,12 +83,6 @@ def run_job(cfg: Any) -> float:
     from lit_gptdata.cli.train import main
 
     return main(cfg)
-
-
-def own_folders(hydra: Any) -> list[str]:
-    """The folders with configs of the user: --config-dir and hydra.searchpath."""
-    sources = [each for each in hydra.runtime.config_sources if each.schema == "file"]
-    return [each.path for each in sources if each.provider not in ("main", "schema")]
 
 
 def _refuse(message: str) -> NoReturn:

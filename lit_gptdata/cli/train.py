@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def main(cfg: DictConfig) -> float:
         check_options(cfg)
         folder = make_folder(cfg)
         with without_empty_folder(), record_result(folder) as result:
-            leave_out(cfg, "model")
-            leave_out(cfg, "stem")
+            for group in ("model", "stem"):
+                leave_out(cfg, group)
             record_config(cfg, folder)
             train(cfg, folder, result)
     metrics = result["metrics"]
@@ -133,7 +134,13 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         metrics |= evaluate(trainer, model, data, *splits, monitor=monitor)
         metrics.pop("tokens", None)
         save_summary(
-            trainer, model, data, metrics, folder, rows | last_rows(cfg, folder, trainer, result), monitor
+            trainer,
+            model,
+            data,
+            metrics,
+            folder,
+            rows | last_rows(cfg, folder, trainer, result),
+            monitor,
         )
 
 
@@ -222,53 +229,61 @@ def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
 def build(cfg: DictConfig, *own: L.Callback) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
     """Build the objects of a config; the Trainer gets the callbacks `own`, too."""
     data = instantiate(cfg.data)
-    make = instantiate(cfg.model, _partial_=True, _convert_=cfg.model.get("_convert_", "all"))
-    names, stem = accepted(make.func), None
-    if "stem" in names and cfg.get("stem"):
-        stem = build_stem(cfg, data)
-    given = {"stem": stem, "vocab_size": data.vocab_size}
-    model = make(**{name: value for name, value in given.items() if name in names and value is not None})
-    check_model(cfg, model)
+    model = build_model(cfg, data)
     callbacks = [*own, *build_all(cfg, "callbacks", L.Callback)]
-    if not model.automatic_optimization and cfg.trainer.get("gradient_clip_val"):
-        cfg.trainer.gradient_clip_val = None  # Lightning refuses it
-        log.info("trainer.gradient_clip_val has no effect: %s steps its optimizers itself", type(model).__name__)
     unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
     for option, kind in unwanted.items():
         if cfg.trainer.get(option) is False:
             callbacks = [each for each in callbacks if not isinstance(each, kind)]
+    if not model.automatic_optimization and cfg.trainer.get("gradient_clip_val"):
+        cfg.trainer.gradient_clip_val = None  # Lightning refuses it
+        log.info("trainer.gradient_clip_val has no effect: the model steps its optimizers itself")
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg, "logger", Logger))
     return data, model, trainer
 
 
-def build_stem(cfg: DictConfig, data: GPTDataModule) -> torch.nn.Module:
-    """Build the stem for the vocabulary of the data; one that takes no `freeze` can be frozen, too."""
-    make = instantiate({"_convert_": "all", **cfg.stem, "_partial_": True})
-    names, freeze = accepted(make.func), make.keywords.get("freeze")
-    if "freeze" not in names:
-        make.keywords.pop("freeze", None)
-    stem: torch.nn.Module = make(**({"vocab_size": data.vocab_size} if "vocab_size" in names else {}))
+def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
+    """Build the model, with a stem and `vocab_size` if it takes them.
+
+    Raises TypeError or ValueError for a model that the Trainer cannot train or resume.
+    """
+    make = instantiate(cfg.model, _partial_=True, _convert_=cfg.model.get("_convert_", "all"))
+    takes, name = accepted(make.func), make.func.__name__
+    given: dict[str, Any] = {"vocab_size": data.vocab_size}
+    if "stem" in takes and cfg.get("stem"):
+        given["stem"] = build_stem(cfg.stem, data)
+    elif "stem" in takes and takes["stem"].default is Parameter.empty:
+        raise ValueError(f"{name} needs a stem: leave stem=none out, or choose another model")
+    model = make(**{key: given[key] for key in given if key in takes and key not in make.keywords})
+    if not isinstance(model, L.LightningModule):
+        advice = "import lightning as L, and subclass L.LightningModule, as in examples/own_model"
+        raise TypeError(
+            f"model._target_ must make a LightningModule, got {type(model).__name__}: {advice}"
+        )
+    if (parameters := [*model.parameters()]) and not any(each.requires_grad for each in parameters):
+        raise ValueError(
+            f"{name} has no parameters to train: with stem.freeze=true, give it more layers"
+        )
+    names = [key for key, value in model.hparams.items() if not is_plain(value)]
+    if names and cfg.trainer.get("enable_checkpointing", True):
+        problem = f"{name} saves hyperparameters that are not plain values, so no run could resume"
+        raise ValueError(f"{problem}: write self.save_hyperparameters(ignore={names}) in its __init__")
+    return model
+
+
+def build_stem(node: DictConfig, data: GPTDataModule) -> torch.nn.Module:
+    """Build the stem for the vocabulary of the data; train.py freezes one that takes no `freeze`."""
+    make = instantiate({"_convert_": "all", **node, "_partial_": True})
+    takes = accepted(make.func)
+    freeze = "freeze" not in takes and make.keywords.pop("freeze", False)
+    given = {"vocab_size": data.vocab_size} if "vocab_size" in takes else {}
+    stem: torch.nn.Module = make(**(given | make.keywords))
     if getattr(stem, "max_length", data.max_length) < data.max_length:
         raise ValueError(
             f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
             " stem.max_length out, or make it at least as large"
         )
     return stem.requires_grad_(False) if freeze else stem
-
-
-def check_model(cfg: DictConfig, model: Any) -> None:
-    """Raise TypeError or ValueError for a model that the Trainer cannot train or resume."""
-    name = type(model).__name__
-    if not isinstance(model, L.LightningModule):
-        advice = "import lightning as L, and subclass L.LightningModule, as examples/own_model does"
-        raise TypeError(f"model._target_ must make a LightningModule, got {name}: {advice}")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"{name} has no parameter to train: with stem.freeze=true it needs its own")
-    if cfg.trainer.get("enable_checkpointing", True):
-        if names := [key for key, value in model.hparams.items() if not is_plain(value)]:
-            problem = f"{name} saves hyperparameters that a checkpoint loads only by unpickling"
-            advice = f"write self.save_hyperparameters(ignore={names}) in its __init__"
-            raise ValueError(f"{problem}, so no run could resume: {advice}")
 
 
 def is_plain(value: Any) -> bool:
@@ -283,18 +298,18 @@ def is_plain(value: Any) -> bool:
 
 
 def leave_out(cfg: DictConfig, group: str) -> None:
-    """Leave out the options of the shipped configs that another class in `model` or `stem` does not take.
+    """Leave out options of the shipped configs that your own model or stem does not take.
 
-    For example, debug=fast sets model.n_heads. What the user types is kept, and the class refuses it.
+    For example, debug=fast sets model.n_heads. What you type is kept, and the class refuses it.
     """
     if not (cfg.get(group) and "_target_" in cfg[group]):
         return
     target = instantiate({"_target_": cfg[group]._target_, "_partial_": True}).func
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    keep = {*accepted(target), "freeze", *(word.partition("=")[0].lstrip("+").partition(".")[2] for word in words)}
-    shipped = {key.partition(".")[2] for key in all_options()[group]}
-    if names := [name for name in cfg[group] if name in shipped - keep]:
-        log.info("%s takes no %s", target.__name__, ", ".join(names))
+    typed = {word.lstrip("+").partition("=")[0] for word in words}
+    names = {key.rpartition(".")[2] for key in {*all_options()[group]} - typed}
+    if names := names.intersection(cfg[group]) - {*accepted(target), "freeze"}:
+        log.info("%s takes no %s", target.__name__, ", ".join(sorted(names)))
         with open_dict(cfg):
             for name in names:
                 del cfg[group][name]

@@ -28,8 +28,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 class ScoreSums:
     """The sums of a validation or test over the scored targets of each loader.
 
-    `sums`, float (loaders, 4): nats, targets, their UTF-8 bytes, targets without bytes. Bytes need a data
-    module with `token_bytes`, an int64 array (V,) with the bytes of each token, 0 for special tokens.
+    `sums`, float (loaders, 4): nats, targets, their UTF-8 bytes, targets without bytes. Bytes need a
+    data module with `token_bytes`, an int64 array (V,) with the bytes of each token, 0 for special ones.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -81,7 +81,13 @@ class ScoreSums:
         self._log_set(log, split, "", sum(nats), sum(n_targets), sum(n_bytes) if known else 0)
 
     def _log_set(
-        self, log: Callable[..., None], split: str, suffix: str, nats: float, n_targets: int, n_bytes: int
+        self,
+        log: Callable[..., None],
+        split: str,
+        suffix: str,
+        nats: float,
+        n_targets: int,
+        n_bytes: int,
     ) -> None:
         if not n_targets:
             rank_zero_warn(f"{split}_loss{suffix} is not logged: every target was {IGNORE_INDEX}")

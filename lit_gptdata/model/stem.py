@@ -140,11 +140,15 @@ def check_stem(stem: Any) -> None:
     names = ("max_length", "embedding_dim", "token_embedding")
     lacks = [name for name in names if not hasattr(stem, name)]
     table = getattr(getattr(stem, "token_embedding", None), "weight", None)
-    lacks += [] if "token_embedding" in lacks or isinstance(table, Tensor) else ["token_embedding.weight"]
+    lacks += (
+        [] if "token_embedding" in lacks or isinstance(table, Tensor) else ["token_embedding.weight"]
+    )
     if lacks or not isinstance(stem, nn.Module):
         needs = "with max_length, embedding_dim, and token_embedding.weight (vocab_size, embedding_dim)"
         got = f"{type(stem).__name__} without {', '.join(lacks)}"
-        raise TypeError(f"stem must be an EmbeddingStem, or a module {needs}: the head uses it, got {got}")
+        raise TypeError(
+            f"stem must be an EmbeddingStem, or a module {needs}: the head uses it, got {got}"
+        )
 
 
 def build_stem(arguments: Mapping[str, Any]) -> nn.Module:

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata._io import write_whole
-from lit_gptdata.configs import conf_dir
+from lit_gptdata.configs import conf_dir, own_folders
 
 log = logging.getLogger(__name__)
 # Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time.
@@ -106,7 +106,6 @@ def find_checkpoint(given: str, last: Path) -> str:
     return str(path)
 
 
-
 def make_folder(cfg: DictConfig) -> Path:
     """Make the folder of this job, and complete output_dir, ckpt_path and seed in the config."""
     output_dir = str(cfg.output_dir or HydraConfig.get().runtime.output_dir)
@@ -140,6 +139,8 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
     for key in recorded:
         text = text.replace(f"<{key} of the job>", f"${{{key}}}")
     hydra = OmegaConf.load(conf_dir() / "train.yaml").hydra  # folders of runs and sweeps, the report
+    if HydraConfig.initialized() and (folders := own_folders(HydraConfig.get())):
+        hydra.searchpath = [f"file://{path}" for path in folders]  # for the modules in them
     write_whole(folder / "config.yaml", f"{text}\n{OmegaConf.to_yaml({'hydra': hydra})}".encode())
 
 

@@ -28,7 +28,13 @@ class Scores(L.Callback):
         self._sums, self._problem = None, ""
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         targets, losses, logits = targets_of(batch), outputs, outputs
         if isinstance(outputs, dict):

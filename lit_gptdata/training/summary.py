@@ -46,7 +46,9 @@ def evaluate(
                 metrics |= name_losses(found, monitor)
                 if monitor and step == "validation_step" and monitor not in found:
                     logged = f"validation_step logs {', '.join(found)}"
-                    raise ValueError(f"monitor must be a name that the model logs, got {monitor}: {logged}")
+                    raise ValueError(
+                        f"monitor must be a name that the model logs, got {monitor}: {logged}"
+                    )
             if trainer.received_sigterm:  # in the last batch, after which Lightning ignores it
                 raise SIGTERMException
     return metrics

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
@@ -49,7 +50,13 @@ class ValSets(L.Callback):
             self._log(trainer, "train_loss", loss, on_step=True, on_epoch=False, prog_bar=True)
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         split, names = "test" if trainer.testing else "val", logged_names(trainer)
         if not find_loss(names, split, self.monitor) and "loss" not in names:
@@ -72,7 +79,7 @@ class ValSets(L.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         split, data = "test" if trainer.testing else "val", trainer.datamodule
-        names, losses = logged_names(trainer, own=True), trainer.callback_metrics
+        names, losses = logged_names(trainer, per_set=True), trainer.callback_metrics
         name = find_loss(names, split, self.monitor) or find_loss(names, split) or "loss"
         total = f"{split}_loss" if name == "loss" else name
         sets = data.eval_sets(split) if isinstance(data, GPTDataModule) else []
@@ -92,10 +99,11 @@ class ValSets(L.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-def logged_names(trainer: Any, own: bool = False) -> list[str]:
-    """The metrics that the loop has logged so far; without the ones of ValSets unless `own`."""
-    metas = (result.meta for result in trainer._results.result_metrics)
-    return [meta.name for meta in metas if own or not meta.fx.startswith("ValSets")]
+def logged_names(trainer: Any, per_set: bool = False) -> list[str]:
+    """What the model has logged in this loop; `per_set`: also what ValSets has logged for each set."""
+    metas = [result.meta for result in trainer._results.result_metrics]
+    end = None if per_set else len("ValSets")  # Lightning appends the number of the set: "ValSets.0"
+    return [meta.name for meta in metas if meta.fx[:end] != "ValSets"]
 
 
 def returned_loss(outputs: Any) -> Tensor | None:
@@ -107,6 +115,8 @@ def returned_loss(outputs: Any) -> Tensor | None:
 def coverage(data: GPTDataModule, model: L.LightningModule) -> str:
     """What `val_loss` covers, for people; "" if it is all of a corpus without names. Needs a Trainer."""
     trainer: Any = data.trainer
+    if not is_overridden("validation_step", model):
+        return ""
     texts, sets = [], data.eval_sets("val")
     windows = [data.val_windows]
     if is_param_in_hook_signature(model.validation_step, "dataloader_idx", explicit=True):
