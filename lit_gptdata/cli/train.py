@@ -250,7 +250,7 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
     make = instantiate(cfg.model, _partial_=True, _convert_=cfg.model.get("_convert_", "all"))
     takes, name = accepted(make.func), make.func.__name__
     given: dict[str, Any] = {"vocab_size": data.vocab_size}
-    if "stem" in takes and cfg.get("stem"):
+    if "stem" in takes and OmegaConf.select(cfg, "stem._target_"):
         given["stem"] = build_stem(cfg.stem, data)
     elif "stem" in takes and takes["stem"].default is Parameter.empty:
         raise ValueError(f"{name} needs a stem: leave stem=none out, or choose another model")
@@ -302,9 +302,9 @@ def leave_out(cfg: DictConfig, group: str) -> None:
 
     For example, debug=fast sets model.n_heads. What you type is kept, and the class refuses it.
     """
-    if not (cfg.get(group) and "_target_" in cfg[group]):
+    if (path := OmegaConf.select(cfg, f"{group}._target_")) is None:
         return
-    target = instantiate({"_target_": cfg[group]._target_, "_partial_": True}).func
+    target = instantiate({"_target_": path, "_partial_": True}).func
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {word.lstrip("+").partition("=")[0] for word in words}
     names = {key.rpartition(".")[2] for key in {*all_options()[group]} - typed}

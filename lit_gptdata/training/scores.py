@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_gptdata.model.gpt import GPT
 from lit_gptdata.model.scores import ScoreSums, token_losses
 
 
@@ -22,41 +21,31 @@ class Scores(L.Callback):
     """
 
     _sums: ScoreSums | None = None
-    _problem = ""  # why nothing was scored
 
-    def on_validation_epoch_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        self._sums, self._problem = None, ""
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self._sums = None
 
     def on_validation_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        targets, losses, logits = targets_of(batch), outputs, outputs
+        losses, logits = outputs, outputs
         if isinstance(outputs, dict):
             losses, logits = outputs.get("losses"), outputs.get("logits")
+        targets = targets_of(batch)
         if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
             losses = token_losses(logits, targets)
-        if not isinstance(losses, Tensor) or losses.shape != targets.shape:
-            self._problem = describe(outputs)
-            return
-        if self._sums is None:
-            self._sums = ScoreSums(trainer)
-        self._sums.add(losses, targets, dataloader_idx)
+        if isinstance(losses, Tensor) and losses.shape == targets.shape:
+            self._sums = self._sums or ScoreSums(trainer)
+            self._sums.add(losses, targets, dataloader_idx)
+        elif outputs is not None:
+            needs = "losses (B, T) or logits (B, T, V), as a tensor or in a dict"
+            rank_zero_warn(f"no bits per byte: Scores needs a validation_step that returns {needs}")
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Any, *_: Any) -> None:
         if self._sums is not None:
             # Not `pl_module.log`, which would average this with a val_loss that the model logs.
             log = partial(trainer._results.log, "Scores", sync_dist_fn=trainer.strategy.reduce)
             self._sums.log(trainer, log)
-        elif self._problem and not isinstance(pl_module, GPT):
-            step = "test_step" if trainer.testing else "validation_step"
-            needs = "losses (B, T) or logits (B, T, V), as a tensor or in a dict"
-            rank_zero_warn(f"no bits per byte: {step} must return {needs}, and returns {self._problem}")
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -65,17 +54,6 @@ class Scores(L.Callback):
 
 def targets_of(batch: Any) -> Tensor:
     """The targets (B, T) of a batch in either `batch_format`; no targets for an unknown format."""
-    if isinstance(batch, dict):
-        targets = batch.get("shift_labels")
-    else:
-        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    targets = batch.get("shift_labels") if isinstance(batch, dict) else batch
+    targets = targets[1] if isinstance(targets, tuple | list) and len(targets) == 2 else targets
     return targets if isinstance(targets, Tensor) else torch.empty(0, 0)
-
-
-def describe(outputs: Any) -> str:
-    """What a step returns, for people: "a tensor of shape (4, 64)", "a dict with loss", "None"."""
-    if isinstance(outputs, Tensor):
-        return f"a tensor of shape {tuple(outputs.shape)}"
-    if isinstance(outputs, dict):
-        return f"a dict with {', '.join(map(str, outputs)) or 'nothing'}"
-    return str(outputs) if outputs is None else type(outputs).__name__
