@@ -51,6 +51,7 @@ class GPT(L.LightningModule):
     Raises ValueError for a value out of range.
     """
 
+    stem: Any  # an EmbeddingStem, or what `check_stem` accepts
     _scores: ScoreSums
 
     def __init__(
@@ -66,8 +67,7 @@ class GPT(L.LightningModule):
         betas: Sequence[float] = (0.9, 0.95),
     ) -> None:
         super().__init__()
-        self.stem: Any = build_stem(stem) if isinstance(stem, Mapping) else stem
-        check_stem(self.stem)
+        self.stem = check_stem(build_stem(stem) if isinstance(stem, Mapping) else stem)
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
         ratio = check_number("min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True)
@@ -86,7 +86,7 @@ class GPT(L.LightningModule):
         }
         self.save_hyperparameters(options)
         self._optimizer_options = options  # a subclass may save other hyperparameters of the same names
-        D = self.stem.embedding_dim
+        D: int = self.stem.embedding_dim
         if n_layers and D % n_heads:
             got = f"n_heads={n_heads} and embedding_dim={D}"
             divisors = ", ".join(str(n) for n in range(1, D + 1) if D % n == 0)

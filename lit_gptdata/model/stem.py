@@ -135,20 +135,18 @@ def stem_arguments(stem: nn.Module) -> dict[str, Any]:
     return {"_target_": target} | {name: hparams[name] for name in names if name in hparams}
 
 
-def check_stem(stem: Any) -> None:
-    """Raise TypeError that names what a module lacks as a stem of GPT."""
-    names = ("max_length", "embedding_dim", "token_embedding")
-    lacks = [name for name in names if not hasattr(stem, name)]
+def check_stem(stem: Any) -> nn.Module:
+    """Return a module that can be the stem of GPT; raise TypeError that names what it lacks."""
+    lacks = [name for name in ("max_length", "embedding_dim") if not hasattr(stem, name)]
     table = getattr(getattr(stem, "token_embedding", None), "weight", None)
-    lacks += (
-        [] if "token_embedding" in lacks or isinstance(table, Tensor) else ["token_embedding.weight"]
+    lacks += [] if isinstance(table, Tensor) else ["token_embedding.weight"]
+    if isinstance(stem, nn.Module) and not lacks:
+        return stem
+    needs = "with max_length, embedding_dim and token_embedding.weight, which is the head"
+    got = f"got {type(stem).__name__} without {', '.join(lacks)}"
+    raise TypeError(
+        f"stem must be an EmbeddingStem or a mapping of its arguments, or a module {needs}, {got}"
     )
-    if lacks or not isinstance(stem, nn.Module):
-        needs = "with max_length, embedding_dim, and token_embedding.weight (vocab_size, embedding_dim)"
-        got = f"{type(stem).__name__} without {', '.join(lacks)}"
-        raise TypeError(
-            f"stem must be an EmbeddingStem, or a module {needs}: the head uses it, got {got}"
-        )
 
 
 def build_stem(arguments: Mapping[str, Any]) -> nn.Module:

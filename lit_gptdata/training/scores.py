@@ -26,7 +26,13 @@ class Scores(L.Callback):
         self._sums = None
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         losses, logits = outputs, outputs
         if isinstance(outputs, dict):

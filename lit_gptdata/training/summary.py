@@ -177,8 +177,9 @@ def plot_losses(metrics_csv: Path, png: Path, monitor: str | None = None) -> Non
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     names = reader.fieldnames or []
     train, val = find_loss(names, "train"), find_loss(names, "val", monitor)
-    for name in dict.fromkeys([train, val, *filter(re.compile("val_loss/").match, names)]):
-        scored = [row for row in rows if name and row.get(name) and row.get("tokens")]
+    of_sets = [name for name in names if name.startswith("val_loss/")]
+    for name in dict.fromkeys(filter(None, [train, val, *of_sets])):
+        scored = [row for row in rows if row.get(name) and row.get("tokens")]
         points = {float(row["tokens"]): float(row[name]) for row in scored}
         if not points:
             continue
