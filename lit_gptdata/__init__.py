@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_gptdata.tokens.tokenizer import Tokenizer
     from lit_gptdata.training.budget import TokenBudget
     from lit_gptdata.training.lightning_cli import GPTCLI
+    from lit_gptdata.training.scores import Scores
     from lit_gptdata.training.throughput import Throughput
     from lit_gptdata.windows.dataset import GPTDatasetV1, WindowDataset
     from lit_gptdata.windows.loader import create_dataloader, create_dataloader_v1
@@ -32,6 +33,7 @@ _MODULE_OF = {
     "EmbeddingStem": "lit_gptdata.model.stem",
     "GPTDataModule": "lit_gptdata.datamodule",
     "GPTDatasetV1": "lit_gptdata.windows.dataset",
+    "Scores": "lit_gptdata.training.scores",
     "Source": "lit_gptdata.tokens.options",
     "Throughput": "lit_gptdata.training.throughput",
     "TokenBudget": "lit_gptdata.training.budget",
@@ -43,8 +45,8 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "GPTDatasetV1", "Source", "Throughput",
-    "TokenBudget", "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
+    "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "GPTDatasetV1", "Scores", "Source",
+    "Throughput", "TokenBudget", "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
     "create_dataloader_v1",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ NumPy's numbers pass these checks, but a checkpoint that holds them does not loa
 import operator
 import os
 import re
+from inspect import Parameter, signature
 from numbers import Real
 from typing import Any
 
@@ -74,6 +75,24 @@ def check_flag(name: str, value: Any) -> bool:
     if not _is_boolean(value):
         raise TypeError(f"{name} must be true or false, got {value!r} ({type(value).__name__})")
     return bool(value)
+
+
+def accepted(target: Any) -> dict[str, Parameter]:
+    """The parameters of a class or function that have a name.
+
+    A class with **kwargs passes them on, so its parameters include the ones of its base classes.
+    """
+    inits = [
+        vars(each)["__init__"] for each in getattr(target, "__mro__", ()) if "__init__" in vars(each)
+    ]
+    found: dict[str, Parameter] = {}
+    for function in inits or [target]:
+        parameters = [*signature(function).parameters.values()][bool(inits) :]  # without self
+        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        found = {each.name: each for each in parameters if each.kind in named} | found
+        if Parameter.VAR_KEYWORD not in [each.kind for each in parameters]:
+            break
+    return found
 
 
 def _is_boolean(value: Any) -> bool:

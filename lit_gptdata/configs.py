@@ -1,4 +1,4 @@
-"""The shipped Hydra configs: their folder, the arithmetic in them, and the options in them."""
+"""The shipped Hydra configs: their folder, the arithmetic and the options in them, and `monitor`."""
 
 import difflib
 import json
@@ -6,8 +6,9 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def conf_dir() -> Path:
@@ -71,6 +72,12 @@ def shorten_warnings() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
+def own_folders(hydra: Any) -> list[str]:
+    """The folders with configs of the user: --config-dir and hydra.searchpath."""
+    sources = [each for each in hydra.runtime.config_sources if each.schema == "file"]
+    return [each.path for each in sources if each.provider not in ("main", "schema")]
+
+
 def typed_command() -> list[str]:
     """The words of the command line that started this process."""
     script = sys.argv[0]
@@ -124,3 +131,29 @@ def similar_keys(wrong: str) -> list[str]:
     found = [key for name in close for key in options if ends[key] == name]
     found += [key for key, end in ends.items() if wrong == "".join(re.findall("_?([a-z])[a-z]*", end))]
     return (found or [key for key, comment in options.items() if word.search(comment)])[:3]
+
+
+# Split → the words for it in the names of metrics.
+SPLITS = {"train": "train|training", "val": "val|valid|validation|eval", "test": "test"}
+
+
+def find_loss(names: Iterable[str], split: str, monitor: str | None = None) -> str | None:
+    """Find the name under which a model logs its loss on "train", "val" or "test".
+
+    `monitor` is the name of the val loss; None: search. Lightning adds _step and _epoch to names.
+
+    >>> find_loss(["epoch", "valid/loss_epoch"], "val")
+    'valid/loss_epoch'
+    """
+    words, names = SPLITS[split], list(names)
+    patterns = [f"{split}_loss", f"({words})[-_/. ]?loss", f"loss[-_/. ]?({words})"]
+    patterns = [re.escape(monitor)] if monitor and split == "val" else patterns
+    suffixes = ("", "_step", "_epoch") if split == "train" else ("", "_epoch", "_step")
+    found = [
+        name
+        for pattern in patterns
+        for suffix in suffixes
+        for name in names
+        if re.fullmatch(pattern + suffix, name, re.IGNORECASE)
+    ]
+    return found[0] if found else None

@@ -176,7 +176,7 @@ def validate(folder: Path, *, data: dict[str, Any], **trainer_options: Any) -> d
     trainer = make_trainer(**trainer_options)
     scores, *_ = trainer.validate(model, datamodule=module, verbose=False)
     windows = module.val_windows
-    of_sets = model._totals[:, 1].int().tolist()
+    of_sets = model._scores.sums[:, 1].int().tolist()
     counts = {"n_targets": sum(of_sets), "n_targets_of_sets": of_sets, "n_windows": len(windows)}
     return scores | counts | {"val_tokens": [windows.begin, windows.end]}
 

@@ -41,10 +41,9 @@ FLOW = [
     "windows.show", "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
-    "model.sampling", "model.gpt",
-    "training.errors", "training.ranks", "training.throughput", "training.budget",
-    "training.checkpoints", "training.val_sets", "training.summary",
-    "training.folder",
+    "model.sampling", "model.scores", "model.gpt",
+    "training.errors", "training.folder", "training.throughput", "training.budget",
+    "training.checkpoints", "training.scores", "training.val_sets", "training.summary",
     "report.usage", "report.jobs", "report.rows", "report.plots", "report.page",
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
@@ -53,10 +52,10 @@ FLOW = [
     "cli.train_tokenizer", "cli.train", "cli.rerun", "cli.app", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
-    "_lightning", "resume", "datamodule", "model.stem", "model.gpt", "training.throughput",
-    "training.budget", "training.checkpoints", "training.loggers", "training.summary",
-    "training.val_sets",
-    "training.ranks", "training.folder", "training.sweep", "training.lightning_cli",
+    "_lightning", "resume", "datamodule", "model.stem", "model.scores", "model.gpt",
+    "training.throughput", "training.budget", "training.checkpoints", "training.loggers",
+    "training.scores", "training.val_sets", "training.summary",
+    "training.folder", "training.sweep", "training.lightning_cli",
     "cli.train",
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def commands() -> list[str]:
     text = re.sub(
         "python train.py", "lit-gptdata train", re.sub("torchrun .*-m lit_gptdata", "lit-gptdata", text)
     )
-    found = re.findall("^lit-gptdata .*$", text, re.MULTILINE)
+    found = re.findall("^lit-gptdata (?!train --config-dir).*$", text, re.MULTILINE)
     return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
 
 

@@ -16,6 +16,7 @@ from lit_gptdata.configs import (
     conf_dir,
     default_groups,
     explain_flag,
+    own_folders,
     register_resolvers,
     typed_command,
 )
@@ -26,6 +27,7 @@ MORE = """more:
   +key=value          add an option that the class of a _target_ has: +trainer.limit_train_batches=10
   ~key                remove one: ~callbacks.progress
   model._target_=…    your own class: my_module.MyGPT, for my_module.py in the current folder
+  --config-dir=DIR    more configs: DIR/model/mine.yaml for model=mine, of a class in DIR/my_module.py
   --config-path=DIR --config-name=config    run with the config.yaml of an earlier run in DIR
   --hydra-help        more about Hydra, such as shell completion
 """
@@ -40,7 +42,6 @@ def train(args: argparse.Namespace) -> None:
 
     version.setbase("1.3")
     register_resolvers()
-    sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     args = parser.parse_intermixed_args(args.words)  # -m may be between two options
@@ -57,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
         return
     if sys.stdout.isatty():
         print("loading torch and Lightning …", flush=True)
-    from lit_gptdata.training.ranks import share_run_name
+    from lit_gptdata.training.folder import share_run_name
     from lit_gptdata.training.sweep import report_at_end
 
     share_run_name()
@@ -67,10 +68,13 @@ def train(args: argparse.Namespace) -> None:
 
 def run_job(cfg: Any) -> float:
     """Run one job; return the final loss, which a sweeper minimizes."""
-    if os.environ.get("LIT_GPTDATA_UNFINISHED"):  # set by lit-gptdata rerun
-        from hydra.core.hydra_config import HydraConfig
+    from hydra.core.hydra_config import HydraConfig
 
-        hydra = HydraConfig.get()
+    hydra = HydraConfig.get()
+    # For model._target_=my_module.MyGPT. A job may run in a new process, which a launcher has started.
+    for path in (hydra.runtime.cwd, *own_folders(hydra)):
+        sys.path += [] if path in sys.path else [path]
+    if os.environ.get("LIT_GPTDATA_UNFINISHED"):  # set by lit-gptdata rerun
         result = read_result(Path(hydra.runtime.output_dir))
         if result.get("overrides", hydra.overrides.task) != hydra.overrides.task:
             raise ValueError(f"the sweep has changed: this job was {result['overrides']}")

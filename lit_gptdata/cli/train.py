@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,20 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata._checks import accepted, check_integer, check_number
 from lit_gptdata._io import close_bars, write_whole
 from lit_gptdata.cli.train_tokenizer import train_on
-from lit_gptdata.configs import register_resolvers, shorten_warnings
+from lit_gptdata.configs import all_options, register_resolvers, shorten_warnings
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.training.budget import TokenBudget
 from lit_gptdata.training.checkpoints import kept_checkpoint, resume_command
 from lit_gptdata.training.errors import short_errors
-from lit_gptdata.training.folder import make_folder, record_config
+from lit_gptdata.training.folder import check_launcher, in_sweep, make_folder, record_config
 from lit_gptdata.training.loggers import name_run, open_runs, prepare_loggers
-from lit_gptdata.training.ranks import check_launcher, in_sweep
-from lit_gptdata.training.summary import evaluate, sample, save_summary
+from lit_gptdata.training.summary import evaluate, name_losses, sample, save_summary
 from lit_gptdata.training.sweep import record_result, scored_text
 from lit_gptdata.training.throughput import Throughput
 from lit_gptdata.training.val_sets import ValSets
@@ -50,6 +51,7 @@ TRAINER_OPTIONS = {
     1: ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
     None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
 }
+log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()
 register_resolvers()  # also in the worker processes of a launcher
 
@@ -66,6 +68,8 @@ def main(cfg: DictConfig) -> float:
         folder = make_folder(cfg)
         name_run(cfg, folder)
         with without_empty_folder(), record_result(folder) as result:
+            for group in ("model", "stem"):
+                leave_out(cfg, group)
             record_config(cfg, folder)
             train(cfg, folder, result)
     metrics = result["metrics"]
@@ -96,7 +100,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
     if cfg.get("vocab_size") is not None:  # missing in the config.yaml of an older run
         train_own_tokenizer(cfg, folder / "tokenizer.json")
     prepare_loggers(cfg)
-    data, model, trainer = build(cfg, budget, val_sets := ValSets())
+    data, model, trainer = build(cfg, budget, val_sets := ValSets(monitor := cfg.get("monitor")))
     os.chdir(job_folder)
     check_launcher(trainer)
 
@@ -107,7 +111,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             data.setup()
             check_not_empty(data.train_steps)  # before the validation, which may take long
         if cfg.ckpt_path is None:
-            evaluate(trainer, model, data, "val")  # the loss of the untrained model
+            evaluate(trainer, model, data, "val", monitor=monitor)  # the loss of the untrained model
             if trainer.world_size == 1 and all(before := sample(data, model)):
                 rows["before training"] = before[1]
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -116,7 +120,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         # TokenBudget of this process have not seen it.
         data.trainer = trainer
         data.setup()
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = name_losses(trainer.callback_metrics, monitor)
+        metrics = {name: float(value) for name, value in metrics.items()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.mean:
                 metrics["tokens_per_second"] = callback.mean
@@ -128,10 +133,17 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["val_text"] = scored_text(data)
         result["metrics"] = metrics
         is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
-        metrics |= evaluate(trainer, model, data, *(["test"] if is_scored else ["val", "test"]))
+        splits = ["test"] if is_scored else ["val", "test"]
+        metrics |= evaluate(trainer, model, data, *splits, monitor=monitor)
         metrics.pop("tokens", None)
         save_summary(
-            trainer, model, data, metrics, folder, rows | last_rows(cfg, folder, trainer, result)
+            trainer,
+            model,
+            data,
+            metrics,
+            folder,
+            rows | last_rows(cfg, folder, trainer, result),
+            monitor,
         )
 
 
@@ -220,20 +232,90 @@ def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
 def build(cfg: DictConfig, *own: L.Callback) -> tuple[GPTDataModule, L.LightningModule, L.Trainer]:
     """Build the objects of a config; the Trainer gets the callbacks `own`, too."""
     data = instantiate(cfg.data)
-    stem = instantiate(cfg.stem, vocab_size=data.vocab_size)
-    if stem.max_length < data.max_length:
-        raise ValueError(
-            f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
-            " stem.max_length out, or make it at least as large"
-        )
-    model = instantiate(cfg.model, stem=stem)
+    model = build_model(cfg, data)
     callbacks = [*own, *build_all(cfg, "callbacks", L.Callback)]
     unwanted = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
     for option, kind in unwanted.items():
         if cfg.trainer.get(option) is False:
             callbacks = [each for each in callbacks if not isinstance(each, kind)]
+    if not model.automatic_optimization and cfg.trainer.get("gradient_clip_val"):
+        cfg.trainer.gradient_clip_val = None  # Lightning refuses it
+        log.info("trainer.gradient_clip_val has no effect: the model steps its optimizers itself")
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=build_all(cfg, "logger", Logger))
     return data, model, trainer
+
+
+def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
+    """Build the model, with a stem and `vocab_size` if it takes them.
+
+    Raises TypeError or ValueError for a model that the Trainer cannot train or resume.
+    """
+    make = instantiate(cfg.model, _partial_=True, _convert_=cfg.model.get("_convert_", "all"))
+    takes, name = accepted(make.func), make.func.__name__
+    given: dict[str, Any] = {"vocab_size": data.vocab_size}
+    if "stem" in takes and OmegaConf.select(cfg, "stem._target_"):
+        given["stem"] = build_stem(cfg.stem, data)
+    elif "stem" in takes and takes["stem"].default is Parameter.empty:
+        raise ValueError(f"{name} needs a stem: leave stem=none out, or choose another model")
+    model = make(**{key: given[key] for key in given if key in takes and key not in make.keywords})
+    if not isinstance(model, L.LightningModule):
+        advice = "import lightning as L, and subclass L.LightningModule, as in examples/own_model"
+        raise TypeError(
+            f"model._target_ must make a LightningModule, got {type(model).__name__}: {advice}"
+        )
+    if (parameters := [*model.parameters()]) and not any(each.requires_grad for each in parameters):
+        raise ValueError(
+            f"{name} has no parameters to train: with stem.freeze=true, give it more layers"
+        )
+    names = [key for key, value in model.hparams.items() if not is_plain(value)]
+    if names and cfg.trainer.get("enable_checkpointing", True):
+        problem = f"{name} saves hyperparameters that are not plain values, so no run could resume"
+        raise ValueError(f"{problem}: write self.save_hyperparameters(ignore={names}) in its __init__")
+    return model
+
+
+def build_stem(node: DictConfig, data: GPTDataModule) -> torch.nn.Module:
+    """Build the stem for the vocabulary of the data; train.py freezes one that takes no `freeze`."""
+    make = instantiate({"_convert_": "all", **node, "_partial_": True})
+    takes = accepted(make.func)
+    freeze = "freeze" not in takes and make.keywords.pop("freeze", False)
+    given = {"vocab_size": data.vocab_size} if "vocab_size" in takes else {}
+    stem: torch.nn.Module = make(**(given | make.keywords))
+    if getattr(stem, "max_length", data.max_length) < data.max_length:
+        raise ValueError(
+            f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
+            " stem.max_length out, or make it at least as large"
+        )
+    return stem.requires_grad_(False) if freeze else stem
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a checkpoint with this value loads with weights_only=True."""
+    try:
+        torch.save(value, buffer := io.BytesIO())
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def leave_out(cfg: DictConfig, group: str) -> None:
+    """Leave out options of the shipped configs that your own model or stem does not take.
+
+    For example, debug=fast sets model.n_heads. What you type is kept, and the class refuses it.
+    """
+    if (path := OmegaConf.select(cfg, f"{group}._target_")) is None:
+        return
+    target = instantiate({"_target_": path, "_partial_": True}).func
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {word.lstrip("+").partition("=")[0] for word in words}
+    names = {key.rpartition(".")[2] for key in {*all_options()[group]} - typed}
+    if names := names.intersection(cfg[group]) - {*accepted(target), "freeze"}:
+        log.info("%s takes no %s", target.__name__, ", ".join(sorted(names)))
+        with open_dict(cfg):
+            for name in names:
+                del cfg[group][name]
 
 
 def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
@@ -250,7 +332,7 @@ def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
 def check_options(cfg: DictConfig) -> None:
     """Raise ValueError or TypeError for options that Hydra or the Trainer would accept and misuse."""
     for group in ("data", "stem", "model", "trainer"):
-        if not isinstance(cfg[group], DictConfig):
+        if not isinstance(cfg.get(group), DictConfig) and (group, cfg.get(group)) != ("stem", None):
             raise TypeError(
                 f"{group} must have options, got {group}={cfg[group]}: this config has no choices for"
                 f" {group}, so leave {group}=… out and set options such as {group}.…=…"

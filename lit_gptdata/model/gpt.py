@@ -6,7 +6,6 @@
 B: batch, T: tokens in a sequence, D: embedding_dim, V: vocab_size. Source: see block.py.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,9 +23,8 @@ from lit_gptdata.model.block import NORM_EPS, Block, KeyValueCache
 from lit_gptdata.model.gpt2_weights import read_gpt2, write_gpt2
 from lit_gptdata.model.learning_rate import Schedule, check_schedule, make_schedule
 from lit_gptdata.model.sampling import sample_tokens
-from lit_gptdata.model.stem import INIT_STD, EmbeddingStem
-
-IGNORE_INDEX = -100  # a target with this value is not scored; torch's default in cross_entropy
+from lit_gptdata.model.scores import IGNORE_INDEX, ScoreSums, token_losses
+from lit_gptdata.model.stem import INIT_STD, EmbeddingStem, build_stem, check_stem, stem_arguments
 
 Batch = tuple[Tensor, Tensor] | Mapping[str, Tensor]  # see `inputs_and_targets`
 
@@ -39,7 +37,9 @@ class GPT(L.LightningModule):
     val_loss/<name> and val_bits_per_byte/<name>; the others then cover the sets whose source trains.
 
     Args:
-        stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain
+        stem: an EmbeddingStem, or a mapping of its arguments, which is what checkpoints contain. Or any
+            module that maps ids (B, T) to (B, T, D), and has max_length, embedding_dim, and a
+            token_embedding.weight (V, D), which is the head, too
         n_layers: number of blocks; 0 is the bigram model: stem and head without a final norm
         n_heads: number of attention heads, a divisor of the stem's embedding_dim
         dropout: on attention weights and on the output of each residual branch, not on the stem
@@ -55,11 +55,12 @@ class GPT(L.LightningModule):
     Raises ValueError for a value out of range.
     """
 
-    token_bytes: Tensor | None  # (V,) int64: UTF-8 bytes of each token, from the data module
+    stem: Any  # an EmbeddingStem, or what `check_stem` accepts
+    _scores: ScoreSums
 
     def __init__(
         self,
-        stem: EmbeddingStem | Mapping[str, Any],
+        stem: nn.Module | Mapping[str, Any],
         n_layers: int = 4,
         n_heads: int = 4,
         dropout: float = 0.0,
@@ -73,17 +74,14 @@ class GPT(L.LightningModule):
         decay_tokens: int | float = 0.2,
     ) -> None:
         super().__init__()
-        if not isinstance(stem, EmbeddingStem | Mapping):
-            kind = type(stem).__name__
-            raise TypeError(f"stem must be an EmbeddingStem or a mapping of its arguments, got {kind}")
-        self.stem = stem if isinstance(stem, EmbeddingStem) else EmbeddingStem(**stem)
+        self.stem = check_stem(build_stem(stem) if isinstance(stem, Mapping) else stem)
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
         ratio = check_number("min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True)
         # Plain values, and the stem as its arguments: GPT.load_from_checkpoint(path) then needs no other
         # arguments, and torch.load reads the file with weights_only=True.
         options: dict[str, Any] = {
-            "stem": dict(self.stem.hparams),
+            "stem": stem_arguments(self.stem),
             "n_layers": check_integer("n_layers", n_layers, 0),
             "n_heads": check_integer("n_heads", n_heads, 1),
             "dropout": check_number("dropout", dropout, 1),
@@ -95,7 +93,7 @@ class GPT(L.LightningModule):
         }
         self.save_hyperparameters(options)
         self._optimizer_options = options  # a subclass may save other hyperparameters of the same names
-        D = self.stem.embedding_dim
+        D: int = self.stem.embedding_dim
         if n_layers and D % n_heads:
             got = f"n_heads={n_heads} and embedding_dim={D}"
             divisors = ", ".join(str(n) for n in range(1, D + 1) if D % n == 0)
@@ -103,10 +101,6 @@ class GPT(L.LightningModule):
         self.blocks = nn.ModuleList(Block(D, n_heads, dropout) for _ in range(n_layers))
         self.final_norm = nn.LayerNorm(D, eps=NORM_EPS) if n_layers else nn.Identity()
         self._init_blocks()
-
-        self.token_bytes = None  # not a buffer: DDP would broadcast it at every step
-        # For each loader: nats, scored targets, their bytes, targets without bytes.
-        self._totals = torch.zeros(1, 4)
 
     @classmethod
     def from_gpt2(cls, path: str | Path, dropout: float = 0.0, **options: Any) -> "GPT":
@@ -210,11 +204,7 @@ class GPT(L.LightningModule):
         inputs, targets = inputs_and_targets(batch)
         # A subclass may have a forward of its own, without `padded`.
         options = {"padded": True} if type(self).forward is GPT.forward else {}
-        logits = self(inputs, **options).float()  # (B, T, V or more)
-        nats = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-        )  # (B·T,)
-        return nats.reshape(targets.shape)
+        return token_losses(self(inputs, **options), targets)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def log(self, *args: Any, **options: Any) -> None:
@@ -232,72 +222,14 @@ class GPT(L.LightningModule):
         """Return `losses`; the logits of a split would not fit in memory (200 KB per token for gpt2)."""
         return self.losses(batch)
 
-    def setup(self, stage: str) -> None:
-        # Any data module may offer `token_bytes`, an int64 array (vocab_size,) with the UTF-8 bytes of
-        # each token, 0 for special tokens. Without it, bits per byte are not logged.
-        token_bytes = getattr(getattr(self.trainer, "datamodule", None), "token_bytes", None)
-        self.token_bytes = None if token_bytes is None else torch.as_tensor(token_bytes).to(self.device)
-
     def on_validation_epoch_start(self) -> None:
-        # float64 counts tokens exactly up to 2⁵³, float32 only up to 16 million. MPS has no float64.
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        trainer = self.trainer
-        n_batches: Any = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        self._totals = torch.zeros(len(n_batches), 4, dtype=dtype, device=self.device)
+        self._scores = ScoreSums(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        targets = inputs_and_targets(batch)[1]
-        scored = targets != IGNORE_INDEX  # (B, T)
-        totals = self._totals[dataloader_idx]
-        totals[0] += self.losses(batch).sum(dtype=totals.dtype)
-        totals[1] += scored.sum()
-        if self.token_bytes is not None:
-            n_bytes = self.token_bytes[targets.clamp(min=0)]  # (B, T)
-            totals[2] += (n_bytes * scored).sum()
-            totals[3] += ((n_bytes == 0) & scored).sum()
+        self._scores.add(self.losses(batch), inputs_and_targets(batch)[1], dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        split = "test" if self.trainer.testing else "val"
-        self._totals = self.trainer.strategy.reduce(self._totals, reduce_op="sum")
-        data, sets = getattr(self.trainer, "datamodule", None), [("", True)]
-        # A data module may offer `eval_sets`: the name of each loader's set, and whether its source
-        # trains. And `scored_bytes`, to count special tokens that stand for text.
-        if eval_sets := getattr(data, "eval_sets", None):
-            sets = [(each.name, each.trains) for each in eval_sets(split)]
-        scored_bytes = None if self.trainer.sanity_checking else getattr(data, "scored_bytes", None)
-        if (n := len(self._totals)) != len(sets):  # a single loader over all sets, or unknown loaders
-            sets = [(str(i) if n > 1 else "", True) for i in range(n)]
-            scored_bytes = None
-        scores, in_total = [], [trains for _, trains in sets]
-        for (name, _), totals in zip(sets, self._totals.tolist(), strict=True):
-            nats, n_targets, n_bytes, n_special = totals
-            if scored_bytes:
-                counts = int(n_targets), int(n_bytes), int(n_special)
-                n_bytes = scored_bytes(split, *counts, *([name] if name else []))
-            scores.append((nats, n_targets, n_bytes))
-            if name:
-                self._log_scores(split, f"/{name}", *scores[-1])
-        if any(in_total):  # if no source has a val split, the total covers `val_corpus`
-            scores = list(itertools.compress(scores, in_total))
-        nats, n_targets, n_bytes = zip(*scores, strict=True)
-        known = all(b for n, b in zip(n_targets, n_bytes, strict=True) if n)  # 0 bytes: not known
-        self._log_scores(split, "", sum(nats), sum(n_targets), sum(n_bytes) if known else 0)
-
-    def _log_scores(self, split: str, suffix: str, nats: float, n_targets: int, n_bytes: int) -> None:
-        if not n_targets:
-            rank_zero_warn(f"{split}_loss{suffix} is not logged: every target was {IGNORE_INDEX}")
-            return
-        loss = nats / n_targets
-        metrics = {"loss": loss}
-        if not suffix:  # math.exp raises OverflowError above 709
-            metrics["perplexity"] = math.inf if loss >= 709 else math.exp(loss)
-        if n_bytes:
-            metrics["bits_per_byte"] = nats / math.log(2) / n_bytes
-        for name, value in metrics.items():
-            metric = torch.tensor(value, dtype=self._totals.dtype, device=self.device)
-            in_bar = name == "loss" and not suffix
-            # All ranks log the same value, but Lightning warns without sync_dist.
-            self.log(f"{split}_{name}{suffix}", metric, prog_bar=in_bar, sync_dist=True, batch_size=1)
+        self._scores.log(self.trainer, self.log)
 
     # Test works like validation; only the names of the metrics differ.
     on_test_epoch_start = on_validation_epoch_start
@@ -363,7 +295,8 @@ def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters that determine what the weights mean, by their names in a config."""
     found = {f"model.{name}": hparams[name] for name in ("n_layers", "n_heads") if name in hparams}
     if isinstance(stem := hparams.get("stem"), Mapping):
-        found |= {f"stem.{name}": value for name, value in stem.items() if name != "dropout"}
+        stem = {"_target_": "EmbeddingStem", **stem}
+        found |= {f"stem.{k}": value for k, value in stem.items() if k not in ("dropout", "freeze")}
         if stem.get("position") != "learned":
             found.pop("stem.max_length", None)  # such a stem has no weights for positions
     return found

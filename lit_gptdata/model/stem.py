@@ -7,16 +7,17 @@
 B: batch, T: tokens in a sequence (at most L), V: vocab_size, L: max_length, D: embedding_dim.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata._checks import accepted, check_flag, check_integer, check_number
 
 Position = Literal["learned", "sinusoidal", "none"]
 
@@ -33,6 +34,7 @@ class EmbeddingStem(L.LightningModule):
         position: "learned" (GPT-2: a second table) | "sinusoidal" (a fixed table, see `sinusoids`) |
             "none" (token rows only)
         dropout: fraction of the output values set to 0 during training, in [0, 1)
+        freeze: do not train the tables. GPT's head uses the token table, so it does not train either
 
     Raises ValueError for a value out of range.
 
@@ -50,6 +52,7 @@ class EmbeddingStem(L.LightningModule):
         embedding_dim: int,
         position: Position = "learned",
         dropout: float = 0.0,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size = check_integer("vocab_size", vocab_size, 1)
@@ -63,7 +66,8 @@ class EmbeddingStem(L.LightningModule):
         # this one, and would save the `dropout` of a subclass or of GPT in place of the stem's.
         sizes = {name: getattr(self, name) for name in ("vocab_size", "max_length", "embedding_dim")}
         dropout = check_number("dropout", dropout, 1)
-        self.save_hyperparameters({**sizes, "position": str(position), "dropout": dropout})
+        options = {"position": str(position), "dropout": dropout}
+        self.save_hyperparameters(sizes | options | ({"freeze": True} if freeze else {}))
 
         self.token_embedding = nn.Embedding(self.vocab_size, self.embedding_dim)
         nn.init.normal_(self.token_embedding.weight, std=INIT_STD)
@@ -74,6 +78,7 @@ class EmbeddingStem(L.LightningModule):
         table = sinusoids(self.max_length, self.embedding_dim) if position == "sinusoidal" else None
         self.register_buffer("sinusoids", table, persistent=False)  # computed, so not in checkpoints
         self.dropout = nn.Dropout(dropout)
+        self.requires_grad_(not check_flag("freeze", freeze))
 
     @property
     def position_table(self) -> Tensor | None:
@@ -116,6 +121,52 @@ class EmbeddingStem(L.LightningModule):
 
     def extra_repr(self) -> str:
         return f"max_length={self.max_length}, position={self.position!r}"
+
+
+def stem_arguments(stem: nn.Module) -> dict[str, Any]:
+    """The arguments of a stem in plain values, for checkpoints; `_target_` names another class.
+
+    They rebuild the stem only if `save_hyperparameters` has kept each argument of its __init__.
+    """
+    if type(stem) is EmbeddingStem:
+        return dict(stem.hparams)
+    names, hparams = accepted(type(stem)), getattr(stem, "hparams", {})
+    target = f"{type(stem).__module__}.{type(stem).__qualname__}"
+    return {"_target_": target} | {name: hparams[name] for name in names if name in hparams}
+
+
+def check_stem(stem: Any) -> nn.Module:
+    """Return a module that can be the stem of GPT; raise TypeError that names what it lacks."""
+    lacks = [name for name in ("max_length", "embedding_dim") if not hasattr(stem, name)]
+    table = getattr(getattr(stem, "token_embedding", None), "weight", None)
+    lacks += [] if isinstance(table, Tensor) else ["token_embedding.weight"]
+    if isinstance(stem, nn.Module) and not lacks:
+        return stem
+    needs = "with max_length, embedding_dim and token_embedding.weight, which is the head"
+    got = f"got {type(stem).__name__} without {', '.join(lacks)}"
+    raise TypeError(
+        f"stem must be an EmbeddingStem or a mapping of its arguments, or a module {needs}, {got}"
+    )
+
+
+def build_stem(arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a stem from `stem_arguments`; raises ValueError for a class that needs an import or more.
+
+    A checkpoint must not run code, so the class must have been imported already.
+    """
+    arguments = dict(arguments)
+    if (target := arguments.pop("_target_", None)) is None:
+        return EmbeddingStem(**arguments)
+    module, _, name = target.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        advice = f"import {module} before you load it, or pass stem=…"
+    elif lacks := [name for name in accepted(kind) if name not in arguments]:
+        advice = f"the checkpoint does not contain its {', '.join(lacks)}. Pass stem=…, or train with"
+        advice += " a stem that calls self.save_hyperparameters()"
+    else:
+        return kind(**arguments)
+    raise ValueError(f"the stem of the checkpoint is {target}: {advice}")
 
 
 def sinusoids(max_length: int, embedding_dim: int) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lit_gptdata.configs import SPLITS, find_loss
+
 # Metric → its name in the report. Jobs are compared by the first metric that any of them has.
 METRICS = {
     "val_bits_per_byte": "validation bits per byte",
@@ -83,8 +85,9 @@ def read_job(folder: Path, name: str) -> Job:
     status = status if status in STATUSES else "unfinished"  # "running" while a job runs
     overrides = result.get("overrides")
     overrides = None if overrides is None else _parse_overrides(overrides)
-    curves = read_curves(folder / "metrics.csv")
     config = _flatten(read_yaml(folder / "config.yaml"))
+    monitor = config.get("monitor", "null")
+    curves = read_curves(folder / "metrics.csv", None if monitor == "null" else monitor)
     given = {k: config.get(k, v) if "${" in v else v for k, v in (overrides or {}).items()}
     metrics = {  # strict JSON has no NaN or infinity, so they are strings
         name: float(value) if isinstance(value, str) else value
@@ -109,15 +112,20 @@ def read_job(folder: Path, name: str) -> Job:
     )
 
 
-def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the points (tokens, value) of each of METRICS from Lightning's metrics.csv."""
+def read_curves(metrics_csv: Path, monitor: str | None = None) -> dict[str, list[tuple[float, float]]]:
+    """Read the points (tokens, value) of each of METRICS from Lightning's metrics.csv.
+
+    `monitor` is the column of the val loss; None: see `find_loss`.
+    """
     text = metrics_csv.read_text(encoding="utf-8", errors="replace") if metrics_csv.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()  # an unfinished last line may end in half a number
     points: dict[str, dict[float, float]] = {metric: {} for metric in METRICS}
-    for row in csv.DictReader(line.replace("\0", "") for line in lines):
+    reader = csv.DictReader(line.replace("\0", "") for line in lines)
+    losses = {f"{split}_loss": find_loss(reader.fieldnames or [], split, monitor) for split in SPLITS}
+    for row in reader:
         tokens = _number(row.get("tokens"))
         for metric, curve in points.items():
-            value = _number(row.get(metric))
+            value = _number(row.get(losses.get(metric) or metric))
             if tokens is not None and value is not None:
                 curve[tokens] = value
     return {metric: sorted(curve.items()) for metric, curve in points.items()}

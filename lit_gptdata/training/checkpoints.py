@@ -1,7 +1,6 @@
-"""The checkpoints that train.py keeps, the best one by a metric and the last one, and resumes from."""
+"""The checkpoints that train.py keeps: the best one by the val loss, and the last one."""
 
 import io
-import os
 import shlex
 import time
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import to_absolute_path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lit_gptdata._io import write_whole
-from lit_gptdata.configs import quote_value, typed_command
-from lit_gptdata.training.ranks import in_sweep
+from lit_gptdata.configs import find_loss, quote_value, typed_command
+from lit_gptdata.training.folder import in_sweep
 from lit_gptdata.training.throughput import batches_done
 
 
@@ -52,27 +51,38 @@ class _Checkpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(_Checkpoint):
-    """Keeps the weights with the lowest `monitor`. If the model never logs it, the run only warns."""
+    """Keeps the weights with the lowest val loss. If the model never logs it, the run only warns.
+
+    `monitor` is its name; None: see `find_loss`.
+    """
 
     _warned = False
+
+    def __init__(self, *args: Any, monitor: str | None = None, **options: Any) -> None:
+        self._given = None if monitor == "val_loss" else monitor
+        super().__init__(*args, monitor=monitor or "val_loss", **options)
 
     @property
     def state_key(self) -> str:  # as in checkpoints of earlier versions
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        found = super()._monitor_candidates(trainer)
+        name = find_loss(found, "val", self._given)
+        return found if name is None else found | {str(self.monitor): found[name]}
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
+        if self.monitor in self._monitor_candidates(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
+        if self.monitor in self._monitor_candidates(trainer):
             super().on_validation_end(trainer, pl_module)
         elif trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or self._warned):
             self._warned = True
-            rank_zero_warn(
-                f"no best checkpoint is kept: the model logs {', '.join(trainer.callback_metrics)}, but"
-                f" not {self.monitor}. Set callbacks.best.monitor to one of them, or callbacks.best=null"
-            )
+            logged = f"logs {', '.join(trainer.callback_metrics)}, but not {self.monitor}"
+            advice = "Set monitor to one of them, or callbacks.best=null"
+            rank_zero_warn(f"no best checkpoint is kept: the model {logged}. {advice}")
 
 
 class LastCheckpoint(_Checkpoint):
@@ -149,27 +159,3 @@ def resume_command(folder: str, *overrides: str) -> str:
     replaced = {word.partition("=")[0] for word in (*overrides, "hydra.run.dir=")}
     words = [word for word in typed_command() if word.partition("=")[0] not in replaced]
     return shlex.join([*words, *overrides])
-
-
-def find_checkpoint(given: str, last: Path) -> str:
-    """The path that ckpt_path=`given` names (`last`: of "last"); raises OSError or ValueError."""
-    if given in ("best", "hpc") or "://" in given:
-        return given
-    path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))
-    resume = "output_dir to the folder" if given == "last" else "ckpt_path to the last.ckpt"
-    advice = f"leave ckpt_path out to start a new run, or set {resume} of a run"
-    if not path.exists():
-        raise FileNotFoundError(f"ckpt_path={given}, but {path} does not exist: {advice}")
-    for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
-        if inside.exists():
-            raise IsADirectoryError(f"ckpt_path={given} is a folder: set ckpt_path={inside}")
-    if not (path / "meta.pt").exists():  # which is in a distributed checkpoint, a folder
-        try:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            if missing := {"state_dict", "optimizer_states", "loops"} - content.keys():
-                raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")
-        except Exception as error:
-            reason = str(error.args[-1] if error.args else "").partition("\n")[0]
-            problem = f"{path} is not a Lightning checkpoint that a run can resume from"
-            raise ValueError(f"{problem} ({type(error).__name__}: {reason}): {advice}") from error
-    return str(path)

@@ -1,24 +1,109 @@
-"""The folder of a job, its seed, and its config.yaml."""
+"""The folder of a job, which all its processes share: its name, its seed, its config.yaml.
+
+None of the processes restarts a sweep.
+"""
 
 import logging
 import os
 import random
 import re
 import zlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import to_absolute_path
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata._io import write_whole
-from lit_gptdata.configs import conf_dir
-from lit_gptdata.training.checkpoints import find_checkpoint
-from lit_gptdata.training.ranks import RUN, in_sweep
+from lit_gptdata.configs import conf_dir, own_folders
 
 log = logging.getLogger(__name__)
+# Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time.
+RUN = "LIT_GPTDATA_RUN"
+_FORK_HINT = (
+    "Without torchrun, every sweep works with trainer.strategy=ddp_fork (CPUs) or ddp_spawn, which are"
+    " slower and log only the last validation in metrics.csv"
+)
+
+
+def share_run_name() -> None:
+    """Set RUN to the same name on all ranks that torchrun or srun started. Call it before Hydra starts.
+
+    Otherwise Hydra creates one folder per process. Lightning gives its processes their folder.
+    """
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        # torchrun's store exists without a process group. The first rank that writes sets the name.
+        store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+        key = f"{RUN}/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        env[RUN] = store.compare_set(key, "", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").decode()
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        restarts = env.get("SLURM_RESTART_COUNT", "0")  # how often the job was requeued
+        env[RUN] = f"slurm-{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restarts}"
+
+
+def in_sweep() -> bool:
+    """Whether this process runs a job of a sweep, `python train.py -m`."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def check_launcher(trainer: L.Trainer) -> None:
+    """Raise ValueError in a sweep whose processes would not run the same jobs at the same time.
+
+    Lightning starts processes with the command line of the first one, which contains the sweep. Under
+    torchrun each process runs the sweep, and stays in step only with Hydra's basic plugins.
+    """
+    if not in_sweep():
+        return
+    strategy, processes = trainer.strategy, trainer.num_devices * trainer.num_nodes
+    if processes == 1 or isinstance(strategy.launcher, _MultiProcessingLauncher):
+        return
+    if isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
+        raise ValueError(
+            f"a sweep (-m) cannot start {processes} processes per job with {type(strategy).__name__}:"
+            " each would run the whole sweep again. Run each job without -m, or start them once:"
+            f" torchrun --nproc-per-node {trainer.num_devices} train.py -m …. {_FORK_HINT}"
+        )
+    hydra, basic = HydraConfig.get(), "hydra._internal.core_plugins.basic_"
+    plugins = (hydra.sweeper._target_, hydra.launcher._target_)
+    if others := [name for name in plugins if not name.startswith(basic)]:
+        needs = f"in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic"
+        problem = f"{', '.join(others)} may choose different jobs in each process"
+        raise ValueError(f"a sweep (-m) {needs}: {problem}. {_FORK_HINT}")
+
+
+def find_checkpoint(given: str, last: Path) -> str:
+    """The path that ckpt_path=`given` names (`last`: of "last"); raises OSError or ValueError."""
+    if given in ("best", "hpc") or "://" in given:
+        return given
+    path = last if given == "last" else Path(to_absolute_path(os.path.expanduser(given)))
+    resume = "output_dir to the folder" if given == "last" else "ckpt_path to the last.ckpt"
+    advice = f"leave ckpt_path out to start a new run, or set {resume} of a run"
+    if not path.exists():
+        raise FileNotFoundError(f"ckpt_path={given}, but {path} does not exist: {advice}")
+    for inside in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if inside.exists():
+            raise IsADirectoryError(f"ckpt_path={given} is a folder: set ckpt_path={inside}")
+    if not (path / "meta.pt").exists():  # which is in a distributed checkpoint, a folder
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            if missing := {"state_dict", "optimizer_states", "loops"} - content.keys():
+                raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")
+        except Exception as error:
+            reason = str(error.args[-1] if error.args else "").partition("\n")[0]
+            problem = f"{path} is not a Lightning checkpoint that a run can resume from"
+            raise ValueError(f"{problem} ({type(error).__name__}: {reason}): {advice}") from error
+    return str(path)
 
 
 def make_folder(cfg: DictConfig) -> Path:
@@ -54,6 +139,8 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
     for key in recorded:
         text = text.replace(f"<{key} of the job>", f"${{{key}}}")
     hydra = OmegaConf.load(conf_dir() / "train.yaml").hydra  # folders of runs and sweeps, the report
+    if HydraConfig.initialized() and (folders := own_folders(HydraConfig.get())):
+        hydra.searchpath = [f"file://{path}" for path in folders]  # for the modules in them
     write_whole(folder / "config.yaml", f"{text}\n{OmegaConf.to_yaml({'hydra': hydra})}".encode())
 
 

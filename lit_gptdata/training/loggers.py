@@ -26,7 +26,7 @@ from lit_gptdata._io import write_whole
 from lit_gptdata.configs import conf_dir
 from lit_gptdata.report.jobs import shorten
 from lit_gptdata.report.usage import draw_lengths
-from lit_gptdata.training.ranks import in_sweep
+from lit_gptdata.training.folder import in_sweep
 
 # Environment variable with the words of a sweep's command line, which all of its jobs share.
 SHARED_WORDS = "LIT_GPTDATA_SHARED_WORDS"

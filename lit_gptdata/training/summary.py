@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import write_whole
+from lit_gptdata.configs import SPLITS, find_loss
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.val_sets import coverage
 
@@ -25,8 +26,13 @@ SHOWN_CHARACTERS = 120
 Metrics = Mapping[str, Any]
 
 
-def evaluate(trainer: Any, model: Any, data: GPTDataModule, *splits: str) -> dict[str, float]:
-    """Return the metrics of "val" and "test", as far as the data has the split and the model a step."""
+def evaluate(
+    trainer: Any, model: Any, data: GPTDataModule, *splits: str, monitor: str | None = None
+) -> dict[str, float]:
+    """Return the metrics of "val" and "test", as far as the data has the split and the model a step.
+
+    The losses are named val_loss and test_loss. Raises ValueError if the model does not log `monitor`.
+    """
     metrics: dict[str, float] = {}
     fractions = zip(*(source.fractions for source in data.sources.values()), strict=True)
     has_val, has_test = map(any, fractions)  # known before the data is prepared
@@ -37,15 +43,30 @@ def evaluate(trainer: Any, model: Any, data: GPTDataModule, *splits: str) -> dic
     for has_split, step, run in map(runs.__getitem__, splits):
         if has_split and is_overridden(step, model):
             for found in run(model, datamodule=data, verbose=False):  # none if the split is empty
-                metrics |= found
+                metrics |= name_losses(found, monitor)
+                if monitor and step == "validation_step" and monitor not in found:
+                    logged = f"validation_step logs {', '.join(found)}"
+                    raise ValueError(
+                        f"monitor must be a name that the model logs, got {monitor}: {logged}"
+                    )
             if trainer.received_sigterm:  # in the last batch, after which Lightning ignores it
                 raise SIGTERMException
     return metrics
 
 
+def name_losses(metrics: Metrics, monitor: str | None = None) -> dict[str, float]:
+    """Return the metrics, in which the model's losses are train_loss, val_loss and test_loss."""
+    found = {name: value for name, value in metrics.items() if name != "loss"}  # of which split?
+    for split in SPLITS:
+        if (name := find_loss(found, split, monitor)) is not None:
+            found[f"{split}_loss"] = found[name] if name == monitor else found.pop(name)
+    return found
+
+
 def save_summary(
-    trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics, folder: Path, rows: dict[str, str]
-) -> None:
+    trainer: Any, model: Any, data: GPTDataModule, metrics: Metrics, folder: Path, rows: dict[str, str],
+    monitor: str | None = None,
+) -> None:  # fmt: skip
     """Write loss.png and summary.txt, and print the summary, which ends with `rows`.
 
     A part that fails is named, not raised.
@@ -58,7 +79,7 @@ def save_summary(
         return
     try:
         if (folder / "metrics.csv").exists():
-            plot_losses(folder / "metrics.csv", folder / "loss.png")
+            plot_losses(folder / "metrics.csv", folder / "loss.png", monitor)
     except Exception as error:
         summary += f"\nno loss.png: {type(error).__name__}: {error}"
     print(f"\n{summary}")
@@ -144,7 +165,7 @@ def choose_prompt(data: GPTDataModule) -> Tensor:
     return next((prompt for prompt in prompts if words(prompt) > 0.75), max(prompts, key=words))
 
 
-def plot_losses(metrics_csv: Path, png: Path) -> None:
+def plot_losses(metrics_csv: Path, png: Path, monitor: str | None = None) -> None:
     """Plot the train and val loss over training tokens, from metrics.csv to a PNG file.
 
     The train loss is one batch at each point, so a line through local means shows its course.
@@ -154,7 +175,10 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
     with open(metrics_csv, newline="") as file:
         rows = list(reader := csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    for name in filter(re.compile("train_loss$|val_loss(/|$)").match, reader.fieldnames or []):
+    names = reader.fieldnames or []
+    train, val = find_loss(names, "train"), find_loss(names, "val", monitor)
+    of_sets = [name for name in names if name.startswith("val_loss/")]
+    for name in dict.fromkeys(filter(None, [train, val, *of_sets])):
         scored = [row for row in rows if row.get(name) and row.get("tokens")]
         points = {float(row["tokens"]): float(row[name]) for row in scored}
         if not points:
@@ -162,7 +186,7 @@ def plot_losses(metrics_csv: Path, png: Path) -> None:
         x, y = zip(*sorted(points.items()), strict=True)
         bad = [tokens for tokens, loss in points.items() if not math.isfinite(loss)]
         label = name.replace("_", " ") + (f", NaN or inf from {min(bad):,.0f} tokens" if bad else "")
-        if name == "train_loss" and len(x) > 5:
+        if name == train and len(x) > 5:
             (line,) = axes.plot(x, y, alpha=0.3)
             reach = len(y) // 20 + 1
             axes.plot(x, smooth(y, reach), color=line.get_color(), label=f"{label}, smoothed")

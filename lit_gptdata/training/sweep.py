@@ -26,8 +26,8 @@ from lit_gptdata._io import as_json, write_json
 from lit_gptdata.configs import typed_command
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.errors import root_cause
+from lit_gptdata.training.folder import in_sweep
 from lit_gptdata.training.loggers import SHARED_WORDS
-from lit_gptdata.training.ranks import in_sweep
 
 
 @contextmanager

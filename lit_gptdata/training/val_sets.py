@@ -1,4 +1,4 @@
-"""What val_loss covers if there are several val sets, and val_loss of models other than GPT."""
+"""What train.py needs of any model: its losses under known names, and what val_loss covers."""
 
 import logging
 from typing import Any
@@ -6,21 +6,30 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
+from lit_gptdata.configs import find_loss
 from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.training.scores import targets_of
 
 
 class ValSets(L.Callback):
-    """Logs what val_loss covers, and val_loss itself if the model logs one for each set.
+    """Logs what val_loss covers, and the losses that a model does not log under a name of `find_loss`.
 
+    train_loss and val_loss are then what the steps return or log as "loss". A model may log a val loss
+    for each set. Without add_dataloader_idx=False Lightning names them val_loss/dataloader_idx_0, …_1,
+    and so on. Then val_loss is their mean, weighted by targets, over the sets whose source trains.
+    `monitor` is the name of the val loss; None: see `find_loss`.
     `step` is the optimizer step of the last validation in a fit; None: there was none in this process.
-    Without add_dataloader_idx=False Lightning names them val_loss/dataloader_idx_0, …_1, and so on. Then
-    val_loss is their mean, weighted by targets, over the sets whose source trains.
     """
 
     step: int | None = None
     _has_logged = False
+
+    def __init__(self, monitor: str | None = None) -> None:
+        self.monitor = monitor
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         data = trainer.datamodule
@@ -29,9 +38,40 @@ class ValSets(L.Callback):
             if text := coverage(data, pl_module):
                 rank_zero_only(logging.getLogger(__name__).info)("val_loss covers %s", text)
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         # The fit validates at its last step, too, so that the last weights may be the best ones.
         trainer.should_stop |= 0 < trainer.max_steps <= trainer.global_step
+        if not find_loss(names := logged_names(trainer), "train"):
+            loss = returned_loss(outputs)
+            if loss is not None:  # of Lightning, which divides the loss by the batches of a step
+                loss = loss * trainer.accumulate_grad_batches
+            elif "loss" in names:
+                loss = trainer.callback_metrics.get("loss")
+            self._log(trainer, "train_loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        split, names = "test" if trainer.testing else "val", logged_names(trainer)
+        if not find_loss(names, split, self.monitor) and "loss" not in names:
+            n = int((targets_of(batch) >= 0).sum())
+            if (loss := returned_loss(outputs)) is not None and not n:
+                loss = torch.zeros_like(loss)  # the mean over a batch of padding is NaN
+            self._log(trainer, f"{split}_loss", loss, batch_size=max(n, 1))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _log(self, trainer: Any, name: str, value: Any, **options: Any) -> None:
+        # Not `pl_module.log`, which would average this with a value that the model logs afterwards.
+        if value is not None:
+            sync: dict[str, Any] = {"sync_dist": True, "sync_dist_fn": trainer.strategy.reduce}
+            trainer._results.log("ValSets", name, value, **sync, **options)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -39,27 +79,44 @@ class ValSets(L.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         split, data = "test" if trainer.testing else "val", trainer.datamodule
-        name, losses = f"{split}_loss", trainer.callback_metrics
+        names, losses = logged_names(trainer, per_set=True), trainer.callback_metrics
+        name = find_loss(names, split, self.monitor) or find_loss(names, split) or "loss"
+        total = f"{split}_loss" if name == "loss" else name
         sets = data.eval_sets(split) if isinstance(data, GPTDataModule) else []
         keys = [f"{name}/dataloader_idx_{i}" for i in range(len(sets))]
         if len(sets) < 2 or not losses.keys() >= set(keys):
+            if name == "loss" and name in names:
+                self._log(trainer, total, losses[name], batch_size=1)
             return
-        total, n_total = torch.tensor(0.0), 0
-        for i in [i for i, found in enumerate(sets) if found.trains] or range(len(sets)):
+        nats, n_total = torch.tensor(0.0), 0
+        for i in [i for i, each in enumerate(sets) if each.trains] or range(len(sets)):
             windows, steps = sets[i].windows, data._steps(len(sets[i].windows), "pad")
             n_steps = steps.limited(getattr(trainer, f"limit_{split}_batches"))
             n_targets = min(windows.spans.n_tokens - 1, n_steps * steps.width * data.max_length)
-            total, n_total = total + n_targets * losses[keys[i]], n_total + n_targets
-        sync: dict[str, Any] = {"sync_dist": True, "sync_dist_fn": trainer.strategy.reduce}
-        # Not `pl_module.log`, which would average this with a val_loss that the model logs afterwards.
-        trainer._results.log("ValSets", name, total / n_total, batch_size=1, **sync)
+            nats, n_total = nats + n_targets * losses[keys[i]], n_total + n_targets
+        self._log(trainer, total, nats / n_total, batch_size=1)
 
     on_test_epoch_end = on_validation_epoch_end
+
+
+def logged_names(trainer: Any, per_set: bool = False) -> list[str]:
+    """What the model has logged in this loop; `per_set`: also what ValSets has logged for each set."""
+    metas = [result.meta for result in trainer._results.result_metrics]
+    end = None if per_set else len("ValSets")  # Lightning appends the number of the set: "ValSets.0"
+    return [meta.name for meta in metas if meta.fx[:end] != "ValSets"]
+
+
+def returned_loss(outputs: Any) -> Tensor | None:
+    """The loss in what a step returned, a scalar; None without one."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 
 def coverage(data: GPTDataModule, model: L.LightningModule) -> str:
     """What `val_loss` covers, for people; "" if it is all of a corpus without names. Needs a Trainer."""
     trainer: Any = data.trainer
+    if not is_overridden("validation_step", model):
+        return ""
     texts, sets = [], data.eval_sets("val")
     windows = [data.val_windows]
     if is_param_in_hook_signature(model.validation_step, "dataloader_idx", explicit=True):

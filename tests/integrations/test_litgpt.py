@@ -14,7 +14,7 @@ from lit_gptdata import GPTDataModule
 from tests.examples import check_epochs, check_resume
 
 pytest.importorskip("litgpt")
-from lit_gptdata.interop.litgpt import LitGPTData  # noqa: E402
+from lit_gptdata.interop.litgpt import LitGPTData
 
 LENGTH, STEPS, SEED = 32, 60, 0  # of examples/litgpt_pretrain.py
 STRIDE = 2000  # gives epochs of 60 windows

@@ -100,7 +100,8 @@ def test_print_config_contains_all_options_and_can_be_loaded(capsys):
     assert set(config["data"]) == set(inspect.signature(GPTDataModule).parameters)
     assert config["data"]["stride"] == 8
     assert config["data"]["corpus"] == ["story.txt", "story.txt"]
-    assert config["stem"] == {"embedding_dim": 8, "position": "learned", "dropout": 0.1}
+    stem = {"embedding_dim": 8, "position": "learned", "dropout": 0.1, "freeze": False}
+    assert config["stem"] == stem
     assert set(config["model"]) == set(inspect.signature(GPT).parameters) - {"stem"}
     Path("printed.yaml").write_text(text)
     assert yaml.safe_load(printed(capsys, "fit", "--config=printed.yaml", "--print_config")) == config

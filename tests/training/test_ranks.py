@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from lit_gptdata import GPT
-from lit_gptdata.training.ranks import RUN, check_launcher, share_run_name
+from lit_gptdata.training.folder import RUN, check_launcher, share_run_name
 from tests.http_server import FileServer
 from tests.runs import make_trainer
 from tests.training.run_train import STORY, compose_config, read_metrics, run_train, run_train_here

@@ -120,7 +120,7 @@ SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]
 def choices_of(group: Path) -> list[str]:
     sign = "+" if group.name == "sweep" else ""
     choices = [f"{sign}{group.name}={path.stem}" for path in sorted(group.glob("*.yaml"))]
-    return [choice for choice in choices if choice not in ALONE + SEVERAL_PROCESSES]
+    return [choice for choice in choices if choice not in [*ALONE, *SEVERAL_PROCESSES, "stem=none"]]
 
 
 COMBINED = itertools.zip_longest(*map(choices_of, sorted(CONF.glob("*/"))))

@@ -1,0 +1,65 @@
+"""Loss, perplexity and bits per byte of models that are not GPT."""
+
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lit_gptdata.model.scores import ScoreSums, token_losses
+
+
+class Scores(L.Callback):
+    """Logs val_loss, val_perplexity and val_bits_per_byte (or test_…) of your own model, as GPT does.
+
+    `validation_step` and `test_step` return losses in nats per token, float (B, T), or logits, float
+    (B, T, V): as a tensor, or in a dict under "losses" or "logits". Targets of -100 are not scored.
+    Sums are exact over all batches and ranks. If the steps take `dataloader_idx`, each val set with a
+    name also has val_loss/<name> and val_bits_per_byte/<name>.
+    """
+
+    _sums: ScoreSums | None = None
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self._sums = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        losses, logits = outputs, outputs
+        if isinstance(outputs, dict):
+            losses, logits = outputs.get("losses"), outputs.get("logits")
+        targets = targets_of(batch)
+        if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
+            losses = token_losses(logits, targets)
+        if isinstance(losses, Tensor) and losses.shape == targets.shape:
+            self._sums = self._sums or ScoreSums(trainer)
+            self._sums.add(losses, targets, dataloader_idx)
+        elif outputs is not None:
+            needs = "losses (B, T) or logits (B, T, V), as a tensor or in a dict"
+            rank_zero_warn(f"no bits per byte: Scores needs a validation_step that returns {needs}")
+
+    def on_validation_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if self._sums is not None:
+            # Not `pl_module.log`, which would average this with a val_loss that the model logs.
+            log = partial(trainer._results.log, "Scores", sync_dist_fn=trainer.strategy.reduce)
+            self._sums.log(trainer, log)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def targets_of(batch: Any) -> Tensor:
+    """The targets (B, T) of a batch in either `batch_format`; no targets for an unknown format."""
+    targets = batch.get("shift_labels") if isinstance(batch, dict) else batch
+    targets = targets[1] if isinstance(targets, tuple | list) and len(targets) == 2 else targets
+    return targets if isinstance(targets, Tensor) else torch.empty(0, 0)
