@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lit_gptdata.text.document import Document
 
@@ -13,6 +14,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`, where
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
+
+# No test asserts a duration.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 SHARED_BOOK = Path(__file__).parents[2] / "shared" / "data" / "pg84.txt"
 

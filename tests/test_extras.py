@@ -97,7 +97,7 @@ USES = {
     "joblib": ["sweep('hydra/launcher=joblib')"],
     "submitit": ["sweep('hydra/launcher=submitit_local')", "sweep('hydra/launcher=submitit_slurm')"],
     "optuna": ["sweep('+sweep=optuna')"],
-    "integrations": [],
+    "integrations": ["importlib.import_module('lit_gptdata.interop.litgpt')"],
 }
 
 WITHOUT_EXTRAS = """
@@ -184,8 +184,8 @@ def test_a_missing_extra_names_its_pip_command(results, extra):
 NOT_RUN = {"test_extras", "test_ranks"}
 NEED_AN_EXTRA = {
     "test_agreement", "test_build_ray", "test_gpt2_weights", "test_hub", "test_libraries",
-    "test_lightning_cli", "test_publish", "test_rank_loaders", "test_remote_file",
-    "test_remote_store", "test_train_tokenizer",
+    "test_lightning_cli", "test_publish", "test_remote_file", "test_remote_store",
+    "test_train_tokenizer",
 }  # fmt: skip
 
 

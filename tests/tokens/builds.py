@@ -173,7 +173,7 @@ def change_during_build(patch: pytest.MonkeyPatch, path: Path, text: str) -> Non
     patch.setattr(Encoder, "encode_unit", meddle)
 
 
-def wait_for(condition, process: subprocess.Popen[str] | None = None, seconds: float = 30) -> None:
+def wait_for(condition, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()

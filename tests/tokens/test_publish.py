@@ -164,7 +164,7 @@ def test_after_a_killed_driver_the_finished_units_are_kept(s3, request, tmp_path
     process.kill()
     process.communicate()
     gate.set()
-    wait_for(lambda: not encoding_workers(os.getpid()), seconds=20)
+    wait_for(lambda: not encoding_workers(os.getpid()))
     found = files_at(folder)
     assert not any(name.endswith("manifest.json") for name in found)
     finished = {Path(name).stem for name in found if name.endswith(".json")}
@@ -186,7 +186,7 @@ def test_a_killed_ray_worker_loses_and_duplicates_nothing(s3, cluster, tmp_path)
     s3.put_fault = lambda seen: fault if "json" in seen and not gate.is_set() else None
 
     def kill() -> None:
-        wait_for(lambda: recorded(s3), seconds=60)
+        wait_for(lambda: recorded(s3))
         for pid in encoding_workers(os.getpid()):
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
