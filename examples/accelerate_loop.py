@@ -17,7 +17,7 @@ from lit_gptdata import GPTDataModule
 STEPS, SAVE_EVERY = 60, 5
 FOLDER = Path("accelerate")
 
-accelerator = Accelerator()
+accelerator = Accelerator(cpu=not torch.cuda.is_available())
 data = GPTDataModule(corpus="sample", max_length=64, stride=64, batch_size=4, batch_format="hf")
 with accelerator.main_process_first():
     data.prepare_data()

@@ -7,21 +7,15 @@ torchrun --nproc-per-node 2 examples/hf_trainer.py
 import json
 from pathlib import Path
 
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+import torch
+import transformers as hf
 
 from lit_gptdata import GPTDataModule
 
 STEPS, SAVE_EVERY = 60, 5
 
 
-class SavePosition(TrainerCallback):
+class SavePosition(hf.TrainerCallback):
     """Save the loader's position into each checkpoint, as its last file."""
 
     def on_save(self, args, state, control, **kwargs):
@@ -32,7 +26,7 @@ class SavePosition(TrainerCallback):
             path.with_suffix(".unfinished").rename(path)
 
 
-class WindowTrainer(Trainer):
+class WindowTrainer(hf.Trainer):
     """Reads our loader as it is. It knows its rank, and accelerate must not divide it again."""
 
     def get_train_dataloader(self):
@@ -40,22 +34,28 @@ class WindowTrainer(Trainer):
 
 
 data = GPTDataModule(corpus="sample", max_length=64, stride=64, batch_size=4, batch_format="hf")
-args = TrainingArguments(
-    "hf", max_steps=STEPS, save_steps=SAVE_EVERY, save_total_limit=2, logging_steps=10, report_to="none",
+args = hf.TrainingArguments(
+    "hf", max_steps=STEPS, save_steps=SAVE_EVERY, save_total_limit=2, logging_steps=SAVE_EVERY,
+    learning_rate=1e-3, report_to="none", disable_tqdm=True,
     per_device_train_batch_size=data.batch_size,  # only for the log
+    use_cpu=not torch.cuda.is_available(),  # without it, two processes on CPUs train two models
     ignore_data_skip=True,  # the loader continues with the next window
 )  # fmt: skip
+if args.use_cpu:  # the Trainer loads the optimizer to "cpu:0", which torch.load does not know
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
 with args.main_process_first():
     data.prepare_data()
 data.setup()
 loader = data.train_dataloader()
-complete = sorted(Path(args.output_dir).glob("*/position.json"), key=lambda path: path.stat().st_mtime)
-last = complete[-1] if complete else None
+complete = Path(args.output_dir).glob("checkpoint-*/position.json")
+last = max(complete, key=lambda path: int(path.parent.name.split("-")[1]), default=None)
 if last:
     loader.load_state_dict(json.loads(last.read_text()))
 
-set_seed(0)
+hf.set_seed(0)
 size = {"n_embd": 16, "n_layer": 1, "n_head": 2}
-model = GPT2LMHeadModel(GPT2Config(data.vocab_size, n_positions=data.max_length, **size))
+model = hf.GPT2LMHeadModel(hf.GPT2Config(data.vocab_size, n_positions=data.max_length, **size))
 trainer = WindowTrainer(model, args, callbacks=[SavePosition])
 trainer.train(resume_from_checkpoint=last and str(last.parent))
