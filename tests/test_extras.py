@@ -97,7 +97,7 @@ USES = {
     "joblib": ["sweep('hydra/launcher=joblib')"],
     "submitit": ["sweep('hydra/launcher=submitit_local')", "sweep('hydra/launcher=submitit_slurm')"],
     "optuna": ["sweep('+sweep=optuna')"],
-    "integrations": [],
+    "integrations": ["__import__('lit_gptdata.interop.litgpt')"],
 }
 
 WITHOUT_EXTRAS = """
