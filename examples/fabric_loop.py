@@ -24,13 +24,15 @@ if fabric.local_rank == 0:
     data.prepare_data()  # once on each machine
 fabric.barrier()
 data.setup()
-loader = fabric.setup_dataloaders(data.train_dataloader())
+ours = data.train_dataloader()
+loader = fabric.setup_dataloaders(ours)
 
 model = GPT(EmbeddingStem(data.vocab_size, data.max_length, embedding_dim=16), n_layers=1, n_heads=2)
 model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
-state = {"model": model, "optimizer": optimizer, "loader": loader, "step": 0}
+state = {"model": model, "optimizer": optimizer, "data": ours.state_dict(), "step": 0}
 if CHECKPOINT.exists():
-    fabric.load(CHECKPOINT, state)  # continues with the next batch
+    fabric.load(CHECKPOINT, state)
+    ours.load_state_dict(state["data"])  # continues with the next batch
 
 while state["step"] < STEPS:
     for inputs, targets in loader:  # int64 (B, T); one pass is one epoch
@@ -41,6 +43,7 @@ while state["step"] < STEPS:
         state["step"] += 1
         if state["step"] % SAVE_EVERY == 0:
             fabric.print(f"step {state['step']}: loss {loss.item():.3f}")
+            state["data"] = ours.state_dict()
             fabric.save("unfinished.ckpt", state)
             if fabric.is_global_zero:
                 os.replace("unfinished.ckpt", CHECKPOINT)  # a kill never leaves half a checkpoint

@@ -42,7 +42,6 @@ from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.show import ShownText
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
-from lit_gptdata.windows.split import Split
 from lit_gptdata.windows.steps import Steps, Tail
 
 if TYPE_CHECKING:
@@ -207,10 +206,6 @@ class GPTDataModule(L.LightningDataModule):
         return self._data.first.store
 
     @property
-    def _split(self) -> Split:
-        return self._data.first.split
-
-    @property
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each id, int64 (vocab_size,); 0 for special tokens."""
         return self._data.first.store.vocab["n_bytes"].astype(np.int64)
@@ -233,7 +228,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; the last one of a set is padded."""
+        """Non-overlapping windows that score every token once; a set's last one may have padding."""
         return self._data.eval_windows("val")
 
     @property
@@ -392,7 +387,7 @@ class GPTDataModule(L.LightningDataModule):
         options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
         options["seed"] = self._drawn_seed.value if self._draws else self.seed
         if not self._data.is_named:
-            return options | self._data.first.identity | {"val": self._split.val_sources}
+            return options | self._data.first.identity | {"val": self._data.first.split.val_sources}
         return options | self._data.identity(cast(Mixture, self.train_windows))
 
     def __repr__(self) -> str:

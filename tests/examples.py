@@ -75,12 +75,16 @@ def run(
 
 
 def check_resume(
-    script: str, folder: Path, *args: str, ranks: int, kill_at: int = 17, options: Any = SMALL
-) -> Run:
-    """Assert that a run that is killed and run again equals an uninterrupted one, and return that."""
+    script: str, folder: Path, *args: str, ranks: int, kill_at: int = 17, again: Any = (),
+    options: Any = SMALL,
+) -> Run:  # fmt: skip
+    """Assert that a run that is killed and run again equals an uninterrupted one, and return that.
+
+    `again`: further arguments of the run after the kill.
+    """
     whole = run(script, folder / "whole", *args, ranks=ranks, options=options)
     killed = run(script, folder / "killed", *args, ranks=ranks, kill_at=kill_at, options=options)
-    resumed = run(script, folder / "killed", *args, ranks=ranks, options=options)
+    resumed = run(script, folder / "killed", *args, *again, ranks=ranks, options=options)
     for expected, before, after in zip(whole.windows, killed.windows, resumed.windows, strict=True):
         assert len(before) == kill_at
         assert before == expected[:kill_at]
@@ -118,8 +122,8 @@ class Recorder:
         def changed_init(module: Any, *args: Any, **own: Any) -> None:
             init(module, *args, **(own | options))
 
-        def noted_setup(module: Any, *args: Any) -> None:
-            setup(module, *args)
+        def noted_setup(module: Any, stage: Any = None) -> None:
+            setup(module, stage)
             self.data = module
 
         lit_gptdata.GPTDataModule.__init__ = changed_init  # type: ignore[method-assign]

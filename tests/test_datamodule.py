@@ -87,6 +87,19 @@ def test_the_order_follows_the_seed(story, tmp_path):
     assert sorted(first_tokens(seed=1)) == sorted(first_tokens(shuffle=False))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_drop_padded_leaves_out_eval_windows_that_need_padding(named, story, tmp_path):
+    corpus = {"one": story, "two": "sample"} if named else story
+    options = {"val_fraction": 0.2, "test_fraction": 0.1, "batch_size": 4}
+    padded, data = (ready(corpus, tmp_path, drop_padded=drop, **options) for drop in (False, True))
+    for name in ("val", "test"):
+        loaders = [getattr(each, f"{name}_dataloader")() for each in (padded, data)]
+        expected, targets = (torch.cat([batch[1] for batch in loader]) for loader in loaders)
+        is_full = (expected != IGNORE_INDEX).all(dim=1)
+        assert not is_full.all()
+        assert torch.equal(targets, expected[is_full])
+
+
 def test_a_trainer_fits_validates_tests_and_predicts(story, tmp_path):
     data = ready(story, tmp_path, test_fraction=0.1)
     model = tiny_gpt(data)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from lit_gptdata.datamodule import GPTDataModule
 
 try:
@@ -31,24 +29,30 @@ class LitGPTData(DataModule):  # type: ignore[misc]  # mypy does not read litgpt
     def __init__(self, tokenizer: Any = None, stride: int | None = None, **options: Any) -> None:
         super().__init__()
         self.tokenizer, self.stride = tokenizer, stride
-        self.options = options  # a line of its own, in which LitGPT's command line finds the options
+        self.options = options  # LitGPT's command line follows this name to the options it has
 
     def connect(
-        self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None, **_: Any
+        self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None, **_: Any
     ) -> None:
-        """Make `module`. Raises ValueError if `tokenizer`, LitGPT's, is missing or not ours."""
+        """Make `module`. Raises ValueError if LitGPT's `tokenizer` is missing or differs from ours."""
+        ours, n_ids = self.tokenizer, None
+        if tokenizer is not None:
+            library, loaded = tokenizer.backend, tokenizer.processor
+            n_ids = loaded.get_vocab_size() if library == "huggingface" else tokenizer.vocab_size
+            if ours is None and library != "huggingface":
+                file = "data.tokenizer=…/tokenizer.model"
+                raise ValueError(f"tokenizer_dir has a tokenizer of {library}: name its file, {file}")
+            ours = loaded if ours is None else ours
+        if ours is None:
+            raise ValueError("there is no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2")
+        stride = max_seq_length if self.stride is None else self.stride
         self.module = GPTDataModule(
-            tokenizer=_file_of(tokenizer) if self.tokenizer is None else self.tokenizer,
-            max_length=max_seq_length,  # type: ignore[arg-type]  # None is refused there
-            stride=max_seq_length if self.stride is None else self.stride,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            drop_padded=True,  # LitGPT takes targets from the ids, so -100 cannot mark padding
-            **self.options,
-        )
-        theirs = _n_ids(tokenizer)
-        if theirs is not None and theirs != self.module.vocab_size:
-            ours = f"data.tokenizer={self.tokenizer!r} has {self.module.vocab_size:,} ids"
-            problem = f"{ours}, but the tokenizer in LitGPT's tokenizer_dir has {theirs:,}"
+            tokenizer=ours, max_length=max_seq_length, stride=stride, batch_size=batch_size,
+            drop_padded=True, **self.options,  # LitGPT's targets are ids, which cannot mark padding
+        )  # fmt: skip
+        if n_ids not in (None, self.module.vocab_size):
+            problem = f"data.tokenizer={ours!r} has {self.module.vocab_size:,} ids"
+            problem += f", and the tokenizer in LitGPT's tokenizer_dir has {n_ids:,}"
             raise ValueError(f"{problem}: leave one of the two options out")
 
     def prepare_data(self) -> None:
@@ -57,37 +61,18 @@ class LitGPTData(DataModule):  # type: ignore[misc]  # mypy does not read litgpt
     def setup(self, stage: str = "") -> None:
         self.module.setup()
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return _as_ids(self.module.train_dataloader())
+    def train_dataloader(self) -> Any:
+        loader: Any = self.module.train_dataloader()
+        loader.is_compact = True  # LitGPT splits the ids itself
+        return loader
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """All val sets in one loader, without the windows that would need padding."""
-        return _as_ids(self.module.val_dataloader())
+    def val_dataloader(self) -> Any:
+        """All val sets in one loader, without windows that need padding."""
+        loader: Any = self.module.val_dataloader()
+        if not loader:
+            raise ValueError("LitGPT needs a val split of at least one window: raise data.val_fraction")
+        loader.is_compact = True
+        return loader
 
     def __repr__(self) -> str:
         return repr(self.module) if hasattr(self, "module") else f"LitGPTData({self.options})"
-
-
-def _as_ids(loader: Any) -> DataLoader[Any]:
-    if not len(loader):
-        raise ValueError("LitGPT needs a val split of at least one window: raise data.val_fraction")
-    loader.is_compact = True  # LitGPT splits the ids on its device
-    return loader  # type: ignore[no-any-return]
-
-
-def _file_of(tokenizer: Any) -> Any:
-    """What GPTDataModule takes for LitGPT's tokenizer."""
-    if tokenizer is None:
-        raise ValueError("LitGPT gave no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2")
-    if tokenizer.backend != "huggingface":
-        file = "data.tokenizer=tokenizer_dir/tokenizer.model"
-        raise ValueError(f"LitGPT's tokenizer is of {tokenizer.backend}: name its file, {file}")
-    return tokenizer.processor
-
-
-def _n_ids(tokenizer: Any) -> int | None:
-    if tokenizer is None:
-        return None
-    is_hugging_face = tokenizer.backend == "huggingface"
-    n: int = tokenizer.processor.get_vocab_size() if is_hugging_face else tokenizer.vocab_size
-    return n

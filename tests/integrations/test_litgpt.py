@@ -83,18 +83,22 @@ class OfLitGPT:
         self.processor = Tokenizer(models.BPE({chr(0x100 + i): i for i in range(n)}, []))
 
 
-def connected(tokenizer: OfLitGPT | None = None, length: int = 8, **options) -> LitGPTData:
+def connected(given: OfLitGPT | None = None, length: int = 8, **options) -> LitGPTData:
     data = LitGPTData(**options)
-    data.connect(tokenizer=tokenizer, batch_size=3, max_seq_length=length)
+    data.connect(tokenizer=given, batch_size=3, max_seq_length=length)
     return data
 
 
 @pytest.mark.parametrize(
     ("given", "tokenizer", "message"),
     [
-        (None, None, "LitGPT gave no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2"),
-        (OfLitGPT("sentencepiece", 5), None, "name its file, data.tokenizer=tokenizer_dir/token"),
-        (OfLitGPT("huggingface", 5), "gpt2", "'gpt2' has 50,257 ids, but .* tokenizer_dir has 5"),
+        (None, None, "there is no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2"),
+        (
+            OfLitGPT("sentencepiece", 5),
+            None,
+            "of sentencepiece: name its file, data.tokenizer=…/tokenizer.model",
+        ),
+        (OfLitGPT("huggingface", 5), "gpt2", "'gpt2' has 50,257 ids, and .* tokenizer_dir has 5: leave"),
     ],
 )
 def test_a_tokenizer_that_is_missing_or_another_one_is_refused(given, tokenizer, message):
@@ -134,19 +138,19 @@ def test_litgpt_without_a_val_split_is_refused():
         data.val_dataloader()
 
 
+@pytest.mark.filterwarnings("ignore")  # LitGPT calls jsonargparse by old names
 def test_the_command_line_of_litgpt_has_our_options():
-    from litgpt.data import DataModule
+    from jsonargparse import capture_parser
+    from litgpt.pretrain import setup
     from litgpt.utils import CLI
 
-    def pretrain(data: DataModule | None = None) -> DataModule | None:
-        return data
-
-    args = ["--data=lit_gptdata.interop.litgpt.LitGPTData", "--data.corpus=books/", "--data.stride=4"]
-    args += ["--data.tokenizer=gpt2", "--data.on_change=continue"]
-    data = CLI(pretrain, args=args, as_positional=False)
+    parser = capture_parser(lambda: CLI(setup))  # as LitGPT's checkpoints read the command line
+    args = ["pythia-14m", "--data=lit_gptdata.interop.litgpt.LitGPTData", "--data.corpus=books/"]
+    options = ["--data.stride=4", "--data.tokenizer=gpt2", "--data.on_change=continue"]
+    data = parser.instantiate_classes(parser.parse_args([*args, *options])).data
     data.connect(batch_size=2, max_seq_length=16)
     module = data.module
     assert (module.max_length, module.stride, module.batch_size) == (16, 4, 2)
     assert (module.hparams["corpus"], module.hparams["on_change"]) == ("books/", "continue")
     with pytest.raises(SystemExit):
-        CLI(pretrain, args=[*args, "--data.max_length=4"], as_positional=False)
+        parser.parse_args([*args, "--data.max_length=4"])
