@@ -78,22 +78,20 @@ def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> 
 
 
 def draw_lengths(stores: Mapping[str, TokenStore], path: str | os.PathLike[str]) -> None:
-    """Write a PNG: the documents of each source by length, in tokens with the separator."""
-    lengths = {}
-    for name, store in stores.items():
-        rows = [store.rows(shard) for shard in range(min(len(store.shards), MAX_SHARDS))]
+    """Write a PNG: the number of documents by length, in tokens with the separator, per source."""
+    lengths = []
+    for store in stores.values():
+        rows = [store.rows(shard) for shard in range(len(store.shards[:MAX_SHARDS]))]
         starts = np.concatenate([each["token"][each["document"] == 1] for each in rows])
-        end = [store.n_tokens] if len(rows) == len(store.shards) else []
-        lengths[name] = np.maximum(1, np.diff(np.append(starts, end)))
-    measured = np.concatenate([*lengths.values()])
-    bins = np.geomspace(measured.min(initial=1e9), measured.max(initial=1) + 1, 41)
+        end = sum(shard.n_tokens for shard in store.shards[:MAX_SHARDS])
+        lengths.append(np.diff(starts, append=end))
+    every, n_all = np.concatenate(lengths), sum(store.n_documents for store in stores.values())
+    bins = np.geomspace(max(1, every.min()), every.max() + 1, 41)
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    for name, values in sorted(lengths.items(), key=lambda item: -len(item[1]))[:MAX_NAMES]:
-        axes.stairs(np.histogram(values, bins)[0], bins, fill=len(lengths) == 1, label=name or None)
-    n_all = sum(store.n_documents for store in stores.values())
+    axes.hist(lengths, bins.tolist(), stacked=True, label=[*stores])
     axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
-    axes.set_title(f"{len(measured):,} of {n_all:,} documents")
+    axes.set_title(f"{len(every):,} of {n_all:,} documents")
     axes.grid(alpha=0.3)
-    if any(lengths):
+    if any(stores):
         figure.legend(loc="outside right upper")
     figure.savefig(path, format="png", dpi=120)

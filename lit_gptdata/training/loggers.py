@@ -6,12 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.logger import _flatten_dict
@@ -90,16 +91,17 @@ def name_run(cfg: DictConfig, folder: Path) -> None:
     names = [cfg.logger] if isinstance(cfg.get("logger"), str) else cfg.get("logger")
     if names and not isinstance(names, DictConfig) and all(isinstance(name, str) for name in names):
         cfg.logger = OmegaConf.merge(*map(_load, names))
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
+    shared = os.environ.get(SHARED_WORDS, "").split("\n")
+    unnamed = {"output_dir", "ckpt_path", "logger", *shared}
     words = [str(hydra.job.num)] if in_sweep() else []
-    unnamed = {"output_dir", "ckpt_path", "logger", *os.environ.get(SHARED_WORDS, "").split("\n")}
-    task = hydra.overrides.task if hydra else []
-    words += [word for word in task if unnamed.isdisjoint((word, word.partition("=")[0]))]
+    for word in hydra.overrides.task if hydra else []:
+        words += [word] if unnamed.isdisjoint((word, word.partition("=")[0])) else []
     kept: Any = {}
     if Path(cfg.ckpt_path or "/").is_relative_to(folder) and (folder / "config.yaml").is_file():
         kept = OmegaConf.load(folder / "config.yaml")
     name = shorten(re.sub("[/$]", "_", " ".join(words) or folder.name), MAX_NAME)
-    group = "/".join(folder.parts[-3:-1]) if in_sweep() else None
+    group = "/".join(folder.parts[-3:-1]) if in_sweep() else ""
     for key, value in {"run_name": name, "run_group": group}.items():
         OmegaConf.update(cfg, key, cfg.get(key) or kept.get(key) or value, force_add=True)
 
@@ -112,22 +114,26 @@ def _load(name: str) -> Any:
 @rank_zero_only
 def prepare_loggers(cfg: DictConfig) -> None:
     """Make the experiment of MLflow; raises ImportError for a package that is not installed."""
-    nodes = cfg.get("logger")
-    for node in nodes.values() if isinstance(nodes, DictConfig) else nodes or []:
-        kind = str((node or {}).get("_target_")).lower()
+    nodes = cfg.get("logger") or []
+    for node in filter(None, nodes.values() if isinstance(nodes, DictConfig) else nodes):
+        kind = str(node.get("_target_")).lower()
         for package in ("tensorboard", "wandb", "mlflow"):
             if package in kind and find_spec(package) is None:
                 hint = f"pip install {package}, or all loggers: pip install 'lit-gptdata[integrations]'"
                 raise ImportError(f"{node._target_} needs a package: {hint}")
-        if "mlflowlogger" in kind and node.get("tracking_uri"):
+        if "mlflowlogger" in kind and (uri := node.get("tracking_uri")):
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
-            folder = node.get("artifact_location")
-            if folder is None and node.tracking_uri.startswith("sqlite:///"):  # MLflow's is ./mlruns
-                folder = str(Path(node.tracking_uri[10:]).with_suffix("").resolve())
-            with suppress(MlflowException):  # it exists; jobs of a sweep may start at the same time
-                MlflowClient(node.tracking_uri).create_experiment(node.experiment_name, folder)
+            lock: Any = nullcontext()
+            place = node.get("artifact_location")
+            if uri.startswith("sqlite:///"):
+                path = Path(uri.removeprefix("sqlite:///")).resolve()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(f"{path}.lock")  # MLflow cannot make a database in two processes
+                place = place or str(path.with_suffix(""))  # MLflow would make ./mlruns
+            with lock, suppress(MlflowException):  # it exists
+                MlflowClient(uri).create_experiment(node.experiment_name, place)
 
 
 @contextmanager
@@ -137,19 +143,17 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
     A client gets the config and fingerprints of the data, metrics over tokens, and two pictures.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config.pop("logger")
-    clients: list[Any] = []
+    kinds, loggers = TensorBoardLogger | WandbLogger | MLFlowLogger, trainer.loggers
+    clients: list[Any] = [each for each in loggers if trainer.is_global_zero and isinstance(each, kinds)]
     status = "failed"
     try:
-        for logger in [] if rank_zero_only.rank else trainer.loggers:
-            if isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger):
-                run = logger.experiment  # an error, such as a missing login, comes before the training
-                clients.append(logger)
-                if isinstance(logger, WandbLogger):
-                    run.define_metric("*", step_metric="tokens")
-                logger.log_metrics = partial(_log, logger, budget)
-                # Lightning would log the model's arguments, too, and end the run with each validation.
-                logger.log_hyperparams = logger.finalize = _ignore
+        for logger in clients:
+            run = logger.experiment  # an error, such as a missing login, comes before the training
+            if isinstance(logger, WandbLogger):
+                run.define_metric("*", step_metric="tokens")
+            logger.log_metrics = partial(_log, logger, budget)
+            # Lightning would log the model's arguments, too, and end the run with each validation.
+            logger.log_hyperparams = logger.finalize = _ignore
         if clients:
             trainer.callbacks.append(LambdaCallback(on_fit_start=partial(_describe, clients, config)))
         yield
@@ -162,8 +166,8 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
             try:
                 _close(logger, status, folder)
             except Exception as error:  # it must not hide an error of the training
-                text = f"{type(logger).__name__} did not close: {type(error).__name__}: {error}"
-                print(f"warning: {text}", file=sys.stderr)
+                problem = f"did not close: {type(error).__name__}: {error}"
+                print(f"warning: {type(logger).__name__} {problem}", file=sys.stderr)
 
 
 def _log(logger: Any, budget: Any, metrics: Any, step: int | None = None) -> None:
@@ -177,29 +181,32 @@ def _ignore(*_: Any) -> None:
     pass
 
 
+@rank_zero_only
 def _describe(clients: list[Any], config: dict[str, Any], trainer: Any, pl_module: Any) -> None:
     """Log hyperparameters and fingerprints, and draw lengths.png."""
     stores = {source.name: source.store for source in trainer.datamodule._data.all}
     draw_lengths(stores, Path(config["output_dir"], "lengths.png"))
-    prints = {f"fingerprint/{name}".strip("/"): store.fingerprint for name, store in stores.items()}
-    flat = {
-        k: v if isinstance(v, int | float) else redacted(v) for k, v in _flatten_dict(config).items()
-    }
+    flat = _flatten_dict({name: value for name, value in config.items() if name != "logger"})
+    flat = {name: x if isinstance(x, int | float) else redacted(x) for name, x in flat.items()}
+    flat |= {f"fingerprint/{name}".strip("/"): store.fingerprint for name, store in stores.items()}
     for logger in clients:
-        values = flat | prints
         if isinstance(logger, TensorBoardLogger):
             from torch.utils.tensorboard.summary import hparams
 
-            logger.experiment.file_writer.add_summary(hparams(values, {})[1])
+            summary = hparams(flat, {})[1]  # type: ignore[no-untyped-call]
+            logger.experiment.file_writer.add_summary(summary)
             continue
+        values = flat
         if isinstance(logger, MLFlowLogger):  # the parameters of a run that continues cannot change
             known = logger.experiment.get_run(logger.run_id).data.params
-            values = {key: value for key, value in values.items() if key not in known}
+            values = {name: value for name, value in flat.items() if name not in known}
         type(logger).log_hyperparams(logger, values)
 
 
 def _close(logger: Any, status: str, folder: Path) -> None:
-    for path in folder.glob("l*s*.png") if status == "success" else ():
+    for path in (folder / "lengths.png", folder / "loss.png"):
+        if status != "success" or not path.exists():
+            continue
         if isinstance(logger, WandbLogger):
             logger.log_image(f"plots/{path.stem}", [str(path)])
         elif isinstance(logger, MLFlowLogger):
@@ -209,5 +216,5 @@ def _close(logger: Any, status: str, folder: Path) -> None:
 
             logger.experiment.add_image(f"plots/{path.stem}", imread(path), dataformats="HWC")
     type(logger).finalize(logger, status)
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, WandbLogger) and logger._experiment:
         logger.experiment.finish({"success": 0, "failed": 1, "KILLED": 255}[status])

@@ -1,4 +1,4 @@
-"""TensorBoard, W&B (offline) and MLflow (sqlite) get a run for each job, read back from what they store."""
+"""TensorBoard, W&B (offline) and MLflow (sqlite) have a run for each job, which tests read back."""
 
 from __future__ import annotations
 

@@ -14,9 +14,7 @@ from lit_gptdata.training.loggers import name_run, prepare_loggers
 from tests.training.run_train import compose_config
 
 
-def named(
-    monkeypatch, task: list[str], job: int | None = None, **options: str
-) -> tuple[str, str | None]:
+def named(monkeypatch, task: list[str], job: int | None = None, **options: str) -> tuple[str, str]:
     """The run_name and run_group of a job with the overrides `task`."""
     hydra = types.SimpleNamespace(
         initialized=lambda: True,
@@ -33,9 +31,9 @@ def named(
 
 def test_a_run_is_named_by_its_overrides_or_its_folder(monkeypatch):
     task = ["data.max_length=8", "logger=wandb", "output_dir=/x"]
-    assert named(monkeypatch, task) == ("data.max_length=8", None)
-    assert named(monkeypatch, []) == ("time", None)
-    assert named(monkeypatch, ["run_name=mine", "seed=1"], run_name="mine") == ("mine", None)
+    assert named(monkeypatch, task) == ("data.max_length=8", "")
+    assert named(monkeypatch, []) == ("time", "")
+    assert named(monkeypatch, ["run_name=mine", "seed=1"], run_name="mine") == ("mine", "")
 
 
 def test_a_job_of_a_sweep_is_named_by_its_number_and_what_differs(monkeypatch):
