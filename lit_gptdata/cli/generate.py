@@ -97,11 +97,11 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     config = file.absolute().parents[1] / "config.yaml"
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
     cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
-    name = OmegaConf.select(cfg, "model._target_") or "lit_gptdata.GPT"
+    name = OmegaConf.select(cfg, "model._target_") or OmegaConf.select(cfg, "model.class_path")
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
-    kind, options = get_class(name), {"map_location": "cpu", "weights_only": True}
+    kind: Any = get_class(name or "lit_gptdata.GPT")
     try:
-        model = kind.load_from_checkpoint(file, **options)  # type: ignore[attr-defined]
+        model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
     except TypeError:  # it has not saved its arguments
         takes_stem = "stem" in inspect.signature(kind).parameters
         stem = {"stem": instantiate(cfg.stem, vocab_size=found.vocab_size)} if takes_stem else {}
