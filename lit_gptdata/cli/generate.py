@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lit_gptdata._checks import check_integer
@@ -82,7 +83,7 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     ValueError, and the errors of `Tokenizer`.
     """
     import torch
-    from hydra.utils import get_class, instantiate
+    from hydra.utils import get_class
     from omegaconf import OmegaConf
 
     file = find_checkpoint(Path(ckpt).expanduser())
@@ -103,9 +104,10 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     try:
         model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
     except TypeError:  # it has not saved its arguments
-        takes_stem = "stem" in inspect.signature(kind).parameters
-        stem = {"stem": instantiate(cfg.stem, vocab_size=found.vocab_size)} if takes_stem else {}
-        model = instantiate(cfg.model, **stem)
+        from lit_gptdata.cli.train import build_model
+
+        sizes = SimpleNamespace(vocab_size=found.vocab_size, max_length=cfg.data.max_length)
+        model = build_model(cfg, sizes)  # type: ignore[arg-type]
         model.load_state_dict(weights)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found
 
