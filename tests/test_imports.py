@@ -48,8 +48,9 @@ FLOW = [
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
-    "cli.overrides", "cli.data", "cli.generate", "cli.interop", "cli.show", "cli.seen",
-    "cli.train_tokenizer", "cli.train", "cli.rerun", "cli.app", "cli.main", "__main__",
+    "cli.overrides", "cli.data", "cli.show", "cli.seen",
+    "cli.train_tokenizer", "cli.train", "cli.generate", "cli.interop", "cli.rerun", "cli.app",
+    "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.scores", "model.gpt",

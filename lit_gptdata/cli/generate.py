@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lit_gptdata._checks import check_integer
@@ -82,7 +83,7 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     ValueError, and the errors of `Tokenizer`.
     """
     import torch
-    from hydra.utils import get_class, instantiate
+    from hydra.utils import get_class
     from omegaconf import OmegaConf
 
     file = find_checkpoint(Path(ckpt).expanduser())
@@ -97,15 +98,16 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     config = file.absolute().parents[1] / "config.yaml"
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
     cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
-    name = OmegaConf.select(cfg, "model._target_") or "lit_gptdata.GPT"
+    name = OmegaConf.select(cfg, "model._target_") or OmegaConf.select(cfg, "model.class_path")
     sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
-    kind, options = get_class(name), {"map_location": "cpu", "weights_only": True}
+    kind: Any = get_class(name or "lit_gptdata.GPT")
     try:
-        model = kind.load_from_checkpoint(file, **options)  # type: ignore[attr-defined]
+        model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
     except TypeError:  # it has not saved its arguments
-        takes_stem = "stem" in inspect.signature(kind).parameters
-        stem = {"stem": instantiate(cfg.stem, vocab_size=found.vocab_size)} if takes_stem else {}
-        model = instantiate(cfg.model, **stem)
+        from lit_gptdata.cli.train import build_model
+
+        sizes = SimpleNamespace(vocab_size=found.vocab_size, max_length=cfg.data.max_length)
+        model = build_model(cfg, sizes)  # type: ignore[arg-type]
         model.load_state_dict(weights)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found
 

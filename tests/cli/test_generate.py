@@ -130,7 +130,9 @@ class Mute(L.LightningModule):
 def test_a_foreign_model_generates_if_it_can(kind, capsys):
     Path("run/checkpoints").mkdir(parents=True)
     width = "width: 3" if kind is Echo else ""
-    Path("run/config.yaml").write_text(f"model:\n  _target_: {__name__}.{kind.__name__}\n  {width}\n")
+    Path("run/config.yaml").write_text(
+        f"model:\n  _target_: {__name__}.{kind.__name__}\n  {width}\ndata: {{max_length: 8}}\n"
+    )
     save(kind(*[3] * (kind is Echo)), "run/checkpoints/last.ckpt", tokenizer="gpt2")
     status = main(["generate", "run", "Hello you", "max_new_tokens=3"])
     printed = capsys.readouterr()
