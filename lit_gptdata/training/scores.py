@@ -22,6 +22,9 @@ class Scores(L.Callback):
 
     _sums: ScoreSums | None = None
 
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._sums = None
+
     def on_validation_batch_end(
         self,
         trainer: Any,
@@ -48,8 +51,8 @@ class Scores(L.Callback):
             # Not `pl_module.log`, which would average this with a val_loss that the model logs.
             log = partial(trainer._results.log, "Scores", sync_dist_fn=trainer.strategy.reduce)
             self._sums.log(trainer, log)
-            self._sums = None
 
+    on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
