@@ -78,10 +78,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def accepted(target: Any) -> dict[str, Parameter]:
-    """The parameters of a class or function that have a name.
-
-    A class with **kwargs passes them on, so its parameters include the ones of its base classes.
-    """
+    """The named parameters of a class or function; **kwargs of a class are the ones of its bases."""
     inits = [
         vars(each)["__init__"] for each in getattr(target, "__mro__", ()) if "__init__" in vars(each)
     ]

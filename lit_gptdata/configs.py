@@ -138,22 +138,15 @@ SPLITS = {"train": "train|training", "val": "val|valid|validation|eval", "test":
 
 
 def find_loss(names: Iterable[str], split: str, monitor: str | None = None) -> str | None:
-    """Find the name under which a model logs its loss on "train", "val" or "test".
+    """Find the name of a model's loss on a split: (["epoch", "valid/loss"], "val") → "valid/loss".
 
     `monitor` is the name of the val loss; None: search. Lightning adds _step and _epoch to names.
-
-    >>> find_loss(["epoch", "valid/loss_epoch"], "val")
-    'valid/loss_epoch'
     """
-    words, names = SPLITS[split], list(names)
+    words, names = SPLITS[split], [*names]
     patterns = [f"{split}_loss", f"({words})[-_/. ]?loss", f"loss[-_/. ]?({words})"]
-    patterns = [re.escape(monitor)] if monitor and split == "val" else patterns
-    suffixes = ("", "_step", "_epoch") if split == "train" else ("", "_epoch", "_step")
-    found = [
-        name
-        for pattern in patterns
-        for suffix in suffixes
-        for name in names
-        if re.fullmatch(pattern + suffix, name, re.IGNORECASE)
-    ]
-    return found[0] if found else None
+    for pattern in [re.escape(monitor)] if monitor and split == "val" else patterns:
+        for suffix in ("", "_step", "_epoch") if split == "train" else ("", "_epoch", "_step"):
+            for name in names:
+                if re.fullmatch(pattern + suffix, name, re.IGNORECASE):
+                    return name
+    return None

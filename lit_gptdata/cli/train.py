@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from lit_gptdata._checks import accepted, check_integer, check_number
 from lit_gptdata._io import close_bars, write_whole
@@ -68,8 +69,6 @@ def main(cfg: DictConfig) -> float:
         folder = make_folder(cfg)
         name_run(cfg, folder)
         with without_empty_folder(), record_result(folder) as result:
-            for group in ("model", "stem"):
-                leave_out(cfg, group)
             record_config(cfg, folder)
             train(cfg, folder, result)
     metrics = result["metrics"]
@@ -250,11 +249,11 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
 
     Raises TypeError or ValueError for a model that the Trainer cannot train or resume.
     """
-    make = instantiate(cfg.model, _partial_=True, _convert_=cfg.model.get("_convert_", "all"))
-    takes, name = accepted(make.func), make.func.__name__
+    make, takes = constructor(cfg, "model")
+    name = make.func.__name__
     given: dict[str, Any] = {"vocab_size": data.vocab_size}
     if "stem" in takes and OmegaConf.select(cfg, "stem._target_"):
-        given["stem"] = build_stem(cfg.stem, data)
+        given["stem"] = build_stem(cfg, data)
     elif "stem" in takes and takes["stem"].default is Parameter.empty:
         raise ValueError(f"{name} needs a stem: leave stem=none out, or choose another model")
     model = make(**{key: given[key] for key in given if key in takes and key not in make.keywords})
@@ -274,19 +273,32 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
     return model
 
 
-def build_stem(node: DictConfig, data: GPTDataModule) -> torch.nn.Module:
-    """Build the stem for the vocabulary of the data; train.py freezes one that takes no `freeze`."""
-    make = instantiate({"_convert_": "all", **node, "_partial_": True})
-    takes = accepted(make.func)
-    freeze = "freeze" not in takes and make.keywords.pop("freeze", False)
-    given = {"vocab_size": data.vocab_size} if "vocab_size" in takes else {}
-    stem: torch.nn.Module = make(**(given | make.keywords))
+def build_stem(cfg: DictConfig, data: GPTDataModule) -> torch.nn.Module:
+    """Build the stem for the vocabulary of the data. Your own stem need not take `freeze`."""
+    make, takes = constructor(cfg, "stem")
+    stem: torch.nn.Module = make(**({"vocab_size": data.vocab_size} if "vocab_size" in takes else {}))
     if getattr(stem, "max_length", data.max_length) < data.max_length:
         raise ValueError(
             f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
             " stem.max_length out, or make it at least as large"
         )
-    return stem.requires_grad_(False) if freeze else stem
+    return stem.requires_grad_(False) if cfg.stem.get("freeze") else stem
+
+
+def constructor(cfg: DictConfig, group: str) -> tuple[partial[Any], dict[str, Parameter]]:
+    """The class in a group with its options, and the parameters that it takes.
+
+    Options of shipped configs that your own class does not take are left out, such as model.n_heads of
+    debug=fast. What you type is kept, and the class refuses it.
+    """
+    make = instantiate(cfg[group], _partial_=True, _convert_=cfg[group].get("_convert_", "all"))
+    takes = accepted(make.func)
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {word.lstrip("+").partition("=")[0] for word in words} - {"stem.freeze"}
+    for key in all_options()[group].keys() - typed:
+        if (name := key.rpartition(".")[2]) not in takes:
+            make.keywords.pop(name, None)
+    return make, takes
 
 
 def is_plain(value: Any) -> bool:
@@ -298,24 +310,6 @@ def is_plain(value: Any) -> bool:
     except Exception:
         return False
     return True
-
-
-def leave_out(cfg: DictConfig, group: str) -> None:
-    """Leave out options of the shipped configs that your own model or stem does not take.
-
-    For example, debug=fast sets model.n_heads. What you type is kept, and the class refuses it.
-    """
-    if (path := OmegaConf.select(cfg, f"{group}._target_")) is None:
-        return
-    target = instantiate({"_target_": path, "_partial_": True}).func
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = {word.lstrip("+").partition("=")[0] for word in words}
-    names = {key.rpartition(".")[2] for key in {*all_options()[group]} - typed}
-    if names := names.intersection(cfg[group]) - {*accepted(target), "freeze"}:
-        log.info("%s takes no %s", target.__name__, ", ".join(sorted(names)))
-        with open_dict(cfg):
-            for name in names:
-                del cfg[group][name]
 
 
 def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:

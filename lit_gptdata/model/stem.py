@@ -123,18 +123,6 @@ class EmbeddingStem(L.LightningModule):
         return f"max_length={self.max_length}, position={self.position!r}"
 
 
-def stem_arguments(stem: nn.Module) -> dict[str, Any]:
-    """The arguments of a stem in plain values, for checkpoints; `_target_` names another class.
-
-    They rebuild the stem only if `save_hyperparameters` has kept each argument of its __init__.
-    """
-    if type(stem) is EmbeddingStem:
-        return dict(stem.hparams)
-    names, hparams = accepted(type(stem)), getattr(stem, "hparams", {})
-    target = f"{type(stem).__module__}.{type(stem).__qualname__}"
-    return {"_target_": target} | {name: hparams[name] for name in names if name in hparams}
-
-
 def check_stem(stem: Any) -> nn.Module:
     """Return a module that can be the stem of GPT; raise TypeError that names what it lacks."""
     lacks = [name for name in ("max_length", "embedding_dim") if not hasattr(stem, name)]
@@ -142,22 +130,29 @@ def check_stem(stem: Any) -> nn.Module:
     lacks += [] if isinstance(table, Tensor) else ["token_embedding.weight"]
     if isinstance(stem, nn.Module) and not lacks:
         return stem
-    needs = "with max_length, embedding_dim and token_embedding.weight, which is the head"
-    got = f"got {type(stem).__name__} without {', '.join(lacks)}"
-    raise TypeError(
-        f"stem must be an EmbeddingStem or a mapping of its arguments, or a module {needs}, {got}"
+    allowed = (
+        "an EmbeddingStem or a mapping of its arguments, or a module with max_length, embedding_dim"
     )
+    got = f"got {type(stem).__name__} without {', '.join(lacks)}"
+    raise TypeError(f"stem must be {allowed} and token_embedding.weight, which is the head, {got}")
+
+
+def stem_arguments(stem: nn.Module) -> dict[str, Any]:
+    """The arguments of a stem that are in its hyperparameters; `_target_` names your own class."""
+    if type(stem) is EmbeddingStem:
+        return dict(stem.hparams)
+    hparams, target = getattr(stem, "hparams", {}), f"{type(stem).__module__}.{type(stem).__qualname__}"
+    return {"_target_": target} | {k: hparams[k] for k in accepted(type(stem)) if k in hparams}
 
 
 def build_stem(arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a stem from `stem_arguments`; raises ValueError for a class that needs an import or more.
+    """Build a stem from `stem_arguments`; raises ValueError if an import or an argument is missing.
 
     A checkpoint must not run code, so the class must have been imported already.
     """
-    arguments = dict(arguments)
-    if (target := arguments.pop("_target_", None)) is None:
+    if "_target_" not in arguments:
         return EmbeddingStem(**arguments)
-    module, _, name = target.rpartition(".")
+    module, _, name = arguments["_target_"].rpartition(".")
     kind = getattr(sys.modules.get(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         advice = f"import {module} before you load it, or pass stem=…"
@@ -165,8 +160,8 @@ def build_stem(arguments: Mapping[str, Any]) -> nn.Module:
         advice = f"the checkpoint does not contain its {', '.join(lacks)}. Pass stem=…, or train with"
         advice += " a stem that calls self.save_hyperparameters()"
     else:
-        return kind(**arguments)
-    raise ValueError(f"the stem of the checkpoint is {target}: {advice}")
+        return kind(**{name: arguments[name] for name in accepted(kind)})
+    raise ValueError(f"the stem of the checkpoint is {arguments['_target_']}: {advice}")
 
 
 def sinusoids(max_length: int, embedding_dim: int) -> Tensor:

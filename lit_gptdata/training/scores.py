@@ -22,7 +22,7 @@ class Scores(L.Callback):
 
     _sums: ScoreSums | None = None
 
-    def on_validation_epoch_start(self, *_: Any) -> None:
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._sums = None
 
     def on_validation_batch_end(
@@ -34,10 +34,9 @@ class Scores(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        losses, logits = outputs, outputs
+        losses, logits, targets = outputs, outputs, targets_of(batch)
         if isinstance(outputs, dict):
             losses, logits = outputs.get("losses"), outputs.get("logits")
-        targets = targets_of(batch)
         if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
             losses = token_losses(logits, targets)
         if isinstance(losses, Tensor) and losses.shape == targets.shape:
@@ -47,7 +46,7 @@ class Scores(L.Callback):
             needs = "losses (B, T) or logits (B, T, V), as a tensor or in a dict"
             rank_zero_warn(f"no bits per byte: Scores needs a validation_step that returns {needs}")
 
-    def on_validation_epoch_end(self, trainer: Any, *_: Any) -> None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._sums is not None:
             # Not `pl_module.log`, which would average this with a val_loss that the model logs.
             log = partial(trainer._results.log, "Scores", sync_dist_fn=trainer.strategy.reduce)

@@ -8,20 +8,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
 
 from lit_gptdata.configs import find_loss
 from lit_gptdata.datamodule import GPTDataModule
-from lit_gptdata.training.scores import targets_of
 
 
 class ValSets(L.Callback):
-    """Logs what val_loss covers, and the losses that a model does not log under a name of `find_loss`.
+    """Logs what val_loss covers, and losses that the model does not log under a name of `find_loss`.
 
-    train_loss and val_loss are then what the steps return or log as "loss". A model may log a val loss
-    for each set. Without add_dataloader_idx=False Lightning names them val_loss/dataloader_idx_0, …_1,
-    and so on. Then val_loss is their mean, weighted by targets, over the sets whose source trains.
-    `monitor` is the name of the val loss; None: see `find_loss`.
+    train_loss is then what training_step returns or logs as "loss", and val_loss what it logs as "loss".
+    A model may log a val loss for each set. Without add_dataloader_idx=False Lightning names them
+    val_loss/dataloader_idx_0, …_1, and so on. Then val_loss is their mean, weighted by targets, over the
+    sets whose source trains. `monitor` is the name of the val loss; None: see `find_loss`.
     `step` is the optimizer step of the last validation in a fit; None: there was none in this process.
     """
 
@@ -41,37 +39,16 @@ class ValSets(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         # The fit validates at its last step, too, so that the last weights may be the best ones.
         trainer.should_stop |= 0 < trainer.max_steps <= trainer.global_step
-        if not find_loss(names := logged_names(trainer), "train"):
-            loss = returned_loss(outputs)
-            if loss is not None:  # of Lightning, which divides the loss by the batches of a step
-                loss = loss * trainer.accumulate_grad_batches
-            elif "loss" in names:
-                loss = trainer.callback_metrics.get("loss")
-            self._log(trainer, "train_loss", loss, on_step=True, on_epoch=False, prog_bar=True)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        split, names = "test" if trainer.testing else "val", logged_names(trainer)
-        if not find_loss(names, split, self.monitor) and "loss" not in names:
-            n = int((targets_of(batch) >= 0).sum())
-            if (loss := returned_loss(outputs)) is not None and not n:
-                loss = torch.zeros_like(loss)  # the mean over a batch of padding is NaN
-            self._log(trainer, f"{split}_loss", loss, batch_size=max(n, 1))
-
-    on_test_batch_end = on_validation_batch_end
+        if not find_loss(logged_names(trainer), "train"):
+            loss = outputs.get("loss", trainer.callback_metrics.get("loss"))
+            if loss is not None:  # Lightning divides the returned loss by the batches of a step
+                loss = loss * trainer.accumulate_grad_batches if "loss" in outputs else loss
+                self._log(trainer, "train_loss", loss, on_step=True, on_epoch=False, prog_bar=True)
 
     def _log(self, trainer: Any, name: str, value: Any, **options: Any) -> None:
+        sync: dict[str, Any] = {"sync_dist": True, "sync_dist_fn": trainer.strategy.reduce}
         # Not `pl_module.log`, which would average this with a value that the model logs afterwards.
-        if value is not None:
-            sync: dict[str, Any] = {"sync_dist": True, "sync_dist_fn": trainer.strategy.reduce}
-            trainer._results.log("ValSets", name, value, **sync, **options)
+        trainer._results.log("ValSets", name, value, batch_size=1, **sync, **options)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -79,14 +56,14 @@ class ValSets(L.Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         split, data = "test" if trainer.testing else "val", trainer.datamodule
-        names, losses = logged_names(trainer, per_set=True), trainer.callback_metrics
+        names, losses = logged_names(trainer), trainer.callback_metrics
         name = find_loss(names, split, self.monitor) or find_loss(names, split) or "loss"
         total = f"{split}_loss" if name == "loss" else name
         sets = data.eval_sets(split) if isinstance(data, GPTDataModule) else []
         keys = [f"{name}/dataloader_idx_{i}" for i in range(len(sets))]
         if len(sets) < 2 or not losses.keys() >= set(keys):
             if name == "loss" and name in names:
-                self._log(trainer, total, losses[name], batch_size=1)
+                self._log(trainer, total, losses[name])
             return
         nats, n_total = torch.tensor(0.0), 0
         for i in [i for i, each in enumerate(sets) if each.trains] or range(len(sets)):
@@ -94,22 +71,15 @@ class ValSets(L.Callback):
             n_steps = steps.limited(getattr(trainer, f"limit_{split}_batches"))
             n_targets = min(windows.spans.n_tokens - 1, n_steps * steps.width * data.max_length)
             nats, n_total = nats + n_targets * losses[keys[i]], n_total + n_targets
-        self._log(trainer, total, nats / n_total, batch_size=1)
+        self._log(trainer, total, nats / n_total)
 
     on_test_epoch_end = on_validation_epoch_end
 
 
-def logged_names(trainer: Any, per_set: bool = False) -> list[str]:
-    """What the model has logged in this loop; `per_set`: also what ValSets has logged for each set."""
+def logged_names(trainer: Any) -> list[str]:
+    """What the model and other callbacks have logged in this loop."""
     metas = [result.meta for result in trainer._results.result_metrics]
-    end = None if per_set else len("ValSets")  # Lightning appends the number of the set: "ValSets.0"
-    return [meta.name for meta in metas if meta.fx[:end] != "ValSets"]
-
-
-def returned_loss(outputs: Any) -> Tensor | None:
-    """The loss in what a step returned, a scalar; None without one."""
-    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+    return [meta.name for meta in metas if meta.fx != "ValSets"]
 
 
 def coverage(data: GPTDataModule, model: L.LightningModule) -> str:

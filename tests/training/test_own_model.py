@@ -75,11 +75,6 @@ class LogsAtTheEnd(Tiny):
         self.log("valid_loss", self.last)
 
 
-class ReturnsLoss(Tiny):
-    def validation_step(self, batch, batch_idx):
-        return {"loss": self.loss(batch)}
-
-
 class PerSet(Tiny):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.log("validation/loss", self.loss(batch), batch_size=int((batch[1] >= 0).sum()))
@@ -100,7 +95,7 @@ class Manual(Tiny):
             optimizer.step()
         self.log("loss", loss)
 
-    validation_step = ReturnsLoss.validation_step
+    validation_step = LogsLoss.validation_step
 
 
 def own_model(kind: type, *overrides: str, output_dir: str = "run") -> dict:
@@ -112,7 +107,7 @@ def own_model(kind: type, *overrides: str, output_dir: str = "run") -> dict:
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`", "ignore:no bits per byte")
-@pytest.mark.parametrize("kind", [LogsLoss, LogsSlash, LogsAtTheEnd, ReturnsLoss, Manual, PerSet, Tiny])
+@pytest.mark.parametrize("kind", [LogsLoss, LogsSlash, LogsAtTheEnd, Manual, PerSet, Tiny])
 def test_a_model_is_scored_by_what_it_logs_or_returns(kind, capsys):
     result = own_model(kind, "trainer.limit_val_batches=1.0")
     has_val = kind is not Tiny
@@ -163,8 +158,6 @@ class PlainStem(nn.Module):
 
 def build(*overrides: str):
     cfg = compose_config("debug=fast", "data.corpus=story.txt", "output_dir=run", *overrides)
-    for group in ("model", "stem"):
-        train.leave_out(cfg, group)
     return train.build(cfg)[1]
 
 
@@ -207,8 +200,9 @@ def test_an_own_stem_takes_the_options_that_it_has_and_can_be_frozen():
 def test_what_the_user_types_reaches_a_model_that_does_not_take_it(monkeypatch):
     cfg = compose_config("debug=fast", target(Tiny), "model.n_heads=4", return_hydra_config=True)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
-    train.leave_out(cfg, "model")
-    assert [name for name in cfg.model if not name.startswith("_")] == ["n_heads"]
+    make, takes = train.constructor(cfg, "model")
+    assert [*make.keywords] == ["n_heads"]
+    assert [*takes] == ["vocab_size", "width"]
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model"
