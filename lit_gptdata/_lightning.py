@@ -82,6 +82,17 @@ def check_trainer(trainer: L.Trainer | None) -> None:
         raise TypeError(f"the Trainer is from pytorch_lightning, not from lightning. {advice}")
 
 
+def check_batch_schedule(trainer: Any, tuned: bool) -> None:
+    """Raise ValueError for a fit that cannot follow a batch schedule; `tuned`: by BatchSizeFinder."""
+    problem = "sets the batch size itself: leave out BatchSizeFinder" if tuned else ""
+    if trainer is None:
+        problem = "needs Trainer.fit(model, datamodule=…). In your own loop, set batch_size instead"
+    elif isinstance(limit := trainer.limit_train_batches, float) and limit != 1:
+        problem = f"needs trainer.limit_train_batches as a number of batches, got the fraction {limit}"
+    if problem:
+        raise ValueError(f"batch_schedule {problem}")
+
+
 def sends_compact(trainer: L.Trainer) -> bool:
     """Whether this fit can split batches on its device without the model's own hooks seeing them."""
     model = trainer.lightning_module
@@ -112,17 +123,30 @@ def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat =
     return FORMATS[batch_format](batch[:, :-1].long(), batch[:, 1:].long())
 
 
-def rewrite_loops(trainer: Any, pl_module: Any, loops: dict[str, Any], current: RunSegment) -> None:
-    """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs."""
+def set_epoch_batches(trainer: Any, n_batches: int) -> None:
+    """Set the number of train batches of the epoch that starts now; Lightning counts them only once."""
+    trainer.fit_loop.max_batches = n_batches
+    trainer.fit_loop._combined_loader.limits = [n_batches]
+    if isinstance(interval := getattr(trainer, "val_check_interval", None), float):
+        trainer.val_check_batch = max(1, int(n_batches * interval))
+
+
+def rewrite_loops(
+    trainer: Any, pl_module: Any, loops: dict[str, Any], current: RunSegment, n_batches: int
+) -> None:
+    """Set the fit loop's counters to their values in `on_train_batch_end`, or between epochs.
+
+    `n_batches`: of the epoch in which `current` starts.
+    """
     saved = loops["epoch_loop.batch_progress"]["total"]
     validation = loops["epoch_loop.val_loop.batch_progress"]
-    epoch, done = current.start.epoch, current.steps.done(current.start.index)
+    epoch, done = current.start.epoch, current.step
     inside = int(done > 0)
     validated = current.batch < saved["processed"] or (
         saved["completed"] == saved["processed"]
         and validation["total"]["ready"] == validation["total"]["completed"]
     )
-    validate = inside and not validated and _validation_is_due(trainer, current, done)
+    validate = inside and not validated and _validation_is_due(trainer, current, n_batches)
 
     epochs = _tracker(ready=epoch + inside, processed=epoch, completed=epoch)
     loops["epoch_progress"] = {"total": epochs, "current": epochs}
@@ -143,19 +167,19 @@ def rewrite_loops(trainer: Any, pl_module: Any, loops: dict[str, Any], current: 
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - int(validate)
 
 
-def _validation_is_due(trainer: L.Trainer, segment: RunSegment, done: int) -> bool:
-    """Whether the Trainer validates before the segment, after `done` batches of the epoch."""
+def _validation_is_due(trainer: L.Trainer, segment: RunSegment, n_batches: int) -> bool:
+    """Whether the Trainer validates before the segment, in an epoch of `n_batches` batches."""
     if not trainer.limit_val_batches:
         return False
     interval = getattr(trainer, "val_check_interval", None)  # Lightning leaves it unset for a duration
     epochs = trainer.check_val_every_n_epoch
     if isinstance(interval, float):
-        interval = max(1, int(segment.limit * interval))
+        interval = max(1, int(n_batches * interval))
     if not isinstance(interval, int):  # a time interval
         return False
     if epochs is None:
         return segment.batch % interval == 0
-    return (segment.start.epoch + 1) % epochs == 0 and done % interval == 0
+    return (segment.start.epoch + 1) % epochs == 0 and segment.step % interval == 0
 
 
 def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:

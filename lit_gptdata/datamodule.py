@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from lit_gptdata._checks import check_integer, plain
 from lit_gptdata._lightning import (
     IGNORED_WARNINGS,
     OPTIONS,
+    check_batch_schedule,
     check_trainer,
     has_trained,
     overfits,
@@ -79,6 +81,8 @@ class GPTDataModule(L.LightningDataModule):
         test_fraction: fraction of the corpus's UTF-8 bytes for test, at the end
         Batches and order:
         batch_size: windows per batch, on each rank
+        batch_schedule: train batch sizes that change: [{"tokens": n, "batch_size": b}, …]. `tokens` is
+            as in `stages`; a size starts with an optimizer step. Val and test use `batch_size`
         shuffle: train windows in a seeded order, a new one each epoch
         seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
@@ -135,6 +139,7 @@ class GPTDataModule(L.LightningDataModule):
         bos: bool = False,
         batch_format: BatchFormat = "tuple",
         drop_padded: bool = False,
+        batch_schedule: list[dict[str, Any]] | None = None,
     ) -> None:
         arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
@@ -237,15 +242,15 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def _new_stage_begins(self) -> list[int]:
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        steps = self.train_steps
-        return stage_begins(self._data.stage_tokens, steps, steps.limited(limit), self.max_length)
+        return stage_begins(self._data.stage_tokens, self._resume.plan_of_data(), self.max_length)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`.
 
         Under a Trainer on a GPU they travel as stored, an eighth of the bytes, and are split on the GPU.
         """
+        if self._data.batch_schedule:
+            check_batch_schedule(self.trainer, self._tuned)
         if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
             self._stage_begins = self._new_stage_begins
         repeats = self.trainer is not None and overfits(self.trainer)  # the first windows, in text order
@@ -289,8 +294,9 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def train_steps(self) -> Steps:
-        """How an epoch's train windows are divided into steps, and each step among the ranks."""
-        return self._steps(self._data.n_train, "drop" if self.drop_last else "share")
+        """How an epoch's train windows are divided into steps, of the first batch size, and ranks."""
+        steps = self._steps(self._data.n_train, "drop" if self.drop_last else "share")
+        return replace(steps, batch_size=self._data.batch_sizes[0])
 
     def _steps(self, n: int, tail: Tail) -> Steps:
         return Steps(n=n, batch_size=self.batch_size, world_size=self._ranks.world_size, tail=tail)
@@ -383,15 +389,11 @@ class GPTDataModule(L.LightningDataModule):
     @property
     def _identity(self) -> dict[str, Any]:
         """What determines the windows and their order, in plain values."""
-        options = {name: getattr(self, name) for name in ("max_length", "stride", "shuffle")}
-        options |= {"tokenizer": self.tokenizer.name, "special_tokens": self.tokenizer.special_tokens}
-        options["seed"] = self._drawn_seed.value if self._draws else self.seed
-        if not self._data.is_named:
-            return options | self._data.first.identity | {"val": self._data.first.split.val_sources}
-        return options | self._data.identity(cast(Mixture, self.train_windows))
+        seed = self._drawn_seed.value if self._draws else self.seed
+        return {"shuffle": self.shuffle, "seed": seed} | self._data.identity(self.train_windows)
 
     def __repr__(self) -> str:
-        batches = f"{self.batch_size} windows, seed {self.seed}"
+        batches = f"{', then '.join(map(str, self._data.batch_sizes))} windows, seed {self.seed}"
         return "\n".join(["GPTDataModule", *self._data.describe(), f"  batches  {batches}"])
 
     __str__ = __repr__

@@ -8,7 +8,7 @@ exception one is ahead. Loading rewrites them to their values right after a batc
 """
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
@@ -21,16 +21,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_integer
-from lit_gptdata._lightning import has_trained, overfits, rewrite_loops
+from lit_gptdata._lightning import has_trained, overfits, rewrite_loops, set_epoch_batches
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.identity import check_same, differences, segments_of, windows_of
+from lit_gptdata.windows.loader import check_not_empty
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.steps import (
+    OptimizerSteps,
     Position,
     RunSegment,
-    count_updates,
+    Steps,
     count_windows,
+    epoch_batches,
+    plan_segments,
     windows_of_batch,
 )
 
@@ -52,8 +56,7 @@ class Resume(L.Callback):
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
         self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
-        # Where the accumulation of gradients changed: (batch, optimizer step, batches per step).
-        self._steps = [(0, 0, 1)]
+        self._steps = OptimizerSteps()
         self._sampler: WindowSampler | None = None
         self._rng_to_restore: dict[str, Tensor] | None = None  # (world_size, …) each
         self._rng_before_step: dict[str, Tensor] = {}  # before the first batch of an optimizer step
@@ -67,13 +70,11 @@ class Resume(L.Callback):
         fit = trainer.fit_loop
         start = Position(fit.epoch_progress.current.processed, 0)
         batch = fit.epoch_loop.batch_progress.total.processed
-        self._current = self._segment(trainer, batch, start)
         self._rng_to_restore, self._other_ranks_save, self.resumed = None, True, False
-        if has_trained(trainer) and self._segments:  # a second fit of the same Trainer
-            self._continue_from(self._current)
-        else:
-            self._segments, self._earlier, self._steps = [self._current], [], []
-        self._count_steps_from(batch, trainer.global_step)
+        if not (has_trained(trainer) and self._segments):  # else a second fit of the same Trainer
+            self._segments, self._earlier, self._steps = [], [], OptimizerSteps([])
+        self._continue_from(batch, start)
+        self._steps.resume(batch, trainer.global_step, self._accumulate, self._segments)
 
     def follow(self, sampler: WindowSampler, trainer: L.Trainer | None) -> None:
         """Set a sampler to the position of the run, now and each time a checkpoint is loaded later."""
@@ -83,19 +84,61 @@ class Resume(L.Callback):
             return
         if self._current is None:
             return
-        if self._current.steps != self._data.train_steps:
+        if not self._schedule and self._current.steps != self._data.train_steps:
             if self.resumed:
                 advice = "change it before Trainer.fit(), and leave out BatchSizeFinder"
                 raise ValueError(f"batch_size changed after the checkpoint was loaded: {advice}")
             # another batch size since the last loader
-            self._continue_from(self._segment(trainer, *self._position(trainer)))
-        sampler.start_at(self._current.start)
+            self._continue_from(*self._position(trainer))
+        sampler.start_at(self._current.start, self._segments if self._schedule else ())
 
-    def _continue_from(self, segment: RunSegment) -> None:
-        """Make `segment` the current one; segments that start at the same batch or later are dropped."""
-        self._segments = [before for before in self._segments if before.batch < segment.batch]
-        self._segments.append(segment)
-        self._current = segment
+    @property
+    def _schedule(self) -> list[dict[str, Any]]:
+        return self._data._data.batch_schedule or []
+
+    @property
+    def _accumulate(self) -> int:
+        trainer = self._data.trainer
+        return 1 if trainer is None else max(1, trainer.accumulate_grad_batches)
+
+    def plan(
+        self, batch: int, start: Position, step: int = -1, tokens: int = 0, steps: Steps | None = None
+    ) -> list[RunSegment]:
+        """The segments of a run from a batch on, which starts at `start` after `tokens` tokens."""
+        trainer, steps, sizes = self._data.trainer, steps or self._data.train_steps, []
+        for part in self._schedule:
+            tokens -= part["tokens"] or 0
+            size = replace(steps, batch_size=part["batch_size"])
+            check_not_empty(size)
+            sizes.append((part["tokens"] and -(tokens // self._data.max_length), size))
+        options: dict[str, Any] = {"accumulate": self._accumulate, "step": step}
+        if trainer is not None:
+            options |= {"limit": trainer.limit_train_batches, "text_order": overfits(trainer)}
+        return plan_segments(batch, start, sizes or [(None, steps)], **options)
+
+    def plan_of_data(self) -> list[RunSegment]:
+        """The segments from where this data starts, if no batch of it is done."""
+        return self._segments if self.resumed else self.plan(0, Position(0, 0))
+
+    def _continue_from(self, batch: int, start: Position) -> RunSegment:
+        """Plan the run from `batch` on; segments that start there or later are dropped."""
+        self._segments = [before for before in self._segments if before.batch < batch]
+        tokens = self._tokens_before(batch, self._segments)
+        self._segments += (planned := self.plan(batch, start, tokens=tokens))
+        self._current = planned[0]
+        return self._current
+
+    def _continues_as_planned(self, batch: int, start: Position) -> bool:
+        """Plan the last segment again, and continue in it if the run would come to the same position."""
+        *before, last = self._segments
+        tokens = self._tokens_before(last.batch, before)
+        planned = self.plan(last.batch, last.start, last.step, tokens)
+        current = [segment for segment in planned if segment.batch <= batch][-1]
+        ends = [start, Position(start.epoch + 1, 0)] if start.index else [start]
+        if planned[0] != last or not current.limit or current.position(batch) not in ends:
+            return False
+        self._segments, self._current = [*before, *planned], current.rest(batch)
+        return True
 
     def _follow_alone(self, before: WindowSampler | None, sampler: WindowSampler) -> None:
         """Without a Trainer: start where the loaded state was saved."""
@@ -111,15 +154,15 @@ class Resume(L.Callback):
         if self._segments and world_size in (None, self._segments[-1].steps.world_size):
             return self._segments
         steps = self._data.train_steps
-        segments = [RunSegment.from_beginning(steps)]
+        segments = self.plan(0, Position(0, 0))
         if self.loaded_state is not None and not self._segments:
             check_same(self.loaded_state["data"], self._data._identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
             self._earlier = self.loaded_state.get("earlier", [])
-            self._steps = [(*start,) for start in self.loaded_state.get("steps", [(0, 0, 1)])]
+            self._steps = OptimizerSteps(self.loaded_state.get("steps", [[0, 0, 1]]))
         if world_size in (None, segments[-1].steps.world_size):
             return segments
-        return [RunSegment.from_beginning(replace(steps, world_size=world_size))]
+        return self.plan(0, Position(0, 0), steps=replace(steps, world_size=world_size))
 
     def tokens_at(self, batch: int | None = None, step: int | None = None) -> int | float:
         """See `GPTDataModule.tokens_at`."""
@@ -127,9 +170,10 @@ class Resume(L.Callback):
             batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
         return math.inf if batch is None else self._tokens_before(batch)
 
-    def _tokens_before(self, batch: int) -> int:
-        segments = self._history_of_data(None)
-        tokens, start = count_windows(segments, batch) * int(self._data.max_length), segments[0].batch
+    def _tokens_before(self, batch: int, segments: list[RunSegment] | None = None) -> int:
+        segments = self._history_of_data(None) if segments is None else segments
+        tokens = count_windows(segments, batch) * int(self._data.max_length)
+        start = segments[0].batch if segments else batch
         for data in reversed(self._earlier):
             windows = count_windows(segments_of(data), min(start, batch))
             tokens += windows * data["data"]["max_length"]
@@ -141,36 +185,11 @@ class Resume(L.Callback):
         start = self._current.batch if self._current else 0
         most = (tokens - self._tokens_before(start)) // self._data.max_length + 1  # windows
         batches = range(start + 1, start + max(0, most) + 1)
-        return self._steps_before(start + bisect_right(batches, tokens, key=self._tokens_before))
-
-    def _steps_before(self, batch: int) -> int:
-        """The number of optimizer steps that end in the run's first `batch` batches."""
-        first, step, accumulate = next(
-            (start for start in reversed(self._steps) if start[0] <= batch), self._steps[0]
-        )
-        segments = self._all_segments
-        return step + sum(
-            sign * count_updates(segments, number, accumulate)
-            for number, sign in ((batch, 1), (first, -1))
-        )
+        stop = start + bisect_right(batches, tokens, key=self._tokens_before)
+        return self._steps.before(stop, self._all_segments)
 
     def _batch_of(self, step: int) -> int:
-        """The number of batches before an optimizer step."""
-        number = max(0, bisect_right(self._steps, step, key=lambda start: start[1]) - 1)
-        first, done, accumulate = self._steps[number]
-        # a step has 1 to `accumulate` batches
-        batches = range(first + step - done, first + (step - done) * accumulate)
-        found = batches.start + bisect_left(batches, step, key=self._steps_before)
-        later = self._steps[number + 1 :]
-        return min(found, later[0][0]) if later else found
-
-    def _count_steps_from(self, batch: int, step: int) -> None:
-        """Note that the run is at this batch and optimizer step, perhaps with another accumulation."""
-        self._steps = [start for start in self._steps if start[0] <= batch]
-        accumulate = self._data.trainer.accumulate_grad_batches
-        self._steps = self._steps or [(0, 0, accumulate)]
-        if self._steps[-1][2] != accumulate or self._steps_before(batch) != step:
-            self._steps.append((batch, step, accumulate))
+        return self._steps.batch_of(step, self._all_segments)
 
     @property
     def _all_segments(self) -> list[RunSegment]:
@@ -248,7 +267,7 @@ class Resume(L.Callback):
             "batches": batches,
             **asdict(position),
             "legs": [segment.as_dict() for segment in segments],
-            "steps": [list(start) for start in self._steps],
+            "steps": self._steps.starts,
             "rng": rng,
             **({"earlier": self._earlier} if self._earlier else {}),
         }
@@ -267,25 +286,19 @@ class Resume(L.Callback):
             advice = "Its state_dict() must return {**super().state_dict(), …}"
             raise ValueError(f"{problem}. {advice}. Without the position, load only the model's weights")
 
-    def _segment(self, trainer: L.Trainer, batch: int, start: Position) -> RunSegment:
-        """The part of a run that starts with batch number `batch`, under the Trainer's limits."""
-        steps = self._data.train_steps
-        limit = steps.limited(trainer.limit_train_batches)
-        text_order = overfits(trainer)
-        return RunSegment(batch=batch, start=start, steps=steps, limit=limit, text_order=text_order)
-
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
         """The number of batches that the run has done, and where its next window is."""
         fit: Any = trainer.fit_loop
-        segment = self._segments[-1]
         progress, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress.current
         done, epoch = progress.current.processed, epochs.processed
         if done and epochs.started == epoch:  # max_steps ended it early, but Lightning counts it as done
             epoch -= 1
         if self._epoch_is_over(trainer):
             return progress.total.processed, Position(epoch + 1, 0)
+        begun = [s for s in self._segments if (s.start.epoch, s.step) <= (epoch, done)]
+        segment = (begun or self._segments)[-1]
         start = segment.start if segment.start.epoch == epoch else Position(epoch, 0)
-        done -= segment.steps.done(start.index)
+        done -= segment.step if segment.start.epoch == epoch else 0
         # gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches
         lost = min(done, progress.current.processed % trainer.accumulate_grad_batches)
         index = start.index + (done - lost) * segment.steps.width
@@ -302,6 +315,10 @@ class Resume(L.Callback):
         current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         waiting = current.processed % trainer.accumulate_grad_batches
         return current.ready > current.processed or bool(waiting and not self._epoch_is_over(trainer))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._schedule:
+            set_epoch_batches(trainer, epoch_batches(self._segments, trainer.current_epoch))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.resumed and pl_module.automatic_optimization:
@@ -327,33 +344,32 @@ class Resume(L.Callback):
         changes = differences(state["data"], identity)
         if self.on_change == "refuse":
             check_same(state["data"], identity)
-        start = Position(state["epoch"], state["index"])
-        limit = steps.limited(trainer.limit_train_batches)
-        if start.index and (changes or steps.done(start.index) >= limit):
-            start = Position(start.epoch + 1, 0)
+        batch, start = state["batches"], Position(state["epoch"], state["index"])
         legs, self._earlier = state["legs"], state.get("earlier", [])
         if changes:
-            rank_zero_info(f"continue with new data at batch {state['batches']:,}: {'; '.join(changes)}")
+            rank_zero_info(f"continue with new data at batch {batch:,}: {'; '.join(changes)}")
             self._earlier, legs = [*self._earlier, {"data": state["data"], "legs": legs}], []
-        self._current = current = self._segment(trainer, state["batches"], start)
-        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]
-        last = self._segments[-1] if legs else current
-        same = replace(last, batch=current.batch, start=start) == current
-        if not legs or not same or last.position(current.batch) != start:
-            self._continue_from(current)
-        self._steps = [(*start,) for start in state.get("steps", [])]  # absent from older checkpoints
+        begun = [leg for leg in legs if leg["batch"] <= batch]  # the others are a plan
+        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in begun]
+        if not self._segments or not self._continues_as_planned(batch, start):
+            current = self._continue_from(batch, start)
+            if start.index and (changes or current.step >= current.end):
+                self._continue_from(batch, Position(start.epoch + 1, 0))
+        self._steps = OptimizerSteps(state.get("steps", []))  # absent from older checkpoints
         self._rng_to_restore, self.resumed = state["rng"], True
         if self._sampler is not None:
-            self._sampler.start_at(start)
-        return current.start.epoch if changes else None
+            self.follow(self._sampler, trainer)
+        return self._segments[0].start.epoch if changes else None
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.datamodule is None:
             return
         loops = checkpoint["loops"]["fit_loop"]
         if self.resumed and self._current is not None:
-            self._count_steps_from(self._current.batch, checkpoint["global_step"])
-            rewrite_loops(trainer, pl_module, loops, self._current)
+            step, segments = checkpoint["global_step"], self._all_segments
+            self._steps.resume(self._current.batch, step, self._accumulate, segments)
+            n_batches = epoch_batches(self._segments, self._current.start.epoch)
+            rewrite_loops(trainer, pl_module, loops, self._current, n_batches)
         elif self.key in checkpoint:
             self.check_complete(checkpoint[self.key])
             problem = "does not call super().load_state_dict(state_dict), so the position is lost"

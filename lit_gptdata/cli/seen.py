@@ -30,6 +30,7 @@ def seen(args: argparse.Namespace) -> None:
     if len(files + overrides) > 1 and files:
         others = " ".join((files + overrides)[1:])
         raise ValueError(f"{files[0]} has the options of its run: remove {others}")
+    ranks = None
     if files:
         data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
         data.setup()
@@ -38,10 +39,10 @@ def seen(args: argparse.Namespace) -> None:
         data = open_data(overrides)
         if data.shuffle and data.seed is None:
             raise ValueError("seed=None: each run draws its own order: give the run's checkpoint")
-        data.batch_size *= count_ranks(compose_config(overrides))  # the steps of all ranks
+        ranks = count_ranks(compose_config(overrides))
     if step:
-        data.windows_at(step - 1)  # raises for a step that does not exist
-    history = data._resume.history()
+        data.windows_at(step - 1, world_size=ranks)  # raises for a step that does not exist
+    history = data._resume.history(ranks)
     sources = seen_before(history, step, data._data.open_store)
     total = sum(source["tokens"] for source in sources)
     for source in sources:

@@ -110,14 +110,36 @@ def read_stages(
             raise ValueError(f"{key} names {unknown[0]}, but the sources are {', '.join(sources)}")
         if not any(weights.values()):
             raise ValueError(f"{option}.weights are all 0: at least one source must train")
-        tokens = stage.get("tokens")
-        if (tokens is None) != is_last:
-            rule = "the last stage has no end" if is_last else "only the last stage has no end"
-            raise ValueError(f"{option}.tokens is {tokens}, but {rule}")
-        if tokens is not None:
-            tokens = check_integer(f"{option}.tokens", tokens, 1, "the length of the stage")
+        tokens = _read_length(option, stage.get("tokens"), is_last)
         found.append({"tokens": tokens, "weights": {name: weights[name] for name in sources}})
     return found
+
+
+def read_batch_schedule(schedule: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Read the option `batch_schedule`, as plain dicts; raises TypeError or ValueError."""
+    if isinstance(schedule, (str, Mapping)) or not isinstance(schedule, Sequence) or not schedule:
+        form = "{tokens: …, batch_size: …}"
+        raise TypeError(f"batch_schedule must be a list of {form}, got {schedule!r}")
+    found = []
+    for number, part in enumerate(schedule):
+        option, is_last = f"batch_schedule[{number}]", number == len(schedule) - 1
+        if not isinstance(part, Mapping) or not {"batch_size"} <= set(part) <= {"tokens", "batch_size"}:
+            raise ValueError(f"{option} must have the keys tokens and batch_size, got {part!r}")
+        size = check_integer(f"{option}.batch_size", part["batch_size"], 1, "the windows in a batch")
+        tokens = _read_length(option, part.get("tokens"), is_last)
+        found.append({"tokens": tokens, "batch_size": size})
+    return found
+
+
+def _read_length(option: str, tokens: Any, is_last: bool) -> int | None:
+    """The length of a part of a run in tokens; the last part has None."""
+    if (tokens is None) != is_last:
+        name = option.partition("[")[0]
+        only = "the last one has no end" if is_last else "only the last one has no end"
+        raise ValueError(f"{option}.tokens is {tokens}, but {only}: give tokens to the others of {name}")
+    if tokens is None:
+        return None
+    return check_integer(f"{option}.tokens", tokens, 1, "a length in input tokens of all ranks")
 
 
 def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path) -> LocalBuild:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_gptdata._checks import check_integer
 from lit_gptdata._lightning import has_trained
 from lit_gptdata.datamodule import GPTDataModule
-from lit_gptdata.training.throughput import count_tokens
+from lit_gptdata.training.throughput import batches_done, count_tokens
 
 
 class TokenBudget(L.Callback):
@@ -23,7 +23,8 @@ class TokenBudget(L.Callback):
 
     Args:
         max_tokens: tokens to train on, or None for no limit
-        val_every_tokens: tokens between validations, rounded to whole batches; None: set by the Trainer
+        val_every_tokens: tokens between validations, rounded to whole batches, which are those of the
+            first size in a batch schedule; None: set by the Trainer
 
     In `fit` it raises ValueError if `max_tokens` is less than one optimizer step or the data has no full
     batch, and TypeError if a limit is set without a GPTDataModule.
@@ -65,13 +66,13 @@ class TokenBudget(L.Callback):
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _limit(self, trainer: L.Trainer, data: GPTDataModule, tokens: int) -> None:
+    def _limit(self, trainer: L.Trainer, data: Any, tokens: int, resumed: bool = False) -> None:
         """End the run after `tokens` tokens, counted from its beginning."""
         if not data.train_steps.limited(trainer.limit_train_batches):
             trainer.fit_loop.epoch_loop.max_steps = 0  # limit_train_batches=0 ends without training
             return
         steps = data._resume.steps_within(tokens)
-        if not steps:
+        if not steps and not resumed:
             step = "(batch_size × max_length × ranks × accumulate_grad_batches)"
             least = f"at least one optimizer step of {self._tokens_per_step:,} tokens {step}"
             raise ValueError(f"max_tokens must be {least}, got {tokens:,}: raise it or lower batch_size")
@@ -87,8 +88,7 @@ class TokenBudget(L.Callback):
         rank_zero_only(logging.getLogger(__name__).info)("%s", resumed)
         if not self._sets_limit or self.max_tokens is None or not state:
             return
-        if state["per_step"] != self._tokens_per_step:  # the rest takes another number of steps
-            self._limit(trainer, trainer.datamodule, self.max_tokens)
+        self._limit(trainer, trainer.datamodule, self.max_tokens, resumed=True)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
@@ -109,13 +109,13 @@ class TokenBudget(L.Callback):
         pl_module.log("tokens", float(self.tokens), on_step=True, on_epoch=False)
         self._stop_at_limit(trainer)
 
-    def _stop_at_limit(self, trainer: L.Trainer) -> None:
+    def _stop_at_limit(self, trainer: Any) -> None:
         if self.max_tokens is None or not self._sets_limit:
             return
-        if (
-            not trainer.lightning_module.automatic_optimization
-        ):  # it never accumulates: a step is a batch
-            trainer.should_stop |= self.tokens + self._tokens_per_step > self.max_tokens
+        if not trainer.lightning_module.automatic_optimization:  # a step is a batch
+            tokens_at, done = trainer.datamodule.tokens_at, batches_done(trainer)
+            own = tokens_at(done + 1) - tokens_at(done)
+            trainer.should_stop |= self.tokens + own > self.max_tokens
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         pl_module.log("tokens", float(self.tokens))

@@ -97,11 +97,14 @@ class TokenBar(TQDMProgressBar):
         if self._train_progress_bar is not None:
             return
         self._tokens_per_batch = count_tokens(trainer, batch) * trainer.world_size
-        batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+        batches, done = trainer.estimated_stepping_batches, batches_done(trainer)
+        total = batches * trainer.accumulate_grad_batches * self._tokens_per_batch
+        start = done * self._tokens_per_batch
+        if isinstance(data := trainer.datamodule, GPTDataModule):
+            total, start = data.tokens_at(), data.tokens_at(done)
         self.train_progress_bar = progress_bar(
             desc="training", disable=super().is_disabled, file=sys.stdout, unit=" tokens", smoothing=0,
-            total=batches * self._tokens_per_batch if 0 < batches < math.inf else None, miniters=1,
-            initial=batches_done(trainer) * self._tokens_per_batch, mininterval=0.3,
+            total=total if 0 < total < math.inf else None, miniters=1, initial=start, mininterval=0.3,
             bar_format=self.BAR_FORMAT,
         )  # fmt: skip
 
@@ -111,7 +114,7 @@ class TokenBar(TQDMProgressBar):
         bar = self.train_progress_bar
         if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-        bar.update(self._tokens_per_batch)
+        bar.update(count_tokens(trainer, batch) * trainer.world_size)
 
     def on_train_end(self, *_: Any) -> None:
         if self._train_progress_bar is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]  # (inputs, targets), int64 (B, max_length), targets one token later
 BatchFormat = Literal["tuple", "hf"]  # what a loader yields: a Batch | its `hf_batch`
+Block = tuple[np.ndarray, int]  # windows of several batches, int64, and the batch size
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
 
 
@@ -119,9 +120,9 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """Train windows, `size` at a time: (N,) → (size, max_length + 1), in the dtype of the tokens."""
         return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
 
-    def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
-        """Pass on `batches`, which hold the windows in `blocks`, `size` each; see `Tokens.ahead`."""
-        plan = batches_of(map(self.starts, blocks), size)
+    def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
+        """Pass on `batches`, which hold the windows in `blocks`; see `Tokens.ahead`."""
+        plan = batches_of((self.starts(block), size) for block, size in blocks)
         return self.tokens.ahead(batches, plan, self.spans.max_length + 1)
 
     def identity(self) -> Any:
@@ -161,16 +162,16 @@ class ChainedWindows(Windows):
         return inputs, targets
 
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        for inputs, targets in map(self.batch, batches_of([indices], size)):
+        for inputs, targets in map(self.batch, batches_of([(indices, size)])):
             yield np.concatenate([inputs, targets[:, -1:]], axis=1)
 
-    def ahead(self, batches: Iterator[Any], blocks: Iterator[np.ndarray], size: int) -> Iterator[Any]:
+    def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
         return batches
 
 
-def batches_of(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Cut each block into batches of `size`, and a smaller last one."""
-    return (block[i : i + size] for block in blocks for i in range(0, len(block), size))
+def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:
+    """Cut each block into batches of its size, and a smaller last one."""
+    return (block[i : i + size] for block, size in blocks for i in range(0, len(block), size))
 
 
 def split(ids: np.ndarray) -> Batch:

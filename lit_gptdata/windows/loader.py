@@ -64,7 +64,7 @@ class WindowLoader(DataLoader[Any]):
         return _Pass(self)
 
     def __len__(self) -> int:
-        return self._ours.steps.remaining() if self._ours else super().__len__()
+        return self._ours.n_batches if self._ours else super().__len__()
 
     @property
     def _ours(self) -> WindowSampler | None:
@@ -81,7 +81,7 @@ class WindowLoader(DataLoader[Any]):
         if self.keeps_state:  # otherwise the number of ranks was known when the loader was made
             check_not_empty(epoch.steps)
         batches = self._loaded(epoch) if self.num_workers else self._inline(epoch)
-        batches = self.dataset.ahead(batches, epoch.blocks(), epoch.steps.batch_size)
+        batches = self.dataset.ahead(batches, epoch.blocks())
         to_format = FORMATS[self.batch_format]
         for n_batches, batch in enumerate(batches, 1):
             sampler.consumed(epoch, n_batches)
@@ -93,17 +93,17 @@ class WindowLoader(DataLoader[Any]):
 
     def _inline(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
         """The batches without DataLoader's machinery, which costs more than the batches."""
-        windows, size = self.dataset, epoch.steps.batch_size
+        windows = self.dataset
         if windows.spans.pad:
-            yield from map(windows.batch, batches_of(epoch.blocks(), size))
+            yield from map(windows.batch, batches_of(epoch.blocks()))
             return
-        for block in epoch.blocks():
+        for block, size in epoch.blocks():
             yield from windows.ids(block, size)
 
     def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
         """The batches from worker processes. The main process splits them."""
         options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
-        options["batch_sampler"] = batches_of(epoch.blocks(), epoch.steps.batch_size)
+        options["batch_sampler"] = batches_of(epoch.blocks())
         for batch in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
             yield batch.numpy() if isinstance(batch, Tensor) else batch
 

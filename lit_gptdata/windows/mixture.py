@@ -9,6 +9,7 @@ a large weight repeats within it. A large one continues in the next epoch, where
 
 import functools
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from lit_gptdata.tokens.shards import join
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
-from lit_gptdata.windows.steps import Steps
+from lit_gptdata.windows.steps import RunSegment, count_windows, find_batch
 
 BLOCK = 16_384  # positions that become slots together
 BITS = 40  # of the fraction of a share, as an integer: the same on every machine
@@ -276,17 +277,20 @@ def _seed_of(name: str, seed: int) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def stage_begins(tokens: Sequence[int], steps: Steps, limit: int, max_length: int) -> list[int]:
+def stage_begins(tokens: Sequence[int], segments: Sequence[RunSegment], max_length: int) -> list[int]:
     """Where stages start, as positions of a run; the first one starts at 0, and the last one has no end.
 
     `tokens`: lengths of the other stages, in input tokens of all ranks, each rounded up to whole steps.
-    `limit`: steps that the Trainer takes per epoch.
+    `segments`: of the run from its beginning, or from where this data starts.
     """
-    begins, step = [0], 0
+    batch, first = segments[0].batch, segments[0].start.epoch
+    begins = [0]
     for length in tokens:
-        step += -(-length // (steps.width * max_length))
-        epochs, rest = divmod(step, max(1, limit))
-        begins.append(epochs * steps.n + rest * steps.width)
+        windows = count_windows(segments, batch) - (-length // max_length)
+        batches = range(batch, batch + windows)  # a batch has at least one window
+        batch += bisect_left(batches, windows, key=lambda end: count_windows(segments, end))
+        start = find_batch(segments, batch)[1]
+        begins.append((start.epoch - first) * segments[0].steps.n + start.index)
     return begins
 
 

@@ -5,16 +5,17 @@ WindowSampler(steps, seed=0)  ──start_epoch()──▶  EpochSlice  ──bl
         └──────────── start_at(Position) ◀── position() ◀─────────┘
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
 
+from lit_gptdata.windows.dataset import Block
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_reads, check_launched, current_ranks
-from lit_gptdata.windows.steps import Position, Steps
+from lit_gptdata.windows.steps import Position, RunSegment, Steps, epoch_batches, epoch_parts
 
 BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
 
@@ -27,23 +28,30 @@ class EpochSlice:
     rank: int
     start: Position
     permutation: EpochPermutation
+    parts: Sequence[tuple[int, Steps, int]]
+    """Where the batch size changes: (index, steps, number of steps)."""
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self) -> Iterator[Block]:
         """The windows, int64, about BLOCK at a time, in whole batches except for the last."""
-        steps, index = self.steps, self.start.index
-        full = max(0, steps.n - index) // steps.width
-        block_steps = max(1, BLOCK // steps.batch_size)
-        for step in range(0, full, block_steps):
-            begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
-            slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
-            yield self.permutation.at(slices.ravel())  # (S, B) → (S * B,)
-        if steps.remaining(index) > full:
-            last = np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
-            yield self.permutation.at(last)
+        for index, steps, number in self.parts:
+            full = min(number, max(0, steps.n - index) // steps.width)
+            block_steps = max(1, BLOCK // steps.batch_size)
+            for step in range(0, full, block_steps):
+                begins = index + np.arange(step, min(step + block_steps, full)) * steps.width  # (S,)
+                slices = begins[:, None] + (self.rank * steps.batch_size + np.arange(steps.batch_size))
+                yield self.permutation.at(slices.ravel()), steps.batch_size  # (S, B) → (S * B,)
+            if number > full:
+                last = np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
+                yield self.permutation.at(last), steps.batch_size
 
     def position(self, n_batches: int) -> Position:
         """The position after `n_batches` of this rank's batches, at most the end of the epoch."""
-        index = min(self.start.index + n_batches * self.steps.width, self.steps.n)
+        index = self.start.index
+        for begin, steps, number in self.parts:
+            index = min(begin + min(n_batches, number) * steps.width, steps.n)
+            n_batches -= min(n_batches, number)
+            if not n_batches:
+                break
         return Position(self.start.epoch, index)
 
 
@@ -64,6 +72,7 @@ class WindowSampler(DistributedSampler[Any]):
         order: type[EpochPermutation] = EpochPermutation,
     ) -> None:
         self._steps, self._rank, self.order_seed, self._order = steps, rank, seed, order
+        self._plan: Sequence[RunSegment] = ()
         self.start_at(Position(0, 0))
 
     @property
@@ -76,8 +85,17 @@ class WindowSampler(DistributedSampler[Any]):
         """The steps of an epoch on the present number of ranks."""
         return replace(self._steps, world_size=self.ranks.world_size)
 
-    def start_at(self, position: Position) -> None:
-        """Start iterating at the epoch and index of `position`; later epochs start at index 0."""
+    @property
+    def n_batches(self) -> int:
+        """Batches of the next epoch, or of the one that `set_epoch` chose."""
+        return epoch_batches(self._plan, self.epoch) if self._plan else self.steps.remaining()
+
+    def start_at(self, position: Position, plan: Sequence[RunSegment] = ()) -> None:
+        """Start iterating at the epoch and index of `position`; later epochs start at index 0.
+
+        `plan`: the segments of the run, if its batch size changes.
+        """
+        self._plan = plan
         self.start, self.epoch = position, position.epoch
         self._epoch_offset, self._epoch_set = 0, -1  # what `set_epoch` adds, and what it got last
         self.restored = False  # True after `load_state_dict`, until the caller sets an epoch
@@ -107,7 +125,12 @@ class WindowSampler(DistributedSampler[Any]):
         start, seed = Position(self.epoch, self._index), self.order_seed
         seed = seed.share() if isinstance(seed, DrawnSeed) else seed
         permutation = self._order(n=steps.n, seed=seed, epoch=self.epoch)
-        self._current = EpochSlice(steps=steps, rank=rank, start=start, permutation=permutation)
+        parts = [(start.index, steps, steps.remaining(start.index))]
+        if self._plan:
+            parts = epoch_parts(self._plan, start)
+        self._current = EpochSlice(
+            steps=steps, rank=rank, start=start, permutation=permutation, parts=parts
+        )
         self._n_batches = 0
         self.start, self.epoch = Position(self.epoch + 1, 0), self.epoch + 1
         return self._current
@@ -143,7 +166,7 @@ class WindowSampler(DistributedSampler[Any]):
         current, n_windows = self.start_epoch(self._foreign_ranks), 0
         self.is_foreign = True
         ahead = accelerate_reads(self.ranks.world_size)  # it fetches a step ahead
-        for block in current.blocks():
+        for block, _ in current.blocks():
             for window in block.tolist():
                 n_windows += 1
                 n_batches, rest = divmod(n_windows, current.steps.batch_size)

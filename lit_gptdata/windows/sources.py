@@ -16,7 +16,14 @@ from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import aligned
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.coverage import changed_val, covered
-from lit_gptdata.tokens.options import Source, local_build, naming, read_sources, read_stages
+from lit_gptdata.tokens.options import (
+    Source,
+    local_build,
+    naming,
+    read_batch_schedule,
+    read_sources,
+    read_stages,
+)
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
@@ -152,6 +159,8 @@ class Sources:
                 problem = f"has {unused[0]}" if unused else "is in corpus, too"
                 raise ValueError(f"val_corpus.{name} {problem}, but all of it is val: change this")
         self.stages = None if stages is None else read_stages(stages, given)
+        schedule = options["batch_schedule"]
+        self.batch_schedule = None if schedule is None else read_batch_schedule(schedule)
         self.sources: dict[str, NamedSource] = {}
         self.val_corpus: dict[str, NamedSource] = {}
         for name, source in [*given.items(), *val_given.items()]:
@@ -174,6 +183,7 @@ class Sources:
             "corpus": corpus if self.is_named else self.first.hparams.get("path"), "stages": self.stages,
             "val_corpus": val_corpus, "tokenizer": tokenizer.location, "bos": tokenizer.bos,
             "special_tokens": tokenizer.special_tokens, "end_of_document": tokenizer.own_end,
+            "batch_schedule": self.batch_schedule,
         }  # fmt: skip
 
     @property
@@ -312,12 +322,22 @@ class Sources:
         """The source of a set."""
         return next(source for source in self.all if source.name == name)
 
-    def identity(self, mixture: Mixture) -> dict[str, Any]:
-        """What determines the windows of a mixture, in plain values; see identity.py."""
+    def identity(self, windows: Windows) -> dict[str, Any]:
+        """What determines the train windows except for their order, in plain values; see identity.py."""
+        owner, tokenizer = self.owner, self.owner.tokenizer
+        options = {"max_length": owner.max_length, "stride": owner.stride, "tokenizer": tokenizer.name}
+        options["special_tokens"] = tokenizer.special_tokens
+        if not isinstance(windows, Mixture):
+            return options | self.first.identity | {"val": self.first.split.val_sources}
         sources = {name: s.identity | {"weight": s.weight} for name, s in self.sources.items()}
-        stages = [[s.begin, dict(zip(mixture.sizes, s.weights, strict=True))] for s in mixture.stages]
-        mixed = {"stages": stages, "first_epoch": mixture.first_epoch}
-        return {"sources": sources, "stages": self.stages, "mixture": mixed}
+        stages = [[s.begin, dict(zip(windows.sizes, s.weights, strict=True))] for s in windows.stages]
+        mixed = {"stages": stages, "first_epoch": windows.first_epoch}
+        return options | {"sources": sources, "stages": self.stages, "mixture": mixed}
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Windows per train batch of each rank, over the run."""
+        return [part["batch_size"] for part in self.batch_schedule or []] or [self.owner.batch_size]
 
     def describe(self, budget: int | None = None) -> list[str]:
         """Corpus, tokens and windows, in lines for people. `budget`: training tokens of a run."""

@@ -10,8 +10,9 @@ tail                      8 9         dropped with drop_last, otherwise a smalle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -58,9 +59,12 @@ class Steps:
         """Number of steps before position `index`: an epoch's steps minus the remaining ones."""
         return self.remaining() - self.remaining(index)
 
-    def limited(self, limit: int | float) -> int:
-        """Steps per epoch under `Trainer(limit_train_batches=limit)`, a number or a fraction."""
-        total = self.remaining()
+    def limited(self, limit: int | float, done: int = 0, index: int = 0) -> int:
+        """Steps per epoch under `Trainer(limit_train_batches=limit)`, a number or a fraction.
+
+        `done`: steps of another size, which the epoch takes before it continues at `index`.
+        """
+        total = done + self.remaining(index)
         return min(limit, total) if isinstance(limit, int) else int(total * limit)
 
     def windows_of_rank(self, rank: int) -> int:
@@ -154,6 +158,13 @@ class RunSegment:
             return done_epochs - self.step // accumulate + done // accumulate
         return done // accumulate - self.step // accumulate
 
+    def rest(self, batch: int) -> RunSegment:
+        """The segment from batch `batch` on."""
+        start = self.position(batch)
+        end = self.end if start.epoch == self.start.epoch else self.limit
+        step = batch - self.first_batch(start.epoch)
+        return replace(self, batch=batch, start=start, step=step, end=end)
+
     def as_dict(self) -> dict[str, Any]:
         """The segment in plain values, as a checkpoint holds it. These keys are an on-disk format."""
         values = asdict(self)
@@ -170,11 +181,70 @@ class RunSegment:
         return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"], **newer)
 
 
+def plan_segments(
+    batch: int,
+    start: Position,
+    sizes: Sequence[tuple[int | None, Steps]],
+    *,
+    limit: int | float = 1.0,
+    accumulate: int = 1,
+    step: int = -1,
+    text_order: bool = False,
+) -> list[RunSegment]:
+    """The segments of a run from batch `batch` on, which starts at `start`.
+
+    `sizes`: the windows of all ranks before the next size, counted from `batch`, and the steps; the last
+    one has no end. A size starts with the first optimizer step after these windows. `step`: as in
+    RunSegment. `limit`, `accumulate`: the Trainer's limit_train_batches and accumulate_grad_batches.
+    """
+    segments: list[RunSegment] = []
+    done = 0
+    for windows, steps in sizes:
+        if windows is not None and windows <= done:
+            continue
+        step = steps.done(start.index) if step < 0 else step
+        end = max(step, steps.limited(limit, step, start.index))
+        segment = RunSegment(
+            batch=batch, start=start, steps=steps, limit=steps.limited(limit), text_order=text_order,
+            step=step, end=end,
+        )  # fmt: skip
+        segments.append(segment)
+        if windows is None or not segment.limit:
+            break
+        batches = range(batch, batch + windows - done)  # a batch has at least one window
+        batch += bisect_left(batches, windows - done, key=segment.windows_before)
+        epoch = segment.position(batch).epoch
+        step, most = batch - segment.first_batch(epoch), end if epoch == start.epoch else segment.limit
+        batch += min(most, -(-step // accumulate) * accumulate) - step
+        done, start = done + segment.windows_before(batch), segment.position(batch)
+        step = batch - segment.first_batch(start.epoch)
+    return segments
+
+
+def epoch_parts(segments: Sequence[RunSegment], start: Position) -> list[tuple[int, Steps, int]]:
+    """The sizes of an epoch from `start` on: [(index, steps, number of steps), …], without a limit."""
+    before = [s for s in segments if (s.start.epoch, s.start.index) <= (start.epoch, start.index)]
+    later = [s for s in segments if s.start.epoch == start.epoch and s.start.index > start.index]
+    parts, index = [], start.index
+    for segment, after in zip([*before[-1:], *later], [*later, None], strict=True):
+        steps = segment.steps
+        number = (after.start.index - index) // steps.width if after else steps.remaining(index)
+        parts.append((index, steps, number))
+        index = after.start.index if after else index
+    return parts
+
+
+def epoch_batches(segments: Sequence[RunSegment], epoch: int) -> int:
+    """The number of batches that the Trainer takes in an epoch of a run."""
+    segment = [segment for segment in segments if segment.start.epoch <= epoch][-1]
+    return segment.end if segment.start.epoch == epoch else segment.limit
+
+
 def parts_before(segments: Sequence[RunSegment], stop: int) -> Iterator[tuple[RunSegment, int]]:
     """The segments that have batches before `stop`, each with the batch where it ends by then."""
-    for segment, after in zip(segments, [*segments[1:], None], strict=True):
-        end = stop if after is None else min(after.batch, stop)
-        if segment.limit and segment.batch < end:
+    starts = [segment.batch for segment in segments]
+    for segment, after in zip(segments, [*starts[1:], stop], strict=False):
+        if segment.limit and segment.batch < (end := min(after, stop)):
             yield segment, end
 
 
@@ -211,6 +281,37 @@ def find_batch(
         f"{first.start.epoch}, and an epoch has {last.limit} steps of "
         f"batch_size={last.steps.batch_size} on {last.steps.world_size} ranks"
     )
+
+
+class OptimizerSteps:
+    """Which batches of a run an optimizer step has; their number may change when the run resumes."""
+
+    def __init__(self, starts: Iterable[Sequence[int]] = ((0, 0, 1),)) -> None:
+        """`starts`: (batch, optimizer step, batches per step) of each change, the first one at 0."""
+        self.starts = [list(start) for start in starts]
+
+    def before(self, batch: int, segments: Sequence[RunSegment]) -> int:
+        """The number of optimizer steps that end in the run's first `batch` batches."""
+        begun = [start for start in self.starts if start[0] <= batch]
+        first, step, accumulate = (begun or self.starts)[-1]
+        first, last = (count_updates(segments, end, accumulate) for end in (first, batch))
+        return step + last - first
+
+    def batch_of(self, step: int, segments: Sequence[RunSegment]) -> int:
+        """The number of batches before an optimizer step."""
+        number = max(0, bisect_right(self.starts, step, key=lambda start: start[1]) - 1)
+        first, done, accumulate = self.starts[number]
+        # a step has 1 to `accumulate` batches
+        batches = range(first + step - done, first + (step - done) * accumulate)
+        found = batches.start + bisect_left(batches, step, key=lambda end: self.before(end, segments))
+        later = self.starts[number + 1 :]
+        return min(found, later[0][0]) if later else found
+
+    def resume(self, batch: int, step: int, accumulate: int, segments: Sequence[RunSegment]) -> None:
+        """Note that a run is at this batch and step, and how many batches its next steps have."""
+        self.starts = [start for start in self.starts if start[0] <= batch] or [[0, 0, accumulate]]
+        if self.starts[-1][2] != accumulate or self.before(batch, segments) != step:
+            self.starts.append([batch, step, accumulate])
 
 
 def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:

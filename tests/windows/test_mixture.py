@@ -23,7 +23,7 @@ from lit_gptdata.windows.mixture import (
     Stage,
     stage_begins,
 )
-from lit_gptdata.windows.steps import Position, Steps
+from lit_gptdata.windows.steps import Position, RunSegment, Steps
 
 FAR = 10**12 // BLOCK
 L = 4
@@ -332,10 +332,11 @@ def test_a_loader_refuses_the_state_of_another_mixture():
 )
 def test_stages_start_after_whole_steps(tokens, begins):
     steps = Steps(n=130, batch_size=4, world_size=2)
-    assert stage_begins(tokens, steps, steps.remaining(), L) == begins
+    assert stage_begins(tokens, [RunSegment.from_beginning(steps)], L) == begins
 
 
 def test_a_limit_of_batches_moves_the_starts_of_stages():
     steps = Steps(n=130, batch_size=8)
-    assert stage_begins([5 * 8 * L], steps, 3, L) == [0, 130 + 2 * 8]
+    run = [RunSegment(batch=0, start=Position(0, 0), steps=steps, limit=3)]
+    assert stage_begins([5 * 8 * L], run, L) == [0, 130 + 2 * 8]
     assert steps.done(Position(1, 16).index) == 2

@@ -333,7 +333,7 @@ BAD_STAGES = [
     ([{"tokens": 0, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got 0"),
     ([{"tokens": -5, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got -5"),
     ([{"tokens": 1.5, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got 1\.5"),
-    ([{"tokens": 5, "weights": GOOD}], r"stages\[0\]\.tokens is 5, but the last stage has no end"),
+    ([{"tokens": 5, "weights": GOOD}], r"stages\[0\]\.tokens is 5, but the last one has no end"),
     ([{"weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens is None, but only the last"),
     ([{"weights": {"a": 1}}], r"stages\[0\]\.weights must name every source: b is missing"),
     ([{"weights": {**GOOD, "c": 1}}], r"stages\[0\]\.weights names c, but the sources are a, b"),
