@@ -1,7 +1,7 @@
 """Reach any URL that fsspec knows: its file system, retries, and messages without secrets.
 
 fs, path = filesystem("s3://bucket/book.txt")  # imports fsspec
-info = retry("s3://bucket/book.txt", lambda failures: fs.info(path))
+info = retry("s3://bucket/book.txt", lambda: fs.info(path))
 """
 
 import contextlib
@@ -145,15 +145,15 @@ def is_transient(status: int) -> bool:
     return status in (408, 409, 425, 429) or status >= 500
 
 
-def retry(url: str, attempt: Callable[[int], T], done: str = "read") -> T:
-    """The result of `attempt(number of failures so far)`, which is called until it succeeds.
+def retry(url: str, attempt: Callable[[], T], done: str = "read") -> T:
+    """The result of `attempt()`, which is called until it succeeds.
 
     `done` completes "URL cannot be …". Raises RemoteError, at once if no other attempt can succeed.
     """
     retries = Retries(url)
     while True:
         try:
-            return attempt(retries.failures)
+            return attempt()
         except Exception as error:
             # `from None`, here and elsewhere: a chained message would show the URL with its secrets
             if permanent := _permanent_error(url, error, done):

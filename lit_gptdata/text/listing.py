@@ -171,7 +171,7 @@ def _search(
         if key in searched or (real_folder in not_searched and not is_root):
             continue
         searched.add(key)
-        entries = _entries(folder)
+        entries = list(os.scandir(folder))
         held = {"multirun.yaml", *RUN_FILES}.intersection(entry.name for entry in entries)
         of_a_run = "multirun.yaml" in held or ("config.yaml" in held and len(held) > 1)
         for entry in entries:
@@ -202,15 +202,6 @@ def _search(
     return files, other_names
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except PermissionError as error:
-        problem = f"{error.strerror}: make it readable, or name the files to read"
-        raise PermissionError(error.errno, problem, error.filename) from None
-
-
 def _rests(name: str, patterns: list[str]) -> list[list[str]]:
     """The patterns for what is below a name that matches the first one; [] if there are none left."""
     if patterns[0] != "**":
@@ -234,7 +225,7 @@ def _log_once(message: str) -> None:
 def expand_url(url: str) -> list[RemoteFile]:
     """The files that a URL of a file, folder or glob names now, sorted by path; raises RemoteError."""
     fs, path = filesystem(url)
-    found = retry(url, lambda _: _list(fs, path, url))
+    found = retry(url, lambda: _list(fs, path, url))
     # what precedes the common end of both: "sftp://host" and "" for "sftp://host/a/*.txt" and "/a/*.txt"
     url, path = url.rstrip("/"), path.rstrip("/")
     n_common = len(os.path.commonprefix([url[::-1], path[::-1]]))  # noqa: RUF071 by characters
@@ -247,33 +238,31 @@ def expand_url(url: str) -> list[RemoteFile]:
 
 def _list(fs: Any, path: str, url: str) -> Infos:
     fs.invalidate_cache()
-    if not url.endswith("/"):
+    is_search = url.endswith("/")
+    if not is_search:
         try:
             info = fs.info(path)
         except FileNotFoundError:
             if not glob.has_magic(path):
                 raise
-            return _glob(fs, path, url)
-        if info["type"] != "directory":
-            return {path: info}
-    if glob.has_magic(path) and not fs.exists(path):  # the folders that match
-        files = _glob(fs, f"{path.rstrip('/')}/**/*", url)
-    else:
-        files = _matching(fs, path, ["**", "*"])
+        else:
+            if info["type"] != "directory":
+                return {path: info}
+            is_search = True
+    names, patterns = path.rstrip("/").split("/"), ["**", "*"] * is_search
+    if glob.has_magic(path) and not (is_search and fs.exists(path)):
+        n_fixed = next(i for i, name in enumerate(names) if glob.has_magic(name))
+        names, patterns = names[:n_fixed], names[n_fixed:] + patterns
+    files = _matching(fs, "/".join(names) or path, patterns)
+    if not is_search:
+        if files:
+            return files
+        raise RemoteNotFoundError(f"no file matches {redact(url)}: check the pattern and the address")
     found = {name: info for name, info in files.items() if is_text(basename(name))}
     left_out = filter(_is_visible, map(basename, files.keys() - found.keys()))
     if not found:
         raise RemoteNotFoundError(f"{redact(url)} {_no_text(redact(url), left_out)}")
     _warn_of_texts(redact(url), left_out)
-    return found
-
-
-def _glob(fs: Any, pattern: str, url: str) -> Infos:
-    names = pattern.split("/")
-    n_fixed = next(i for i, name in enumerate(names) if glob.has_magic(name))
-    found = _matching(fs, "/".join(names[:n_fixed]), names[n_fixed:])
-    if not found:
-        raise RemoteNotFoundError(f"no file matches {redact(url)}: check the pattern and the address")
     return found
 
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from lit_gptdata._fsspec import RemoteError, RemoteNotFoundError, filesystem, redact, retry
 
 BLOCK_BYTES = 4 << 20  # of a request: an open file holds one such block
-LEAST_BYTES = 1 << 18  # of a request, if connections break on longer ones
 THREADS = 16  # requests at the same time, where each one is short and waits for the network
 # Metadata keys that identify a file's version; the first one present is used.
 VERSION_KEYS = (
@@ -70,34 +69,25 @@ class RemoteFile:
         key = hashlib.sha256(self.url.encode()).hexdigest()[:8]
         return self.url if str(self) == self.url else f"{self}#{key}"
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """Like `fetch_range`, with another message if the file is gone."""
-        try:
-            return fetch_range(self.url, self.size, start, stop)
-        except RemoteNotFoundError:
-            raise self.removed_error() from None
-
     def removed_error(self) -> RemoteNotFoundError:
         """The error if the file disappeared after it was listed."""
         return RemoteNotFoundError(f"{self} is gone: it was there when the corpus was listed. Run again")
 
 
 def fetch_range(url: str, size: int, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a file, or only the first ones if long ranges break; RemoteError."""
+    """The bytes [start, stop) of a file of `size` bytes; raises RemoteError."""
 
-    def attempt(failures: int) -> bytes:
+    def attempt() -> bytes:
         fs, path = filesystem(url)
-        # some connections always break after a number of bytes: ask for fewer after each failure
-        end = min(stop, start + max(LEAST_BYTES, (stop - start) >> failures))
         if url.startswith(("http://", "https://")):
             # cat_file would read the whole file into memory if a server ignores the range
             with fs.open(path, size=size, cache_type="none") as raw:
                 raw.seek(start)
-                data = raw.read(end - start)
+                data = raw.read(stop - start)
         else:
-            data = fs.cat_file(path, start=start, end=end)
-        if len(data) != end - start:
-            problem = f"got {len(data):,} bytes from byte {start:,}, expected {end - start:,}"
+            data = fs.cat_file(path, start=start, end=stop)
+        if len(data) != stop - start:
+            problem = f"got {len(data):,} bytes from byte {start:,}, expected {stop - start:,}"
             raise OSError(f"{problem}: the response was cut short, or the file changed")
         return bytes(data)
 
@@ -122,8 +112,13 @@ class RemoteReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._stop)
-        data = self._file.fetch(self._position, end) if self._position < end else b""
+        file, end = self._file, min(self._position + len(buffer), self._stop)
+        if self._position >= end:
+            return 0
+        try:
+            data = fetch_range(file.url, file.size, self._position, end)
+        except RemoteNotFoundError:
+            raise file.removed_error() from None
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import itertools
+import os
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -198,12 +199,14 @@ _REMEDY = (
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Make an OSError name the file or folder that cannot be written, and the remedy."""
+def writing(folder: Path) -> Iterator[None]:
+    """Make an OSError name the file in `folder` that cannot be written, and the remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _WRITE_ERRORS or _REMEDY in str(error.strerror):
+        path = str(error.filename or folder)
+        is_inside = os.path.abspath(path).startswith(os.path.abspath(folder))
+        is_explained = error.errno not in _WRITE_ERRORS or error.strerror != os.strerror(error.errno)
+        if is_explained or not is_inside:
             raise
-        message = f"{error.strerror}: {_REMEDY}"
-        raise OSError(error.errno, message, str(error.filename or path)) from error
+        raise OSError(error.errno, f"{error.strerror}: {_REMEDY}", path) from error

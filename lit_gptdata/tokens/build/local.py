@@ -68,10 +68,10 @@ def prepare_store(
             _remove_build(root, folder)
         return _with_limit(store, options.max_document_bytes)
     runner = make_runner(options)
-    with writing(root):
+    with writing(root), contextlib.ExitStack() as stack:
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-    with _acquired(_lock(root, key), f"builds the tokens of {corpus!r}"):
+        stack.enter_context(_acquired(_lock(root, key), f"builds the tokens of {corpus!r}"))
         # another process may have built it in the meantime
         store = _look_up(root, key, plan_corpus, check_contents=True)
         if store is None:
@@ -135,17 +135,15 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
         for other in _builds(root, plan.key):
             if other != folder:  # otherwise a killed build of this plan, which continues
                 shutil.rmtree(other, ignore_errors=True)
-        with writing(folder):
-            for name in ("store", "parts"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
+        for name in ("store", "parts"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         fingerprint = _build(plan, folder, runner, sources)
     published = root / fingerprint
     # The record comes first: after a kill between the two, the next run finds all work units finished.
-    with writing(root):
-        record = {"stamps": plan.file_stats, "fingerprint": fingerprint, "contents": plan.contents}
-        write_json(_lookup_record(root, plan.key), record)
-        if not published.is_dir():
-            _rename(folder / "store", published)
+    record = {"stamps": plan.file_stats, "fingerprint": fingerprint, "contents": plan.contents}
+    write_json(_lookup_record(root, plan.key), record)
+    if not published.is_dir():
+        _rename(folder / "store", published)
     for build in _builds(root, plan.key):
         shutil.rmtree(build, ignore_errors=True)
     return TokenStore(published)
@@ -175,10 +173,8 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards
         raise
-    store = folder / "store"
-    with writing(store):
-        write_whole(store / "vocab.bin", vocab)
-        write_whole(store / "manifest.json", manifest.to_json())
+    write_whole(folder / "store" / "vocab.bin", vocab)
+    write_whole(folder / "store" / "manifest.json", manifest.to_json())
     return manifest.fingerprint
 
 
@@ -236,9 +232,8 @@ def _lock(root: Path, key: str) -> FileLock:
 
 
 def _acquired(lock: FileLock, activity: str) -> AbstractContextManager[object]:
-    with writing(Path(lock.lock_file)):
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("waiting for another process that %s (lock %s)", activity, lock.lock_file)
-            return lock.acquire()
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("waiting for another process that %s (lock %s)", activity, lock.lock_file)
+        return lock.acquire()

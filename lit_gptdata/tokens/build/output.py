@@ -16,7 +16,7 @@ import numpy as np
 
 from lit_gptdata._io import AtomicFile, as_json, write_whole
 from lit_gptdata.tokens.manifest import FileEntry, ShardEntry
-from lit_gptdata.tokens.shards import ROW, writing
+from lit_gptdata.tokens.shards import ROW
 
 Shards = list[ShardEntry]
 
@@ -96,8 +96,7 @@ class ShardWriter:
 
     def _hash_and_write(self, ids: bytearray) -> None:
         self._digest.update(ids)
-        with writing(Path(f"{self._name}.bin")):
-            self._file.write(ids)
+        self._file.write(ids)
 
     def finish(self) -> ShardEntry:
         """Give the files their names and return the shard's entry for the manifest."""
@@ -129,18 +128,14 @@ class FolderOutput(ShardOutput):
     folder: Path
 
     def open(self, name: str) -> AtomicFile:
-        with writing(self.folder / "store"):
-            return AtomicFile(self.folder / "store" / f"{name}.bin")
+        return AtomicFile(self.folder / "store" / f"{name}.bin")
 
     def save(self, name: str, file: AtomicFile, index: bytes) -> None:
-        with writing(file.path):
-            write_whole(file.path.with_suffix(".idx"), index)
-            file.commit()
+        write_whole(file.path.with_suffix(".idx"), index)
+        file.commit()
 
     def write_record(self, name: str, content: bytes) -> None:
-        path = self.folder / "parts" / name
-        with writing(path):
-            write_whole(path, content)
+        write_whole(self.folder / "parts" / name, content)
 
     def read_records(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.folder / "parts").glob("*.json")}

@@ -55,7 +55,7 @@ class TiktokenReference(Reference):
 
     def _encode_matches(self, text: str, allowed: frozenset[str]) -> np.ndarray:
         """`encode` with another regex engine, whose stack has no limit."""
-        import regex  # tiktoken depends on it
+        import regex  # type: ignore[import-untyped]  # tiktoken depends on it
 
         special = "|".join(map(re.escape, allowed))
         ids: list[int] = []

@@ -25,7 +25,6 @@ from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
 
 if TYPE_CHECKING:
-    import requests
     import tiktoken
 
 # tiktoken downloads these two files for "gpt2" and checks these hashes (tiktoken_ext/openai_public.py).
@@ -75,15 +74,30 @@ def load_encoding(name: str) -> tiktoken.Encoding:
     """An encoding by its name, from a wheel, tiktoken's cache or the network. FileNotFoundError."""
     import requests
     import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     if (wheel := _wheel_of(name)) is not None:
-        if name == "gpt2":
-            return _gpt2_from(wheel)
-        return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
+        if name != "gpt2":
+            return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
+        files = str(wheel / "vocab.bpe"), str(wheel / "encoder.json")
+        ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
+        special = {END_OF_TEXT: 50256}
+        return tiktoken.Encoding(
+            name, pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special
+        )
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
-        raise FileNotFoundError(_missing_vocabulary(name, error)) from error
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+        folder = cache or Path(tempfile.gettempdir()) / "data-gym-cache"
+        url = error.request.url if error.request is not None else ""
+        file = hashlib.sha1(str(url).encode(), usedforsecurity=False).hexdigest()  # tiktoken/load.py
+        extra = "pip install 'lit-gptdata[openai]', or " * (name in ("cl100k_base", "o200k_base"))
+        raise FileNotFoundError(
+            f"the vocabulary of encoding {name!r} is neither cached nor reachable "
+            f"({type(error).__name__}); {extra}download {url} elsewhere and put it into {folder} under "
+            f"the name {file} (set TIKTOKEN_CACHE_DIR to use another folder). 'gpt2' needs no network"
+        ) from error
 
 
 def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
@@ -112,35 +126,3 @@ def _wheel_of(name: str) -> Path | None:
     spec = importlib.util.find_spec(package) if package else None
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
     return folder if folder is not None and (folder / file).is_file() else None
-
-
-def _gpt2_from(folder: Path) -> tiktoken.Encoding:
-    import tiktoken
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
-    files = str(folder / "vocab.bpe"), str(folder / "encoder.json")
-    ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
-    special = {END_OF_TEXT: 50256}
-    return tiktoken.Encoding("gpt2", pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _user_cache() -> str:
-    """The folder of the tiktoken cache that the user configured, or ""."""
-    return os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or ""
-
-
-def _cache_name(url: str) -> str:
-    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
-
-
-def _missing_vocabulary(name: str, error: requests.RequestException) -> str:
-    folder = _user_cache() or str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    step = f"put its file into {folder}"
-    if error.request is not None and (url := error.request.url):
-        step = f"download {url} elsewhere and put it into {folder} under the name {_cache_name(url)}"
-    hint = "" if _user_cache() else " (set TIKTOKEN_CACHE_DIR to use another folder)"
-    extra = "" if name not in ("cl100k_base", "o200k_base") else "pip install 'lit-gptdata[openai]', or "
-    return (
-        f"the vocabulary of encoding {name!r} is neither cached nor reachable "
-        f"({type(error).__name__}); {extra}{step}{hint}. 'gpt2' needs no network"
-    )

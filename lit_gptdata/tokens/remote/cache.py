@@ -75,7 +75,7 @@ class Cache:
         self.check_room(file)
         with writing(self.folder):
             (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
-        with writing(self.path(file)), self._lock(file.sha256):
+        with writing(self.folder), self._lock(file.sha256):
             if self.has(file):  # another process fetched it while this one waited for the lock
                 return
             for leftover in self.folder.glob(f".{file.sha256}.*"):  # of a process that was killed

@@ -39,22 +39,19 @@ class Objects:
     def read(self, name: str) -> bytes:
         """The content of a small file; raises FileNotFoundError or RemoteError."""
         fs, root = self.open()
-        return retry(f"{self.url}/{name}", lambda _: bytes(fs.cat_file(f"{root}/{name}")))
+        return retry(f"{self.url}/{name}", lambda: bytes(fs.cat_file(f"{root}/{name}")))
 
     def blocks(self, name: str, size: int) -> Iterator[bytes]:
         """The content of a file of `size` bytes, in blocks with their own retries."""
-        start = 0
-        while start < size:
-            block = fetch_range(f"{self.url}/{name}", size, start, min(start + BLOCK_BYTES, size))
-            yield block
-            start += len(block)
+        for start in range(0, size, BLOCK_BYTES):
+            yield fetch_range(f"{self.url}/{name}", size, start, min(start + BLOCK_BYTES, size))
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file, by name; empty if nothing exists at the URL."""
         fs, root = self.open()
         fs.invalidate_cache()
         try:
-            entries = retry(self.url, lambda _: fs.ls(root, detail=True))
+            entries = retry(self.url, lambda: fs.ls(root, detail=True))
         except FileNotFoundError:
             return {}
         return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
@@ -65,7 +62,7 @@ class Objects:
         rename = urlsplit(self.url).scheme not in OBJECT_STORES
         path = f"{root}/.{name}.part" if rename else f"{root}/{name}"
 
-        def put(failures: int) -> None:
+        def put() -> None:
             if rename:
                 fs.makedirs(root, exist_ok=True)
             fs.pipe_file(path, content)
@@ -84,7 +81,7 @@ class Objects:
         """Remove every file below the URL."""
         fs, root = self.open()
         with contextlib.suppress(FileNotFoundError):
-            retry(self.url, lambda _: fs.rm(root, recursive=True), done="removed")
+            retry(self.url, lambda: fs.rm(root, recursive=True), done="removed")
 
 
 def check_url(url: str) -> None:
