@@ -27,7 +27,7 @@ class SavePosition(hf.TrainerCallback):
 
 
 class WindowTrainer(hf.Trainer):
-    """Reads our loader as it is. It knows its rank, and accelerate must not divide it again."""
+    """Reads our loader as it is. It knows its rank, so accelerate need not divide its batches."""
 
     def get_train_dataloader(self):
         return loader
