@@ -25,11 +25,11 @@ data.setup()
 ours = data.train_dataloader()
 
 set_seed(0)
-size = {"n_embd": 16, "n_layer": 1, "n_head": 2}
-model = GPT2LMHeadModel(GPT2Config(data.vocab_size, n_positions=data.max_length, **size))
+config = GPT2Config(data.vocab_size, n_positions=data.max_length, n_embd=16, n_layer=1, n_head=2)
+model = GPT2LMHeadModel(config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 model, optimizer, loader = accelerator.prepare(model, optimizer, ours)
-accelerator.register_for_checkpointing(ours)  # the position is that of the loader we made
+accelerator.register_for_checkpointing(ours)  # the loader that we made has the position
 step = max((int(path.name) for path in FOLDER.glob("[0-9]*")), default=0)
 if step:
     accelerator.load_state(FOLDER / str(step))  # continues with the next window

@@ -27,7 +27,7 @@ class SavePosition(hf.TrainerCallback):
 
 
 class WindowTrainer(hf.Trainer):
-    """Reads our loader as it is. It knows its rank, and accelerate must not divide it again."""
+    """Reads our loader as it is. It knows its rank, so accelerate need not divide its batches."""
 
     def get_train_dataloader(self):
         return loader
@@ -55,7 +55,6 @@ if last:
     loader.load_state_dict(json.loads(last.read_text()))
 
 hf.set_seed(0)
-size = {"n_embd": 16, "n_layer": 1, "n_head": 2}
-model = hf.GPT2LMHeadModel(hf.GPT2Config(data.vocab_size, n_positions=data.max_length, **size))
-trainer = WindowTrainer(model, args, callbacks=[SavePosition])
+config = hf.GPT2Config(data.vocab_size, n_positions=data.max_length, n_embd=16, n_layer=1, n_head=2)
+trainer = WindowTrainer(hf.GPT2LMHeadModel(config), args, callbacks=[SavePosition])
 trainer.train(resume_from_checkpoint=last and str(last.parent))

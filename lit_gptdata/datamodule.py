@@ -304,9 +304,7 @@ class GPTDataModule(L.LightningDataModule):
     def _eval_loader(self, split: str) -> EvalLoaders:
         sets = [found.windows for found in self.eval_sets(split)]
         if not sets and self.trainer is not None and self.trainer.state.fn != "fit":
-            rank_zero_warn(
-                f"there is no {split} split to run on: set data.{split}_fraction, such as 0.1"
-            )
+            rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
         if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
             sets = [self._data.eval_windows(split)]
         tail: Tail = "share" if self.drop_padded else "pad"

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule, Tokenizer
+from lit_gptdata.model.gpt import inputs_and_targets
 
 LENGTH = 8
 N_WINDOWS = 103  # for training
@@ -100,7 +101,7 @@ class Watch(L.Callback):
         self.val_loss: list[float] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.seen.append(windows_of(batch[0]))
+        self.seen.append(windows_of(inputs_and_targets(batch)[0]))
 
     def on_train_batch_end(self, trainer, *rest) -> None:
         self.train_loss.append(float(trainer.callback_metrics["train_loss"]))
@@ -117,7 +118,7 @@ class StoppableGPT(GPT):
     stop, stop_at, n_steps = "", -1, 0
 
     def losses(self, batch):
-        inputs, targets = batch
+        inputs, targets = inputs_and_targets(batch)
         small = torch.where(targets < 0, targets, targets % VOCABULARY)
         return super().losses((inputs % VOCABULARY, small))
 

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
     seen = []
 
-    def run(compact: bool, num_workers: int = 0):
+    def run(compact: bool, num_workers: int = 0, batch_format: str = "tuple"):
         def split(batch, index, **options):
             seen.append(batch)
             return split_on_device(batch, index, **options)
 
-        data = {"num_workers": num_workers}
+        data = {"num_workers": num_workers, "batch_format": batch_format}
         with monkeypatch.context() as patch:
             patch.setattr("lit_gptdata._lightning.sends_compact", lambda trainer: compact)
             patch.setattr("lit_gptdata._lightning.split_on_device", split)
@@ -33,8 +33,8 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
 
     plain, weights = run(compact=False)
     assert not seen
-    for num_workers in (0, 2):
-        compact, same = run(compact=True, num_workers=num_workers)
+    for num_workers, batch_format in ((0, "tuple"), (2, "tuple"), (0, "hf")):
+        compact, same = run(compact=True, num_workers=num_workers, batch_format=batch_format)
         sent = [batch for batch in seen if isinstance(batch, torch.Tensor)]
         assert {(b.dtype, tuple(b.shape)) for b in sent} == {(torch.uint16, (BATCH_SIZE, LENGTH + 1))}
         assert len(seen) > len(sent) == EPOCH_BATCHES  # validation batches are never compact
@@ -42,8 +42,9 @@ def test_compact_batches_train_the_same_weights(tmp_path, monkeypatch):
         assert compact.val_loss == plain.val_loss
         assert all(torch.equal(same[name], weight) for name, weight in weights.items())
         seen.clear()
-        inputs, targets = next(iter(compact.data.train_dataloader()))
-        assert inputs.dtype == targets.dtype == torch.int64
+        later = next(iter(compact.data.train_dataloader()))
+        tensors = list(later.values()) if batch_format == "hf" else later
+        assert {tensor.dtype for tensor in tensors} == {torch.int64}
 
 
 def test_a_compact_batch_has_an_eighth_of_the_bytes(tmp_path):

@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 
-from lit_gptdata import GPT, EmbeddingStem, GPTDataModule
+from lit_gptdata import GPT, EmbeddingStem, GPTDataModule, Throughput, TokenBudget
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.build import local as build
+from lit_gptdata.training.throughput import TokenBar
+from lit_gptdata.training.val_sets import ValSets
 from lit_gptdata.windows.dataset import IGNORE_INDEX
 from tests.conftest import ListCorpus
 from tests.runs import make_trainer, opened
@@ -112,6 +114,39 @@ def test_a_trainer_fits_validates_tests_and_predicts(story, tmp_path):
     predicted = fitter.predict(model, datamodule=data)
     assert predicted is not None
     assert sum(p.shape[0] for p in predicted) == len(data.val_windows)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_every_loader_gives_batches_for_transformers(story, tmp_path, num_workers):
+    options = {"test_fraction": 0.1, "num_workers": num_workers}
+    plain = ready(story, tmp_path, **options)
+    data = ready(story, tmp_path, **options, batch_format="hf")
+    for name in ("train", "val", "test", "predict")[: 2 if num_workers else 4]:
+        loaders = [getattr(each, f"{name}_dataloader")() for each in (plain, data)]
+        for (inputs, targets), batch in zip(*loaders, strict=True):
+            padding = targets == IGNORE_INDEX
+            labels = torch.where(padding, IGNORE_INDEX, inputs)
+            expected = {"input_ids": inputs, "labels": labels, "shift_labels": targets}
+            assert list(batch) == list(expected)
+            assert all(torch.equal(batch[name], value) for name, value in expected.items())
+        assert padding.any() == (name != "train")
+    assert all(map(torch.equal, data.batch_at(3), plain.batch_at(3)))  # a tuple
+
+
+def test_gpt_and_callbacks_take_batches_for_transformers(story, tmp_path):
+    results = []
+    for batch_format in ("tuple", "hf"):
+        data = ready(story, tmp_path, batch_format=batch_format)
+        model, budget, speed = tiny_gpt(data), TokenBudget(3 * 4 * 8), Throughput()
+        fitter = make_trainer(
+            max_epochs=-1, callbacks=[budget, speed, ValSets(), TokenBar()], log_every_n_steps=1,
+            enable_progress_bar=True,
+        )  # fmt: skip
+        fitter.fit(model, datamodule=data)
+        assert (fitter.global_step, budget.tokens, speed.mean > 0) == (3, 96, True)
+        (scores,) = fitter.validate(model, datamodule=data, verbose=False)
+        results.append([scores, torch.cat(fitter.predict(model, datamodule=data)).tolist()])
+    assert results[0] == results[1]
 
 
 def test_bits_per_byte_are_nats_over_the_bytes_of_the_scored_targets(tmp_path):
@@ -384,6 +419,7 @@ def test_a_batch_size_that_changes_between_epochs_is_a_new_run_segment(story, tm
     [
         ({"cache_gb": "32"}, "cache_gb must be a positive number"),
         ({"store_url": 5}, "store_url must be a URL or a folder of a published store, got 5"),
+        ({"batch_format": "dict"}, r"batch_format must be one of \('tuple', 'hf'\), got 'dict'"),
         ({"store_url": ""}, "store_url must be a URL or a folder of a published store"),
         ({"data_dir": ""}, "data_dir must be a folder on this machine, got ''"),
         ({"data_dir": Path("s3://bucket/x")}, "data_dir must be a folder on this machine"),
