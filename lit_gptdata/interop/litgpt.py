@@ -76,3 +76,5 @@ class LitGPTData(DataModule):  # type: ignore[misc]  # mypy does not read litgpt
 
     def __repr__(self) -> str:
         return repr(self.module) if hasattr(self, "module") else f"LitGPTData({self.options})"
+
+    __str__ = __repr__

@@ -116,7 +116,7 @@ def test_batches_are_the_ids_of_full_windows(corpus):
     data = connected(tokenizer="gpt2", corpus=corpus, num_workers=0)
     data.prepare_data()
     data.setup()
-    assert repr(data).startswith("GPTDataModule\n")
+    assert str(data).startswith("GPTDataModule\n")
     module = data.module
     train = torch.cat([batch.long() for batch in data.train_dataloader()])  # (n, 9)
     inputs, targets = module.batch_at(0)
