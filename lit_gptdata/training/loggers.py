@@ -126,10 +126,8 @@ def prepare_loggers(cfg: DictConfig) -> None:
             from mlflow.exceptions import MlflowException
 
             lock: Any = nullcontext()
-            uri, place = (
-                node.tracking_uri or "sqlite:///outputs/mlflow.db",
-                node.get("artifact_location"),
-            )
+            uri = node.tracking_uri or "sqlite:///outputs/mlflow.db"
+            place = node.get("artifact_location")
             if uri.startswith("sqlite:///"):
                 path = Path(uri.removeprefix("sqlite:///")).resolve()
                 path.parent.mkdir(parents=True, exist_ok=True)

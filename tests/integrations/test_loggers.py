@@ -19,7 +19,6 @@ SMALL = ("debug=fast", "data.corpus=story.txt", "data.val_fraction=0.1", "thread
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 LENGTHS, SEEDS = (8, 8, 16, 16), (1, 2, 1, 2)
 NAMES = [f"{n} data.max_length={LENGTHS[n]} seed={SEEDS[n]}" for n in range(4)]
-DATABASE = "sqlite:///outputs/mlflow.db"
 PICTURES = ["lengths", "loss"]
 
 pytestmark = [
@@ -45,9 +44,8 @@ def val_losses(sweep: Path, job: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.heavy
-def test_mlflow_has_a_finished_run_for_each_job_of_a_sweep(sweep, monkeypatch):
-    monkeypatch.chdir(sweep)
-    client = mlflow.MlflowClient(DATABASE)
+def test_mlflow_has_a_finished_run_for_each_job_of_a_sweep(sweep):
+    client = mlflow.MlflowClient(f"sqlite:///{sweep}/outputs/mlflow.db")
     experiment = client.get_experiment_by_name("lit_gptdata").experiment_id
     runs = sorted(client.search_runs([experiment]), key=lambda run: run.info.run_name)
     assert [run.info.run_name for run in runs] == NAMES
@@ -136,7 +134,7 @@ def offline(monkeypatch):
 
 
 def the_run():
-    client = mlflow.MlflowClient(DATABASE)
+    client = mlflow.MlflowClient(f"sqlite:///{Path('outputs').resolve()}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("lit_gptdata").experiment_id])
     return run
 
