@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -128,13 +129,14 @@ def test_the_report_of_a_sweep_with_other_loggers_is_complete(sweep):
 
 @pytest.fixture
 def offline(monkeypatch):
-    for name, value in OFFLINE.items():
+    database = f"sqlite:///{Path('outputs/mlflow.db').absolute()}"  # MLflow keeps it in the environment
+    for name, value in (OFFLINE | {"MLFLOW_TRACKING_URI": database}).items():
         monkeypatch.setenv(name, value)
     Path("story.txt").write_text(STORY)
 
 
 def the_run():
-    client = mlflow.MlflowClient(f"sqlite:///{Path('outputs').resolve()}/mlflow.db")
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs([client.get_experiment_by_name("lit_gptdata").experiment_id])
     return run
 
