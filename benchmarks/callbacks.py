@@ -29,6 +29,10 @@ CANDIDATES = {
     "none": [],
     "Throughput": ["+callbacks.one._target_=lit_gptdata.Throughput"],
     "Scores": ["+callbacks.one._target_=lit_gptdata.Scores"],
+    "csv": ["logger=csv"],
+    "csv, TensorBoard": ["logger=tensorboard"],
+    "csv, W&B offline": ["logger=wandb", "logger.wandb.mode=offline"],
+    "csv, MLflow": ["logger=mlflow", "logger.mlflow.tracking_uri='sqlite:///${output_dir}/mlflow.db'"],
 }
 """Name → the overrides that add it to a run without callbacks and loggers."""
 STEPS = 40  # optimizer steps of a run

@@ -121,17 +121,19 @@ def prepare_loggers(cfg: DictConfig) -> None:
             if package in kind and find_spec(package) is None:
                 hint = f"pip install {package}, or all loggers: pip install 'lit-gptdata[integrations]'"
                 raise ImportError(f"{node._target_} needs a package: {hint}")
-        if "mlflowlogger" in kind and (uri := node.get("tracking_uri")):
+        if "mlflowlogger" in kind and "tracking_uri" in node:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
             lock: Any = nullcontext()
+            uri = node.tracking_uri or "sqlite:///outputs/mlflow.db"
             place = node.get("artifact_location")
             if uri.startswith("sqlite:///"):
                 path = Path(uri.removeprefix("sqlite:///")).resolve()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(f"{path}.lock")  # MLflow cannot make a database in two processes
                 place = place or str(path.with_suffix(""))  # MLflow would make ./mlruns
+                node.tracking_uri = uri = f"sqlite:///{path}"  # the current folder may change
             with lock, suppress(MlflowException):  # it exists
                 MlflowClient(uri).create_experiment(node.experiment_name, place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ SMALL = ("debug=fast", "data.corpus=story.txt", "data.val_fraction=0.1", "thread
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 LENGTHS, SEEDS = (8, 8, 16, 16), (1, 2, 1, 2)
 NAMES = [f"{n} data.max_length={LENGTHS[n]} seed={SEEDS[n]}" for n in range(4)]
-DATABASE = "sqlite:///outputs/mlflow.db"
 PICTURES = ["lengths", "loss"]
 
 pytestmark = [
@@ -45,9 +45,8 @@ def val_losses(sweep: Path, job: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.heavy
-def test_mlflow_has_a_finished_run_for_each_job_of_a_sweep(sweep, monkeypatch):
-    monkeypatch.chdir(sweep)
-    client = mlflow.MlflowClient(DATABASE)
+def test_mlflow_has_a_finished_run_for_each_job_of_a_sweep(sweep):
+    client = mlflow.MlflowClient(f"sqlite:///{sweep}/outputs/mlflow.db")
     experiment = client.get_experiment_by_name("lit_gptdata").experiment_id
     runs = sorted(client.search_runs([experiment]), key=lambda run: run.info.run_name)
     assert [run.info.run_name for run in runs] == NAMES
@@ -130,13 +129,14 @@ def test_the_report_of_a_sweep_with_other_loggers_is_complete(sweep):
 
 @pytest.fixture
 def offline(monkeypatch):
-    for name, value in OFFLINE.items():
+    database = f"sqlite:///{Path('outputs/mlflow.db').absolute()}"  # MLflow keeps it in the environment
+    for name, value in (OFFLINE | {"MLFLOW_TRACKING_URI": database}).items():
         monkeypatch.setenv(name, value)
     Path("story.txt").write_text(STORY)
 
 
 def the_run():
-    client = mlflow.MlflowClient(DATABASE)
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs([client.get_experiment_by_name("lit_gptdata").experiment_id])
     return run
 

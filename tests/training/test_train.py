@@ -115,12 +115,15 @@ def test_without_network_the_error_suggests_the_sample(tmp_path, monkeypatch):
 # Configs that change others or need an extra. tests/training/test_ranks.py runs several processes.
 ALONE = ["+sweep=optuna", "debug=fast", "experiment=course"]
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]
+# tests/integrations/test_loggers.py runs these.
+CLIENTS = ["logger=many", "logger=mlflow", "logger=tensorboard", "logger=wandb"]
 
 
 def choices_of(group: Path) -> list[str]:
     sign = "+" if group.name == "sweep" else ""
     choices = [f"{sign}{group.name}={path.stem}" for path in sorted(group.glob("*.yaml"))]
-    return [choice for choice in choices if choice not in [*ALONE, *SEVERAL_PROCESSES, "stem=none"]]
+    others = [*ALONE, *SEVERAL_PROCESSES, *CLIENTS, "stem=none"]
+    return [choice for choice in choices if choice not in others]
 
 
 COMBINED = itertools.zip_longest(*map(choices_of, sorted(CONF.glob("*/"))))
