@@ -131,8 +131,7 @@ class GPT(L.LightningModule):
         for name, tensor in weights.items():
             if hasattr(tensor, "full_tensor"):  # with FSDP each rank has a part of it
                 weights[name] = tensor.full_tensor()
-        if rank_zero_only.rank == 0:
-            write_gpt2(Path(folder), self, weights, tokenizer)
+        rank_zero_only(write_gpt2)(Path(folder), self, weights, tokenizer)
 
     def _init_blocks(self) -> None:
         """Initialize the blocks like GPT-2: matrices from N(0, 0.02²), biases 0 (section 2.3)."""

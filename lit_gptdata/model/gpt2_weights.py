@@ -139,10 +139,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
     """Read a file, or the shards of an index, and rename the tensors by `names` if they are there."""
-    safetensors, tensors = needs("safetensors", "hf", "GPT.from_gpt2"), {}
+    safetensors = needs("safetensors", "hf", "GPT.from_gpt2")
+    tensors: dict[str, Tensor] = {}
     shards: dict[Path, list[str]] = {} if path.name == INDEX else {path: []}  # []: all its tensors
-    for name, shard in (_read_index(path) if path.name == INDEX else {}).items():
-        shards.setdefault(path.with_name(shard), []).append(name)
+    for name, in_file in (_read_index(path) if path.name == INDEX else {}).items():
+        shards.setdefault(path.with_name(in_file), []).append(name)
     for shard, wanted in shards.items():
         if not shard.is_file():
             problem = f"{shard} is missing: by {INDEX} it has {wanted[0]} and others"
@@ -186,15 +187,16 @@ def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: 
     config.json comes last, so that a folder without it is not complete.
     """
     save = needs("safetensors.torch", "hf", "GPT.save_pretrained").save
-    stem, n_layers, files = model.stem, len(model.blocks), {}
+    stem, n_layers = model.stem, len(model.blocks)
+    files: dict[str, bytes] = {}
     names = {ours: theirs for theirs, ours in _names(n_layers).items()}
     unknown = [name for name in weights if name not in names]
+    position = getattr(stem, "position", None)
     problems = {
         f"own code in {', '.join(model._own_code)}": model._own_code,
         "n_layers=0, a model without a final norm (allowed: 1 or more)": not n_layers,
         f"the tensors {', '.join(unknown)}": unknown,
-        f"position={(position := getattr(stem, 'position', None))!r} (allowed: 'learned')": position
-        != "learned",
+        f"position={position!r} (allowed: 'learned')": position != "learned",
     }
     if wrong := [problem for problem, found in problems.items() if found]:
         problem = f"GPT-2's architecture cannot hold this model: {wrong[0]}"

@@ -48,8 +48,8 @@ def transformers_files(
         advice = "convert it with transformers and give the new tokenizer.json, or give no tokenizer"
         raise ValueError(f"tokenizer {tokenizer.name!r} {problem}: {advice}")
     end = tokenizer._end
-    named = {"eos": end, "bos": tokenizer.begin if tokenizer.bos else end}  # one token in GPT-2
-    named = {name: token for name, token in named.items() if token}
+    both = {"eos": end, "bos": tokenizer.begin if tokenizer.bos else end}  # one token in GPT-2
+    named = {name: token for name, token in both.items() if token}
     config = {f"{name}_token": token for name, token in named.items()} | {"model_max_length": length}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     files = {"tokenizer.json": text.encode(), "tokenizer_config.json": as_json(config)}
