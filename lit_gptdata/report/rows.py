@@ -151,9 +151,7 @@ def read_sweep(folder: Path) -> Sweep:
     jobs = [read_job(path, path.relative_to(folder).as_posix()) for path in sorted(folders, key=pad)]
     metrics = [metric for metric in METRICS if any(job.score(metric) < math.inf for job in jobs)]
     metrics += [metric for metric in METRICS if any(metric in job.metrics for job in jobs)]
-    found = [job.metrics.keys() for job in jobs if job.status == "completed"]
-    without_bytes = any("val_loss" in names and "val_bits_per_byte" not in names for names in found)
-    if without_bytes or any(job.values.get("monitor", "null") != "null" for job in jobs):
+    if any(job.values.get("monitor", "null") != "null" for job in jobs):  # the user chose a val loss
         metrics = [metric for metric in metrics if metric != "val_bits_per_byte"]
     metric = next(iter(metrics), "val_bits_per_byte")
     recorded = [job.overrides for job in jobs if job.overrides is not None]

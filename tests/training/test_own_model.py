@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from lit_gptdata import GPT
 from lit_gptdata.cli import train
+from lit_gptdata.configs import find_loss
 from lit_gptdata.report.jobs import read_job
-from tests.training.run_train import STORY, compose_config, run_train, run_train_here
+from tests.training.run_train import STORY, compose_config, read_metrics, run_train, run_train_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,6 +76,11 @@ class LogsAtTheEnd(Tiny):
         self.log("valid_loss", self.last)
 
 
+class LogsTwo(Tiny):
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"val_loss": self.loss(batch), "val/nats": 2.0})
+
+
 class PerSet(Tiny):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.log("validation/loss", self.loss(batch), batch_size=int((batch[1] >= 0).sum()))
@@ -123,6 +129,36 @@ def test_a_model_is_scored_by_what_it_logs_or_returns(kind, capsys):
     assert [tokens for tokens, _ in job.curves["val_loss"]] == ([0, 64, 128] if has_val else [])
     assert bool([*Path("run/checkpoints").glob("best*")]) == has_val
     assert ("val loss" if has_val else "train loss") in Path("run/summary.txt").read_text()
+
+
+def test_a_loss_has_many_names():
+    for name in (
+        "val_loss",
+        "val/loss",
+        "valid_loss",
+        "validation_loss",
+        "Val Loss",
+        "loss/val",
+        "eval_loss",
+    ):
+        assert find_loss(["epoch", "train_loss", "loss", "val_loss/web", name], "val") == name
+        assert find_loss(["val_acc", f"{name}_step", f"{name}_epoch"], "val") == f"{name}_epoch"
+    assert find_loss(["train/loss_epoch", "train/loss_step"], "train") == "train/loss_step"
+    assert find_loss(["val_loss", "val_loss/web"], "val", "val_loss/web") == "val_loss/web"
+    assert find_loss(["val_loss", "test_loss"], "val", "val/nats") is None
+
+
+def test_the_name_of_the_val_loss_is_an_option_that_is_checked_before_training():
+    result = own_model(LogsTwo, "monitor=val/nats")
+    metrics = result["metrics"]
+    assert metrics["val_loss"] == metrics["val/nats"] == 2.0
+    best = torch.load(next(Path("run/checkpoints").glob("best*")), weights_only=True)
+    (state,) = [each for key, each in best["callbacks"].items() if "val/nats" in key]
+    assert state["best_model_score"] == 2.0
+    assert {value for _, value in read_job(Path("run"), "0").curves["val_loss"]} == {2.0}
+    with pytest.raises(ValueError, match="monitor must be a name that the model logs, got val/x: valid"):
+        own_model(LogsTwo, "monitor=val/x", output_dir="other")
+    assert not Path("other/checkpoints").exists()
 
 
 class TakesStem(Tiny):
@@ -216,6 +252,19 @@ def test_the_example_runs_and_is_scored_in_bits_per_byte(monkeypatch):
     metrics = json.loads(Path("run/result.json").read_text())["metrics"]
     assert metrics.keys() >= {"train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"}
     assert [*Path("run/checkpoints").glob("best*")]
+
+
+@pytest.mark.heavy
+def test_two_ranks_score_what_one_process_scores(tmp_path):
+    model = ["--config-dir", str(EXAMPLE), "model=lstm", "debug=fast", "threads=1", "data.batch_size=3",
+             "data.corpus=story.txt", "trainer.limit_val_batches=1.0"]  # fmt: skip
+    (tmp_path / "story.txt").write_text(STORY)
+    run_train(*model, "output_dir=one", cwd=tmp_path)
+    run_train(*model, "output_dir=two", "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path)
+    for name in ("val_loss", "val_perplexity", "val_bits_per_byte"):
+        rows = (read_metrics(tmp_path / run) for run in ("one", "two"))
+        one, two = (next(float(row[name]) for row in each if row[name]) for each in rows)  # untrained
+        assert one == pytest.approx(two, rel=1e-9)
 
 
 @pytest.mark.heavy
