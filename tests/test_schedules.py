@@ -9,15 +9,30 @@ from typing import Any
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 
-from lit_gptdata import EmbeddingStem, TokenBudget
+from lit_gptdata import EmbeddingStem, GPTDataModule, TokenBudget
 from lit_gptdata.model.learning_rate import learning_rate_scale
-from tests.runs import LENGTH, VOCABULARY, StoppableGPT, make_data, make_trainer, windows_of, write_text
+from tests.runs import (
+    LENGTH,
+    VOCABULARY,
+    StoppableGPT,
+    make_data,
+    make_model,
+    make_trainer,
+    opened,
+    train,
+    windows_of,
+    write_sources,
+    write_text,
+)
+from tests.test_resume import ranks_job, results, run_jobs, seen_by_all
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed.*"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks.*"),
 ]
 
@@ -143,6 +158,186 @@ def test_steps_of_the_warmup_have_the_tokens_of_the_run(tmp_path):
     curve = fit(tmp_path, 20 * STEP, model={"warmup_tokens": None, "warmup_steps": 3})
     rates = [learning_rate_scale(i, 20, 3, 0.1) for i in range(20)]
     assert [rate for _, rate, _ in curve.points] == rates, "as a schedule in steps"
+
+
+SCHEDULE = [{"tokens": 30 * STEP, "batch_size": 4}, {"batch_size": 8}]
+SIZES = [  # change inside the first epoch, and inside the second one, where a batch of 16 ends it early
+    {"tokens": 10 * STEP, "batch_size": 4},
+    {"tokens": 32 * STEP, "batch_size": 8},
+    {"batch_size": 16},
+]
+
+
+def test_a_batch_schedule_follows_the_curve_of_an_uninterrupted_run(half, tmp_path):
+    ckpt, whole = half
+    scheduled = fit(tmp_path, data={"batch_schedule": SCHEDULE})
+    wide = fit(tmp_path, done=30 * STEP, ckpt_path=ckpt, data={"batch_size": 8})
+    for curve in (whole, scheduled, wide):
+        assert_on_the_curve(curve)
+    assert scheduled.points == whole.points[:30] + wide.points
+    assert scheduled.seen == whole.seen[:30] + wide.seen
+    taken = list(itertools.chain(*whole.seen))
+    assert list(itertools.chain(*scheduled.seen))[: 100 + 20] == taken[: 100 + 20]
+    assert len(set(taken[:100])) == 100, "each window once in an epoch"
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_batch_sizes_change_at_tokens_and_each_epoch_has_its_windows_once(
+    tmp_path, accumulate, drop_last
+):
+    data = {"batch_schedule": SIZES, "drop_last": drop_last, "batch_size": 2}
+    curve = fit(tmp_path, data=data, accumulate_grad_batches=accumulate, log_every_n_steps=1)
+    assert_on_the_curve(curve, curve.data.tokens_at())
+    assert [windows_of(curve.data.batch_at(i)[0]) for i in range(len(curve.seen))] == curve.seen
+    first = next(i for i, batch in enumerate(curve.seen) if len(batch) == 8)
+    second = next(i for i, batch in enumerate(curve.seen) if len(batch) == 16)
+    group = STEP * accumulate
+    assert 0 <= curve.data.tokens_at(first) - 10 * STEP < group
+    assert 0 <= curve.data.tokens_at(second) - 42 * STEP < 2 * group
+    length = curve.data._resume._segments[1].end  # batches of the first epoch
+    taken = list(itertools.chain(*curve.seen[:length]))
+    assert len(set(taken)) == len(taken) > 103 - 8
+    assert drop_last or len(taken) == 103
+    assert 0 <= TOTAL - curve.tokens < 4 * group
+
+
+RUNS = {
+    "steps": ({}, {"max_steps": 34, "val_check_interval": 5}),
+    "epochs": ({"drop_last": False}, {"max_epochs": 3, "accumulate_grad_batches": 3}),
+    "accumulation": ({}, {"max_epochs": 3, "accumulate_grad_batches": 2, "val_check_interval": 0.5}),
+    "limit": ({"drop_last": False, "num_workers": 1}, {"max_steps": 34, "limit_train_batches": 11}),
+}
+
+
+@pytest.mark.parametrize("run", [pytest.param(run, marks=pytest.mark.heavy) for run in RUNS])
+def test_every_checkpoint_of_a_batch_schedule_resumes_exactly(tmp_path, run):
+    assert_resumes(tmp_path, *RUNS[run], stops=range(0, 99))
+
+
+@pytest.mark.parametrize("stop", ["", "exception"])
+def test_a_batch_schedule_resumes_next_to_a_change(tmp_path, stop):
+    assert_resumes(tmp_path, *RUNS["accumulation"], stops=(8, 10, 12, 27), stop=stop)
+
+
+@pytest.mark.heavy
+def test_a_batch_schedule_and_stages_change_at_the_same_time(tmp_path):
+    stages = [
+        {"tokens": 10 * STEP, "weights": {"web": 1, "code": 0, "books": 0}},
+        {"tokens": 20 * STEP, "weights": {"web": 0, "code": 1, "books": 0}},
+        {"weights": {"web": 0, "code": 0, "books": 1}},
+    ]
+    data = {"corpus": write_sources(tmp_path), "stages": stages}
+    whole = assert_resumes(tmp_path, data, {"max_steps": 34}, stops=range(0, 99, 3))
+    windows = whole.data.train_windows
+    of_web = [windows.locate(whole.data.windows_at(i))[0].tolist() for i in range(34)]
+    assert of_web[:10] == [["web"] * 4] * 10
+    assert of_web[10:20] == [["code"] * 8] * 10
+    assert {*itertools.chain(*of_web[20:])} == {"books"}
+
+
+def assert_resumes(folder, data, options, stops, stop=""):
+    """Stop at each of these batches and resume there: the same windows, weights and validations."""
+    options = {"data": {"batch_schedule": SIZES} | data} | options
+    saves = {"dirpath": folder / "saved", "filename": "{step}", "every_n_train_steps": 1}
+    whole, weights = train(folder, save=saves, **options)
+    n = len(whole.seen)
+    paths = {load_state(path)["batches"]: path for path in (folder / "saved").glob("*.ckpt")}
+    at = [windows_of(whole.data.batch_at(i)[0]) for i in range(n)]
+    assert at == whole.seen
+    tried = 0
+    for batch in stops:
+        ckpt = paths.get(batch)
+        if stop and batch < n:
+            saves = {"dirpath": folder / str(batch), "save_on_exception": True, "every_n_epochs": 99}
+            train(folder, save=saves, stop=stop, stop_at=batch, **options)
+            (ckpt,) = (folder / str(batch)).glob("*.ckpt")
+        if ckpt is None:
+            continue
+        tried += 1
+        done = load_state(ckpt)["batches"]
+        other = {"dirpath": folder / "other", "filename": "{step}", "every_n_train_steps": 99}
+        resumed, same = train(folder, save=other, ckpt_path=ckpt, **options)
+        assert resumed.seen == whole.seen[done:], batch
+        assert all(torch.equal(same[name], weight) for name, weight in weights.items()), batch
+        validations = len(whole.val_loss) - len(resumed.val_loss)
+        assert resumed.validated_at == whole.validated_at[validations:], batch
+        assert resumed.val_loss == whole.val_loss[validations:], batch
+        loaded = opened(GPTDataModule.load_from_checkpoint(ckpt, weights_only=True))
+        assert [windows_of(loaded.batch_at(i)[0]) for i in range(n)] == at, batch
+    assert tried >= 3
+    return whole
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)["GPTDataModule"]
+
+
+@pytest.mark.heavy
+def test_ranks_share_the_batches_of_a_schedule(tmp_path):
+    def halves(sizes):
+        return [part | {"batch_size": part["batch_size"] // 2} for part in sizes]
+
+    whole, _ = train(tmp_path, data={"batch_schedule": SIZES}, max_steps=34)
+    save = {"dirpath": str(tmp_path / "ckpt"), "filename": "{step}", "every_n_train_steps": 5,
+            "save_top_k": -1}  # fmt: skip
+    ckpt = str(tmp_path / "ckpt" / "step=15.ckpt")
+    two, one = {"batch_schedule": halves(SIZES)}, {"batch_schedule": SIZES}
+    save.pop("save_top_k")
+    jobs = [
+        ranks_job(tmp_path, "whole", 2, 1, data=two, max_steps=34, save=save),
+        ranks_job(tmp_path, "again", 2, 1, data=two, max_steps=34, ckpt_path=ckpt),
+    ]
+    assert run_jobs(jobs, tmp_path) == 0
+    assert seen_by_all(results(tmp_path / "whole")) == whole.seen
+    assert seen_by_all(results(tmp_path / "again")) == whole.seen[15:]
+    alone, _ = train(tmp_path, data=one, max_steps=34, ckpt_path=ckpt)
+    assert alone.seen == whole.seen[15:]
+
+
+def test_another_schedule_continues_at_its_tokens(half, tmp_path):
+    for tokens, sizes in ((12 * STEP, {16}), (40 * STEP, {4, 16})):
+        data = {"batch_schedule": [{"tokens": tokens, "batch_size": 4}, {"batch_size": 16}]}
+        curve = fit(tmp_path, done=30 * STEP, ckpt_path=half[0], data=data)
+        curve.points = curve.points[1:]  # its rate is in the checkpoint
+        assert_on_the_curve(curve, curve.data.tokens_at())
+        assert {len(batch) for batch in curve.seen} == sizes
+    fit(tmp_path, data={"batch_schedule": SIZES}, save=20)
+    done = 30 * STEP
+    curve = fit(tmp_path, done=done, ckpt_path=tmp_path / "step=20.ckpt", data={"batch_size": 6})
+    assert {len(batch) for batch in curve.seen} == {6}, "without a schedule, batch_size counts"
+    assert curve.data.tokens_at(20) == done
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ([{"tokens": 9}], r"batch_schedule\[0\] must have the keys tokens and batch_size, got"),
+        ([{"tokens": 9, "batch_size": 2}], r"batch_schedule\[0\]\.tokens is 9, but the last one has no"),
+        ([{"batch_size": 2}, {"batch_size": 4}], r"\[0\]\.tokens is None, but only the last one"),
+        ([{"batch_size": 0}], r"batch_schedule\[0\]\.batch_size must be an integer ≥ 1, got 0"),
+        ({"batch_size": 2}, "batch_schedule must be a list of"),
+    ],
+)
+def test_schedules_of_another_form_are_refused(tmp_path, schedule, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_data(tmp_path, batch_schedule=schedule)
+
+
+def test_what_cannot_follow_a_batch_schedule_is_refused(tmp_path):
+    data = {"batch_schedule": SIZES}
+    with pytest.raises(ValueError, match=r"batch_schedule needs Trainer\.fit"):
+        opened(make_data(tmp_path, **data)).train_dataloader()
+    with pytest.raises(ValueError, match=r"as a number of batches, got the fraction 0\.5"):
+        fit(tmp_path, None, data=data, max_epochs=1, limit_train_batches=0.5)
+    with pytest.raises(ValueError, match="leave out BatchSizeFinder"):
+        make_trainer(max_steps=1, callbacks=BatchSizeFinder()).fit(
+            make_model(), datamodule=make_data(tmp_path, **data)
+        )
+    large = {"batch_schedule": [{"tokens": 9, "batch_size": 4}, {"batch_size": 999}]}
+    with pytest.raises(ValueError, match=r"batch_size=999 .*leaves no batch"):
+        fit(tmp_path, data=large)
+    assert "4, then 8, then 16 windows" in repr(make_data(tmp_path, **data))
 
 
 def test_new_data_continues_the_curve_and_the_count(tmp_path):

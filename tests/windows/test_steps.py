@@ -16,7 +16,10 @@ from lit_gptdata.windows.steps import (
     Steps,
     count_updates,
     count_windows,
+    epoch_batches,
+    epoch_parts,
     find_batch,
+    plan_segments,
 )
 
 TAILS = ("drop", "share", "pad")
@@ -216,6 +219,78 @@ def test_windows_and_optimizer_steps_are_counted_batch_by_batch(run, accumulate)
         assert count_updates(segments, batch, accumulate) == updates
         windows += min(steps.width, steps.n - index)
         updates += (step + 1) % accumulate == 0 or step + 1 == segment.limit
+
+
+def walk_schedule(n, tail, world_size, sizes, limit, accumulate, n_batches):
+    """(steps, epoch, step of the epoch, index) of each batch: a step at a time, as Lightning counts."""
+    walked, epoch, step, index, done = [], 0, 0, 0, 0
+    while len(walked) < n_batches:
+        if step % accumulate == 0:  # an optimizer step starts
+            size = next(size for until, size in sizes if until is None or done < until)
+        steps = Steps(n=n, batch_size=size, world_size=world_size, tail=tail)
+        if (isinstance(limit, int) and step == limit) or not steps.remaining(index):
+            epoch, step, index = epoch + 1, 0, 0
+            continue
+        walked.append((steps, epoch, step, index))
+        done += min(steps.width, n - index)
+        step, index = step + 1, index + steps.width
+    return walked
+
+
+@st.composite
+def schedules(draw):
+    """The arguments of `walk_schedule`, and the segments that are planned for them."""
+    n, tail, world_size = (
+        draw(st.integers(18, 60)),
+        draw(st.sampled_from(TAILS)),
+        draw(st.integers(1, 3)),
+    )
+    untils = sorted(draw(st.lists(st.integers(1, 250), max_size=4)))
+    sizes = [(until, draw(st.integers(1, 6))) for until in [*untils, None]]
+    limit, accumulate = draw(st.one_of(st.just(1.0), st.integers(1, 30))), draw(st.integers(1, 5))
+    steps = Steps(n=n, batch_size=1, world_size=world_size, tail=tail)
+    planned = [(until, replace(steps, batch_size=size)) for until, size in sizes]
+    segments = plan_segments(0, Position(0, 0), planned, limit=limit, accumulate=accumulate)
+    arguments = (n, tail, world_size, sizes, limit, accumulate)
+    return walk_schedule(*arguments, n_batches=150), segments, planned, limit, accumulate
+
+
+@settings(deadline=None)
+@given(schedules())
+def test_a_schedule_of_batch_sizes_equals_a_walk(run):
+    walked, segments, _, limit, _ = run
+    windows = 0
+    for batch, (steps, epoch, step, index) in enumerate(walked):
+        assert found(segments, batch) == (steps, Position(epoch, index))
+        assert found(segments, step, epoch) == (steps, Position(epoch, index))
+        assert count_windows(segments, batch) == windows
+        windows += min(steps.width, steps.n - index)
+        begins = [
+            (begin + i * each.width, each)
+            for begin, each, number in epoch_parts(segments, Position(epoch, index))
+            for i in range(number)
+        ]
+        rest = [(at, each) for each, e, _, at in walked[batch:] if e == epoch]
+        assert begins[: len(rest)] == rest
+        assert isinstance(limit, int) or len(begins) == len(rest) or epoch == walked[-1][1]
+    for epoch in range(walked[-1][1]):
+        assert epoch_batches(segments, epoch) == sum(at == epoch for _, at, _, _ in walked)
+
+
+@settings(deadline=None)
+@given(schedules(), st.integers(0, 149))
+def test_a_schedule_is_planned_again_from_its_last_segment(run, batch):
+    _, segments, planned, limit, accumulate = run
+    begun = [segment for segment in segments if segment.batch <= batch]
+    last = begun[-1]
+    done = count_windows(segments, last.batch)
+    later = [(until if until is None else until - done, steps) for until, steps in planned]
+    later = [(until, steps) for until, steps in later if until is None or until > 0]
+    options = {"limit": limit, "accumulate": accumulate, "step": last.step}
+    again = plan_segments(last.batch, last.start, later, **options)
+    assert [*begun[:-1], *again] == segments
+    rest = [segment for segment in segments if segment.batch > batch]
+    assert found([*begun[:-1], last.rest(batch), *rest], batch) == found(segments, batch)
 
 
 def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
