@@ -25,8 +25,8 @@ data.setup()
 ours = data.train_dataloader()
 
 set_seed(0)
-config = GPT2Config(data.vocab_size, n_positions=data.max_length, n_embd=16, n_layer=1, n_head=2)
-model = GPT2LMHeadModel(config)
+size = {"n_positions": data.max_length, "n_embd": 16, "n_layer": 1, "n_head": 2}
+model = GPT2LMHeadModel(GPT2Config(vocab_size=data.vocab_size, **size))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 model, optimizer, loader = accelerator.prepare(model, optimizer, ours)
 accelerator.register_for_checkpointing(ours)  # the loader that we made has the position

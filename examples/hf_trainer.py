@@ -36,8 +36,7 @@ class WindowTrainer(hf.Trainer):
 data = GPTDataModule(corpus="sample", max_length=64, stride=64, batch_size=4, batch_format="hf")
 args = hf.TrainingArguments(
     "hf", max_steps=STEPS, save_steps=SAVE_EVERY, save_total_limit=2, logging_steps=SAVE_EVERY,
-    learning_rate=1e-3, report_to="none", disable_tqdm=True,
-    per_device_train_batch_size=data.batch_size,  # only for the log
+    learning_rate=1e-3, report_to="none", disable_tqdm=True, per_device_train_batch_size=data.batch_size,
     use_cpu=not torch.cuda.is_available(),  # without it, two processes on CPUs train two models
     ignore_data_skip=True,  # the loader continues with the next window
 )  # fmt: skip
@@ -55,6 +54,7 @@ if last:
     loader.load_state_dict(json.loads(last.read_text()))
 
 hf.set_seed(0)
-config = hf.GPT2Config(data.vocab_size, n_positions=data.max_length, n_embd=16, n_layer=1, n_head=2)
-trainer = WindowTrainer(hf.GPT2LMHeadModel(config), args, callbacks=[SavePosition])
+size = {"n_positions": data.max_length, "n_embd": 16, "n_layer": 1, "n_head": 2}
+model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=data.vocab_size, **size))
+trainer = WindowTrainer(model, args, callbacks=[SavePosition])
 trainer.train(resume_from_checkpoint=last and str(last.parent))
