@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_gptdata.model.gpt import inputs_and_targets
 from lit_gptdata.model.scores import ScoreSums, token_losses
 
 
@@ -34,7 +34,7 @@ class Scores(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        losses, logits, targets = outputs, outputs, targets_of(batch)
+        losses, logits, targets = outputs, outputs, inputs_and_targets(batch)[1]
         if isinstance(outputs, dict):
             losses, logits = outputs.get("losses"), outputs.get("logits")
         if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
@@ -55,10 +55,3 @@ class Scores(L.Callback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-
-def targets_of(batch: Any) -> Tensor:
-    """The targets (B, T) of a batch in either `batch_format`; no targets for an unknown format."""
-    targets = batch.get("shift_labels") if isinstance(batch, dict) else batch
-    targets = targets[1] if isinstance(targets, tuple | list) and len(targets) == 2 else targets
-    return targets if isinstance(targets, Tensor) else torch.empty(0, 0)
