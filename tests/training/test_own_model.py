@@ -104,6 +104,9 @@ class Manual(Tiny):
     validation_step = LogsLoss.validation_step
 
 
+SLOW = [pytest.param(kind, marks=pytest.mark.heavy) for kind in (LogsAtTheEnd, PerSet)]
+
+
 def own_model(kind: type, *overrides: str, output_dir: str = "run") -> dict:
     """Train a model of this file; return its result.json."""
     target = f"model._target_={kind.__module__}.{kind.__qualname__}"
@@ -113,7 +116,7 @@ def own_model(kind: type, *overrides: str, output_dir: str = "run") -> dict:
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`", "ignore:no bits per byte")
-@pytest.mark.parametrize("kind", [LogsLoss, LogsSlash, LogsAtTheEnd, Manual, PerSet, Tiny])
+@pytest.mark.parametrize("kind", [LogsLoss, LogsSlash, *SLOW, Manual, Tiny])
 def test_a_model_is_scored_by_what_it_logs_or_returns(kind, capsys):
     result = own_model(kind, "trainer.limit_val_batches=1.0")
     has_val = kind is not Tiny
