@@ -35,25 +35,21 @@ class LitGPTData(DataModule):  # type: ignore[misc]  # mypy does not read litgpt
         self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None, **_: Any
     ) -> None:
         """Make `module`. Raises ValueError if LitGPT's `tokenizer` is missing or differs from ours."""
-        ours, n_ids = self.tokenizer, None
-        if tokenizer is not None:
-            library, loaded = tokenizer.backend, tokenizer.processor
-            n_ids = loaded.get_vocab_size() if library == "huggingface" else tokenizer.vocab_size
-            if ours is None and library != "huggingface":
-                file = "data.tokenizer=…/tokenizer.model"
-                raise ValueError(f"tokenizer_dir has a tokenizer of {library}: name its file, {file}")
-            ours = loaded if ours is None else ours
-        if ours is None:
-            raise ValueError("there is no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2")
-        stride = max_seq_length if self.stride is None else self.stride
+        is_json = tokenizer is not None and tokenizer.backend == "huggingface"
+        if self.tokenizer is None and not is_json:
+            advice = "set data.tokenizer, such as gpt2 or …/tokenizer.model"
+            raise ValueError(f"LitGPT's tokenizer_dir has no tokenizer.json, or is not set: {advice}")
         self.module = GPTDataModule(
-            tokenizer=ours, max_length=max_seq_length, stride=stride, batch_size=batch_size,
-            drop_padded=True, **self.options,  # LitGPT's targets are ids, which cannot mark padding
+            tokenizer=tokenizer.processor if self.tokenizer is None else self.tokenizer,
+            max_length=max_seq_length, stride=max_seq_length if self.stride is None else self.stride,
+            batch_size=batch_size, drop_padded=True,  # LitGPT's targets are ids, which cannot be -100
+            **self.options,
         )  # fmt: skip
-        if n_ids not in (None, self.module.vocab_size):
-            problem = f"data.tokenizer={ours!r} has {self.module.vocab_size:,} ids"
-            problem += f", and the tokenizer in LitGPT's tokenizer_dir has {n_ids:,}"
-            raise ValueError(f"{problem}: leave one of the two options out")
+        theirs = getattr(tokenizer, "vocab_size", None)
+        theirs = tokenizer.processor.get_vocab_size() if is_json else theirs  # with added tokens
+        if theirs not in (None, ours := self.module.vocab_size):
+            problem = f"data.tokenizer={self.tokenizer!r} has {ours:,} ids, but LitGPT's has {theirs:,}"
+            raise ValueError(f"{problem}: leave out data.tokenizer or tokenizer_dir")
 
     def prepare_data(self) -> None:
         self.module.prepare_data()

@@ -92,13 +92,10 @@ def connected(given: OfLitGPT | None = None, length: int = 8, **options) -> LitG
 @pytest.mark.parametrize(
     ("given", "tokenizer", "message"),
     [
-        (None, None, "there is no tokenizer: set tokenizer_dir, or data.tokenizer, such as gpt2"),
-        (
-            OfLitGPT("sentencepiece", 5),
-            None,
-            "of sentencepiece: name its file, data.tokenizer=…/tokenizer.model",
-        ),
-        (OfLitGPT("huggingface", 5), "gpt2", "'gpt2' has 50,257 ids, and .* tokenizer_dir has 5: leave"),
+        (None, None, r"no tokenizer\.json, or is not set: set data\.tokenizer, such as gpt2"),
+        (OfLitGPT("sentencepiece", 5), None, r"set data\.tokenizer, .* or …/tokenizer\.model"),
+        (OfLitGPT("huggingface", 5), "gpt2", "'gpt2' has 50,257 ids, but LitGPT's has 5: leave out"),
+        (OfLitGPT("sentencepiece", 5), "gpt2", "'gpt2' has 50,257 ids, but LitGPT's has 5: leave out"),
     ],
 )
 def test_a_tokenizer_that_is_missing_or_another_one_is_refused(given, tokenizer, message):
