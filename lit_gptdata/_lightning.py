@@ -126,7 +126,7 @@ def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat =
 def set_epoch_batches(trainer: Any, n_batches: int) -> None:
     """Set the number of train batches of the epoch that starts now; Lightning counts them only once."""
     trainer.fit_loop.max_batches = n_batches
-    trainer.fit_loop._combined_loader.limits = [n_batches]
+    trainer.fit_loop._combined_loader.limits = n_batches
     if isinstance(interval := getattr(trainer, "val_check_interval", None), float):
         trainer.val_check_batch = max(1, int(n_batches * interval))
 

@@ -168,7 +168,7 @@ class Resume(L.Callback):
         """See `GPTDataModule.tokens_at`."""
         if batch is None:
             batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
-        return math.inf if batch is None else self._tokens_before(batch)
+        return math.inf if batch is None else self._tokens_before(check_integer("batch", batch, 0))
 
     def _tokens_before(self, batch: int, segments: list[RunSegment] | None = None) -> int:
         segments = self._history_of_data(None) if segments is None else segments
@@ -203,8 +203,9 @@ class Resume(L.Callback):
             return None
         ends = [self._batch_of(trainer.max_steps)] if trainer.max_steps != -1 else []
         if (epochs := trainer.max_epochs) not in (None, -1):
-            started = [segment for segment in self._segments if segment.start.epoch <= epochs]
-            ends.append((started or self._segments)[-1].first_batch(epochs))
+            segments = self._history_of_data(None)
+            started = [segment for segment in segments if segment.start.epoch <= epochs]
+            ends.append((started or segments)[-1].first_batch(epochs))
         return min(ends, default=None)
 
     def find_batch(

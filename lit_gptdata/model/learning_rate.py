@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from lit_gptdata._checks import check_choice
+
 Schedule = Literal["cosine", "warmup-stable-decay"]
 
 
@@ -63,61 +65,47 @@ def count_tokens(name: str, length: int | float, total: float) -> int:
     return round(length * total)
 
 
-def check_schedule(
-    warmup_steps: Any, warmup_tokens: Any, schedule: Any, decay_tokens: Any
-) -> dict[str, Any]:
+def check_schedule(steps: Any, tokens: Any, schedule: Any, decay: Any) -> dict[str, Any]:
     """Return the options of a schedule as plain values; raises ValueError for a value out of range."""
-    if warmup_steps is not None and warmup_tokens is not None:
-        got = f"warmup_tokens={warmup_tokens!r} and warmup_steps={warmup_steps!r}"
-        raise ValueError(
-            f"give either warmup_tokens or warmup_steps, got {got}: set one of them to null"
-        )
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule must be one of {get_args(Schedule)}, got {schedule!r}")
-    if warmup_tokens is None:
-        steps = 100 if warmup_steps is None else warmup_steps
-        warmup_steps = check_length("warmup_steps", steps, "steps")
-    else:
-        warmup_tokens = check_length("warmup_tokens", warmup_tokens)
+    if steps is not None and tokens is not None:
+        got = f"warmup_tokens={tokens!r} and warmup_steps={steps!r}"
+        raise ValueError(f"give either warmup_tokens or warmup_steps, got {got}: set one to null")
+    steps = 100 if steps is None else steps
     return {
-        "warmup_steps": warmup_steps,
-        "warmup_tokens": warmup_tokens,
-        "schedule": str(schedule),
-        "decay_tokens": check_length("decay_tokens", decay_tokens),
+        "warmup_steps": check_length("warmup_steps", steps, "steps") if tokens is None else None,
+        "warmup_tokens": None if tokens is None else check_length("warmup_tokens", tokens),
+        "schedule": check_choice("schedule", schedule, get_args(Schedule)),
+        "decay_tokens": check_length("decay_tokens", decay),
     }
 
 
 def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], float]:
     """The factor on the peak learning rate, by optimizer step; `options` are those of check_schedule.
 
-    A data module with `tokens_at(batch)`, `tokens_at(step=…)` and `tokens_at()`, the tokens of the whole
-    run, gives a schedule in tokens. Other data gives one in steps.
+    A data module with `tokens_at(step=…)` and `tokens_at()`, the tokens of the whole run, gives a
+    schedule in tokens. Other data gives one in steps.
     """
     first = trainer.global_step  # more than 0 in a second fit of one Trainer
     total_steps = trainer.estimated_stepping_batches  # inf or -1 without a limit; it loads the data
     tokens_at = getattr(trainer.datamodule, "tokens_at", None)
     name = "warmup_steps" if options["warmup_tokens"] is None else "warmup_tokens"
-    decays = options["schedule"] == "warmup-stable-decay"
-    for number in ("warmup_tokens", *(["decay_tokens"] if decays else [])):
-        if tokens_at is None and isinstance(options[number], int) and options[number]:
-            problem = "is a number of tokens, but the data module does not count tokens"
-            advice = "give a fraction of the whole run, or warmup_steps, or fit with a GPTDataModule"
-            raise ValueError(f"{number}={options[number]} {problem}: {advice}")
+    lengths = {name: options[name]}
+    if options["schedule"] != "cosine":
+        lengths["decay_tokens"] = options["decay_tokens"]
+    for option, length in lengths.items():
+        if tokens_at is None and option.endswith("tokens") and isinstance(length, int) and length:
+            problem = f"{option}={length}, but the data module does not count tokens"
+            raise ValueError(f"{problem}: give a fraction of the run, or fit with a GPTDataModule")
 
     def scale(step: int) -> float:
-        if tokens_at is None:
-            before, own, total = step, 1, total_steps
-        else:
-            before, total = tokens_at(step=first + step), tokens_at()
-            own = tokens_at(step=first + step + 1) - before
-        warmup = options[name]
-        if name == "warmup_steps" and isinstance(warmup, int) and tokens_at is not None:
-            warmup = tokens_at(step=warmup)
-        warmup = count_tokens(name, warmup, total)
-        decay = None
-        if decays and total < math.inf:
-            decay = count_tokens("decay_tokens", options["decay_tokens"], max(0, total))
-        ratio = options["min_learning_rate_ratio"]
-        return learning_rate_scale(before, total, warmup, ratio, own=own, decay=decay)
+        count = tokens_at or (lambda step=None: total_steps if step is None else step)
+        before, after, total = count(step=first + step), count(step=first + step + 1), count()
+        warmup, decay = lengths[name], lengths.get("decay_tokens") if total < math.inf else None
+        if name == "warmup_steps" and isinstance(warmup, int):
+            warmup = count(step=warmup)
+        return learning_rate_scale(
+            before, total, count_tokens(name, warmup, total), options["min_learning_rate_ratio"],
+            own=after - before, decay=decay and count_tokens("decay_tokens", decay, max(0, total)),
+        )  # fmt: skip
 
     return scale
