@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(401, code="RepoNotFound")
         elif re.fullmatch(f"/api/datasets/{DATASET}(/revision/main)?", path):
             self.answer(200, json.dumps({"id": DATASET, "sha": "0" * 40}).encode())
-        elif found := re.fullmatch(f"/api/datasets/{DATASET}/tree/main/?(.*)", path):
+        elif found := re.fullmatch(f"/api/[a-z]+/{DATASET}/tree/[0-9a-z]+/?(.*)", path):
             recursive = parse_qs(asked.query).get("recursive") == ["true"]
             if entries := hub.entries(found[1], recursive):
                 self.answer(200, json.dumps(entries).encode())

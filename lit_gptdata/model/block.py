@@ -4,6 +4,7 @@ B: batch, T: tokens in a sequence, D: embedding_dim, H: n_heads. Source: Radford
 Models are Unsupervised Multitask Learners", section 2.3.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,23 +12,18 @@ NORM_EPS = 1e-5
 
 
 class KeyValueCache:
-    """The keys and values of the `n` tokens so far in one Attention; at most `length` tokens fit."""
+    """The keys and values of the tokens so far in one Attention."""
 
-    values: Tensor | None = None  # (2, B, H, length, D/H), as long as the longest text that will be made
+    values: Tensor | None = None  # (2, B, H, n, D/H)
 
-    def __init__(self, length: int) -> None:
-        self.length, self.n = length, 0
+    @property
+    def n(self) -> int:
+        return 0 if self.values is None else self.values.shape[3]
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new tokens, each (B, H, T, D/H), and return all so far."""
-        B, H, T, width = k.shape
-        if self.values is None:
-            self.values = k.new_empty(2, B, H, self.length, width)
-        self.values[0, :, :, self.n : self.n + T] = k
-        self.values[1, :, :, self.n : self.n + T] = v
-        self.n += T
-        keys, values = self.values[:, :, :, : self.n]
-        return keys, values
+    def extend(self, new: Tensor) -> Tensor:
+        """Append keys and values of new tokens, (2, B, H, T, D/H), and return all so far."""
+        self.values = new if self.values is None else torch.cat((self.values, new), dim=3)
+        return self.values
 
 
 class Attention(nn.Module):
@@ -46,10 +42,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, D/H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D/H)
+        q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
-            k, v = cache.extend(k, v)  # each (B, H, n, D/H)
+            k, v = cache.extend(qkv[1:])  # each (B, H, n, D/H)
             assert T in (1, cache.n)  # is_causal compares positions from 0
         is_causal = cache is None or cache.n == T
         x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)

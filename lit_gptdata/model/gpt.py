@@ -157,15 +157,11 @@ class GPT(L.LightningModule):
         return F.linear(x, F.pad(table, (0, 0, 0, extra)), bias)
 
     def _features(self, ids: Tensor, caches: Sequence[KeyValueCache] = ()) -> Tensor:
-        if not caches:
-            x: Tensor = self.stem(ids)  # (B, T, D)
-            for block in self.blocks:
-                x = block(x)  # (B, T, D)
-            return self.final_norm(x)  # type: ignore[no-any-return]
-        begin = caches[0].n
-        x = self.stem(ids, torch.arange(begin, begin + ids.shape[1], device=ids.device))
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, cache)
+        begin = caches[0].n if caches else 0
+        positions = [torch.arange(begin, begin + ids.shape[1], device=ids.device)] if caches else []
+        x = self.stem(ids, *positions)  # (B, T, D); your own stem need not take positions
+        for i, block in enumerate(self.blocks):
+            x = block(x, *caches[i : i + 1])  # (B, T, D)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def _head(self, x: Tensor) -> Tensor:

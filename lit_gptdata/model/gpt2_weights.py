@@ -5,7 +5,6 @@ config.json + model.safetensors, or model.safetensors.index.json + shards  ◄�
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +47,18 @@ def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     ValueError for files that our GPT does not support. Nothing is unpickled.
     """
     folder = _download(name) if (name := _hub_name(path)) else Path(path)
-    weights = folder / "model.safetensors"
-    if folder.suffix == ".safetensors":
-        weights, folder = folder, folder.parent
-    elif not weights.exists() and (folder / INDEX).exists():
-        weights = folder / INDEX
-    for file in (folder / "config.json", weights):
+    weights = folder if folder.suffix == ".safetensors" else folder / "model.safetensors"
+    config_file, index = weights.with_name("config.json"), weights.with_name(INDEX)
+    files = _shards(index) if index.exists() and not weights.exists() else [weights]
+    for file in (config_file, *files):
         if not file.is_file():
-            found = f"the folder {folder} does not exist"
-            if folder.is_dir():
-                found = f"{folder} has {sorted(each.name for each in folder.iterdir())}"
             get = "hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
-            problem = f"{file} is missing: {found}. GPT.from_gpt2 does not read pickled .bin files"
+            problem = f"{file} is missing, and GPT.from_gpt2 does not read pickled .bin files"
             raise FileNotFoundError(f"{problem}. Get GPT-2: {get}")
-    config = _read_config(folder / "config.json")
+    config = _read_config(config_file)
     vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
     stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}
-    tensors = _read_tensors(weights, _names(n_layers))
+    tensors = _read_tensors(files, _names(n_layers))
     return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, tensors
 
 
@@ -77,93 +71,69 @@ def _hub_name(path: str | Path) -> str:
 
 
 def _download(name: str) -> Path:
-    """The folder of a model on the hub in huggingface_hub's cache, with the files that it needs.
-
-    All files are of one commit. Without a network, it is the commit that was downloaded last.
-    """
+    """The folder of one commit in huggingface_hub's cache; without a network, the one it had last."""
     from lit_gptdata.tokens.libraries.hub import check_hub_name
 
     repository, revision = check_hub_name(name)
     hub = needs("huggingface_hub", "hf", name)
+    files = ["config.json", "model.safetensors", INDEX, "model-*-of-*.safetensors"]
     try:
-        config = Path(hub.hf_hub_download(repository, "config.json", revision=revision))
-        get = partial(hub.hf_hub_download, repository, revision=config.parent.name)
-        try:
-            get("model.safetensors")
-        except hub.errors.EntryNotFoundError:  # also without a network
-            get(INDEX)
-            shards = {*_read_index(config.with_name(INDEX)).values()}
-            for shard in sorted(shards):
-                get(shard)
+        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=files))
     except Exception as error:  # of the package itself, of requests or of httpx, by its version
-        if isinstance(error, ValueError) and INDEX in str(error):
-            raise
         problem = f"{name} cannot be downloaded: {' '.join(str(error).split())}"
         hint = "check the name, the network and HF_TOKEN, or give a folder with the files"
         raise ConnectionError(f"{problem}. {hint}") from error
-    return config.parent
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor → shard, a file in the folder of the index."""
+def _shards(index: Path) -> list[Path]:
+    """The files of an index, which maps each tensor to the name of a file in the same folder."""
     try:
-        index = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is not an index of shards: {error!r}. Download it again") from None
-    for tensor, shard in index.items():
-        if not re.fullmatch(r"[^/\\]+\.safetensors", str(shard)):
-            problem = f"{path} has {shard!r} as the shard of {tensor}"
-            raise ValueError(f"{problem}: it must be a .safetensors file in the same folder")
-    return index
+        names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        return [index.with_name(name) for name in sorted(names)]  # ValueError for another folder
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"{index} is not an index of files in its folder: {error!r}"
+        raise ValueError(f"{problem}. Download it again") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}. Download it again") from None
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}. Download it again") from None
     if missing := [name for name in _SIZES if not isinstance(config.get(name), int)]:
         names = ", ".join(missing)
         raise ValueError(f"{path} must have an integer for {names}: check that it describes a GPT-2")
+    allowed = _SUPPORTED | {"n_inner": 4 * config["n_embd"]}
+    found = allowed | config
+    found["n_inner"] = found["n_inner"] or allowed["n_inner"]  # null: the default
     unsupported = [
-        f"{name}={config[name]!r} (allowed: {value!r})"
-        for name, value in _SUPPORTED.items()
-        if config.get(name, value) != value
+        f"{name}={found[name]!r} (allowed: {value!r})"
+        for name, value in allowed.items()
+        if found[name] != value
     ]
-    if config.get("n_inner") not in (None, 4 * config["n_embd"]):
-        unsupported.append(f"n_inner={config['n_inner']!r} (allowed: None or 4 × n_embd)")
     if unsupported:
         raise ValueError(f"{path} has options that our GPT does not support: {'; '.join(unsupported)}")
-    return config  # type: ignore[no-any-return]
+    return config
 
 
-def _read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
-    """Read a file, or the shards of an index, and rename the tensors by `names` if they are there."""
+def _read_tensors(files: list[Path], names: dict[str, str]) -> dict[str, Tensor]:
+    """Read all tensors of files, and rename them by `names` if they are there."""
     safetensors = needs("safetensors", "hf", "GPT.from_gpt2")
-    tensors: dict[str, Tensor] = {}
-    shards: dict[Path, list[str]] = {} if path.name == INDEX else {path: []}  # []: all its tensors
-    for name, in_file in (_read_index(path) if path.name == INDEX else {}).items():
-        shards.setdefault(path.with_name(in_file), []).append(name)
-    for shard, wanted in shards.items():
-        if not shard.is_file():
-            problem = f"{shard} is missing: by {INDEX} it has {wanted[0]} and others"
-            raise FileNotFoundError(f"{problem}. Download it into this folder")
-        try:
-            with safetensors.safe_open(shard, framework="pt") as file:
-                if missing := sorted({*wanted} - {*file.keys()}):
-                    problem = f"{shard} lacks {', '.join(missing)}, which {INDEX} expects in it"
-                    raise ValueError(f"{problem}: download both files again")
-                tensors |= {name: file.get_tensor(name) for name in wanted or file.keys()}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{shard} is truncated or not a safetensors file: {error}") from error
+    from safetensors.torch import load_file
 
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from error
     # GPT2LMHeadModel saves the tensors of GPT2Model with "transformer." before their names.
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     # Old files also contain the causal mask, as h.<i>.attn.bias and h.<i>.attn.masked_bias.
     tensors = {k: v for k, v in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
     head, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and table is not None and not head.equal(table):
-        raise ValueError(f"{path}: lm_head.weight differs from wte.weight, but our GPT ties the two")
+        raise ValueError(f"{files[0]}: lm_head.weight differs from wte.weight, but our GPT ties the two")
     return {names.get(name, name): _turned(name, tensor) for name, tensor in tensors.items()}
 
 
@@ -190,17 +160,13 @@ def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: 
     stem, n_layers = model.stem, len(model.blocks)
     files: dict[str, bytes] = {}
     names = {ours: theirs for theirs, ours in _names(n_layers).items()}
-    unknown = [name for name in weights if name not in names]
     position = getattr(stem, "position", None)
-    problems = {
-        f"own code in {', '.join(model._own_code)}": model._own_code,
-        "n_layers=0, a model without a final norm (allowed: 1 or more)": not n_layers,
-        f"the tensors {', '.join(unknown)}": unknown,
-        f"position={position!r} (allowed: 'learned')": position != "learned",
-    }
-    if wrong := [problem for problem, found in problems.items() if found]:
-        problem = f"GPT-2's architecture cannot hold this model: {wrong[0]}"
-        raise ValueError(f"{problem}. Keep its checkpoint instead")
+    problems = [f"own code in {name}" for name in model._own_code]
+    problems += [] if n_layers else ["n_layers=0"]
+    problems += [f"the tensor {name}" for name in weights if name not in names]
+    problems += [] if position == "learned" else [f"position={position!r}"]
+    if problems:
+        raise ValueError(f"GPT-2's architecture cannot hold this model: {'; '.join(problems)}")
     block, dtype = model.blocks[0], stem.token_embedding.weight.dtype
     config = _SUPPORTED | {
         "architectures": ["GPT2LMHeadModel"], "torch_dtype": str(dtype).removeprefix("torch."),

@@ -28,8 +28,7 @@ def sample_tokens(
         check_integer("top_k", top_k, 1)
 
     ids, limit = ids.to(model.device, torch.int64), model.stem.max_length
-    length = min(limit, ids.shape[1] + max_new_tokens)
-    caches = [] if model._own_code else [KeyValueCache(length) for _ in model.blocks]
+    caches = [] if model._own_code else [KeyValueCache() for _ in model.blocks]
     with eval_mode(model):
         for _ in range(max_new_tokens):
             if caches and ids.shape[1] <= limit:
