@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,24 @@ def test_the_wheel_is_found_without_importing_it():
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch):
+    wheel = module._wheel_of("gpt2")
+    assert wheel is not None
+    asked: list[str] = []
+    get_encoding = tiktoken.get_encoding
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda n: (asked.append(n), get_encoding(n))[1])
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
+    assert asked == []
+
+    for name in ("vocab.bpe", "encoder.json"):
+        url = f"{module.OPENAI}gpt-2/encodings/main/{name}"
+        shutil.copy(wheel / name, tmp_path / module._cache_name(url))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
+    assert asked == ["gpt2"]
 
 
 def test_special_tokens_in_text_follow_the_policy():
@@ -206,5 +225,5 @@ def test_a_missing_vocabulary_is_reported_with_its_url_and_the_folder(tmp_path, 
     assert "vocabulary of encoding 'cl100k_base' is neither cached nor reachable" in message
     assert "cl100k_base.tiktoken" in message
     assert f"put it into {tmp_path} under the name 9b5ad71b2ce5302211f9c61530b329a4922fc6a4" in message
-    assert "'gpt2' needs no network" in message
+    assert "gpt2 needs no network" in message
     assert list(tmp_path.iterdir()) == []

