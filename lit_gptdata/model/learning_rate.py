@@ -99,13 +99,15 @@ def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], f
 
     def scale(step: int) -> float:
         count = tokens_at or (lambda step=None: total_steps if step is None else step)
-        before, after, total = count(step=first + step), count(step=first + step + 1), count()
+        before, total = count(step=first + step), count()
         warmup, decay = lengths[name], lengths.get("decay_tokens") if total < math.inf else None
         if name == "warmup_steps" and isinstance(warmup, int):
             warmup = count(step=warmup)
+        warmup = count_tokens(name, warmup, total)
+        own = count(step=first + step + 1) - before if before < warmup else 1
         return learning_rate_scale(
-            before, total, count_tokens(name, warmup, total), options["min_learning_rate_ratio"],
-            own=after - before, decay=decay and count_tokens("decay_tokens", decay, max(0, total)),
+            before, total, warmup, options["min_learning_rate_ratio"], own=own,
+            decay=decay and count_tokens("decay_tokens", decay, max(0, total)),
         )  # fmt: skip
 
     return scale

@@ -303,7 +303,10 @@ class OptimizerSteps:
         first, done, accumulate = self.starts[number]
         # a step has 1 to `accumulate` batches
         batches = range(first + step - done, first + (step - done) * accumulate)
-        found = batches.start + bisect_left(batches, step, key=lambda end: self.before(end, segments))
+        updates = step - done + count_updates(segments, first, accumulate)
+        found = batches.start + bisect_left(
+            batches, updates, key=lambda end: count_updates(segments, end, accumulate)
+        )
         later = self.starts[number + 1 :]
         return min(found, later[0][0]) if later else found
 
