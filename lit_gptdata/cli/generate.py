@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from lit_gptdata._checks import check_integer
+from lit_gptdata._checks import accepted, check_integer
 
 if TYPE_CHECKING:
     from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -90,11 +90,8 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         weights = content["state_dict"]
-    except OSError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"{file} is not a checkpoint of Lightning ({reason})") from error
+    except (RuntimeError, UnpicklingError, LookupError, TypeError, EOFError) as error:
+        raise ValueError(f"{file} is not a checkpoint of Lightning: {type(error).__name__}") from error
     config = file.absolute().parents[1] / "config.yaml"
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
     cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
@@ -117,10 +114,7 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir() and not (path / "meta.pt").exists():
         found = [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
         if not found:
-            problem = f"{path} has no .ckpt file"
-            raise FileNotFoundError(
-                f"{problem}: give the folder of a run, such as outputs/<date>/<time>"
-            )
+            raise FileNotFoundError(f"{path} has no .ckpt file: give the folder of a run, outputs/…")
         path = max(found, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
     if path.is_dir():  # of FSDP
         command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
@@ -158,10 +152,9 @@ def new_ids(model: Any, prompt: list[int], seed: int, options: Mapping[str, Any]
     if getattr(type(model), "generate", None) is GPT.generate:
         yield from map(int, sample_tokens(model, ids, **options))
         return
-    accepted = inspect.signature(model.generate).parameters
-    n = options.pop("max_new_tokens")
+    n, takes = options.pop("max_new_tokens"), accepted(model.generate)
     with torch.no_grad():
-        out = model.generate(ids, n, **{k: v for k, v in options.items() if k in accepted})
+        out = model.generate(ids, n, **{k: v for k, v in options.items() if k in takes})
     yield from out[0, len(prompt) :].tolist()
 
 

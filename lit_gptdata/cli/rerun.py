@@ -39,14 +39,12 @@ def rerun(args: argparse.Namespace) -> None:
     if status := train(words):
         raise SystemExit(status)
     old, metrics = recorded["metrics"], read_result(new)["metrics"]
-    rows, different = [["metric", str(folder), str(new), ""]], 0
+    rows = [["metric", str(folder), str(new), ""]]
     for name in (name for name in old | metrics if name not in SPEEDS):
-        equal = old.get(name) == metrics.get(name)
-        different += not equal
-        values = (str(each.get(name)) for each in (old, metrics))
-        rows.append([name, *values, "bitwise equal" if equal else "different"])
+        a, b = str(old.get(name)), str(metrics.get(name))
+        rows.append([name, a, b, "bitwise equal" if a == b else "different"])
     print("", *aligned(rows), sep="\n")
-    if different:
+    if different := sum(row[-1] == "different" for row in rows):
         problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
         advice = "Text, packages, hardware or threads have changed, or it was resumed with other options"
         raise ValueError(f"{problem}. {advice}")

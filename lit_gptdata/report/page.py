@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lit_gptdata._io import write_whole
 from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, canonical, shorten
-from lit_gptdata.report.plots import SOFTWARE, Picture, draw
+from lit_gptdata.report.plots import Picture, draw
 from lit_gptdata.report.rows import Row, Sweep, read_sweep
 
 # Of every sweep.csv; no metric may have such a name.
@@ -30,9 +30,6 @@ def report_sweep(folder: Path) -> Sweep:
     # "replace", because JSON and file names can contain lone surrogates and UTF-8 files cannot
     write_whole(folder / "sweep.csv", as_csv(sweep).encode("utf-8", "replace"))
     write_whole(folder / "sweep.html", as_html(sweep, pictures).encode("utf-8", "replace"))
-    for path in {*folder.glob("sweep-*.png")} - {folder / picture.name for picture in pictures}:
-        if SOFTWARE.encode() in path.read_bytes()[:512]:  # of an earlier report, not of the user
-            path.unlink(missing_ok=True)
     print(f"{as_text(sweep)}\n\nreport  {folder / 'sweep.html'}\ntable   {folder / 'sweep.csv'}")
     return sweep
 

@@ -17,8 +17,6 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from lit_gptdata.report.jobs import METRICS, Value, canonical, shorten
 from lit_gptdata.report.rows import Row, Sweep
 
-# Written into each PNG, so that a later report recognizes the files that it may delete.
-SOFTWARE = "lit-gptdata report"
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "text.parse_math": False,  # "$x$" in a value is text, not a formula
@@ -29,7 +27,6 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-MAX_CURVES = 200  # learning curves in one picture; more would only cover each other
 MAX_LINES = 10  # in the picture of one key; for more settings of the other keys it shows points
 MAX_EVEN_NUMBERS = 12  # up to this many have equal distances on an axis, and room for their labels
 # matplotlib's largest set of distinct colors, strong ones first. Other curves are gray.
@@ -62,7 +59,7 @@ def draw(sweep: Sweep) -> list[Picture]:
         for name, (title, figure) in drawings.items():
             if sweep.others:
                 figure.suptitle("≠ scored other text: do not compare", color="tab:red", fontsize=8)
-            figure.savefig(buffer := io.BytesIO(), dpi=180, metadata={"Software": SOFTWARE})
+            figure.savefig(buffer := io.BytesIO(), dpi=180)
             pictures.append(Picture(name, title, figure, buffer.getvalue()))
         return pictures
 
@@ -72,13 +69,13 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
     rows = [row for row in sweep.rows if row.curve]
     figure = Figure(layout="constrained")
     panels = figure.subplots(2, height_ratios=(2, 3))
-    for i, row in enumerate(rows[:MAX_CURVES]):
+    for i, row in enumerate(rows):
         tokens, means, halves = (np.array(column) for column in zip(*row.curve, strict=True))
         has_band = not math.isnan(halves[-1])
         label = f"{_label(sweep, row)} → {means[-1]:#.4g}" + (f" ± {halves[-1]:.2g}" if has_band else "")
         if i >= len(COLORS):
             label = "other jobs" if i == len(COLORS) else ""
-        style: Any = {"color": COLORS[i] if i < len(COLORS) else "#bbb", "zorder": 3 - i / MAX_CURVES}
+        style: Any = {"color": COLORS[i] if i < len(COLORS) else "#bbb", "zorder": 3 - i / len(rows)}
         style |= {"lw": 2.2 if row in sweep.leaders else 1.2, "marker": "." if len(tokens) < 30 else ""}
         for axes in panels:
             axes.plot(
@@ -90,15 +87,14 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(METRICS[sweep.metric])
-    points = [point for row in rows[:MAX_CURVES] for point in row.curve]
+    points = [point for row in rows for point in row.curve]
     end = max(tokens for tokens, *_ in points)
     limits = axis_limits([(mean, half) for tokens, mean, half in points if tokens >= end / 2])
     panels[0].set_title("from the first token")
     panels[1].set(title="the second half, enlarged", xlabel="tokens trained on", ylim=limits)
     panels[1].set_xlim(left=0.49 * end)
     _add_legend(figure, panels[0], 5.0, ["job", *sweep.keys])
-    cut = f" of {MAX_CURVES} of {len(rows)} jobs" if len(rows) > MAX_CURVES else ""
-    return f"Learning curves{cut}", figure
+    return "Learning curves", figure
 
 
 def _draw_key(sweep: Sweep, key: str) -> tuple[str, Figure]:

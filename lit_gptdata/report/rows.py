@@ -9,9 +9,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lit_gptdata.report.jobs import (
     METRICS,
@@ -199,22 +201,13 @@ def mean_interval(numbers: Sequence[float]) -> tuple[float, float]:
     return mean, t_quantile(n - 1) * math.sqrt(variance / n)
 
 
+@cache
 def t_quantile(df: int) -> float:
-    """Return t such that 95 % of Student's distribution with `df` degrees of freedom are in [-t, t].
-
-    Bisects the sums in Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, math.pi / 2  # of atan(t / √df)
-    for _ in range(60):
-        angle = (low + high) / 2
-        total, term = 0.0, math.cos(angle) ** (df % 2)
-        for power in range(df % 2, df - 1, 2):
-            total += term
-            term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-        inside = math.sin(angle) * total
-        inside = (inside + angle) * 2 / math.pi if df % 2 else inside
-        low, high = (angle, high) if inside < 0.95 else (low, angle)
-    return math.sqrt(df) * math.tan(low)
+    """Return t such that 95 % of Student's distribution with `df` degrees of freedom are in [-t, t]."""
+    angles = np.linspace(0, np.pi / 2, 1 << 20)  # atan(t / √df) has the density cos(angle) ** (df - 1)
+    density = np.cos(angles) ** (df - 1)
+    inside = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    return float(np.sqrt(df) * np.tan(np.interp(0.95, inside / inside[-1], angles)))
 
 
 def is_sweep(folder: Path) -> bool:
@@ -225,16 +218,8 @@ def is_sweep(folder: Path) -> bool:
 
 def check_sweep(folder: Path) -> Path:
     """Return the folder of a sweep; raises ValueError for another folder, with what to give instead."""
-    if not folder.is_dir():
-        problem = "is not a folder: give a sweep's folder, such as multirun/2026-11-22/10-00-00"
-    elif is_sweep(folder):
+    if is_sweep(folder):
         return folder
-    elif is_sweep(parent := folder.resolve().parent):
-        problem = f"is the folder of a single job: give its sweep's folder, {parent}"
-    elif any((folder / name).exists() for name in JOB_FILES):
-        problem = "is a single run: see its summary.txt, or give the folder of a sweep, under multirun/"
-    elif sweeps := sorted(filter(is_sweep, folder.iterdir())):
-        problem = f"contains {len(sweeps)} sweeps: give one of them, such as {sweeps[-1]}"
-    else:
-        problem = "is not the folder of a sweep: give a folder under multirun/ that `train -m` made"
-    raise ValueError(f"{folder} {problem}")
+    near = filter(is_sweep, [folder.resolve().parent, *sorted(folder.glob("*/"), reverse=True)])
+    advice = next((str(path) for path in near), "a folder under multirun/ that `train -m` made")
+    raise ValueError(f"{folder} is not the folder of a sweep: give {advice}")

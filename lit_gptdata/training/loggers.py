@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from lit_gptdata._io import write_whole
 from lit_gptdata.configs import conf_dir
 from lit_gptdata.report.jobs import shorten
 from lit_gptdata.report.usage import draw_lengths
+from lit_gptdata.text.formats import needs
 from lit_gptdata.training.folder import in_sweep
 
 # Environment variable with the words of a sweep's command line, which all of its jobs share.
@@ -91,12 +91,10 @@ def name_run(cfg: DictConfig, folder: Path) -> None:
     names = [cfg.logger] if isinstance(cfg.get("logger"), str) else cfg.get("logger")
     if names and not isinstance(names, DictConfig) and all(isinstance(name, str) for name in names):
         cfg.logger = OmegaConf.merge(*map(_load, names))
-    hydra: Any = HydraConfig.get() if HydraConfig.initialized() else None
-    shared = os.environ.get(SHARED_WORDS, "").split("\n")
-    unnamed = {"output_dir", "ckpt_path", "logger", *shared}
-    words = [str(hydra.job.num)] if in_sweep() else []
-    for word in hydra.overrides.task if hydra else []:
-        words += [word] if unnamed.isdisjoint((word, word.partition("=")[0])) else []
+    unnamed = {"output_dir", "ckpt_path", "logger", *os.environ.get(SHARED_WORDS, "").split("\n")}
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    words = [str(HydraConfig.get().job.num)] if in_sweep() else []
+    words += [word for word in task if unnamed.isdisjoint((word, word.partition("=")[0]))]
     kept: Any = {}
     if Path(cfg.ckpt_path or "/").is_relative_to(folder) and (folder / "config.yaml").is_file():
         kept = OmegaConf.load(folder / "config.yaml")
@@ -113,29 +111,22 @@ def _load(name: str) -> Any:
 
 @rank_zero_only
 def prepare_loggers(cfg: DictConfig) -> None:
-    """Make the experiment of MLflow; raises ImportError for a package that is not installed."""
+    """Make the experiment of MLflow; raises ImportError without mlflow."""
     nodes = cfg.get("logger") or []
     for node in filter(None, nodes.values() if isinstance(nodes, DictConfig) else nodes):
-        kind = str(node.get("_target_")).lower()
-        for package in ("tensorboard", "wandb", "mlflow"):
-            if package in kind and find_spec(package) is None:
-                hint = f"pip install {package}, or all loggers: pip install 'lit-gptdata[integrations]'"
-                raise ImportError(f"{node._target_} needs a package: {hint}")
-        if "mlflowlogger" in kind and "tracking_uri" in node:
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-
-            lock: Any = nullcontext()
-            uri = node.tracking_uri or "sqlite:///outputs/mlflow.db"
-            place = node.get("artifact_location")
-            if uri.startswith("sqlite:///"):
-                path = Path(uri.removeprefix("sqlite:///")).resolve()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(f"{path}.lock")  # MLflow cannot make a database in two processes
-                place = place or str(path.with_suffix(""))  # MLflow would make ./mlruns
-                node.tracking_uri = uri = f"sqlite:///{path}"  # the current folder may change
-            with lock, suppress(MlflowException):  # it exists
-                MlflowClient(uri).create_experiment(node.experiment_name, place)
+        if "MLFlowLogger" not in str(node.get("_target_")) or "tracking_uri" not in node:
+            continue
+        mlflow = needs("mlflow", "integrations", node._target_)
+        uri, place = node.tracking_uri or "sqlite:///outputs/mlflow.db", node.get("artifact_location")
+        lock: Any = nullcontext()
+        if uri.startswith("sqlite:///"):
+            path = Path(uri.removeprefix("sqlite:///")).resolve()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{path}.lock")  # MLflow cannot make a database in two processes
+            place = place or str(path.with_suffix(""))  # MLflow would make ./mlruns
+            node.tracking_uri = uri = f"sqlite:///{path}"  # the current folder may change
+        with lock, suppress(mlflow.exceptions.MlflowException):  # it exists
+            mlflow.MlflowClient(uri).create_experiment(node.experiment_name, place)
 
 
 @contextmanager
@@ -219,4 +210,4 @@ def _close(logger: Any, status: str, folder: Path) -> None:
             logger.experiment.add_image(f"plots/{path.stem}", imread(path), dataformats="HWC")
     type(logger).finalize(logger, status)
     if isinstance(logger, WandbLogger) and logger._experiment:
-        logger.experiment.finish({"success": 0, "failed": 1, "KILLED": 255}[status])
+        logger.experiment.finish(exit_code=int(status != "success"))

@@ -21,14 +21,14 @@ def transformers_files(
     `given`: anything that `Tokenizer` takes. Raises ValueError for one with more ids than the model, and
     for one that a tokenizer.json cannot hold, ImportError.
     """
-    tokenizer, problem = Tokenizer(given), ""
-    reference, special_ids = tokenizer.reference, tokenizer.special_ids
+    tokenizer = Tokenizer(given)
+    reference, special_ids, name = tokenizer.reference, tokenizer.special_ids, tokenizer.name
     if tokenizer.vocab_size > vocab_size:
         problem = f"has {tokenizer.vocab_size:,} ids, but the model has vocab_size={vocab_size:,}"
-        raise ValueError(f"tokenizer {tokenizer.name!r} {problem}: give the one of its training")
+        raise ValueError(f"tokenizer {name!r} {problem}: give the one of its training")
     if reference.library == "sentencepiece":
-        problem = "has no tokenizer.json"
-    elif reference.library == "tiktoken":
+        raise ValueError(f"tokenizer {name!r} has no tokenizer.json: convert it with transformers")
+    if reference.library == "tiktoken":
         values = json.loads(ranks_as_json(reference.content(), reference.rule, special_ids))
         split = values["pre_tokenizer"] | {"behavior": "Isolated", "invert": False}
         values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL]}
@@ -39,14 +39,11 @@ def transformers_files(
         values = json.loads(reference.content())
         if tokenizer.left_out:  # it would add them to each text, and training did not
             values["post_processor"] = None
-    if not problem:
-        text, probe = json.dumps(values, ensure_ascii=False), PROBE + " ".join(special_ids)
-        engines = (HuggingFaceReference(text), reference)
-        ours, theirs = (engine.encode(probe, frozenset(special_ids)).tolist() for engine in engines)
-        problem = "" if ours == theirs else "splits a text in a way that tokenizer.json cannot express"
-    if problem:
-        advice = "convert it with transformers and give the new tokenizer.json, or give no tokenizer"
-        raise ValueError(f"tokenizer {tokenizer.name!r} {problem}: {advice}")
+    text, probe = json.dumps(values, ensure_ascii=False), PROBE + " ".join(special_ids)
+    engines = (HuggingFaceReference(text), reference)
+    ours, theirs = (engine.encode(probe, frozenset(special_ids)).tolist() for engine in engines)
+    if ours != theirs:
+        raise ValueError(f"tokenizer {name!r} cannot be a tokenizer.json: give no tokenizer")
     end = tokenizer._end
     both = {"eos": end, "bos": tokenizer.begin if tokenizer.bos else end}  # one token in GPT-2
     named = {name: token for name, token in both.items() if token}
