@@ -332,7 +332,7 @@ def test_stages_count_the_batches_that_a_limit_leaves(folder, tmp_path):
 
 def test_compact_batches_train_a_mixture_to_the_same_weights(folder, monkeypatch):
     plain, weights = train(folder, data=staged(folder), max_steps=20)
-    monkeypatch.setattr("lit_gptdata.datamodule.sends_compact", lambda trainer: True)
+    monkeypatch.setattr("lit_gptdata._lightning.sends_compact", lambda trainer: True)
     compact, same = train(folder, data=staged(folder), max_steps=20)
     assert compact.seen == plain.seen
     assert all(torch.equal(same[name], weight) for name, weight in weights.items())

@@ -198,10 +198,12 @@ def plan_segments(
     RunSegment. `limit`, `accumulate`: the Trainer's limit_train_batches and accumulate_grad_batches.
     """
     segments: list[RunSegment] = []
-    done = 0
+    done, left = 0, (start, step)
     for windows, steps in sizes:
         if windows is not None and windows <= done:
             continue
+        if steps.remaining(left[0].index):
+            start, step = left
         step = steps.done(start.index) if step < 0 else step
         end = max(step, steps.limited(limit, step, start.index))
         segment = RunSegment(
@@ -217,7 +219,11 @@ def plan_segments(
         step, most = batch - segment.first_batch(epoch), end if epoch == start.epoch else segment.limit
         batch += min(most, -(-step // accumulate) * accumulate) - step
         done, start = done + segment.windows_before(batch), segment.position(batch)
-        step = batch - segment.first_batch(start.epoch)
+        step, last = batch - segment.first_batch(start.epoch), segment.position(batch - 1)
+        left, taken = (start, step), batch - segment.first_batch(last.epoch)
+        is_over = start.epoch > last.epoch and not (isinstance(limit, int) and taken >= limit)
+        if is_over and taken % accumulate == 0:  # a smaller batch may fit into the rest of the epoch
+            left = Position(last.epoch, last.index + steps.width), taken
     return segments
 
 
