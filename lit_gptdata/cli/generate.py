@@ -86,7 +86,7 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     from hydra.utils import get_class
     from omegaconf import OmegaConf
 
-    file = find_checkpoint(Path(ckpt).expanduser())
+    file = find_checkpoint(Path(str(ckpt)).expanduser())  # ckpt=3 is read as a number
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         weights = content["state_dict"]

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gptdata._checks import check_integer, check_number
 from lit_gptdata.model.block import KeyValueCache
@@ -29,7 +28,9 @@ def sample_tokens(
 
     ids, limit = ids.to(model.device, torch.int64), model.stem.max_length
     caches = [] if model._own_code else [KeyValueCache() for _ in model.blocks]
-    with eval_mode(model):
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
         for _ in range(max_new_tokens):
             if caches and ids.shape[1] <= limit:
                 features = model._features(ids[:, caches[0].n :], caches)
@@ -39,6 +40,9 @@ def sample_tokens(
             next_token = sample_token(logits, temperature, top_k, generator)
             ids = torch.cat((ids, next_token), dim=1)
             yield next_token
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def sample_token(
@@ -58,15 +62,3 @@ def sample_token(
     # Subtract the largest logit before dividing: a tiny temperature then gives -inf, never inf - inf.
     probabilities = ((top_logits - top_logits[:, :1]) / temperature).softmax(dim=-1)
     return tokens.gather(-1, torch.multinomial(probabilities, 1, generator=generator))
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch `module` to eval mode, and restore the mode of each submodule afterwards."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in modes:
-            submodule.training = training

@@ -76,10 +76,10 @@ def read_job(folder: Path, name: str) -> Job:
     result: dict[str, Any] = {}
     problem = ""
     try:
-        result = json.loads((folder / "result.json").read_bytes())
+        result = dict(json.loads((folder / "result.json").read_bytes()))
     except FileNotFoundError:
         problem = "no result.json: the job was killed at its start, or train.py did not run it"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         problem = f"cannot read result.json: {error}"
     status = result.get("status")
     status = status if status in STATUSES else "unfinished"  # "running" while a job runs

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lit_gptdata._io import write_whole
+from lit_gptdata._io import aligned, write_whole
 from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, canonical, shorten
 from lit_gptdata.report.plots import Picture, draw
 from lit_gptdata.report.rows import Row, Sweep, read_sweep
@@ -90,11 +90,11 @@ def as_text(sweep: Sweep) -> str:
         numbers = [format_number(*row.of(sweep.metric)), format_number(row.of("tokens")[0])]
         name = f"{shorten(row.name, 40)} {sweep.mark(row)}"
         table.append([name, row.status, *values, str(len(row.seeds)), *numbers])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    for i, row in enumerate(sweep.rows, 1):
-        lines[i] += "".join(f"\n    {shorten(note, 160)}" for note in notes(sweep, row))
-    return "\n".join([_count_jobs(sweep), *headline(sweep), "", *lines])
+    head, *lines = aligned(table)
+    found = [_count_jobs(sweep), *headline(sweep), "", head]
+    for row, line in zip(sweep.rows, lines, strict=True):
+        found += [line, *(f"    {shorten(note, 160)}" for note in notes(sweep, row))]
+    return "\n".join(found)
 
 
 def headline(sweep: Sweep) -> list[str]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from lit_gptdata.report.jobs import METRICS, Value, canonical, shorten
-from lit_gptdata.report.rows import Row, Sweep
+from lit_gptdata.report.rows import Sweep
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -72,7 +72,11 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
     for i, row in enumerate(rows):
         tokens, means, halves = (np.array(column) for column in zip(*row.curve, strict=True))
         has_band = not math.isnan(halves[-1])
-        label = f"{_label(sweep, row)} → {means[-1]:#.4g}" + (f" ± {halves[-1]:.2g}" if has_band else "")
+        settings = [_format(canonical(row.value(key) or "?")) for key in sweep.keys]
+        name = shorten(" · ".join([shorten(row.name, 16), *settings]), 48)
+        status = "" if row.status == "completed" else f" ({row.status})"
+        half = f" ± {halves[-1]:.2g}" if has_band else ""
+        label = f"{sweep.mark(row)} {name}{status} → {means[-1]:#.4g}{half}"  # matplotlib hides "_…"
         if i >= len(COLORS):
             label = "other jobs" if i == len(COLORS) else ""
         style: Any = {"color": COLORS[i] if i < len(COLORS) else "#bbb", "zorder": 3 - i / len(rows)}
@@ -230,14 +234,6 @@ def _format(value: Value) -> str:
     if isinstance(value, str):
         return shorten(value, 16) or "''"
     return f"{value:.10g}" if value == int(value) else f"{value:.4g}"
-
-
-def _label(sweep: Sweep, row: Row) -> str:
-    """Name a curve: its jobs, the values of the varied keys, and how it ended."""
-    values = [_format(canonical(row.value(key) or "?")) for key in sweep.keys]
-    label = shorten(" · ".join([shorten(row.name, 16), *values]), 48)
-    status = "" if row.status == "completed" else f" ({row.status})"
-    return f"{sweep.mark(row)} {label}{status}"  # matplotlib hides "_…"
 
 
 def _add_legend(figure: Figure, axes: Axes, height: float, title: Sequence[str]) -> None:

@@ -98,7 +98,8 @@ def name_run(cfg: DictConfig, folder: Path) -> None:
     kept: Any = {}
     if Path(cfg.ckpt_path or "/").is_relative_to(folder) and (folder / "config.yaml").is_file():
         kept = OmegaConf.load(folder / "config.yaml")
-    name = shorten(re.sub("[/$]", "_", " ".join(words) or folder.name), MAX_NAME)
+    name = redacted(" ".join(words) or folder.name)  # clients send it to a server
+    name = shorten(re.sub("[/$]", "_", name), MAX_NAME)
     group = "/".join(folder.parts[-3:-1]) if in_sweep() else ""
     for key, value in {"run_name": name, "run_group": group}.items():
         OmegaConf.update(cfg, key, cfg.get(key) or kept.get(key) or value, force_add=True)

@@ -191,7 +191,7 @@ def test_jobs_that_were_killed_or_wrote_garbage_remain_rows(tmp_path):
     write_job(tmp_path / "1", "data.max_length=32", status="running", curve={0: 6.0, 500: 3.0})
     complete = HEAD + "0,0,0.0,,12.0,6.0\n5,0,500.0,,5.0,2.5\n"
     (tmp_path / "1" / "metrics.csv").write_text(complete + "9,0,900.0,,2.2,1.1")  # cut from 1.1875
-    garbage = (b'{"status": "comp', b"\xff\x00\xfe", b"", b"[" * 100)
+    garbage = (b'{"status": "comp', b"\xff\x00\xfe", b"null", b"[" * 100)
     for i, content in enumerate(garbage, 2):
         (write_job(tmp_path / str(i), bits=1.0) / "result.json").write_bytes(content)
     for name, config in (("6", "data:\n  max_length: 128\n"), ("7", "a: [\n")):

@@ -110,7 +110,7 @@ def test_failed_and_diverged_seeds_are_counted_and_named_but_not_averaged(widths
     assert sweep.rows[0].score[0] == pytest.approx(statistics.mean(WIDE))
     assert ": 2.3133 ± 0.0379 (3 of 5 seeds)." in headline(sweep)[0]
     text = as_text(sweep)
-    assert "3, 4, 5, 6, 7 ★  completed  32        3      2.3133 ± 0.0379    1,000" in text
+    assert "3, 4, 5, 6, 7 ★  completed        32      3    2.3133 ± 0.0379  1,000" in text
     assert "\n    job 6, seed 3, failed: RuntimeError: no memory\n" in text
     assert "\n    job 7, seed 4, completed: it has no finite val_bits_per_byte\n" in text
 

@@ -42,6 +42,11 @@ def test_a_job_of_a_sweep_is_named_by_its_number_and_what_differs(monkeypatch):
     assert named(monkeypatch, task, 3) == ("3 data.max_length=16 data.corpus=books__a", "day/time")
 
 
+def test_a_name_has_no_secrets_of_urls(monkeypatch):
+    name, _ = named(monkeypatch, ["data.corpus=https://me:secret@host/a.txt?key=secret", "seed=1"])
+    assert name == "data.corpus=https:__***@host_a.txt?… seed=1"
+
+
 def test_a_long_name_is_cut_in_the_middle(monkeypatch):
     name, _ = named(monkeypatch, [f"data.corpus={'書' * 300}", "seed=1"])
     assert len(name.encode()) <= 255  # a folder of TensorBoard
