@@ -96,11 +96,22 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
     cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
     name = OmegaConf.select(cfg, "model._target_") or OmegaConf.select(cfg, "model.class_path")
-    sys.path.append(os.getcwd())  # for model._target_=my_module.MyGPT
-    kind: Any = get_class(name or "lit_gptdata.GPT")
+    folders = OmegaConf.select(cfg, "hydra.searchpath") or []  # of --config-dir
+    sys.path += [os.getcwd(), *(url.removeprefix("file://") for url in folders)]
+    stem = OmegaConf.select(cfg, "stem._target_") or "lit_gptdata.EmbeddingStem"
+    try:
+        kind, _ = get_class(name or "lit_gptdata.GPT"), get_class(stem)  # a checkpoint imports no stem
+    except ImportError as error:
+        advice = "put the folder of its module on PYTHONPATH"
+        raise ValueError(f"cannot import the model of {config}: {advice}") from error
     try:
         model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
-    except TypeError:  # it has not saved its arguments
+    except TypeError as error:  # it has not saved its arguments
+        if "data" not in cfg:
+            problem = f"{file} is not a checkpoint of GPT"
+            raise ValueError(
+                f"{problem}, and no config.yaml of its run is in {config.parent}"
+            ) from error
         from lit_gptdata.cli.train import build_model
 
         sizes = SimpleNamespace(vocab_size=found.vocab_size, max_length=cfg.data.max_length)

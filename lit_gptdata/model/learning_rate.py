@@ -69,7 +69,8 @@ def check_schedule(steps: Any, tokens: Any, schedule: Any, decay: Any) -> dict[s
     """Return the options of a schedule as plain values; raises ValueError for a value out of range."""
     if steps is not None and tokens is not None:
         got = f"warmup_tokens={tokens!r} and warmup_steps={steps!r}"
-        raise ValueError(f"give either warmup_tokens or warmup_steps, got {got}: add warmup_tokens=null or warmup_steps=null")
+        advice = "add warmup_tokens=null or warmup_steps=null"
+        raise ValueError(f"give either warmup_tokens or warmup_steps, got {got}: {advice}")
     steps = 100 if steps is None else steps
     return {
         "warmup_steps": check_length("warmup_steps", steps, "steps") if tokens is None else None,

@@ -141,7 +141,8 @@ def stem_arguments(stem: nn.Module) -> dict[str, Any]:
     """The arguments of a stem that are in its hyperparameters; `_target_` names your own class."""
     if type(stem) is EmbeddingStem:
         return dict(stem.hparams)
-    hparams, target = getattr(stem, "hparams", {}), f"{type(stem).__module__}.{type(stem).__qualname__}"
+    hparams = {"freeze": False, **getattr(stem, "hparams", {})}  # EmbeddingStem saves only True
+    target = f"{type(stem).__module__}.{type(stem).__qualname__}"
     return {"_target_": target} | {k: hparams[k] for k in accepted(type(stem)) if k in hparams}
 
 

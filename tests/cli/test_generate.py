@@ -143,6 +143,34 @@ def test_a_foreign_model_generates_if_it_can(kind, capsys):
         assert "Mute has no method generate" in printed.err
 
 
+def test_own_modules_are_imported_from_the_folder_of_configs_or_named(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("run/checkpoints", "configs"):
+        Path(name).mkdir(parents=True)
+    Path("configs/stems_of_mine.py").write_text(
+        "from lit_gptdata import EmbeddingStem\nclass Mine(EmbeddingStem): pass\n"
+    )
+    config = Path("run/config.yaml")
+    config.write_text("stem:\n  _target_: stems_of_mine.Mine\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(Path("configs").absolute())
+        from stems_of_mine import Mine
+
+        save(GPT(Mine(50257, 8, 4), n_layers=0), "run/checkpoints/last.ckpt", tokenizer="gpt2")
+    monkeypatch.delitem(sys.modules, "stems_of_mine")
+    assert main(["generate", "run", "Hello"]) == 1
+    assert "cannot import the model of" in (printed := capsys.readouterr().err)
+    assert "put the folder of its module on PYTHONPATH" in printed
+    config.write_text(
+        f"{config.read_text()}hydra:\n  searchpath: ['file://{Path('configs').absolute()}']\n"
+    )
+    assert main(["generate", "run", "Hello", "max_new_tokens=1"]) == 0, capsys.readouterr().err
+    config.unlink()
+    save(Echo(3), "run/checkpoints/last.ckpt", tokenizer="gpt2")
+    assert main(["generate", "run", "Hello"]) == 1
+    assert "is not a checkpoint of GPT, and no config.yaml of its run" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_a_data_module_needs_a_tokenizer(capsys):
     model = GPT(EmbeddingStem(50257, 8, 4), n_layers=0)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

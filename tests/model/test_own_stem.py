@@ -35,6 +35,10 @@ class Forgets(Scaled):
         self.shift = shift
 
 
+class Same(EmbeddingStem):
+    """A subclass with the same arguments."""
+
+
 class Plain(nn.Module):
     """A module without hyperparameters, whose forward takes no positions."""
 
@@ -59,7 +63,7 @@ def saved(stem: nn.Module, path) -> GPT:
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: Scaled(**SIZES, scale=3.0), Plain])
+@pytest.mark.parametrize("make", [lambda: Scaled(**SIZES, scale=3.0), lambda: Same(**SIZES), Plain])
 def test_a_checkpoint_gives_back_the_class_and_the_arguments_of_a_stem(tmp_path, make):
     model = saved(make(), path := tmp_path / "a.ckpt")
     assert torch.load(path, weights_only=True)["hyper_parameters"]["stem"]["_target_"].startswith(
