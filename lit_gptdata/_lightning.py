@@ -88,7 +88,8 @@ def check_batch_schedule(trainer: Any, tuned: bool) -> None:
     if trainer is None:
         problem = "needs Trainer.fit(model, datamodule=…). In your own loop, set batch_size instead"
     elif isinstance(limit := trainer.limit_train_batches, float) and limit != 1:
-        problem = f"needs trainer.limit_train_batches as a number of batches, got the fraction {limit}"
+        name = "overfit_batches" if overfits(trainer) else "limit_train_batches"
+        problem = f"needs trainer.{name} as a number of batches, got the fraction {limit}"
     if problem:
         raise ValueError(f"batch_schedule {problem}")
 

@@ -45,10 +45,11 @@ def learning_rate_scale(
 
 def check_length(name: str, value: Any, unit: str = "tokens") -> int | float:
     """Return a number of tokens as an int ≥ 0, or a fraction of all tokens as a float in (0, 1)."""
-    if isinstance(value, Integral) and int(value) >= 0:
-        return int(value)
-    if isinstance(value, Real) and 0 <= float(value) < 1:
-        return float(value) or 0
+    if isinstance(value, Real) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, Integral):
+            return int(value)
+        if value < 1:
+            return float(value) or 0
     allowed = f"an integer ≥ 0 or a fraction of all {unit} in (0, 1)"
     raise ValueError(f"{name} must be {allowed}, got {value!r}")
 

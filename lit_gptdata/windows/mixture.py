@@ -286,6 +286,9 @@ def stage_begins(tokens: Sequence[int], segments: Sequence[RunSegment], max_leng
     batch, first = segments[0].batch, segments[0].start.epoch
     begins = [0]
     for length in tokens:
+        if not segments[-1].limit:  # no batch trains
+            begins.append(begins[-1] - (-length // max_length))
+            continue
         windows = count_windows(segments, batch) - (-length // max_length)
         batches = range(batch, batch + windows)  # a batch has at least one window
         batch += bisect_left(batches, windows, key=lambda end: count_windows(segments, end))

@@ -125,9 +125,8 @@ class WindowSampler(DistributedSampler[Any]):
         start, seed = Position(self.epoch, self._index), self.order_seed
         seed = seed.share() if isinstance(seed, DrawnSeed) else seed
         permutation = self._order(n=steps.n, seed=seed, epoch=self.epoch)
-        parts = [(start.index, steps, steps.remaining(start.index))]
-        if self._plan:
-            parts = epoch_parts(self._plan, start)
+        alone = [(start.index, steps, steps.remaining(start.index))]
+        parts = epoch_parts(self._plan, start) if self._plan else alone
         self._current = EpochSlice(
             steps=steps, rank=rank, start=start, permutation=permutation, parts=parts
         )

@@ -10,7 +10,7 @@ tail                      8 9         dropped with drop_last, otherwise a smalle
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -151,12 +151,11 @@ class RunSegment:
         As in Lightning, the batches that accumulate are counted from an epoch's start, and its last
         optimizer step may have fewer.
         """
-        epoch = self.position(batch).epoch
-        later, done = epoch - self.start.epoch, batch - self.first_batch(epoch)
-        if later:
-            done_epochs = -(-self.end // accumulate) + (later - 1) * -(-self.limit // accumulate)
-            return done_epochs - self.step // accumulate + done // accumulate
-        return done // accumulate - self.step // accumulate
+        rest = self.rest(batch)
+        updates = rest.step // accumulate - self.step // accumulate
+        if later := rest.start.epoch - self.start.epoch:
+            updates += -(-self.end // accumulate) + (later - 1) * -(-self.limit // accumulate)
+        return updates
 
     def rest(self, batch: int) -> RunSegment:
         """The segment from batch `batch` on."""
@@ -205,19 +204,16 @@ def plan_segments(
         if steps.remaining(left[0].index):
             start, step = left
         step = steps.done(start.index) if step < 0 else step
-        end = max(step, steps.limited(limit, step, start.index))
-        segment = RunSegment(
-            batch=batch, start=start, steps=steps, limit=steps.limited(limit), text_order=text_order,
-            step=step, end=end,
-        )  # fmt: skip
+        end, most = max(step, steps.limited(limit, step, start.index)), steps.limited(limit)
+        where: Any = {"batch": batch, "start": start, "step": step, "end": end}
+        segment = RunSegment(steps=steps, limit=most, text_order=text_order, **where)
         segments.append(segment)
         if windows is None or not segment.limit:
             break
         batches = range(batch, batch + windows - done)  # a batch has at least one window
         batch += bisect_left(batches, windows - done, key=segment.windows_before)
-        epoch = segment.position(batch).epoch
-        step, most = batch - segment.first_batch(epoch), end if epoch == start.epoch else segment.limit
-        batch += min(most, -(-step // accumulate) * accumulate) - step
+        rest = segment.rest(batch)
+        batch += min(rest.end, -(-rest.step // accumulate) * accumulate) - rest.step
         done, start = done + segment.windows_before(batch), segment.position(batch)
         step, last = batch - segment.first_batch(start.epoch), segment.position(batch - 1)
         left, taken = (start, step), batch - segment.first_batch(last.epoch)
@@ -305,16 +301,10 @@ class OptimizerSteps:
 
     def batch_of(self, step: int, segments: Sequence[RunSegment]) -> int:
         """The number of batches before an optimizer step."""
-        number = max(0, bisect_right(self.starts, step, key=lambda start: start[1]) - 1)
-        first, done, accumulate = self.starts[number]
-        # a step has 1 to `accumulate` batches
-        batches = range(first + step - done, first + (step - done) * accumulate)
-        updates = step - done + count_updates(segments, first, accumulate)
-        found = batches.start + bisect_left(
-            batches, updates, key=lambda end: count_updates(segments, end, accumulate)
-        )
-        later = self.starts[number + 1 :]
-        return min(found, later[0][0]) if later else found
+        first, done, accumulate = self.starts[-1]
+        ahead = max(0, step - done)  # each of these steps has 1 to `accumulate` batches
+        least, batches = first + ahead if step >= done else 0, range(first + ahead * accumulate)
+        return bisect_left(batches, step, least, key=lambda batch: self.before(batch, segments))
 
     def resume(self, batch: int, step: int, accumulate: int, segments: Sequence[RunSegment]) -> None:
         """Note that a run is at this batch and step, and how many batches its next steps have."""
@@ -331,13 +321,10 @@ def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int,
             raise ValueError("the run overfits: each of its epochs has the same first windows")
         batch, steps = segment.batch, segment.steps
         while batch < end:
-            position = segment.position(batch)
-            begin, last = (
-                position.epoch * steps.n + position.index,
-                segment.first_batch(position.epoch + 1),
-            )
-            batches = min(last, end) - batch
-            to = min(begin + batches * steps.width, (position.epoch + 1) * steps.n)
+            at = segment.position(batch)
+            begin, batches = at.epoch * steps.n + at.index, segment.first_batch(at.epoch + 1)
+            batches = min(batches, end) - batch
+            to = min(begin + batches * steps.width, (at.epoch + 1) * steps.n)
             if ranges and ranges[-1][1] == begin:
                 begin = ranges.pop()[0]
             ranges.append((begin, to))
