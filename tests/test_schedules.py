@@ -330,6 +330,8 @@ def test_what_cannot_follow_a_batch_schedule_is_refused(tmp_path):
         opened(make_data(tmp_path, **data)).train_dataloader()
     with pytest.raises(ValueError, match=r"as a number of batches, got the fraction 0\.5"):
         fit(tmp_path, None, data=data, max_epochs=1, limit_train_batches=0.5)
+    with pytest.raises(ValueError, match=r"needs trainer\.overfit_batches as a number of batches"):
+        fit(tmp_path, None, data=data, max_epochs=1, overfit_batches=0.5)
     with pytest.raises(ValueError, match="leave out BatchSizeFinder"):
         make_trainer(max_steps=1, callbacks=BatchSizeFinder()).fit(
             make_model(), datamodule=make_data(tmp_path, **data)
@@ -362,3 +364,21 @@ def test_a_second_fit_of_a_trainer_continues_the_curve(tmp_path):
     assert [rate for _, rate, _ in curve.points] == [
         learning_rate_scale(i * STEP, total, round(0.1 * total), 0.1, own=STEP) for i in range(20, 30)
     ]
+
+
+@pytest.mark.parametrize("warmup", [0.13, 0.24, 0.5, 3])
+def test_warmup_steps_are_whole_steps_as_in_older_runs(tmp_path, warmup):
+    model = {"warmup_tokens": None, "warmup_steps": warmup}
+    curve = fit(tmp_path, 5 * STEP, model=model)
+    steps = warmup if isinstance(warmup, int) else round(warmup * 5)
+    rates = [learning_rate_scale(step, 5, steps, 0.1) for step in range(5)]
+    assert [rate for _, rate, _ in curve.points] == rates
+
+
+@pytest.mark.parametrize("data", [{"batch_size": 999}, {"batch_schedule": [{"batch_size": 999}]}])
+def test_stages_whose_batches_are_too_large_name_the_batch_size(tmp_path, data):
+    weights = {"web": 1, "code": 1, "books": 1}
+    stages = [{"tokens": 99, "weights": weights}, {"weights": weights}]
+    data = data | {"corpus": write_sources(tmp_path), "stages": stages}
+    with pytest.raises(ValueError, match=r"batch_size=999 .*leaves no batch"):
+        fit(tmp_path, data=data)

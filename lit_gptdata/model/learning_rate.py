@@ -10,6 +10,7 @@ not count its tokens counts optimizer steps; all numbers are then numbers of ste
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -54,16 +55,26 @@ def check_length(name: str, value: Any, unit: str = "tokens") -> int | float:
     raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def count_tokens(name: str, length: int | float, total: float) -> int:
-    """Return the number of tokens of a `length` that may be a fraction of `total`."""
+def count_tokens(
+    name: str, length: int | float, total: float, count: Callable[[int], float] | None = None
+) -> int:
+    """Return the tokens of a `length` that may be a fraction of `total` tokens.
+
+    With `count`, the tokens before a step, the length is in optimizer steps, rounded to whole ones.
+    """
     if isinstance(length, int):
-        return length
+        return int(count(length)) if count else length
     if total == 0:  # Trainer(max_steps=0) trains nothing
         return 0
     if not 1 <= total < math.inf:
         advice = "but the Trainer has no limit: give an integer, or set its max_steps or max_epochs"
         raise ValueError(f"{name}={length} is a fraction of the whole run, {advice}")
-    return round(length * total)
+    tokens = length * total
+    if count is None:
+        return round(tokens)
+    step = bisect_left(range(int(total) + 1), tokens, key=count)  # the first one that is not too early
+    nearest = min(max(0, step - 1), step, key=lambda s: (abs(count(s) - tokens), s % 2))
+    return int(count(nearest))
 
 
 def check_schedule(steps: Any, tokens: Any, schedule: Any, decay: Any) -> dict[str, Any]:
@@ -99,17 +110,16 @@ def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], f
             problem = f"{option}={length}, but the data module does not count tokens"
             raise ValueError(f"{problem}: give a fraction of the run, or fit with a GPTDataModule")
 
+    def count(step: int) -> float:
+        return step if tokens_at is None else tokens_at(step=step)
+
     def scale(step: int) -> float:
-        count = tokens_at or (lambda step=None: total_steps if step is None else step)
-        before, total = count(step=first + step), count()
-        warmup, decay = lengths[name], lengths.get("decay_tokens") if total < math.inf else None
-        if name == "warmup_steps" and isinstance(warmup, int):
-            warmup = count(step=warmup)
-        warmup = count_tokens(name, warmup, total)
-        own = count(step=first + step + 1) - before if before < warmup else 1
-        return learning_rate_scale(
-            before, total, warmup, options["min_learning_rate_ratio"], own=own,
-            decay=decay and count_tokens("decay_tokens", decay, max(0, total)),
-        )  # fmt: skip
+        before, total = count(first + step), total_steps if tokens_at is None else tokens_at()
+        warmup = count_tokens(name, lengths[name], total, count if name == "warmup_steps" else None)
+        own = count(first + step + 1) - before if before < warmup else 1
+        decay = lengths.get("decay_tokens") if total < math.inf else None
+        decay = decay and count_tokens("decay_tokens", decay, max(0, total))
+        ratio = options["min_learning_rate_ratio"]
+        return learning_rate_scale(before, total, warmup, ratio, own=own, decay=decay)
 
     return scale
