@@ -122,17 +122,16 @@ class Resume(L.Callback):
 
     def _continue_from(self, batch: int, start: Position) -> RunSegment:
         """Plan the run from `batch` on; segments that start there or later are dropped."""
-        self._segments = [before for before in self._segments if before.batch < batch]
-        tokens = self._tokens_before(batch, self._segments)
-        self._segments += (planned := self.plan(batch, start, tokens=tokens))
-        self._current = planned[0]
-        return self._current
+        before = [segment for segment in self._segments if segment.batch < batch]
+        planned = self.plan(batch, start, tokens=self._tokens_before(batch, before))
+        self._segments, self._current = [*before, *planned], planned[0]
+        return planned[0]
 
     def _continues_as_planned(self, batch: int, start: Position) -> bool:
         """Plan the last segment again, and continue in it if the run would come to the same position."""
         *before, last = self._segments
-        tokens = self._tokens_before(last.batch, before)
-        planned = self.plan(last.batch, last.start, last.step, tokens)
+        done = self._tokens_before(last.batch, before)
+        planned = self.plan(last.batch, last.start, last.step, done)
         current = [segment for segment in planned if segment.batch <= batch][-1]
         ends = [start, Position(start.epoch + 1, 0)] if start.index else [start]
         if planned[0] != last or not current.limit or current.position(batch) not in ends:

@@ -46,24 +46,23 @@ def learning_rate_scale(
 
 def check_length(name: str, value: Any, unit: str = "tokens") -> int | float:
     """Return a number of tokens as an int ≥ 0, or a fraction of all tokens as a float in (0, 1)."""
-    if isinstance(value, Real) and not isinstance(value, bool) and value >= 0:
-        if isinstance(value, Integral):
-            return int(value)
-        if value < 1:
-            return float(value) or 0
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, Integral) and 0 <= float(value) < 1:
+        return float(value) or 0
     allowed = f"an integer ≥ 0 or a fraction of all {unit} in (0, 1)"
     raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def count_tokens(
-    name: str, length: int | float, total: float, count: Callable[[int], float] | None = None
+    name: str, length: int | float, total: float, count: Callable[[int], int] | None = None
 ) -> int:
     """Return the tokens of a `length` that may be a fraction of `total` tokens.
 
     With `count`, the tokens before a step, the length is in optimizer steps, rounded to whole ones.
     """
     if isinstance(length, int):
-        return int(count(length)) if count else length
+        return count(length) if count else length
     if total == 0:  # Trainer(max_steps=0) trains nothing
         return 0
     if not 1 <= total < math.inf:
@@ -74,7 +73,7 @@ def count_tokens(
         return round(tokens)
     step = bisect_left(range(int(total) + 1), tokens, key=count)  # the first one that is not too early
     nearest = min(max(0, step - 1), step, key=lambda s: (abs(count(s) - tokens), s % 2))
-    return int(count(nearest))
+    return count(nearest)
 
 
 def check_schedule(steps: Any, tokens: Any, schedule: Any, decay: Any) -> dict[str, Any]:
@@ -110,8 +109,8 @@ def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], f
             problem = f"{option}={length}, but the data module does not count tokens"
             raise ValueError(f"{problem}: give a fraction of the run, or fit with a GPTDataModule")
 
-    def count(step: int) -> float:
-        return step if tokens_at is None else tokens_at(step=step)
+    def count(step: int) -> int:
+        return step if tokens_at is None else int(tokens_at(step=step))
 
     def scale(step: int) -> float:
         before, total = count(first + step), total_steps if tokens_at is None else tokens_at()

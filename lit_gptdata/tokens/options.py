@@ -134,12 +134,11 @@ def read_batch_schedule(schedule: Sequence[Mapping[str, Any]]) -> list[dict[str,
 def _read_length(option: str, tokens: Any, is_last: bool) -> int | None:
     """The length of a part of a run in tokens; the last part has None."""
     if (tokens is None) != is_last:
-        name = option.partition("[")[0]
-        only = "the last one has no end" if is_last else "only the last one has no end"
-        raise ValueError(f"{option}.tokens is {tokens}, but {only}: give tokens to the others of {name}")
-    if tokens is None:
-        return None
-    return check_integer(f"{option}.tokens", tokens, 1, "a length in input tokens of all ranks")
+        rule = f"{'' if is_last else 'only '}the last one has no end"
+        advice = f"give tokens to the others of {option.partition('[')[0]}"
+        raise ValueError(f"{option}.tokens is {tokens}, but {rule}: {advice}")
+    meaning = "a length in input tokens of all ranks"
+    return None if tokens is None else check_integer(f"{option}.tokens", tokens, 1, meaning)
 
 
 def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path) -> LocalBuild:

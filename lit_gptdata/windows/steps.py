@@ -105,11 +105,6 @@ class RunSegment:
         if self.end < 0:
             object.__setattr__(self, "end", self.limit)
 
-    @classmethod
-    def from_beginning(cls, steps: Steps) -> RunSegment:
-        """A run of these steps that starts with the first window."""
-        return cls(batch=0, start=Position(0, 0), steps=steps, limit=steps.remaining())
-
     def first_batch(self, epoch: int) -> int:
         """The batch number of step 0 of an epoch, as if the segment had taken all its steps."""
         later = epoch - self.start.epoch

@@ -23,7 +23,7 @@ from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.windows.dataset import Windows
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, epochs_of, taken_windows
-from lit_gptdata.windows.steps import RunSegment, Steps, trained_ranges, windows_of_batch
+from lit_gptdata.windows.steps import Position, RunSegment, Steps, trained_ranges, windows_of_batch
 from tests.cli.test_cli import parse_windows, run
 from tests.training.run_train import run_train
 
@@ -353,11 +353,8 @@ def test_seen_follows_the_history_of_a_checkpoint(texts, capsys):
 
 def test_trained_ranges_are_the_positions_of_all_batches():
     steps = Steps(n=23, batch_size=3, world_size=2, tail="share")
-    segments = [
-        RunSegment.from_beginning(Steps(n=23, batch_size=4)),
-        RunSegment(batch=7, start=RunSegment.from_beginning(Steps(n=23, batch_size=4)).position(7),
-                   steps=steps, limit=3),
-    ]  # fmt: skip
+    first = RunSegment(batch=0, start=Position(0, 0), steps=Steps(n=23, batch_size=4), limit=5)
+    segments = [first, RunSegment(batch=7, start=first.position(7), steps=steps, limit=3)]
     for stop in range(40):
         expected = []
         for batch in range(stop):

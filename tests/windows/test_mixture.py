@@ -332,7 +332,8 @@ def test_a_loader_refuses_the_state_of_another_mixture():
 )
 def test_stages_start_after_whole_steps(tokens, begins):
     steps = Steps(n=130, batch_size=4, world_size=2)
-    assert stage_begins(tokens, [RunSegment.from_beginning(steps)], L) == begins
+    run = [RunSegment(batch=0, start=Position(0, 0), steps=steps, limit=16)]
+    assert stage_begins(tokens, run, L) == begins
 
 
 def test_a_limit_of_batches_moves_the_starts_of_stages():
