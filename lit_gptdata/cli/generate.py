@@ -100,7 +100,8 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
     sys.path += [os.getcwd(), *(url.removeprefix("file://") for url in folders)]
     stem = OmegaConf.select(cfg, "stem._target_") or "lit_gptdata.EmbeddingStem"
     try:
-        kind, _ = get_class(name or "lit_gptdata.GPT"), get_class(stem)  # a checkpoint imports no stem
+        kind: Any = get_class(name or "lit_gptdata.GPT")
+        get_class(stem)  # loading a checkpoint imports no stem
     except ImportError as error:
         advice = "put the folder of its module on PYTHONPATH"
         raise ValueError(f"cannot import the model of {config}: {advice}") from error
