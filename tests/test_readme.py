@@ -119,6 +119,8 @@ class Kill(L.Callback):
 )
 def test_every_other_python_example_runs(page, number):
     code = blocks(page, "python")[number]
+    if "save_pretrained" in code:
+        pytest.importorskip("safetensors")
     if not code.startswith("class GPTCLI"):  # test_lightning_cli.py compares this with the source
         exec(code, {"__name__": "__main__"})
 
