@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from typing import Literal
 
 from lit_gptdata._io import CHUNK_BYTES
@@ -123,13 +124,21 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
 
 def _utf16_or_32(data: bytes) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
-    import charset_normalizer  # requests depends on it
-
-    encodings = ["utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be"]
-    best = charset_normalizer.from_bytes(data[:SAMPLE_BYTES], cp_isolation=encodings).best()
-    if best is None or not any(space in str(best) for space in " \n。、，"):
-        return ""  # strings that end with NULs may look like UTF-16, too, but have no spaces then
-    return best.encoding.replace("_", "").replace("utf", "utf-")
+    # The letters of an alphabet share their upper byte, which is below 0x20. In Chinese, Japanese and
+    # Korean the lower bytes have any value, so many are control characters.
+    sample = data[:SAMPLE_BYTES]
+    even, odd = (Counter(sample[parity::2] or b"x").most_common(1)[0][::-1] for parity in (0, 1))
+    n_upper, upper = max(even, odd, key=lambda common: common[0])
+    if not has_controls(data) and (upper >= 0x20 or n_upper <= len(sample) / 4):
+        return ""
+    for encoding in ("utf-32le", "utf-32be", "utf-16be" if even > odd else "utf-16le"):
+        text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
+        # numbers such as token ids give unassigned characters, too, and hardly any spaces
+        n_spaces = sum(map(text.count, " \n。、，"))
+        n_printable = sum(char.isprintable() or char.isspace() for char in text)
+        if n_spaces > 0.01 * len(text) and n_printable > 0.98 * len(text):
+            return encoding
+    return ""
 
 
 def has_controls(data: bytes) -> bool:
