@@ -210,6 +210,8 @@ class GPTDataModule(L.LightningDataModule):
             raise RuntimeError(f"each source has its own store: use data.sources[name].store ({names})")
         return self._data.first.store
 
+    _split = property(lambda self: self._data.first.split)  # of the only source
+
     @property
     def token_bytes(self) -> np.ndarray:
         """Number of UTF-8 bytes of each id, int64 (vocab_size,); 0 for special tokens."""
