@@ -93,13 +93,8 @@ def read_stages(
     """Read the option `stages`, as plain dicts; raises TypeError or ValueError that names the stage."""
     if any(source.weight is not None for source in sources.values()):
         raise ValueError("stages replace the weights of the sources: remove `weight` from each source")
-    if isinstance(stages, (str, Mapping)) or not isinstance(stages, Sequence) or not stages:
-        raise TypeError(f"stages must be a list of {{tokens: …, weights: {{…}}}}, got {stages!r}")
     found = []
-    for number, stage in enumerate(stages):
-        option, is_last = f"stages[{number}]", number == len(stages) - 1
-        if not isinstance(stage, Mapping) or not {"weights"} <= set(stage) <= {"tokens", "weights"}:
-            raise ValueError(f"{option} must have the keys tokens and weights, got {stage!r}")
+    for option, stage, is_last in _parts("stages", stages, "weights", "{…}"):
         key = f"{option}.weights"
         if not isinstance(given := stage["weights"], Mapping):
             raise TypeError(f"{key} must be a mapping, {{source: weight, …}}, got {given!r}")
@@ -117,18 +112,22 @@ def read_stages(
 
 def read_batch_schedule(schedule: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Read the option `batch_schedule`, as plain dicts; raises TypeError or ValueError."""
-    if isinstance(schedule, (str, Mapping)) or not isinstance(schedule, Sequence) or not schedule:
-        form = "{tokens: …, batch_size: …}"
-        raise TypeError(f"batch_schedule must be a list of {form}, got {schedule!r}")
     found = []
-    for number, part in enumerate(schedule):
-        option, is_last = f"batch_schedule[{number}]", number == len(schedule) - 1
-        if not isinstance(part, Mapping) or not {"batch_size"} <= set(part) <= {"tokens", "batch_size"}:
-            raise ValueError(f"{option} must have the keys tokens and batch_size, got {part!r}")
+    for option, part, is_last in _parts("batch_schedule", schedule, "batch_size", "…"):
         size = check_integer(f"{option}.batch_size", part["batch_size"], 1, "the windows in a batch")
         tokens = _read_length(option, part.get("tokens"), is_last)
         found.append({"tokens": tokens, "batch_size": size})
     return found
+
+
+def _parts(name: str, parts: Any, key: str, form: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """The parts of a run in the option `name`, {tokens, `key`} each: (option, part, is it the last)."""
+    if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:
+        raise TypeError(f"{name} must be a list of {{tokens: …, {key}: {form}}}, got {parts!r}")
+    for number, part in enumerate(parts):
+        if not isinstance(part, Mapping) or not {key} <= set(part) <= {"tokens", key}:
+            raise ValueError(f"{name}[{number}] must have the keys tokens and {key}, got {part!r}")
+        yield f"{name}[{number}]", part, number == len(parts) - 1
 
 
 def _read_length(option: str, tokens: Any, is_last: bool) -> int | None:
