@@ -92,7 +92,7 @@ def check_schedule(steps: Any, tokens: Any, schedule: Any, decay: Any) -> dict[s
 
 
 def make_schedule(options: Mapping[str, Any], trainer: Any) -> Callable[[int], float]:
-    """The factor on the peak learning rate, by optimizer step; `options` are those of check_schedule.
+    """The factor on the peak learning rate, by optimizer step; `options`: what check_schedule returns.
 
     A data module with `tokens_at(step=…)` and `tokens_at()`, the tokens of the whole run, gives a
     schedule in tokens. Other data gives one in steps.

@@ -23,8 +23,8 @@ class TokenBudget(L.Callback):
 
     Args:
         max_tokens: tokens to train on, or None for no limit
-        val_every_tokens: tokens between validations, rounded to whole batches, which are those of the
-            first size in a batch schedule; None: set by the Trainer
+        val_every_tokens: tokens between validations, rounded to whole batches; in a batch schedule, to
+            batches of the first size. None: set by the Trainer
 
     In `fit` it raises ValueError if `max_tokens` is less than one optimizer step or the data has no full
     batch, and TypeError if a limit is set without a GPTDataModule.
