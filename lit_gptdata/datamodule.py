@@ -27,6 +27,7 @@ from lit_gptdata._lightning import (
     splits_on_device,
     tells_sets_apart,
 )
+from lit_gptdata.report.show import ShownText
 from lit_gptdata.resume import OnChange, Resume
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors
@@ -42,7 +43,6 @@ from lit_gptdata.windows.mixture import Mixture, stage_begins
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
-from lit_gptdata.windows.show import ShownText
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
 from lit_gptdata.windows.steps import Steps, Tail
 

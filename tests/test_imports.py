@@ -38,7 +38,7 @@ FLOW = [
     "windows.split", "windows.order", "windows.steps",
     "windows.dataset",
     "windows.ranks", "windows.mixture", "windows.sources", "windows.identity",
-    "windows.show", "windows.sampler", "windows.loader",
+    "report.show", "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",
     "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.scores", "model.gpt",
@@ -48,7 +48,7 @@ FLOW = [
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
-    "cli.overrides", "cli.data", "cli.show", "cli.seen",
+    "cli.overrides", "cli.data", "cli.show",
     "cli.train_tokenizer", "cli.train", "cli.generate", "cli.interop", "cli.rerun", "cli.app",
     "cli.main", "__main__",
 ]  # fmt: skip

@@ -17,8 +17,7 @@ from lit_gptdata.cli.generate import generate, generate_arguments
 from lit_gptdata.cli.interop import export, export_arguments, import_arguments, import_ids
 from lit_gptdata.cli.overrides import add_overrides
 from lit_gptdata.cli.rerun import report, report_arguments, rerun, rerun_arguments
-from lit_gptdata.cli.seen import seen, seen_arguments
-from lit_gptdata.cli.show import show, show_arguments
+from lit_gptdata.cli.show import seen, seen_arguments, show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
 from lit_gptdata.configs import explain_flag
 

@@ -1,10 +1,14 @@
-"""The command that prints the text that a training step sees, with the borders of its tokens."""
+"""The commands that print the text of a training step, and list the text that a run has seen."""
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 
-from lit_gptdata.cli.overrides import add_overrides, open_data
+from lit_gptdata._io import aligned
+from lit_gptdata.cli.overrides import add_overrides, compose_config, count_ranks, open_data
+
+SHOWN_RANGES = 8  # ranges of documents in a row of the table; JSON has all
 
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,3 +30,57 @@ def split_selector(words: Sequence[str]) -> tuple[str, int, list[str]]:
     if not re.fullmatch("[0-9]+", number):
         raise ValueError(f"{kind} must be an integer ≥ 0, got {number}. For example: {kind}=3")
     return kind, int(number), [word for word in words if word not in selectors]
+
+
+def seen_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, with all documents")
+    add_overrides(parser, "step=N, or the .ckpt file of a run, or both; all others, without a file: ")
+
+
+def seen(args: argparse.Namespace) -> None:
+    """List the text of each source that a run sees before step=N."""
+    from lit_gptdata.datamodule import GPTDataModule
+    from lit_gptdata.windows.identity import seen as seen_before
+
+    files = [word for word in args.overrides if word.endswith(".ckpt") and "=" not in word]
+    words = [word for word in args.overrides if word not in files]
+    kind, step, overrides = split_selector(words)
+    has_step = len(words) > len(overrides)
+    if kind != "step" or not (files or has_step):
+        raise ValueError("give step=N or the checkpoint of a run: lit-gptdata seen step=1000")
+    if len(files + overrides) > 1 and files:
+        others = " ".join((files + overrides)[1:])
+        raise ValueError(f"{files[0]} has the options of its run: remove {others}")
+    ranks = None
+    if files:
+        data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
+        data.setup()
+        step = step if has_step else data.state_dict()["batches"]
+    else:
+        data = open_data(overrides)
+        if data.shuffle and data.seed is None:
+            raise ValueError("seed=None: each run draws its own order: give the run's checkpoint")
+        ranks = count_ranks(compose_config(overrides))
+    if step:
+        data.windows_at(step - 1, world_size=ranks)  # raises for a step that does not exist
+    history = data._resume.history(ranks)
+    sources = seen_before(history, step, data._data.open_store)
+    total = sum(source["tokens"] for source in sources)
+    for source in sources:
+        source["share"] = source["tokens"] / max(1, total)
+    if args.json:
+        print(json.dumps({"step": step, "tokens": total, "sources": sources}))
+        return
+    rows = [["source", "steps", "tokens", "share", "epochs", "documents"]]
+    for source in sources:
+        steps, tokens = "[{:,}, {:,})".format(*source["steps"]), f"{source['tokens']:,}"
+        share, epochs = f"{100 * source['share']:.2f} %", f"{source['epochs']:.2f}"
+        documents = f"{source['n_documents']:,} of {source['of']:,}: {as_ranges(source['documents'])}"
+        rows.append([source["source"], steps, tokens, share, epochs, documents])
+    print(f"before step {step:,}: {total:,} training tokens", *aligned(rows), sep="\n")
+
+
+def as_ranges(documents: Sequence[tuple[int, int]]) -> str:
+    """The first ranges, for people: [(1, 120), (125, 125)] → "1-120, 125"."""
+    shown = [f"{first}-{last}" if first < last else f"{first}" for first, last in documents]
+    return ", ".join(shown[:SHOWN_RANGES] + ["…"] * (len(shown) > SHOWN_RANGES)) or "none"

@@ -4,5 +4,6 @@ pictures, page.py writes sweep.html.
 >>> from lit_gptdata.report.page import report_sweep
 >>> report_sweep(Path("multirun/2026-11-22/10-00-00-123456"))
 
-usage.py is separate: it draws the picture of `lit-gptdata info --plot`.
+Two files are separate: usage.py draws the picture of `lit-gptdata info --plot`, and show.py is the text
+of a training step, `data.show(step)`.
 """

@@ -21,9 +21,9 @@ from lit_gptdata import GPTDataModule, Tokenizer
 from lit_gptdata.cli.main import COMMANDS, main
 from lit_gptdata.configs import conf_dir, quote_value
 from lit_gptdata.report import usage
+from lit_gptdata.report.show import COLORS, RESET, SEPARATOR
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as build
-from lit_gptdata.windows.show import COLORS, RESET, SEPARATOR
 
 STORY = "It was on a dreary night of November that I beheld the accomplishment of my toils.\n"
 WORLD = "Größe, 日本語 🎉 naïve <|endoftext|> and on\r\n"

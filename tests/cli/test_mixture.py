@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from lit_gptdata import GPTDataModule
 from lit_gptdata.cli.main import main
 from lit_gptdata.cli.overrides import build_data, compose_config
-from lit_gptdata.cli.seen import as_ranges
+from lit_gptdata.cli.show import as_ranges
 from lit_gptdata.report import usage
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.shards import Tokens

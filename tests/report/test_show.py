@@ -9,7 +9,7 @@ import pytest
 
 from lit_gptdata import GPTDataModule, WindowDataset, create_dataloader
 from lit_gptdata.cli.main import main
-from lit_gptdata.windows.show import SEPARATOR, visible
+from lit_gptdata.report.show import SEPARATOR, visible
 from tests.runs import opened, write_sources, write_text
 
 LENGTHS = {"max_length": 8, "stride": 8, "batch_size": 3}
@@ -118,7 +118,7 @@ def test_visible_keeps_letters_and_names_what_cannot_be_seen():
 
 
 def test_a_notebook_shows_a_part_of_a_large_batch(words, monkeypatch):
-    monkeypatch.setattr("lit_gptdata.windows.show.NOTEBOOK_TOKENS", 16)
+    monkeypatch.setattr("lit_gptdata.report.show.NOTEBOOK_TOKENS", 16)
     assert len(cells(words.show(0))[0]) == 16
     assert "… and 1 more windows, which print() shows" in words.show(0)._repr_html_()
 
