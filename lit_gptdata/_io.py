@@ -1,8 +1,10 @@
-"""Write files atomically: temporary name, fsync, rename. Align tables. Show progress."""
+"""Write files atomically: temporary name, fsync, rename. Lock them. Align tables. Show progress."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -10,6 +12,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 16  # per read: these stay in a core's cache while they are processed, 1 MiB does not
 
@@ -87,6 +93,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locked(path: Path, activity: str) -> contextlib.AbstractContextManager[object]:
+    """Take a lock that ends with the process. `activity`: what its holder does, for those who wait."""
+    lock = FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("waiting for another process that %s (lock %s)", activity, path)
+        return lock.acquire()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

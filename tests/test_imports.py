@@ -36,7 +36,7 @@ FLOW = [
     "tokens.build.processes", "tokens.build.ray_tasks", "tokens.build.local", "tokens.remote.publish",
     "tokens.source", "tokens.options",
     "windows.split", "windows.order", "windows.steps",
-    "windows.dataset",
+    "windows.packing", "windows.dataset",
     "windows.ranks", "windows.mixture", "windows.sources", "windows.identity",
     "report.show", "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",

@@ -193,13 +193,13 @@ _WRITE_ERRORS = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 )  # fmt: skip
 _REMEDY = (
-    "the tokens cannot be written. Free some space, or set data_dir to a writable folder with more "
+    "cannot be written. Free some space, or set data_dir to a writable folder with more "
     "space, and run again: finished work is kept"
 )
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, what: str = "the tokens") -> Iterator[None]:
     """Make an OSError name the file in `folder` that cannot be written, and the remedy."""
     try:
         yield
@@ -209,4 +209,4 @@ def writing(folder: Path) -> Iterator[None]:
         is_explained = error.errno not in _WRITE_ERRORS or error.strerror != os.strerror(error.errno)
         if is_explained or not is_inside:
             raise
-        raise OSError(error.errno, f"{error.strerror}: {_REMEDY}", path) from error
+        raise OSError(error.errno, f"{error.strerror}: {what} {_REMEDY}", path) from error

@@ -10,21 +10,19 @@ The key identifies the paths and the tokenizer; the fingerprint identifies the c
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lit_gptdata._io import sync_folder, write_json, write_whole
+from lit_gptdata._io import locked, sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.tokens.build.encode import Runner, encode_corpus
 from lit_gptdata.tokens.build.output import FolderOutput
@@ -43,8 +41,6 @@ from lit_gptdata.tokens.store import TokenStore, vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 ABANDONED_DAYS = 7  # a build removes killed builds of other corpora that nobody continued for so long
-
-log = logging.getLogger(__name__)
 
 
 def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
@@ -71,7 +67,7 @@ def prepare_store(
     with writing(root), contextlib.ExitStack() as stack:
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_acquired(_lock(root, key), f"builds the tokens of {corpus!r}"))
+        stack.enter_context(locked(_lock_file(root, key), f"builds the tokens of {corpus!r}"))
         # another process may have built it in the meantime
         store = _look_up(root, key, plan_corpus, check_contents=True)
         if store is None:
@@ -210,7 +206,10 @@ def _remove_leftovers(root: Path, key: str) -> None:
 
 def _remove_build(root: Path, folder: Path) -> None:
     """Remove the folder of a build, unless a process works on it."""
-    with contextlib.suppress(Timeout, OSError), _lock(root, _key_of(folder)).acquire(timeout=0):
+    with (
+        contextlib.suppress(Timeout, OSError),
+        FileLock(_lock_file(root, _key_of(folder))).acquire(timeout=0),
+    ):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -227,13 +226,5 @@ def _key_of(folder: Path) -> str:
     return folder.name.partition("-")[0]
 
 
-def _lock(root: Path, key: str) -> FileLock:
-    return FileLock(root / ".locks" / key)
-
-
-def _acquired(lock: FileLock, activity: str) -> AbstractContextManager[object]:
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("waiting for another process that %s (lock %s)", activity, lock.lock_file)
-        return lock.acquire()
+def _lock_file(root: Path, key: str) -> Path:
+    return root / ".locks" / key
