@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_gptdata.datamodule import GPTDataModule
+    from lit_gptdata.model.documents import cu_seqlens, document_ids, document_positions
     from lit_gptdata.model.gpt import GPT
     from lit_gptdata.model.stem import EmbeddingStem
     from lit_gptdata.tokens.options import Source
@@ -42,12 +43,15 @@ _MODULE_OF = {
     "WindowDataset": "lit_gptdata.windows.dataset",
     "create_dataloader": "lit_gptdata.windows.loader",
     "create_dataloader_v1": "lit_gptdata.windows.loader",
+    "cu_seqlens": "lit_gptdata.model.documents",
+    "document_ids": "lit_gptdata.model.documents",
+    "document_positions": "lit_gptdata.model.documents",
 }
 
 __all__ = [
     "GPT", "GPTCLI", "EmbeddingStem", "GPTDataModule", "GPTDatasetV1", "Scores", "Source",
     "Throughput", "TokenBudget", "TokenStore", "Tokenizer", "WindowDataset", "create_dataloader",
-    "create_dataloader_v1",
+    "create_dataloader_v1", "cu_seqlens", "document_ids", "document_positions",
 ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ FLOW = [
     "windows.ranks", "windows.mixture", "windows.sources", "windows.identity",
     "report.show", "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",
-    "model.stem", "model.block", "model.gpt2_weights", "model.learning_rate",
+    "model.stem", "model.documents", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.scores", "model.gpt",
     "training.errors", "training.folder", "training.throughput", "training.budget",
     "training.checkpoints", "training.scores", "training.val_sets", "training.summary",

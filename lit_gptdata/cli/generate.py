@@ -48,7 +48,8 @@ def generate(args: argparse.Namespace) -> None:
         raise TypeError(f"{type(model).__name__} has no method generate: add one, as in lit_gptdata.GPT")
     prompt = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     prompt += tokenizer.encode(text)
-    prompt = prompt or [tokenizer.end_of_document]
+    if not prompt or getattr(model, "document_mask", False):  # it has learned that documents start so
+        prompt.insert(0, tokenizer.end_of_document)
     try:
         for number in range(seed, seed + n):
             title = f"\n--- seed={number}\n" if number > seed else ""
@@ -115,7 +116,11 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
             ) from error
         from lit_gptdata.cli.train import build_model
 
-        sizes = SimpleNamespace(vocab_size=found.vocab_size, max_length=cfg.data.max_length)
+        sizes = SimpleNamespace(
+            vocab_size=found.vocab_size,
+            max_length=cfg.data.max_length,
+            eot=found.special_ids.get(found._end or ""),
+        )
         model = build_model(cfg, sizes)  # type: ignore[arg-type]
         model.load_state_dict(weights)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found

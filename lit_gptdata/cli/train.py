@@ -245,13 +245,15 @@ def build(cfg: DictConfig, *own: L.Callback) -> tuple[GPTDataModule, L.Lightning
 
 
 def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
-    """Build the model, with a stem and `vocab_size` if it takes them.
+    """Build the model, with a stem, `vocab_size` and `eot` if it takes them.
 
     Raises TypeError or ValueError for a model that the Trainer cannot train or resume.
     """
     make, takes = constructor(cfg, "model")
     name = make.func.__name__
-    given: dict[str, Any] = {"vocab_size": data.vocab_size}
+    given: dict[str, Any] = {"vocab_size": data.vocab_size, "eot": getattr(data, "eot", None)}
+    if make.keywords.get("eot") is None:  # null: the one of the data
+        make.keywords.pop("eot", None)
     if "stem" in takes and OmegaConf.select(cfg, "stem._target_"):
         given["stem"] = build_stem(cfg, data)
     elif "stem" in takes and takes["stem"].default is Parameter.empty:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gptdata.model.documents import Mask, flex_attention
+
 NORM_EPS = 1e-5
 
 
@@ -30,6 +32,7 @@ class Attention(nn.Module):
     """Causal multi-head self-attention, (B, T, D) → (B, T, D).
 
     With a `cache`, x has the tokens after the cached ones: all tokens of a prompt, then one at a time.
+    A `mask` replaces the causal one; see documents.py.
     """
 
     def __init__(self, embedding_dim: int, n_heads: int, dropout: float) -> None:
@@ -39,7 +42,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
         self.out = nn.Linear(embedding_dim, embedding_dim)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Mask | None = None) -> Tensor:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # (B, T, 3, H, D/H)
         q, k, v = qkv = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
@@ -47,8 +50,11 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(qkv[1:])  # each (B, H, n, D/H)
             assert T in (1, cache.n)  # is_causal compares positions from 0
-        is_causal = cache is None or cache.n == T
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)
+        if mask is None or isinstance(mask, Tensor):
+            is_causal = mask is None and (cache is None or cache.n == T)
+            x = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        else:
+            x = flex_attention(q, k, v, mask)
         return self.out(x.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
@@ -76,6 +82,6 @@ class Block(nn.Module):
         self.mlp = MLP(embedding_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Mask | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]

@@ -13,18 +13,26 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gptdata._checks import check_integer, check_number
+from lit_gptdata._checks import check_flag, check_integer, check_number
 from lit_gptdata.model.block import NORM_EPS, Block, KeyValueCache
+from lit_gptdata.model.documents import Mask, attention_mask, block_mask, document_positions
 from lit_gptdata.model.gpt2_weights import read_gpt2, write_gpt2
 from lit_gptdata.model.learning_rate import Schedule, check_schedule, make_schedule
 from lit_gptdata.model.sampling import sample_tokens
 from lit_gptdata.model.scores import IGNORE_INDEX, ScoreSums, token_losses
-from lit_gptdata.model.stem import INIT_STD, EmbeddingStem, build_stem, check_stem, stem_arguments
+from lit_gptdata.model.stem import (
+    INIT_STD,
+    EmbeddingStem,
+    build_stem,
+    check_separator,
+    check_stem,
+    stem_arguments,
+)
 
 Batch = tuple[Tensor, Tensor] | Mapping[str, Tensor]  # see `inputs_and_targets`
 
@@ -51,6 +59,9 @@ class GPT(L.LightningModule):
         decay_tokens: length of that decay; a value below 1 is a fraction of the whole run
         weight_decay: for matrices only
         betas: AdamW's two decay rates
+        document_mask: attend only to tokens of the same document, and count positions from its start.
+            On CUDA this uses FlexAttention, unless dropout or a shorter sequence needs a mask of pairs
+        eot: token that starts a document, the data's `eot`; None: 50256 for a vocabulary of 50,257
 
     Raises ValueError for a value out of range.
     """
@@ -72,6 +83,8 @@ class GPT(L.LightningModule):
         warmup_tokens: int | float | None = None,
         schedule: Schedule = "cosine",
         decay_tokens: int | float = 0.2,
+        document_mask: bool = False,
+        eot: int | None = None,
     ) -> None:
         super().__init__()
         self.stem = check_stem(build_stem(stem) if isinstance(stem, Mapping) else stem)
@@ -91,6 +104,10 @@ class GPT(L.LightningModule):
             "weight_decay": check_number("weight_decay", weight_decay, math.inf),
             "betas": [check_number(f"betas[{i}]", beta, 1) for i, beta in enumerate(betas)],
         }
+        self.document_mask = check_flag("document_mask", document_mask)
+        if self.document_mask:  # otherwise checkpoints stay as they were
+            self.eot = check_separator(self.stem, eot)
+            options |= {"document_mask": True, "eot": self.eot}
         self.save_hyperparameters(options)
         self._optimizer_options = options  # a subclass may save other hyperparameters of the same names
         D: int = self.stem.embedding_dim
@@ -124,9 +141,15 @@ class GPT(L.LightningModule):
         """Write a folder that AutoModelForCausalLM of transformers and `from_gpt2` load.
 
         `tokenizer`, anything that `Tokenizer` takes, adds the files that AutoTokenizer loads. With FSDP
-        all ranks must call this, and rank 0 writes. Raises ValueError that names what GPT-2's
+        all ranks must call this, and rank 0 writes. It warns if the model has a document mask, which
+        transformers does not apply. Raises ValueError that names what GPT-2's
         architecture cannot hold, such as position="sinusoidal", and ImportError.
         """
+        if self.document_mask:
+            rank_zero_warn(
+                "transformers does not mask documents: give it one document at a time. For this package,"
+                f" load the folder with GPT.from_gpt2(…, document_mask=True, eot={self.eot})"
+            )
         weights = self.state_dict()
         for name, tensor in weights.items():
             if hasattr(tensor, "full_tensor"):  # with FSDP each rank has a part of it
@@ -157,12 +180,32 @@ class GPT(L.LightningModule):
         return F.linear(x, F.pad(table, (0, 0, 0, extra)), bias)
 
     def _features(self, ids: Tensor, caches: Sequence[KeyValueCache] = ()) -> Tensor:
+        """Features of `ids` (B, T), without the tokens that are cached: (B, T - begin, D)."""
         begin = caches[0].n if caches else 0
-        positions = [torch.arange(begin, begin + ids.shape[1], device=ids.device)] if caches else []
-        x = self.stem(ids, *positions)  # (B, T, D); your own stem need not take positions
+        options: dict[str, Tensor] = {}  # your own stem need not take positions
+        if self.document_mask:
+            options["positions"] = document_positions(ids, self.eot)[:, begin:]
+        elif caches:
+            options["positions"] = torch.arange(begin, ids.shape[1], device=ids.device)
+        x = self.stem(ids[:, begin:], **options)  # (B, T - begin, D)
+        mask = self._mask(ids, begin) if self.document_mask else None
         for i, block in enumerate(self.blocks):
-            x = block(x, *caches[i : i + 1])  # (B, T, D)
+            # Your own block need not take a mask.
+            x = block(x, *caches[i : i + 1]) if mask is None else block(x, *caches[i : i + 1], mask=mask)
         return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def _mask(self, ids: Tensor, begin: int) -> Mask:
+        """FlexAttention's mask for a window of max_length on CUDA, or a mask of pairs of tokens.
+
+        Other lengths, as of a prompt, would each compile another kernel. A kernel needs 16 columns of
+        each head, and has no dropout.
+        """
+        no_dropout = not (self.training and self._optimizer_options["dropout"])
+        is_wide = self.stem.embedding_dim >= 16 * self._optimizer_options["n_heads"]
+        is_window = begin == 0 and ids.shape[1] == self.stem.max_length
+        if ids.is_cuda and is_window and is_wide and no_dropout:
+            return block_mask(ids, self.eot)
+        return attention_mask(ids, self.eot, begin)
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.stem.token_embedding.weight)  # (…, D) → (…, V)
@@ -289,6 +332,9 @@ def inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
 def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters that determine what the weights mean, by their names in a config."""
     found = {f"model.{name}": hparams[name] for name in ("n_layers", "n_heads") if name in hparams}
+    if found:
+        found["model.document_mask"] = hparams.get("document_mask", False)
+        found["model.eot"] = hparams.get("eot") if found["model.document_mask"] else None
     if isinstance(stem := hparams.get("stem"), Mapping):
         stem = {"_target_": "EmbeddingStem", **stem}
         found |= {f"stem.{k}": value for k, value in stem.items() if k not in ("dropout", "freeze")}

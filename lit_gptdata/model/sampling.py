@@ -33,7 +33,7 @@ def sample_tokens(
     try:
         for _ in range(max_new_tokens):
             if caches and ids.shape[1] <= limit:
-                features = model._features(ids[:, caches[0].n :], caches)
+                features = model._features(ids, caches)  # of the tokens that are not cached
             else:  # the window slides, so each token gets another position in each step
                 features = model._features(ids[:, -limit:])  # (B, ≤ max_length, D)
             logits = model._head(features[:, -1]).float()  # (B, V)

@@ -22,6 +22,7 @@ from lit_gptdata._checks import accepted, check_flag, check_integer, check_numbe
 Position = Literal["learned", "sinusoidal", "none"]
 
 INIT_STD = 0.02  # GPT-2's standard deviation for tables and matrices (openai/gpt-2, src/model.py)
+GPT2_VOCABULARY = 50_257  # tokens; the last one, <|endoftext|>, is between documents
 
 
 class EmbeddingStem(L.LightningModule):
@@ -135,6 +136,25 @@ def check_stem(stem: Any) -> nn.Module:
     )
     got = f"got {type(stem).__name__} without {', '.join(lacks)}"
     raise TypeError(f"stem must be {allowed} and token_embedding.weight, which is the head, {got}")
+
+
+def check_separator(stem: nn.Module, eot: Any) -> int:
+    """Return the id of the token between documents, for a model that masks documents.
+
+    `eot=None` is GPT-2's for a vocabulary of GPT-2's size. Raises TypeError for a stem that takes no
+    positions, and TypeError or ValueError for an id that is missing or not in the vocabulary.
+    """
+    if "positions" not in accepted(stem.forward):
+        problem = f"document_mask restarts positions, but {type(stem).__name__}.forward takes none"
+        raise TypeError(f"{problem}: add positions=None, integers (B, T), as in EmbeddingStem")
+    size: int = len(stem.token_embedding.weight)  # type: ignore[arg-type, union-attr]
+    if eot is None and size != GPT2_VOCABULARY:
+        problem = f"document_mask needs eot, the token between documents, for a vocabulary of {size:,}"
+        raise ValueError(f"{problem}: set eot to tokenizer.end_of_document")
+    eot = check_integer("eot", GPT2_VOCABULARY - 1 if eot is None else eot, 0)
+    if eot >= size:
+        raise ValueError(f"eot must be in 0 … {size - 1}, the stem's vocabulary, got {eot}")
+    return eot
 
 
 def stem_arguments(stem: nn.Module) -> dict[str, Any]:

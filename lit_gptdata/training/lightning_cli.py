@@ -8,6 +8,7 @@ except ImportError as error:
     raise ImportError("LightningCLI needs jsonargparse: pip install 'lit-gptdata[cli]'") from error
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_gptdata._checks import accepted
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.model.gpt import GPT
 from lit_gptdata.model.stem import EmbeddingStem
@@ -24,6 +25,8 @@ class GPTCLI(LightningCLI):
         parser.link_arguments("stem", "model.stem", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "stem.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.max_length", "stem.max_length")
+        if "eot" in accepted(self._model_class) and hasattr(GPTDataModule, "eot"):
+            parser.link_arguments("data.eot", "model.eot", apply_on="instantiate")
 
 
 if __name__ == "__main__":

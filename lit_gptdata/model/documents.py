@@ -1,0 +1,95 @@
+"""Which document each token of a window belongs to, and attention that stays inside documents.
+
+    inputs       7  9  E  5  6  E  8     E: eot, the separator; it starts a document
+    documents    0  0  1  1  1  2  2     → an attention mask, or cu_seqlens
+    positions    0  1  0  1  2  0  1     → rows of the position table
+
+All functions work on any device and in torch.compile, and no shape depends on the values of `inputs`.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Mask = Any  # bool (B, 1, T, n) for scaled_dot_product_attention, or a BlockMask of FlexAttention
+
+
+def document_ids(inputs: Tensor, eot: int) -> Tensor:
+    """Number the documents of each row: integers (B, T) → int64 (B, T).
+
+    Each token `eot` starts the next document. Tokens before the first `eot` are document 0.
+
+    >>> document_ids(torch.tensor([[7, 9, 50256, 5, 6, 50256, 8]]), eot=50256)
+    tensor([[0, 0, 1, 1, 1, 2, 2]])
+    """
+    return (inputs == eot).cumsum(1)
+
+
+def document_positions(inputs: Tensor, eot: int) -> Tensor:
+    """Count the tokens since the start of each token's document: integers (B, T) → int64 (B, T).
+
+    Tokens before the first `eot` count from the start of the row.
+
+    >>> document_positions(torch.tensor([[7, 9, 50256, 5, 6, 50256, 8]]), eot=50256)
+    tensor([[0, 1, 0, 1, 2, 0, 1]])
+    """
+    places = torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape)  # (B, T)
+    return places - torch.where(inputs == eot, places, 0).cummax(1).values
+
+
+def cu_seqlens(inputs: Tensor, eot: int, size: int) -> Tensor:
+    """Return where each document of the flattened batch starts: integers (B, T) → int32 (size,).
+
+    This is the argument of variable-length attention, such as flash_attn_varlen_func. Each row starts a
+    document, too. The end is padded with B·T, so sequences there are empty. `size` must be larger than
+    the number of documents in the batch, and B·T + 1 is always enough. A smaller `size` raises
+    RuntimeError on the CPU and stops a CUDA device with an assertion, without a synchronization.
+
+    >>> cu_seqlens(torch.tensor([[7, 9, 50256, 5], [6, 50256, 8, 8]]), eot=50256, size=6)
+    tensor([0, 2, 4, 5, 8, 8], dtype=torch.int32)
+    """
+    starts = document_positions(inputs, eot).flatten() == 0  # (B·T,)
+    n, places = starts.numel(), torch.arange(starts.numel(), device=inputs.device)
+    problem = f"cu_seqlens must have a size larger than the number of documents, got size={size}"
+    torch._assert_async(starts.sum() < size, f"{problem}: {n + 1} is enough for any batch of this shape")
+    # One more place gets all tokens that start no document, and is cut off.
+    number = torch.where(starts, starts.cumsum(0) - 1, size).clamp(max=size)
+    found = torch.full((size + 1,), n, dtype=torch.int32, device=inputs.device)
+    return found.scatter(0, number, places.int())[:size]
+
+
+def attention_mask(inputs: Tensor, eot: int, begin: int = 0) -> Tensor:
+    """Which tokens the tokens from `begin` on attend to: integers (B, T) → bool (B, 1, T - begin, T)."""
+    documents = document_ids(inputs, eot)[:, None]  # (B, 1, T)
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    is_causal = places[begin:, None] >= places  # (T - begin, T)
+    return is_causal & (documents[..., begin:, None] == documents[..., None, :])
+
+
+def block_mask(inputs: Tensor, eot: int) -> Mask:
+    """The same mask for FlexAttention, which skips blocks of 128 × 128 tokens without a pair."""
+    documents = document_ids(inputs, eot)
+    (B, T), device = inputs.shape, inputs.device
+    return _flex("create_block_mask")(_inside(documents), B, None, T, T, device)
+
+
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention with a mask of `block_mask`, each (B, H, T, D/H) → (B, H, T, D/H)."""
+    return _flex("flex_attention")(q, k, v, block_mask=mask)  # type: ignore[no-any-return]
+
+
+def _inside(documents: Tensor) -> Any:
+    def attends(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (documents[b, q] == documents[b, k])
+
+    return attends
+
+
+@cache
+def _flex(name: str) -> Any:
+    """A function of FlexAttention, compiled: without that it computes all pairs of tokens."""
+    from torch.nn.attention import flex_attention
+
+    return torch.compile(getattr(flex_attention, name))
