@@ -29,7 +29,9 @@ BatchFormat = Literal["tuple", "hf"]  # what a loader yields: a Batch | its `hf_
 WindowKind = Literal["sliding", "packed", "documents"]  # see `GPTDataModule`, option `windows`
 Block = tuple[np.ndarray, int]  # windows of several batches, int64, and the batch size
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
-CUT = IGNORE_INDEX - 1  # in a row: CUT - t is the target t of a cut document, and the next one starts here
+CUT = (
+    IGNORE_INDEX - 1
+)  # in a row: CUT - t is the target t of a cut document, and the next one starts here
 
 
 @dataclass(frozen=True, kw_only=True)

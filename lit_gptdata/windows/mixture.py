@@ -10,7 +10,7 @@ a large weight repeats within it. A large one continues in the next epoch, where
 import functools
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,6 +4,7 @@ EpochPermutation(n=5, seed=0, epoch=0).at(np.arange(5))  ->  the numbers 0 to 4 
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np

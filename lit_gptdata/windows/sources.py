@@ -27,13 +27,7 @@ from lit_gptdata.tokens.options import (
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.windows.dataset import (
-    ChainedWindows,
-    PackedWindows,
-    WindowKind,
-    Windows,
-    check_enough,
-)
+from lit_gptdata.windows.dataset import ChainedWindows, PackedWindows, WindowKind, Windows, check_enough
 from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
 from lit_gptdata.windows.packing import WindowIndex, open_index
 from lit_gptdata.windows.ranks import DrawnSeed
