@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer
-from lit_gptdata.windows.dataset import FORMATS, BatchFormat
+from lit_gptdata.windows.dataset import FORMATS, BatchFormat, WindowKind, unmark
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment
@@ -30,6 +30,8 @@ IGNORED_WARNINGS = (
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "max_length": lambda value: check_integer("max_length", value, 1, "a window's length in tokens"),
     "stride": lambda value: check_integer("stride", value, 1, "the tokens between two windows"),
+    "windows": lambda value: check_choice("windows", value, get_args(WindowKind)),
+    "eval_windows": lambda value: check_choice("eval_windows", value, get_args(WindowKind)),
     "batch_size": lambda value: check_integer("batch_size", value, 1, "the windows in a batch"),
     "batch_format": lambda value: check_choice("batch_format", value, get_args(BatchFormat)),
     "num_workers": lambda value: check_integer("num_workers", value, 0, "the loader's processes"),
@@ -117,11 +119,11 @@ def splits_on_device(data: Any) -> bool:
 
 
 def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat = "tuple") -> Any:
-    """Split windows (B, L + 1) into inputs and targets, int64. Validation batches are split already."""
+    """Split rows (B, L + 1) into inputs and targets, int64. Validation batches are split already."""
     if not isinstance(batch, Tensor):
         return batch
-    # .long() copies the slice, so it is contiguous
-    return FORMATS[batch_format](batch[:, :-1].long(), batch[:, 1:].long())
+    pair = batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
+    return FORMATS[batch_format](*(unmark(*pair) if batch.dtype.is_signed else pair))
 
 
 def set_epoch_batches(trainer: Any, n_batches: int) -> None:

@@ -37,7 +37,7 @@ from lit_gptdata.tokens.options import Source
 from lit_gptdata.tokens.source import local_folder
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import SpecialTokens, Tokenizer
-from lit_gptdata.windows.dataset import Batch, BatchFormat, Windows
+from lit_gptdata.windows.dataset import Batch, BatchFormat, WindowKind, Windows
 from lit_gptdata.windows.loader import WindowLoader, window_loader
 from lit_gptdata.windows.mixture import Mixture, stage_begins
 from lit_gptdata.windows.order import EpochPermutation
@@ -75,8 +75,11 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: the special token between documents; None: the tokenizer's own
         bos: start each document with the tokenizer's BOS token
         Which windows:
+        windows: train windows: "sliding", every `stride` tokens | "packed", whole documents | "documents",
+            one in each window. A longer document is cut; padding has the target -100
+        eval_windows: the same for val and test; only losses of equal windows are comparable
         max_length: tokens in a window's inputs
-        stride: tokens between the starts of two train windows; val and test use max_length
+        stride: tokens between the starts of two sliding train windows; val and test use max_length
         val_fraction: fraction of the corpus's UTF-8 bytes for val, between train and test
         test_fraction: fraction of the corpus's UTF-8 bytes for test, at the end
         Batches and order:
@@ -140,6 +143,8 @@ class GPTDataModule(L.LightningDataModule):
         batch_format: BatchFormat = "tuple",
         drop_padded: bool = False,
         batch_schedule: list[dict[str, Any]] | None = None,
+        windows: WindowKind = "sliding",
+        eval_windows: WindowKind = "sliding",
     ) -> None:
         arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
@@ -147,6 +152,7 @@ class GPTDataModule(L.LightningDataModule):
         self.max_length, self.stride, self.batch_size = max_length, stride, batch_size
         self.shuffle, self.drop_last, self.batch_format = shuffle, drop_last, batch_format
         self.num_workers, self.drop_padded = num_workers, drop_padded
+        self.windows, self.eval_windows = windows, eval_windows
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.data_dir = local_folder(data_dir)
         self.tokenizer = Tokenizer(tokenizer, special_tokens, end_of_document, bos, self.data_dir)
@@ -196,6 +202,11 @@ class GPTDataModule(L.LightningDataModule):
     def vocab_size(self) -> int:
         """Number of ids, known before anything is downloaded."""
         return self._data.first.store.vocab_size if self._data.is_open else self.tokenizer.vocab_size
+
+    @property
+    def eot(self) -> int | None:
+        """The id that separates documents; None if the tokenizer has none, or several."""
+        return self.tokenizer.separator
 
     @property
     def sources(self) -> dict[str, NamedSource]:

@@ -218,7 +218,7 @@ class Resume(L.Callback):
         key, number = ("batch", step) if epoch is None else ("epoch", epoch)
         data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
         if data is not history[-1]:
-            windows = windows_of(data["data"], self._data._data.open_store)
+            windows = windows_of(data["data"], self._data._data)
         segments = [RunSegment.from_dict(leg, len(windows)) for leg in data["legs"]]
         seed = data["data"]["seed"] if data["data"]["shuffle"] else None
         found = windows_of_batch(segments, step, epoch, rank=rank, seed=seed, order=windows.order)

@@ -64,7 +64,7 @@ def seen(args: argparse.Namespace) -> None:
     if step:
         data.windows_at(step - 1, world_size=ranks)  # raises for a step that does not exist
     history = data._resume.history(ranks)
-    sources = seen_before(history, step, data._data.open_store)
+    sources = seen_before(history, step, data._data)
     total = sum(source["tokens"] for source in sources)
     for source in sources:
         source["share"] = source["tokens"] / max(1, total)

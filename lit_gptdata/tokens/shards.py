@@ -27,6 +27,9 @@ class Tokens:
     Tokens([np.arange(3), np.arange(3, 6)])[1:5]  ->  [1, 2, 3, 4]
     """
 
+    read_at_once = 1 << 18
+    """Tokens to read for several batches at once, which is faster; 1: one batch at a time."""
+
     def __init__(self, arrays: Sequence[np.ndarray], paths: Sequence[Path] = ()) -> None:
         self.dtype = arrays[0].dtype if arrays else np.dtype("<u2")
         self._arrays = [np.ascontiguousarray(array) for array in arrays if len(array)]
@@ -92,6 +95,30 @@ class Tokens:
                 ids[row] = self[start : start + length]
             yield ids
 
+    def ranges(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The ids [s, s + n) of all ranges, one range after the other: int64 (P,) each → (sum,)."""
+        starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+        if not len(starts):
+            return np.empty(0, self.dtype)
+        ends = starts + lengths
+        if starts.min() < 0 or ends.max() > len(self):
+            raise IndexError(f"a range reaches outside the {len(self)} ids of all shards")
+        shards = np.searchsorted(self._ends, starts, side="right")
+        n_shards = np.searchsorted(self._ends, ends - 1, side="right") - shards + 1
+        if n_shards.max() > 1:  # cut ranges where shards end
+            shards = spread(shards, n_shards)
+            starts = np.maximum(np.repeat(starts, n_shards), self._begins[shards])
+            lengths = np.minimum(np.repeat(ends, n_shards), self._ends[shards]) - starts
+        return self._read_ranges(starts, lengths, shards)
+
+    def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
+        """`ranges` that each are within one shard."""
+        lowest, n_ids, shifts = self._layout
+        ids: np.ndarray = _memory(lowest, n_ids, self.dtype.str, self.dtype.itemsize)[
+            spread(starts + shifts[shards], lengths)
+        ]
+        return ids
+
     def _reader(self, starts: np.ndarray, shards: np.ndarray, length: int) -> Read:
         """A function from indices into `starts` to windows, each of which must be inside its shard.
 
@@ -101,16 +128,12 @@ class Tokens:
         memory between two shards is not ours, so nobody may select a window that leaves its shard.
         """
         (lowest, n_ids, shifts), item = self._layout, self.dtype.itemsize
-        interface = {
-            "version": 3, "data": (lowest, True), "shape": (max(0, n_ids - length + 1),),
-            "typestr": f"|V{item * length}", "strides": (item,),
-        }  # fmt: skip
-        memory: Any = types.SimpleNamespace(__array_interface__=interface)
-        windows, items = np.asarray(memory), starts + shifts[shards]
+        windows = _memory(lowest, max(0, n_ids - length + 1), f"|V{item * length}", item)
+        items = starts + shifts[shards]
         return lambda chosen: windows[items[chosen]].view(self.dtype).reshape(-1, length)
 
-    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
-        """`batches`; a subclass may fetch shards early by `plan`, the starts of each batch's windows."""
+    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray]) -> Iterator[Any]:
+        """`batches`; a subclass may fetch shards early by `plan`, tokens that each batch reads."""
         return batches
 
     @functools.cached_property
@@ -133,6 +156,8 @@ class Tokens:
 class JoinedTokens(Tokens):
     """Several sequences as one, each of which reads in its own way."""
 
+    read_at_once = 1
+
     def __init__(self, parts: Sequence[Tokens]) -> None:
         super().__init__([np.empty(0, parts[0].dtype)])
         self._arrays: list[Any] = list(parts)
@@ -149,16 +174,24 @@ class JoinedTokens(Tokens):
 
         return read
 
-    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
+    def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
+        ids = np.empty(int(lengths.sum()), self.dtype)
+        for number in np.unique(shards).tolist():
+            chosen = shards == number
+            part, begins = self._arrays[number], starts[chosen] - self._begins[number]
+            ids[np.repeat(chosen, lengths)] = part.ranges(begins, lengths[chosen])
+        return ids
+
+    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray]) -> Iterator[Any]:
         for number, part in enumerate(self._arrays):
             plan, copy = itertools.tee(plan)
-            batches = part.ahead(batches, self._only(number, copy), length)
+            batches = part.ahead(batches, self._only(number, copy))
         return batches
 
     def _only(self, number: int, plan: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The starts that are in one part, counted from its start."""
+        """The tokens that are in one part, counted from its start."""
         begin, end = self._begins[number], self._ends[number]
-        return (starts[(begin <= starts) & (starts < end)] - begin for starts in plan)
+        return (tokens[(begin <= tokens) & (tokens < end)] - begin for tokens in plan)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JoinedTokens, (self._arrays,)
@@ -172,6 +205,21 @@ def join(parts: Sequence[Tokens]) -> Tokens:
         return JoinedTokens(parts)
     paths = [path for part in parts for path in part._paths]
     return Tokens([array for part in parts for array in part._arrays], paths)
+
+
+def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers of ranges, one range after the other: [3, 9], [2, 3] → [3, 4, 9, 10, 11]."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
+def _memory(lowest: int, n: int, typestr: str, stride: int) -> np.ndarray:
+    """`n` overlapping items of a numpy type, every `stride` bytes from an address on, read-only."""
+    interface = {
+        "version": 3, "data": (lowest, True), "shape": (n,), "typestr": typestr, "strides": (stride,),
+    }  # fmt: skip
+    memory: Any = types.SimpleNamespace(__array_interface__=interface)
+    return np.asarray(memory)
 
 
 OTHER_FILES = 512  # files and connections that a process may have open in addition to its shards

@@ -155,6 +155,11 @@ class Tokenizer(NamedTokenizer):
         return _only(self.reference.ends, ENDS, self.special_ids)
 
     @property
+    def separator(self) -> int | None:
+        """The id that separates documents; None if there is none, or several."""
+        return None if self._end is None else self.special_ids[self._end]
+
+    @property
     def end_of_document(self) -> int:
         """The id that separates documents; raises ValueError if there is none, or several."""
         if (end := self._end) is None:

@@ -69,7 +69,7 @@ class ValSets(L.Callback):
         for i in [i for i, each in enumerate(sets) if each.trains] or range(len(sets)):
             windows, steps = sets[i].windows, data._steps(len(sets[i].windows), "pad")
             n_steps = steps.limited(getattr(trainer, f"limit_{split}_batches"))
-            n_targets = min(windows.spans.n_tokens - 1, n_steps * steps.width * data.max_length)
+            n_targets = min(windows.n_targets, n_steps * steps.width * data.max_length)
             nats, n_total = nats + n_targets * losses[keys[i]], n_total + n_targets
         self._log(trainer, total, nats / n_total)
 

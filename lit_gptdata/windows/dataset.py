@@ -6,7 +6,7 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), and ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,17 +16,22 @@ from torch.utils.data import Dataset
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata.tokens.engines import encode_text
-from lit_gptdata.tokens.shards import Tokens
+from lit_gptdata.tokens.shards import Tokens, spread
 from lit_gptdata.tokens.tokenizer import Tokenizer
-from lit_gptdata.windows.order import EpochPermutation
+from lit_gptdata.windows.order import EpochPermutation, groups_of
+from lit_gptdata.windows.packing import WindowIndex
 
 if TYPE_CHECKING:
     import tiktoken
 
 Batch = tuple[Tensor, Tensor]  # (inputs, targets), int64 (B, max_length), targets one token later
 BatchFormat = Literal["tuple", "hf"]  # what a loader yields: a Batch | its `hf_batch`
+WindowKind = Literal["sliding", "packed", "documents"]  # see `GPTDataModule`, option `windows`
 Block = tuple[np.ndarray, int]  # windows of several batches, int64, and the batch size
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
+CUT = (
+    IGNORE_INDEX - 1
+)  # in a row: CUT - t is the target t of a cut document, and the next one starts here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +61,10 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     """The windows of the tokens [begin, end): index → (inputs, targets), both int64 (max_length,).
 
     With `pad`, for val and test, every token with a predecessor is scored, and the last window is padded
-    with input 0 and target -100.
+    with input 0 and target -100. An index of len or more then gives a window of padding.
     """
 
+    kind: WindowKind = "sliding"
     order: type[EpochPermutation] = EpochPermutation
     """The order of an epoch's windows."""
 
@@ -95,35 +101,69 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return f"{type(self).__name__}: {self}"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Windows by index, each in [0, len): (B,) → inputs, targets, int64 (B, max_length).
+        """Windows by index, each in [0, len): (B,) → inputs, targets, int64 (B, max_length)."""
+        return split(self.rows(indices))
 
-        With `pad`, an index of len or more gives a window of padding: inputs 0, targets -100.
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Windows by index: (B,) → (B, max_length + 1), of which `split` makes a batch.
+
+        The ids are in the dtype of the tokens. Windows that may need padding are int32, with -100 there.
         """
-        starts, length = self.starts(indices), self.spans.max_length
+        if not len(indices):
+            return np.empty((0, self.spans.max_length + 1), self.tokens.dtype)
+        return next(self.ids(np.asarray(indices, dtype=np.int64), len(indices)))
+
+    def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """The `rows` of windows, `size` at a time, with the common work done once for all of them."""
         if not self.spans.pad:
-            return split(self.tokens.gather(starts, length + 1))
-        ids = np.zeros((len(starts), length + 1), self.tokens.dtype)
+            return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
+        at_once = max(1, self.tokens.read_at_once // (size * self.spans.max_length)) * size
+        return batches_of((self._read(some), size) for some in batches_of([(indices, at_once)]))
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        """`rows` of int32."""
+        starts, length = self.starts(indices), self.spans.max_length
+        rows = np.full((len(starts), length + 1), IGNORE_INDEX, np.int32)
         is_full = starts + length < self.end
-        ids[is_full] = self.tokens.gather(starts[is_full], length + 1)
-        for row in np.flatnonzero(~is_full).tolist():
+        rows[is_full] = self.tokens.gather(starts[is_full], length + 1)
+        for row in np.flatnonzero(~is_full & (starts < self.end - 1)).tolist():
             rest = self.tokens[int(starts[row]) : self.end]
-            ids[row, : len(rest)] = rest
-        inputs, targets = split(ids)
-        beyond = torch.from_numpy(np.arange(length) >= self.end - 1 - starts[:, None])  # (B, L)
-        return inputs.masked_fill_(beyond, 0), targets.masked_fill_(beyond, IGNORE_INDEX)
+            rows[row, : len(rest)] = rest
+        return rows
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
         return np.asarray(indices, dtype=np.int64) * self.spans.stride + self.begin
 
-    def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Train windows, `size` at a time: (N,) → (size, max_length + 1), in the dtype of the tokens."""
-        return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
+    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens [begin, end) of windows, as their numbers in the store: (B,) → int64 (P,) each.
+
+        Packed windows have a range for each of their pieces, without the separator before it.
+        """
+        starts = self.starts(indices)
+        return starts, np.minimum(starts + self.spans.max_length + 1, self.end)
+
+    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The number of each target in the store: (B,) → int64 (B, max_length).
+
+        -1: padding, or a separator after the last document, which the store does not have.
+        """
+        tokens = self.starts(indices)[:, None] + np.arange(1, self.spans.max_length + 1)
+        return np.where(tokens < self.end, tokens, -1)
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of all windows that are not padding."""
+        return self.spans.n_tokens - 1 if self.spans.pad else len(self) * self.spans.max_length
 
     def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
         """Pass on `batches`, which hold the windows in `blocks`; see `Tokens.ahead`."""
-        plan = batches_of((self.starts(block), size) for block, size in blocks)
-        return self.tokens.ahead(batches, plan, self.spans.max_length + 1)
+        return self.tokens.ahead(batches, map(self._edges, batches_of(blocks)))
+
+    def _edges(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each shard that windows read, as their numbers in `tokens`."""
+        starts = self.starts(indices)
+        return np.concatenate([starts, starts + self.spans.max_length])
 
     def identity(self) -> Any:
         """What determines the windows of these tokens, in plain values."""
@@ -132,38 +172,148 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def restore(self, saved: Any) -> None:
         """Raise ValueError if `saved`, an identity, is of other windows."""
         if saved != (now := self.identity()):
-            what = "[begin, end, max_length, stride] was " if isinstance(now, list) else "it was "
+            what = "[begin, end, max_length, stride] was " if self.kind == "sliding" else "it was "
+            what = what if isinstance(now, list) else "it was "
             advice = "Set the same corpus, weights, split, max_length and stride"
             problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
 
-class ChainedWindows(Windows):
+class PackedWindows(Windows):
+    """Windows of documents: their pieces, each after a separator, and padding; see packing.py.
+
+    No token before `begin`, or from `end` on, is read. A separator there has the id `eot`.
+    """
+
+    def __init__(
+        self, tokens: Tokens, index: WindowIndex, kind: WindowKind, eot: int, *, begin: int, end: int
+    ) -> None:
+        length = index.max_length
+        super().__init__(tokens, begin=begin, end=end, max_length=length, stride=length, pad=True)
+        self.index, self.kind, self.eot = index, kind, eot
+
+    def __len__(self) -> int:
+        return self.index.n_windows
+
+    def __str__(self) -> str:
+        index, length = self.index, self.spans.max_length
+        padding = 100 * (1 - self.n_targets / max(1, len(self) * length))
+        split = f"{index.n_split:,} of {index.n_documents:,} documents split"
+        what = "of packed documents" if self.kind == "packed" else "of a document each"
+        windows = f"{len(self):,} windows of {length} tokens {what}, {padding:.2f} % padding, {split}"
+        return f"{windows}, over tokens [{self.begin:,}, {self.end:,})"
+
+    @property
+    def n_targets(self) -> int:
+        return self.index.n_targets
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        rows = np.full((len(indices), self.spans.max_length + 1), IGNORE_INDEX, np.int32)
+        known = np.flatnonzero(indices < len(self))
+        starts, lengths, counts = self.index.pieces(indices[known])
+        ends, last = np.cumsum(lengths), np.cumsum(counts) - 1
+        sizes = np.diff(ends[last], prepend=0)  # positions of each window
+        ids = self._ids(starts, lengths + np.isin(np.arange(len(starts)), last))
+        if len(ids) == rows.size:
+            rows = ids.astype(np.int32).reshape(rows.shape)
+        else:
+            places = np.zeros(len(indices), np.int64)
+            places[known] = sizes + 1
+            rows[np.arange(rows.shape[1]) < places[:, None]] = ids
+        inner = np.delete(np.arange(len(starts)), last)  # pieces that another one follows
+        targets = self._ids(starts[inner] + lengths[inner], np.ones(len(inner), np.int64))
+        cut = targets != self.eot
+        window = np.repeat(known, counts)[inner][cut]
+        column = (ends - np.repeat(ends[last] - sizes, counts))[inner][cut]
+        rows[window, column] = CUT - targets[cut].astype(np.int32)
+        return rows
+
+    def _ids(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """`Tokens.ranges`, which may have one token before and after the split."""
+        early, late = starts < self.begin, starts + lengths > self.end
+        lengths = lengths - early - late
+        ids = self.tokens.ranges(starts + early, lengths)
+        if early.any() or late.any():
+            ends = np.cumsum(lengths)
+            ids = np.insert(ids, np.append((ends - lengths)[early], ends[late]), self.eot)
+        return ids
+
+    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts, lengths, _ = self.index.pieces(np.asarray(indices, dtype=np.int64))
+        return starts + 1, np.minimum(starts + 1 + lengths, self.end)
+
+    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, dtype=np.int64)
+        known = indices < len(self)
+        starts, lengths, counts = self.index.pieces(indices[known])
+        sizes = np.zeros(len(indices), np.int64)
+        sizes[known] = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
+        targets = np.full((len(indices), self.spans.max_length), -1)
+        tokens = spread(starts + 1, lengths)
+        targets[np.arange(targets.shape[1]) < sizes[:, None]] = np.where(tokens < self.end, tokens, -1)
+        return targets
+
+    def _edges(self, indices: np.ndarray) -> np.ndarray:
+        starts, lengths, _ = self.index.pieces(indices)
+        return np.clip(np.concatenate([starts, starts + lengths]), self.begin, self.end - 1)
+
+    def identity(self) -> Any:
+        return [self.begin, self.end, self.spans.max_length, self.kind, len(self)]
+
+
+class JoinedWindows(Windows):
+    """The windows of several parts. A subclass has an order of them."""
+
+    parts: Sequence[Windows]
+
+    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the part of each window, and its index there: (B,) → int64 (B,) each."""
+        raise NotImplementedError
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return self._collect(np.int32, 1, indices, lambda part, local: part.rows(local))
+
+    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `Windows.target_tokens`; each number is in the store of the window's part."""
+        return self._collect(np.int64, 0, indices, lambda part, local: part.target_tokens(local))
+
+    def _collect(
+        self, dtype: type, more: int, indices: Sequence[int] | np.ndarray,
+        read: Callable[[Windows, np.ndarray], np.ndarray],
+    ) -> np.ndarray:  # fmt: skip
+        numbers, local = self.locate_parts(indices)
+        rows = np.empty((len(local), self.spans.max_length + more), dtype)
+        for number, chosen in groups_of(numbers):
+            rows[chosen] = read(self.parts[number], local[chosen])
+        return rows
+
+    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise TypeError(f"{self!r} have several stores: use `locate_parts`, and the windows in `parts`")
+
+
+class ChainedWindows(JoinedWindows):
     """The val or test windows of several sets, one set after the other."""
 
     def __init__(self, sets: Sequence[Windows]) -> None:
-        self._sets, self.begin = sets, 0
-        self.end = sum(len(windows) for windows in sets)
-        self.spans = sets[0].spans
+        self.parts, self.begin, self.kind = sets, 0, sets[0].kind
+        self.ends = np.cumsum([len(windows) for windows in sets])
+        self.end = int(self.ends[-1])
+        self.spans, self.tokens = replace(sets[0].spans, pad=True), sets[0].tokens
 
     def __len__(self) -> int:
         return self.end
 
     def __str__(self) -> str:
-        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self._sets)} sets"
+        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self.parts)} sets"
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        shape, local = (len(indices), self.spans.max_length), np.asarray(indices, dtype=np.int64)
-        inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE_INDEX)
-        for windows in self._sets:
-            rows = np.flatnonzero((local >= 0) & (local < len(windows)))
-            inputs[rows], targets[rows] = windows.batch(local[rows])
-            local = local - len(windows)
-        return inputs, targets
+    @property
+    def n_targets(self) -> int:
+        return sum(part.n_targets for part in self.parts)
 
-    def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        for inputs, targets in map(self.batch, batches_of([(indices, size)])):
-            yield np.concatenate([inputs, targets[:, -1:]], axis=1)
+    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.asarray(indices, dtype=np.int64)
+        numbers = np.minimum(np.searchsorted(self.ends, indices, side="right"), len(self.ends) - 1)
+        return numbers, indices - np.append(0, self.ends)[numbers]
 
     def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
         return batches
@@ -175,9 +325,17 @@ def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:
 
 
 def split(ids: np.ndarray) -> Batch:
-    """Split windows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
+    """Split rows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
     inputs, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
+    batch = torch.from_numpy(inputs), torch.from_numpy(targets)
+    return batch if ids.dtype.kind == "u" else unmark(*batch)
+
+
+def unmark(inputs: Tensor, targets: Tensor) -> Batch:
+    """Replace the values below 0 of int32 rows: padding, and targets of documents that are cut."""
+    inputs = torch.where(inputs <= CUT, inputs[:, :1], inputs)  # a window of several pieces has it first
+    targets = torch.where(targets <= CUT, CUT - targets, targets)
+    return inputs.masked_fill_(targets == IGNORE_INDEX, 0), targets
 
 
 def hf_batch(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -186,7 +344,8 @@ def hf_batch(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     They compute the loss of `shift_labels`, our targets. Models without this argument shift `labels`,
     the inputs, so they score one target less in each window. Padding is -100 in both.
     """
-    labels = inputs.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
+    labels = torch.cat([inputs[:, :1], targets[:, :-1]], 1)  # as the inputs, unless a document is cut
+    labels = labels.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
     return {"input_ids": inputs, "labels": labels, "shift_labels": targets}
 
 
@@ -229,9 +388,11 @@ class GPTDatasetV1(WindowDataset):
         super().__init__(txt, tokenizer, max_length, stride)
 
 
-def check_enough(n_tokens: int, max_length: int, name: str) -> None:
-    """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no full window."""
-    if n_tokens < max_length + 1:
+def check_enough(n_tokens: int, max_length: int, name: str, kind: WindowKind = "sliding") -> None:
+    """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no window."""
+    if kind != "sliding" and not n_tokens:
+        raise ValueError(f"{name} has no tokens: give more text")
+    if kind == "sliding" and n_tokens < max_length + 1:
         shorter = f", or set max_length <= {n_tokens - 1}" if n_tokens > 1 else ""
         needs = f"max_length={max_length} needs {max_length + 1:,}, targets included"
         problem = f"{name} has {n_tokens:,} tokens, too few for one window"

@@ -1,20 +1,19 @@
 """Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.dataset import Spans, Windows
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, taken_windows
 from lit_gptdata.windows.order import SMALL
+from lit_gptdata.windows.sources import Sources
 from lit_gptdata.windows.steps import RunSegment, trained_ranges
 
-WINDOW_OPTIONS = ("max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed")
-"""The options that determine the windows of a store and their order; a resumed run keeps them."""
-OpenStore = Callable[[str, Any], TokenStore]
-"""Opens a store by its fingerprint, and the name of the corpus that it was built from."""
+WINDOW_OPTIONS = (
+    "windows", "max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed", "n_windows",
+)  # fmt: skip
+"""What determines the windows of a store and their order; a resumed run keeps it."""
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -39,6 +38,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> 
             found.append(f"source {name} {'was not there' if name not in old else 'is missing now'}")
         else:
             found += differences(old[name], new[name], f"source {name}: ")
+    saved = {"windows": "sliding", **saved} if "max_length" in saved else saved  # an older checkpoint
     names = [n for n in saved if n not in ("sources", "mixture") and saved[n] != now.get(n)]
     if saved.get("store") == now.get("store"):  # a corpus may move, if its tokens stay the same
         kept = (*WINDOW_OPTIONS, "train_tokens", "weight", "stages")
@@ -46,14 +46,13 @@ def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> 
     return found + [f"{owner}{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names]
 
 
-def windows_of(identity: dict[str, Any], open_store: OpenStore) -> Windows:
-    """The train windows that an identity describes."""
-    lengths = {name: identity[name] for name in ("max_length", "stride")}
+def windows_of(identity: dict[str, Any], data: Sources) -> Windows:
+    """The train windows that an identity describes; `data` opens the stores."""
+    spans = {name: identity[name] for name in ("max_length", "stride")}
 
     def windows(source: dict[str, Any]) -> Windows:
-        begin, end = source["train_tokens"]
-        tokens = open_store(source["store"], source["corpus"]).tokens
-        return Windows(tokens, begin=begin, end=end, **lengths)
+        store, span = data.open_store(source["store"], source["corpus"]), tuple(source["train_tokens"])
+        return data.open_windows(store, span, kind=identity.get("windows", "sliding"), **spans)
 
     if "sources" not in identity:
         return windows(identity)
@@ -73,22 +72,24 @@ def segments_of(data: dict[str, Any]) -> list[RunSegment]:
     if "sources" in identity:
         sources = [identity["sources"][name] for name in identity["mixture"]["stages"][0][1]]
     spans = {name: identity[name] for name in ("max_length", "stride")}
-    n_tokens = (end - begin for begin, end in (source["train_tokens"] for source in sources))
-    n = sum(len(Spans(n_tokens=tokens, **spans)) for tokens in n_tokens)
+    n = 0
+    for source in sources:
+        begin, end = source["train_tokens"]
+        n += source.get("n_windows") or len(Spans(n_tokens=end - begin, **spans))
     return [RunSegment.from_dict(leg, n) for leg in data["legs"]]
 
 
-def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> list[dict[str, Any]]:
+def seen(history: list[dict[str, Any]], stop: int, present: Sources) -> list[dict[str, Any]]:
     """What the batches before `stop` took from each source, on all ranks, in plain values.
 
-    `history`: see `Resume.history`. `documents`: those with a token that was an input or a target,
+    `present`: of the run's present data. `history`: see `Resume.history`. `documents`: those with a token that was an input or a target,
     [(first, last), …], counted from 1.
     """
     found: list[dict[str, Any]] = []
     ends = [min(stop, data["legs"][0]["batch"]) for data in history[1:]] + [stop]
     for data, end in zip(history, ends, strict=True):
         identity, legs = data["data"], data["legs"]
-        windows = windows_of(identity, open_store)
+        windows = windows_of(identity, present)
         sources = identity.get("sources", {"corpus": identity})
         ranges = trained_ranges(segments_of(data), end)
         if isinstance(windows, Mixture):
@@ -99,8 +100,9 @@ def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> lis
             taken = {"corpus": taken_windows(order, ranges)}
         for name, (n_windows, which) in taken.items():
             source = sources[name]
-            store = open_store(source["store"], source["corpus"])
-            documents = _documents(store, source["train_tokens"][0], which, windows.spans)
+            store = present.open_store(source["store"], source["corpus"])
+            part = windows.sources[name] if isinstance(windows, Mixture) else windows
+            documents = store.documents(*_ranges(part, which))
             found.append({
                 "source": name, "steps": [min(legs[0]["batch"], end), end],
                 "tokens": n_windows * windows.spans.max_length, "epochs": n_windows / len(which),
@@ -110,12 +112,9 @@ def seen(history: list[dict[str, Any]], stop: int, open_store: OpenStore) -> lis
     return found
 
 
-def _documents(store: TokenStore, begin: int, taken: np.ndarray, spans: Spans) -> list[tuple[int, int]]:
-    """The documents of windows, bool (n,), of the range that starts at token `begin`."""
-    if spans.stride > spans.max_length + 1:  # with tokens between two windows
-        firsts = lasts = np.flatnonzero(taken)
-    else:
-        edges = np.flatnonzero(np.diff(taken, prepend=False, append=False))
-        firsts, lasts = edges[::2], edges[1::2] - 1  # of windows in a row
-    ends = begin + lasts * spans.stride + spans.max_length + 1
-    return store.documents(begin + firsts * spans.stride, ends)
+def _ranges(windows: Windows, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of windows, bool (n,): first tokens and ends, int64 (P,) each."""
+    if windows.kind != "sliding" or windows.spans.stride > windows.spans.max_length + 1:
+        return windows.ranges(np.flatnonzero(taken))
+    edges = np.flatnonzero(np.diff(taken, prepend=False, append=False))  # of windows in a row
+    return windows.ranges(edges[::2])[0], windows.ranges(edges[1::2] - 1)[1]

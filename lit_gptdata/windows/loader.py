@@ -42,10 +42,8 @@ class _StoredWindows(Dataset[Tensor]):
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
 
-    def __getitems__(self, indices: np.ndarray) -> Batch | Tensor:
-        if self.windows.spans.pad:
-            return self.windows.batch(indices)
-        return torch.from_numpy(next(self.windows.ids(indices, len(indices))))
+    def __getitems__(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.windows.rows(indices))
 
 
 class WindowLoader(DataLoader[Any]):
@@ -56,7 +54,7 @@ class WindowLoader(DataLoader[Any]):
 
     dataset: Windows
     batch_format: BatchFormat = "tuple"
-    is_compact = False  # True: train windows as in the store, (B, max_length + 1), for `split_on_device`
+    is_compact = False  # True: the windows' rows, (B, max_length + 1), for `split_on_device`
     keeps_state = True  # False: the data module keeps the position, under a Trainer
     waited = 0.0  # seconds that the consumer has waited for batches
 
@@ -83,29 +81,22 @@ class WindowLoader(DataLoader[Any]):
         batches = self._loaded(epoch) if self.num_workers else self._inline(epoch)
         batches = self.dataset.ahead(batches, epoch.blocks())
         to_format = FORMATS[self.batch_format]
-        for n_batches, batch in enumerate(batches, 1):
+        for n_batches, rows in enumerate(batches, 1):
             sampler.consumed(epoch, n_batches)
-            if isinstance(batch, tuple):
-                yield to_format(*batch)
-            else:
-                yield torch.from_numpy(batch) if self.is_compact else to_format(*split(batch))
+            yield torch.from_numpy(rows) if self.is_compact else to_format(*split(rows))
         sampler.finish(epoch)
 
-    def _inline(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
-        """The batches without DataLoader's machinery, which costs more than the batches."""
-        windows = self.dataset
-        if windows.spans.pad:
-            yield from map(windows.batch, batches_of(epoch.blocks()))
-            return
+    def _inline(self, epoch: EpochSlice) -> Iterator[np.ndarray]:
+        """The rows without DataLoader's machinery, which costs more than the batches."""
         for block, size in epoch.blocks():
-            yield from windows.ids(block, size)
+            yield from self.dataset.ids(block, size)
 
-    def _loaded(self, epoch: EpochSlice) -> Iterator[Batch | np.ndarray]:
-        """The batches from worker processes. The main process splits them."""
+    def _loaded(self, epoch: EpochSlice) -> Iterator[np.ndarray]:
+        """The rows from worker processes. The main process splits them."""
         options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
         options["batch_sampler"] = batches_of(epoch.blocks())
-        for batch in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
-            yield batch.numpy() if isinstance(batch, Tensor) else batch
+        for rows in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
+            yield rows.numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, in plain values; {} under a Trainer, whose data module keeps it."""

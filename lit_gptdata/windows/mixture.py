@@ -10,15 +10,15 @@ a large weight repeats within it. A large one continues in the next epoch, where
 import functools
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lit_gptdata.tokens.shards import join
-from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, mix, sort_epochs
+from lit_gptdata.windows.dataset import JoinedWindows, Windows
+from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, groups_of, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.steps import RunSegment, count_windows, find_batch
 
@@ -152,7 +152,7 @@ class MixtureOrder:
         return total
 
 
-class Mixture(Windows):
+class Mixture(JoinedWindows):
     """The train windows of named sources, at the positions of a run: 0, 1, 2, … without end.
 
     `len` is one epoch, the number of windows of all sources. Indices are positions.
@@ -173,13 +173,14 @@ class Mixture(Windows):
         super().__init__(
             join([windows.tokens for windows in sources.values()]), begin=0, end=0,
             max_length=any_source.spans.max_length, stride=any_source.spans.stride,
+            pad=any_source.spans.pad,
         )  # fmt: skip
-        self.sources = dict(sources)
+        self.sources, self.kind = dict(sources), any_source.kind
         self.sizes = {name: len(windows) for name, windows in sources.items()}
         self.stages, self.seed, self.first_epoch = tuple(stages), seed, first_epoch
         lengths = [len(windows.tokens) for windows in sources.values()]
-        offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-        self._begins = offsets + [windows.begin for windows in sources.values()]
+        self._offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+        self._begins = self._offsets + [windows.begin for windows in sources.values()]
         self.end = int(np.sum(lengths))
         self._orders: dict[int | None, MixtureOrder] = {}
 
@@ -201,7 +202,7 @@ class Mixture(Windows):
 
     def locate(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source's name, and the index in its train windows: (B,) → str (B,), int64 (B,)."""
-        sources, windows = self._at(positions)
+        sources, windows = self.locate_parts(positions)
         return np.array(list(self.sizes))[sources], windows
 
     def count(self, n: int) -> dict[str, int]:
@@ -218,21 +219,31 @@ class Mixture(Windows):
         }
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        sources, windows = self._at(indices)
+        sources, windows = self.locate_parts(indices)
         starts: np.ndarray = self._begins[sources] + windows * self.spans.stride
         return starts
 
-    def _at(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The number of the source, and its window."""
-        local = np.asarray(positions, dtype=np.int64) - self.first_epoch * len(self)
+    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        local = np.asarray(indices, dtype=np.int64) - self.first_epoch * len(self)
         if len(local) and local.min() < 0:
-            raise IndexError(f"position {positions[int(local.argmin())]} is before the first one, 0")
+            raise IndexError(f"position {indices[int(local.argmin())]} is before the first one, 0")
         return self._order.at(local)
+
+    @property
+    def parts(self) -> list[Windows]:  # type: ignore[override]
+        return list(self.sources.values())
+
+    def _edges(self, indices: np.ndarray) -> np.ndarray:
+        if not self.spans.pad:
+            return super()._edges(indices)
+        numbers, local = self.locate_parts(indices)
+        groups, parts = groups_of(numbers), self.parts
+        return np.concatenate([parts[n]._edges(local[rows]) + self._offsets[n] for n, rows in groups])
 
     def identity(self) -> dict[str, Any]:
         return {
             "sizes": self.sizes,
-            "lengths": [self.spans.max_length, self.spans.stride],
+            "lengths": [self.spans.max_length, self.kind if self.spans.pad else self.spans.stride],
             "first_epoch": self.first_epoch,
             "stages": [[stage.begin, list(stage.weights)] for stage in self.stages],
         }
@@ -243,10 +254,12 @@ class Mixture(Windows):
         super().restore(saved)
 
     def __getstate__(self) -> dict[str, Any]:  # caches of functions cannot be pickled
-        return {**vars(self), "_orders": {}, "sources": {}}
+        sources = self.sources if self.spans.pad else {}  # else all is in `tokens`
+        return {**vars(self), "_orders": {}, "sources": sources}
 
     def __str__(self) -> str:
-        windows = f"{len(self):,} windows of {self.spans.max_length} every {self.spans.stride} tokens"
+        every = f"every {self.spans.stride} tokens" if self.kind == "sliding" else f"tokens, {self.kind}"
+        windows = f"{len(self):,} windows of {self.spans.max_length} {every}"
         return f"{windows}, from {len(self.sizes)} sources"
 
 
@@ -260,15 +273,6 @@ def taken_windows(order: EndlessOrder, ranges: Sequence[tuple[int, int]]) -> tup
         for number in range(begin, end, CHUNK):
             taken[order.at(np.arange(number, min(number + CHUNK, end)))] = True
     return sum(end - begin for begin, end in ranges), taken
-
-
-def groups_of(numbers: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
-    """Each distinct number, int64 (B,), and where it stands; mostly all are equal."""
-    if len(numbers) and numbers.min() == numbers.max():
-        yield int(numbers[0]), slice(None)
-        return
-    for number in np.unique(numbers).tolist():
-        yield number, numbers == number
 
 
 def _seed_of(name: str, seed: int) -> int:

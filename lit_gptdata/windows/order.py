@@ -4,6 +4,7 @@ EpochPermutation(n=5, seed=0, epoch=0).at(np.arange(5))  ->  the numbers 0 to 4 
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,3 +116,12 @@ def _hash(half: np.ndarray, key: np.uint64) -> np.ndarray:
     z ^= z >> _HALF
     z *= _MIX_2
     return z
+
+
+def groups_of(numbers: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Each distinct number, int64 (B,), and where it stands; mostly all are equal."""
+    if len(numbers) and numbers.min() == numbers.max():
+        yield int(numbers[0]), slice(None)
+        return
+    for number in np.unique(numbers).tolist():
+        yield number, numbers == number

@@ -27,8 +27,9 @@ from lit_gptdata.tokens.options import (
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.windows.dataset import ChainedWindows, Windows, check_enough
+from lit_gptdata.windows.dataset import ChainedWindows, PackedWindows, WindowKind, Windows, check_enough
 from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
+from lit_gptdata.windows.packing import WindowIndex, open_index
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
 
@@ -44,7 +45,7 @@ class NamedSource:
     def __init__(self, owner: Sources, name: str, given: Source, *, only_val: bool = False) -> None:
         """`name`: "" for a corpus without a name. `only_val`: the whole source is its val set."""
         options = {**owner.options, "corpus": given.path, **given.given()}
-        self._owner = owner.owner
+        self._owner, self._sources = owner.owner, owner
         local = local_build(options, self._owner.tokenizer, self._owner.data_dir)
         self.text = choose_source(local, given.store_url, options["cache_gb"])
         self.name, self.weight, self.only_val = name, given.weight, only_val
@@ -77,33 +78,40 @@ class NamedSource:
         split = all_val if self.only_val else split_tokens(store, *self.fractions)
         if trains:
             owner = f"the train split of {redacted(repr(self.text.name))}"
-            check_enough(split.train[1] - split.train[0], self._owner.max_length, owner)
+            n_train, kind = split.train[1] - split.train[0], self._owner.windows
+            check_enough(n_train, self._owner.max_length, owner, kind)
         self._store, self.split, self._cut, self.is_open = store, split, cut, True
         return True
 
     @property
     def train_windows(self) -> Windows:
-        """Windows of `max_length` tokens every `stride` tokens."""
-        return self._windows("train", self._owner.stride)
+        """Windows of `max_length` tokens: every `stride` tokens, or of documents."""
+        return self._windows("train")
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; the last one is padded or left out."""
-        return self._windows("val", pad=not self._owner.drop_padded)
+        """Windows that score every token once; of sliding ones, the last is padded or left out."""
+        return self._windows("val")
 
     @property
     def test_windows(self) -> Windows:
-        return self._windows("test", pad=not self._owner.drop_padded)
+        return self._windows("test")
 
-    def _windows(self, split: str, stride: int | None = None, pad: bool = False) -> Windows:
-        length, (begin, end) = self._owner.max_length, getattr(self.split, split)
-        return Windows(
-            self.store.tokens, begin=begin, end=end, max_length=length, stride=stride or length, pad=pad
-        )
+    def _windows(self, split: str) -> Windows:
+        owner, length, is_train = self._owner, self._owner.max_length, split == "train"
+        spans = {"kind": owner.windows if is_train else owner.eval_windows, "max_length": length}
+        spans |= {"stride": owner.stride if is_train else length}
+        with naming(self.name):
+            return self._sources.open_windows(
+                self.store, getattr(self.split, split), **spans,
+                pad=not is_train and not owner.drop_padded,
+            )  # fmt: skip
 
     def scored_bytes(self, split: str, n: int, ordinary: int, special: int) -> int:
         """`windows.split.scored_bytes` of a split; says once why they are not known."""
-        n_bytes = scored_bytes(self.store, getattr(self.split, split), n, ordinary, special)
+        windows = self._windows(split)
+        n_all = None if windows.kind == "sliding" else windows.n_targets
+        n_bytes = scored_bytes(self.store, getattr(self.split, split), n, ordinary, special, n_all)
         if not n_bytes:
             reason = "the tokenizer changes the text, so the bytes of only a part of it are not known"
             warnings.warn(f"{split} bits per byte are not logged: {reason}", stacklevel=2)
@@ -113,6 +121,8 @@ class NamedSource:
     def identity(self) -> dict[str, Any]:
         """What determines the windows, in plain values."""
         val, test = (None, None) if self.store.manifest.cuts else self.fractions
+        windows = self.train_windows
+        packed = {} if windows.kind == "sliding" else {"n_windows": len(windows)}
         return {
             "store": self.store.fingerprint,
             **asdict(self.reading),
@@ -120,6 +130,7 @@ class NamedSource:
             "test_fraction": test,
             "corpus": self.text.name,
             "train_tokens": list(self.split.train),
+            **packed,
         }
 
     def __repr__(self) -> str:
@@ -172,6 +183,31 @@ class Sources:
         if not any(self._weights[-1].values()):
             raise ValueError("the weights of all sources are 0: at least one source must train")
         self._mixture: tuple[Any, Mixture] | None = None
+        self._indexes: dict[Any, WindowIndex] = {}
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        """Raise ValueError for options that do not go together."""
+        owner = self.owner
+        if owner.drop_padded and owner.eval_windows != "sliding":
+            problem = "drop_padded=True would leave out most val and test windows of documents"
+            raise ValueError(f"{problem}: set eval_windows=sliding, or drop_padded=False")
+
+    def open_windows(
+        self, store: TokenStore, span: tuple[int, int], *, kind: WindowKind, max_length: int,
+        stride: int, pad: bool = False,
+    ) -> Windows:  # fmt: skip
+        """The windows of the tokens [begin, end) of a store; `stride` and `pad` are for sliding ones."""
+        begin, end = span
+        if kind == "sliding" or begin == end:
+            lengths = {"max_length": max_length, "stride": stride, "pad": pad}
+            return Windows(store.tokens, begin=begin, end=end, **lengths)
+        eot = self.owner.tokenizer.end_of_document
+        key = (store.fingerprint, begin, end, max_length, kind)
+        if key not in self._indexes:
+            folder = self.owner.data_dir / "windows"
+            self._indexes[key] = open_index(store, begin, end, max_length, kind, folder)
+        return PackedWindows(store.tokens, self._indexes[key], kind, eot, begin=begin, end=end)
 
     @property
     def hparams(self) -> dict[str, Any]:
@@ -192,7 +228,11 @@ class Sources:
 
     def prepare(self) -> Iterator[str]:
         """Build or find each store; yields warnings about special tokens and val."""
+        self._check_windows()
         tokenizer = self.owner.tokenizer
+        if {self.owner.windows, self.owner.eval_windows} != {"sliding"}:
+            with naming(self.first.name):
+                _ = tokenizer.end_of_document  # raises ValueError if it has none
         if left_out := tokenizer.left_out:
             also = ", or set bos=True to have it" if tokenizer.begin in left_out else ""
             yield (
@@ -222,6 +262,7 @@ class Sources:
 
     def open(self, *, again: bool, shuffle: bool) -> Iterator[str]:
         """Open each store; yields warnings. `again`: texts may have changed since the last time."""
+        self._check_windows()
         trained = self.trained.values()
         for source in self.all:
             reopen = again and isinstance(source.text, LocalBuild)
@@ -252,6 +293,21 @@ class Sources:
                         f"val_corpus.{name} ({redacted(repr(source.text.name))}) has a text on which "
                         f"the source {owner} trains, {redacted(path)}: leave it out of one of them"
                     )
+
+    @property
+    def _fills(self) -> dict[str, float]:
+        """The share of each source's train positions that is not padding."""
+        windows = {name: source.train_windows for name, source in self.trained.items()}
+        length = self.owner.max_length
+        return {name: w.n_targets / (max(1, len(w)) * length) for name, w in windows.items()}
+
+    @property
+    def _shares(self) -> list[dict[str, float]]:
+        """The weights of each stage for windows; those that the user gives are for targets."""
+        if self.stages is None and None in (source.weight for source in self.sources.values()):
+            return self._weights
+        fills = self._fills
+        return [{n: w / fills.get(n, 1.0) for n, w in stage.items()} for stage in self._weights]
 
     @property
     def _weights(self) -> list[dict[str, float]]:
@@ -285,10 +341,10 @@ class Sources:
         """The train windows, those of named sources as a `Mixture`, whose stages start at 0 for now."""
         if not self.is_named:
             return self.first.train_windows
-        key = (seed, self.owner.max_length, self.owner.stride)
+        key = (seed, self.owner.max_length, self.owner.stride, self.owner.windows)
         if self._mixture is None or self._mixture[0] != key:
             trained = self.trained
-            stages = [Stage(0, tuple(weights[name] for name in trained)) for weights in self._weights]
+            stages = [Stage(0, tuple(shares[name] for name in trained)) for shares in self._shares]
             windows = {name: source.train_windows for name, source in trained.items()}
             self._mixture = key, Mixture(windows, stages, seed=seed)
         return self._mixture[1]
@@ -325,8 +381,9 @@ class Sources:
     def identity(self, windows: Windows) -> dict[str, Any]:
         """What determines the train windows except for their order, in plain values; see identity.py."""
         owner, tokenizer = self.owner, self.owner.tokenizer
-        options = {"max_length": owner.max_length, "stride": owner.stride, "tokenizer": tokenizer.name}
-        options["special_tokens"] = tokenizer.special_tokens
+        stride = owner.stride if owner.windows == "sliding" else None
+        options = {"max_length": owner.max_length, "stride": stride, "windows": owner.windows}
+        options |= {"tokenizer": tokenizer.name, "special_tokens": tokenizer.special_tokens}
         if not isinstance(windows, Mixture):
             return options | self.first.identity | {"val": self.first.split.val_sources}
         sources = {name: s.identity | {"weight": s.weight} for name, s in self.sources.items()}

@@ -62,18 +62,24 @@ def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, f
 
 
 def scored_bytes(
-    store: TokenStore, split: tuple[int, int], n_targets: int, ordinary: int, special: int
-) -> int:
+    store: TokenStore, split: tuple[int, int], n_targets: int, ordinary: int, special: int,
+    n_all: int | None = None,
+) -> int:  # fmt: skip
     """UTF-8 bytes of the first targets of a split, or 0 if they are not known.
 
     `special` of the `n_targets` targets are separators, and the others have `ordinary` bytes. A literal
     `<|endoftext|>` in a text has the same id as a separator between documents. Only the store knows
     which of them have 13 bytes and which have 0. If the counts are not the counts of these targets,
     because a loader chose others, the result is `ordinary`. If the tokenizer changes the text, only the
-    bytes of a whole split are known, from those of its text.
+    bytes of a whole split are known, from those of its text. `n_all`: the number of targets of windows
+    of documents, which score the split in another order, with its first token; None: sliding windows.
     """
     begin, stop = split[0] + 1, split[0] + 1 + n_targets
     tokenizer = store.manifest.tokenizer
+    if n_all is not None:
+        begin, stop = split
+        if n_targets != n_all:
+            return ordinary if tokenizer.is_lossless else 0
     if not tokenizer.is_lossless:
         known = stop == split[1] and store.is_exact_at(begin) and store.is_exact_at(stop)
         return store.byte_at(stop) - store.byte_at(begin) if known else 0

@@ -130,6 +130,8 @@ class RemoteTokens(Tokens):
     No shard is empty. An evicted shard that this process has mapped takes space until the next fetch.
     """
 
+    read_at_once = 1  # the first batch must not wait for the shards of later ones
+
     def __init__(
         self, shards: list[ShardEntry], dtype: np.dtype[Any], cache: Cache, source: Objects
     ) -> None:
@@ -145,24 +147,29 @@ class RemoteTokens(Tokens):
 
     def _part(self, shard: int, start: int, stop: int) -> np.ndarray:
         length = min(stop, self._shards[shard].n_tokens) - start
-        ids: np.ndarray = self._gather(self._begins[[shard]] + start, np.array([shard]), length)[0]
-        return ids
+        return self._read_ranges(self._begins[[shard]] + start, np.array([length]), np.array([shard]))
 
     def _reader(
         self, starts: np.ndarray, shards: np.ndarray, length: int
     ) -> Callable[[slice | np.ndarray], np.ndarray]:
-        return lambda chosen: self._gather(starts[chosen], shards[chosen], length)
+        def read(chosen: slice | np.ndarray) -> np.ndarray:
+            lengths = np.full(len(starts[chosen]), length)
+            return self._read_ranges(starts[chosen], lengths, shards[chosen]).reshape(-1, length)
 
-    def _gather(self, starts: np.ndarray, shards: np.ndarray, length: int) -> np.ndarray:
-        """Read windows that each lie within one shard: (B,) → (B, length)."""
-        ids = np.empty((len(starts), length), self.dtype)
-        offsets = (starts - self._begins[shards]).tolist()
+        return read
+
+    def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
+        ends = np.cumsum(lengths)
+        ids = np.empty(int(ends[-1]), self.dtype)
+        begins, offsets = (ends - lengths).tolist(), (starts - self._begins[shards]).tolist()
+        sizes: list[int] = lengths.tolist()
         missing = _distinct(shards)
         while missing:  # the cache need not hold all these shards at once
             for shard in missing.copy():
                 if (mapped := self._map(shard)) is not None:
                     for row in np.flatnonzero(shards == shard).tolist():
-                        ids[row] = mapped[offsets[row] : offsets[row] + length]
+                        begin, offset, size = begins[row], offsets[row], sizes[row]
+                        ids[begin : begin + size] = mapped[offset : offset + size]
                     missing.remove(shard)
             if files := [self._shards[shard].ids for shard in missing]:
                 for file in files[1 : self._n_at_once(files)]:
@@ -188,7 +195,7 @@ class RemoteTokens(Tokens):
             self._maps[shard] = os.fstat(opened.fileno()).st_ino, ids
         return ids
 
-    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray], length: int) -> Iterator[Any]:
+    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray]) -> Iterator[Any]:
         """Yield `batches`, and fetch later shards early: at most FETCHES, and a quarter of the cache."""
         planned = enumerate(plan)
         queue: deque[tuple[int, int]] = deque()  # (a planned batch, a shard that it needs)
@@ -196,8 +203,8 @@ class RemoteTokens(Tokens):
         for number, batch in enumerate(batches):
             started = {shard: first for shard, first in started.items() if first > number}
             n_new = 1 if number else AHEAD_BATCHES + 1
-            for first, starts in itertools.islice(planned, n_new):
-                queue += [(first, shard) for shard in self._shards_of(starts, length)]
+            for first, tokens in itertools.islice(planned, n_new):
+                queue += [(first, shard) for shard in self._shards_of(tokens)]
             while queue:
                 first, shard = queue[0]
                 file = self._shards[shard].ids
@@ -210,10 +217,9 @@ class RemoteTokens(Tokens):
                 queue.popleft()
             yield batch
 
-    def _shards_of(self, starts: np.ndarray, length: int) -> list[int]:
-        """The shards that these windows need, in the order of need."""
-        edges = np.concatenate([starts, starts + length - 1])
-        shards = np.searchsorted(self._ends, edges, side="right")
+    def _shards_of(self, tokens: np.ndarray) -> list[int]:
+        """The shards that these tokens need, in the order of need."""
+        shards = np.searchsorted(self._ends, tokens, side="right")
         return _distinct(shards[shards < len(self._shards)])  # padding has none
 
     def _n_at_once(self, files: list[FileEntry]) -> int:
