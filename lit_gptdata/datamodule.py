@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -31,7 +31,7 @@ from lit_gptdata.report.show import ShownText
 from lit_gptdata.resume import OnChange, Resume
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors
-from lit_gptdata.tokens.build.plan import BuildName
+from lit_gptdata.tokens.build.plan import BuildName, OnBadDocument
 from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.options import Source
 from lit_gptdata.tokens.source import local_folder
@@ -45,9 +45,6 @@ from lit_gptdata.windows.ranks import DrawnSeed, Ranks, current_ranks
 from lit_gptdata.windows.sampler import WindowSampler
 from lit_gptdata.windows.sources import EvalSet, NamedSource, Sources
 from lit_gptdata.windows.steps import Steps, Tail
-
-if TYPE_CHECKING:
-    import tiktoken
 
 EvalLoaders = DataLoader[Batch] | list[DataLoader[Batch]]
 
@@ -66,7 +63,10 @@ class GPTDataModule(L.LightningDataModule):
         strip_gutenberg: leave out Project Gutenberg's license
         text_column: key or column of jsonl and parquet files that holds the text
         encoding_errors: invalid UTF-8: "strict" (an error) | "replace" (U+FFFD)
-        max_document_bytes: refuse longer documents; None: no limit
+        on_bad_document: invalid UTF-8, or a text outside the limits: "error" | "skip", which leaves out
+            and counts these and empty and null texts
+        min_document_bytes, max_document_bytes: limits in UTF-8 bytes; None: no limit
+        drop_duplicates: leave out each document whose text is the same as that of an earlier one
         store_url: published store to train from instead of `corpus`: a folder, or a URL for fsspec
         Which tokens:
         tokenizer: tiktoken name | tokenizer.json | folder | .tiktoken or tokenizer.model file |
@@ -112,7 +112,7 @@ class GPTDataModule(L.LightningDataModule):
     def __init__(
         self,
         corpus: dict[str, Source | str | list[str]] | CorpusLike = "sample",
-        tokenizer: str | Path | tiktoken.Encoding | Any = "gpt2",
+        tokenizer: str | Path | Any = "gpt2",
         max_length: int = 256,
         stride: int = 128,
         batch_size: int = 4,
@@ -127,7 +127,10 @@ class GPTDataModule(L.LightningDataModule):
         encoding_errors: EncodingErrors = "strict",
         strip_gutenberg: bool = False,
         text_column: str = "text",
+        on_bad_document: OnBadDocument = "error",
+        min_document_bytes: int | None = None,
         max_document_bytes: int | None = None,
+        drop_duplicates: bool = False,
         engine: EngineName = "auto",
         build: BuildName = "processes",
         build_workers: int | None = None,

@@ -32,7 +32,7 @@ FLOW = [
     "tokens.shards", "tokens.libraries.train", "tokens.libraries.files", "tokens.store",
     "tokens.coverage",
     "tokens.remote.objects", "tokens.remote.cache", "tokens.remote.store",
-    "tokens.build.output", "tokens.build.plan", "tokens.build.encode",
+    "tokens.build.output", "tokens.build.plan", "tokens.build.filters", "tokens.build.encode",
     "tokens.build.processes", "tokens.build.ray_tasks", "tokens.build.local", "tokens.remote.publish",
     "tokens.source", "tokens.options",
     "windows.split", "windows.order", "windows.steps",

@@ -17,6 +17,10 @@ class Document:
     """True if this continues the document before it, as a slice of a large file does."""
     number: int = 0
     """The index of the source in the corpus, counted from 0."""
+    place: str | None = None
+    """Where the text is in its file, such as "row 17"; None: `source` says all."""
+    problem: tuple[str, str] | None = None
+    """(kind, message) if there is no text to read: "null" or "invalid UTF-8"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw, size_of
 
 EncodingErrors = Literal["strict", "replace"]
 
+NULL, INVALID = "null", "invalid UTF-8"  # kinds of a `Document.problem`
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
 INDEX_BYTES = 1 << 20  # of a parquet file, between its data and its footer
@@ -115,18 +116,36 @@ def suffixes(name: str) -> tuple[str, Any]:
     return found[1] or "", found[2] or ""
 
 
-def read_documents(file: FileSlice, reading: Reading) -> Iterator[Document]:
-    """The documents, each to be read before the next one; raises ValueError, OSError, ImportError."""
+def read_documents(file: FileSlice, reading: Reading, keep_bad: bool = False) -> Iterator[Document]:
+    """The documents, each to be read before the next one; raises ValueError, OSError, ImportError.
+
+    Null texts are skipped, and a row of invalid UTF-8 is an error. With `keep_bad` both are documents
+    with a `problem`.
+    """
     format = format_of(file.path)
     try:
         for document in format.read(file, reading):
-            if reading.strip_gutenberg:  # each row of a .jsonl or .parquet can be a book
-                text = b"".join(document.chunks).decode()
-                book = strip_gutenberg(text, document.source, required=format.suffix == ".txt")
-                document = replace(document, chunks=[book.encode()])
+            if document.problem and not keep_bad:
+                kind, message = document.problem
+                if kind == NULL:
+                    continue
+                raise UnicodeError(message)
+            if reading.strip_gutenberg and not document.problem:
+                document = _stripped(document, format.suffix == ".txt", keep_bad)
             yield document
     except (ValueError, OSError) as error:
         raise _naming_download(error, file.path) from error.__cause__
+
+
+def _stripped(document: Document, required: bool, keep_bad: bool) -> Document:
+    """The document without Project Gutenberg's license: each row of a .parquet can be a book."""
+    try:
+        text = b"".join(document.chunks).decode()
+    except UnicodeError as error:
+        if not keep_bad:
+            raise
+        return replace(document, problem=(INVALID, str(error)))
+    return replace(document, chunks=[strip_gutenberg(text, document.source, required=required).encode()])
 
 
 def _naming_download(error: Exception, path: TextFile) -> Exception:
@@ -203,7 +222,23 @@ def _invalid(error: UnicodeDecodeError, source: object, offset: int, advice: str
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """The file is one document; a slice after the first continues it."""
     chunks = _text(_chunks(file, reading), file, reading.encoding_errors)
-    yield Document(source=str(file.path), chunks=chunks, continues=file.start > 0, number=file.number)
+    continues = file.start > 0
+    yield Document(
+        source=str(file.path), chunks=chunks, continues=continues, number=file.number, place=""
+    )
+
+
+def _row(file: FileSlice, place: str, read: Callable[[str], bytes | None]) -> Document:
+    """The document of a line or row; `read` takes its name for messages, and returns its text."""
+    source, chunks, problem = f"{file.path}: {place}", [], None
+    try:
+        if (text := read(source)) is None:
+            problem = NULL, f"{source}: the text is null"
+        else:
+            chunks = [text]
+    except UnicodeError as error:
+        problem = INVALID, str(error)
+    return Document(source=source, chunks=chunks, number=file.number, place=place, problem=problem)
 
 
 def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iterator[bytes]:
@@ -232,29 +267,12 @@ def _text(raw: Iterable[bytes], file: FileSlice, errors: EncodingErrors) -> Iter
 
 
 def _read_jsonl(file: FileSlice, reading: Reading) -> Iterator[Document]:
-    """One document per line: the text at `text_column`. Blank lines and null texts are skipped."""
-    column = reading.text_column
+    """One document per line: the text at `text_column`. Blank lines are skipped."""
     for offset, line in _lines(file, reading):
         line = line.removeprefix(codecs.BOM_UTF8)  # Windows tools write it at the start of a file
-        if not line.strip():
-            continue
-        source = f"{file.path}: line at byte {offset}"
-        try:
-            row = json.loads(line.decode(errors=reading.encoding_errors))  # bytes: it would guess UTF-16
-        except UnicodeDecodeError as error:
-            raise _invalid(error, source, offset) from None
-        except (ValueError, RecursionError) as error:
-            problem = f"is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
-            raise ValueError(f"{source} {problem}") from None
-        if not isinstance(row, dict) or column not in row:
-            found, advice = "is not a JSON object", "a line must be one object with that key"
-            if isinstance(row, dict):
-                found = f"has the keys {sorted(row)}"
-                advice = "set data.text_column to one of them; keys inside of objects are not supported"
-            raise ValueError(f"{source} {found}, not {column!r}: {advice}")
-        if (value := row[column]) is not None:
-            chunks = [_json_text(value, source, reading)]
-            yield Document(source=source, chunks=chunks, number=file.number)
+        if line.strip():
+            read = functools.partial(_json_text, line, offset, reading)
+            yield _row(file, f"line at byte {offset}", read)
 
 
 def _lines(file: FileSlice, reading: Reading) -> Iterator[tuple[int, bytes]]:
@@ -274,9 +292,26 @@ def _lines(file: FileSlice, reading: Reading) -> Iterator[tuple[int, bytes]]:
         yield offset, bytes(rest)
 
 
-def _json_text(value: object, source: str, reading: Reading) -> bytes:
+def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes | None:
+    """The text of a JSON line, which starts at byte `offset` of its file."""
+    column = reading.text_column
+    try:
+        row = json.loads(line.decode(errors=reading.encoding_errors))  # bytes: it would guess UTF-16
+    except UnicodeDecodeError as error:
+        raise _invalid(error, source, offset) from None
+    except (ValueError, RecursionError) as error:
+        problem = f"is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
+        raise ValueError(f"{source} {problem}") from None
+    if not isinstance(row, dict) or column not in row:
+        found, advice = "is not a JSON object", "a line must be one object with that key"
+        if isinstance(row, dict):
+            found = f"has the keys {sorted(row)}"
+            advice = "set data.text_column to one of them; keys inside of objects are not supported"
+        raise ValueError(f"{source} {found}, not {column!r}: {advice}")
+    if (value := row[column]) is None:
+        return None
     if not isinstance(value, str):
-        column, kind = reading.text_column, type(value).__name__
+        kind = type(value).__name__
         raise ValueError(f"{source}: {column!r} holds {kind}, not text: set data.text_column")
     try:
         return value.encode()
@@ -288,7 +323,7 @@ def _json_text(value: object, source: str, reading: Reading) -> bytes:
 
 
 def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
-    """One document per row: the text in `text_column`. Null rows are skipped."""
+    """One document per row: the text in `text_column`."""
     path, column = file.path, reading.text_column
     if format_of(path).compression:
         raise ValueError(f"{path}: parquet files are compressed inside; unpack it and name it .parquet")
@@ -316,13 +351,15 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         if not re.match(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,|$)", str(kind)):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
         for number, value in enumerate(_values(table, column, path, arrow)):
-            if value is not None:
-                name = f"{path}: row {number}"
-                try:  # arrow does not check that strings are valid UTF-8
-                    text = value.decode(errors=reading.encoding_errors)
-                except UnicodeDecodeError as error:
-                    raise _invalid(error, name, 0, "Repair it, or set encoding_errors=replace") from None
-                yield Document(source=name, chunks=[text.encode()], number=file.number)
+            yield _row(file, f"row {number}", functools.partial(_parquet_text, value, reading))
+
+
+def _parquet_text(value: bytes | None, reading: Reading, source: str) -> bytes | None:
+    """The text of a row; arrow does not check that strings are valid UTF-8."""
+    try:
+        return None if value is None else value.decode(errors=reading.encoding_errors).encode()
+    except UnicodeDecodeError as error:
+        raise _invalid(error, source, 0, "Repair it, or set encoding_errors=replace") from None
 
 
 def _check_single(metadata: Any, path: TextFile) -> None:

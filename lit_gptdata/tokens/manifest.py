@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lit_gptdata._io import as_json
@@ -107,6 +107,24 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """The documents that are not in a store: `str(left_out)  ->  "3 documents: 2 empty, 1 null"`."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """By kind: "null", "invalid UTF-8", "empty", "too short", "too long", "duplicate"."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first ones of each kind: source, place, kind and reason."""
+
+    def __post_init__(self) -> None:
+        if not all(type(count) is int for count in self.counts.values()):
+            raise ValueError(f"{self.counts!r} does not count documents")
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+        return f"{sum(self.counts.values()):,} documents: {kinds}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A complete store: its sources, its tokenizer, its counts, and a checksum of every file."""
 
@@ -114,13 +132,15 @@ class Manifest:
     fingerprint: str
     tokenizer: TokenizerEntry
     reading: dict[str, Any]
-    """How bytes became text: the fields of `Reading`. Empty for a corpus that is not files."""
+    """How bytes became text: the fields of `Reading` if the corpus is files, and the filters."""
     n_tokens: int
     n_bytes: int
     n_documents: int
     sources: list[SourceEntry]
     vocab: FileEntry
     shards: list[ShardEntry]
+    left_out: LeftOut | None = None
+    """What the filters left out; None: nothing."""
     cuts: tuple[int, int] | None = None
     """The tokens where val and test start, in a store that has its own split."""
 
@@ -151,8 +171,7 @@ class Manifest:
         for option in fields(TokenizerEntry):  # defaults are not written, as in earlier versions
             if values["tokenizer"][option.name] == option.default:
                 del values["tokenizer"][option.name]
-        if self.cuts is None:
-            del values["cuts"]
+        values = {k: v for k, v in values.items() if v is not None}  # as in earlier versions
         return as_json(values)
 
     @classmethod
@@ -167,6 +186,7 @@ class Manifest:
             values["sources"] = [SourceEntry(**source) for source in values["sources"]]
             values["vocab"] = FileEntry(**values["vocab"])
             values["shards"] = [ShardEntry.from_dict(shard) for shard in values["shards"]]
+            values["left_out"] = LeftOut(**left_out) if (left_out := values.get("left_out")) else None
             values["cuts"] = tuple(map(int, values.get("cuts") or ())) or None
             return cls(**values)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 from lit_gptdata._checks import check_flag, check_integer, check_number, check_string, plain
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.formats import EncodingErrors, Reading
-from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.build.plan import BuildOptions, OnBadDocument
 from lit_gptdata.tokens.source import LocalBuild
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -40,7 +40,10 @@ class Source:
     text_column: str | None = None
     encoding_errors: EncodingErrors | None = None
     strip_gutenberg: bool | None = None
+    on_bad_document: OnBadDocument | None = None
+    min_document_bytes: int | None = None
     max_document_bytes: int | None = None
+    drop_duplicates: bool | None = None
     stream: bool | None = None
 
     def given(self) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path
         text_column=check_string("text_column", options["text_column"]),
         strip_gutenberg=check_flag("strip_gutenberg", options["strip_gutenberg"]),
     )
-    names = ("engine", "build", "ray_address", "max_document_bytes")
+    names = [field.name for field in fields(BuildOptions) if field.name != "workers"]
     build = BuildOptions(workers=options["build_workers"], **{name: options[name] for name in names})
     stream = check_flag("stream", options["stream"])
     return LocalBuild(options["corpus"], tokenizer, data_dir, reading, stream, build)

@@ -69,7 +69,7 @@ class LocalBuild:
 
     def find(self) -> TokenStore:
         """Open the store. Raises RuntimeError if `prepare()` has not built it."""
-        store = find_store(self._open(download=False), self.tokenizer, self.root)
+        store = find_store(self._open(download=False), self.tokenizer, self.root, self.options)
         if store is None:
             raise RuntimeError(
                 f"{redacted(repr(self.name))} is not tokenized yet under {self.root}, or has changed "
@@ -80,7 +80,7 @@ class LocalBuild:
     def publish(self, url: str | os.PathLike[str]) -> str:
         """Upload the store to `url`/<fingerprint>, or build it there without local disk."""
         corpus = self._open(download=True)
-        store = find_store(corpus, self.tokenizer, self.root)
+        store = find_store(corpus, self.tokenizer, self.root, self.options)
         if store is not None:
             return publish(store, url)
         return publish_text(corpus, self.tokenizer, url, self.options)

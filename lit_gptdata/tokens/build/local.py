@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from lit_gptdata._io import locked, sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.tokens.build.encode import Runner, encode_corpus
+from lit_gptdata.tokens.build.filters import merged
 from lit_gptdata.tokens.build.output import FolderOutput
 from lit_gptdata.tokens.build.plan import (
     DEFAULT_OPTIONS,
@@ -32,7 +33,7 @@ from lit_gptdata.tokens.build.plan import (
     BuildPlan,
     PlanCorpus,
     as_plan_corpus,
-    document_too_long,
+    check_document,
     lookup_key,
 )
 from lit_gptdata.tokens.build.processes import encode_units
@@ -43,10 +44,12 @@ from lit_gptdata.tokens.tokenizer import Tokenizer
 ABANDONED_DAYS = 7  # a build removes killed builds of other corpora that nobody continued for so long
 
 
-def find_store(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenStore | None:
+def find_store(
+    corpus: Corpus, tokenizer: Tokenizer, root: Path, options: BuildOptions = DEFAULT_OPTIONS
+) -> TokenStore | None:
     """The published store of a corpus, or None; compares sizes and times of the files and reads none."""
     plan_corpus = as_plan_corpus(corpus)
-    return _look_up(root, lookup_key(plan_corpus, tokenizer), plan_corpus)
+    return _look_up(root, lookup_key(plan_corpus, tokenizer, options), plan_corpus)
 
 
 def prepare_store(
@@ -57,12 +60,12 @@ def prepare_store(
     Raises ValueError for a text, OSError for a folder, ConnectionError; then nothing is published.
     """
     plan_corpus = as_plan_corpus(corpus)
-    key = lookup_key(plan_corpus, tokenizer)
+    key = lookup_key(plan_corpus, tokenizer, options)
     store = _look_up(root, key, plan_corpus, check_contents=True)
     if store is not None:
         for folder in _builds(root, key):  # left by a kill after publishing
             _remove_build(root, folder)
-        return _with_limit(store, options.max_document_bytes)
+        return _checked(store, options)
     runner = make_runner(options)
     with writing(root), contextlib.ExitStack() as stack:
         for name in (".requests", ".building", ".locks"):
@@ -75,19 +78,20 @@ def prepare_store(
             _remove_leftovers(root, key)
             plan = BuildPlan(plan_corpus, tokenizer, options)
             store = _publish_store(plan, root, runner)
-    return _with_limit(store, options.max_document_bytes)
+    return _checked(store, options)
 
 
-def _with_limit(store: TokenStore, limit: int | None) -> TokenStore:
-    """The store, which an earlier run may have built; raises ValueError for a longer document."""
-    if limit is not None:
+def _checked(store: TokenStore, options: BuildOptions) -> TokenStore:
+    """The store, which an earlier run may have built; raises ValueError for a bad document."""
+    low, high = options.min_document_bytes, options.max_document_bytes
+    if (low or high) and options.on_bad_document == "error":
         rows = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
         rows = rows[rows["document"] == 1]
         lengths = np.diff(rows["byte"], append=store.n_bytes)
-        if lengths.max() > limit:
-            sources, row = store.manifest.sources, int(lengths.argmax())
+        for row in (int(lengths.argmax()), int(lengths.argmin())):
+            sources = store.manifest.sources
             source = sources[min(int(rows["source"][row]), len(sources) - 1)].path
-            raise ValueError(document_too_long(f"{source}: document {row + 1}", limit))
+            check_document(f"{source}: document {row + 1}", int(lengths[row]), low, high)
     return store
 
 
@@ -160,11 +164,11 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
         output = FolderOutput(folder)
         corpus: Any = getattr(plan.corpus, "corpus", None)
         is_ids = hasattr(corpus, "complete")  # `IdFiles` in interop/importing.py
-        shards = corpus.write(output) if is_ids else encode_corpus(plan, output, runner)
+        made = (corpus.write(output), []) if is_ids else encode_corpus(plan, output, runner)
         sources = hashed_sources()
     vocab = vocab_table(plan.tokenizer).tobytes()
     try:
-        manifest = plan.manifest(sources, shards, vocab)
+        manifest = plan.manifest(sources, made[0], vocab, merged(made[1], sources))
         manifest = corpus.complete(manifest) if is_ids else manifest
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards

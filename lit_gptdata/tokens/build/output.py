@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lit_gptdata._io import AtomicFile, as_json, write_whole
+from lit_gptdata.text.remote_file import map_in_threads
 from lit_gptdata.tokens.manifest import FileEntry, ShardEntry
 from lit_gptdata.tokens.shards import ROW
 
@@ -29,14 +30,16 @@ class ShardOutput:
     """A destination for shards and records of work units; picklable, because worker processes use it.
 
     A subclass has `open(name)`, a file to write the ids of a shard to; `save(name, file, index)`, which
-    makes it the shard's .bin file and `index` its .idx file; `write_record` and `read_records` of names
-    and contents; `sizes()` of saved files by name; and `remove_unfinished(finished)`.
+    makes it the shard's .bin file and `index` its .idx file; `write_record(name, content)`,
+    `read_record(name)`, and `records()`, the names of all; `sizes()` of saved files by name; and
+    `remove_unfinished(finished)`.
     """
 
     open: Callable[[str], Any]
     save: Callable[[str, Any, bytes], None]
     write_record: Callable[[str, bytes], None]
-    read_records: Callable[[], dict[str, bytes]]
+    read_record: Callable[[str], bytes]
+    records: Callable[[], list[str]]
     sizes: Callable[[], dict[str, int]]
     remove_unfinished: Callable[[Mapping[int, Shards]], None]
     """Remove the files of other work units, which a killed build or its last workers left."""
@@ -52,7 +55,8 @@ class ShardOutput:
     def finished_units(self) -> dict[int, Shards]:
         """The shards of each work unit with a readable record, if each file has the recorded size."""
         finished, sizes = {}, self.sizes()
-        for name, content in sorted(self.read_records().items()):
+        names = sorted(name for name in self.records() if name.endswith(".json"))
+        for name, content in zip(names, map_in_threads(self.read_record, names), strict=True):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
                 if all(sizes.get(file.name) == file.size for shard in shards for file in shard.files):
@@ -137,8 +141,11 @@ class FolderOutput(ShardOutput):
     def write_record(self, name: str, content: bytes) -> None:
         write_whole(self.folder / "parts" / name, content)
 
-    def read_records(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (self.folder / "parts").glob("*.json")}
+    def read_record(self, name: str) -> bytes:
+        return (self.folder / "parts" / name).read_bytes()
+
+    def records(self) -> list[str]:
+        return [path.name for path in (self.folder / "parts").glob("[!.]*")]
 
     def sizes(self) -> dict[str, int]:  # not of temporary files, which may vanish
         return {path.name: path.stat().st_size for path in (self.folder / "store").glob("[!.]*")}

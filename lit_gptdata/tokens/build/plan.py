@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from lit_gptdata._checks import check_integer, plain
+from lit_gptdata._checks import check_flag, check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import FilesCorpus, FindCut
 from lit_gptdata.text.formats import FileSlice, format_of
@@ -13,10 +13,19 @@ from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName, check_engine
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
-from lit_gptdata.tokens.manifest import COUNTS, FORMAT, FileEntry, Manifest, TokenizerEntry, total
+from lit_gptdata.tokens.manifest import (
+    COUNTS,
+    FORMAT,
+    FileEntry,
+    LeftOut,
+    Manifest,
+    TokenizerEntry,
+    total,
+)
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
+OnBadDocument = Literal["error", "skip"]
 FileStats = list[list[str | int]]
 
 SHARD_BYTES = 64 << 20
@@ -25,7 +34,7 @@ SHARD_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How to build a store; the tokens do not depend on it. Raises ValueError or TypeError."""
+    """How to build a store; the tokens depend only on `filters`. Raises ValueError or TypeError."""
 
     engine: EngineName = "auto"
     """"auto" | "reference" (the tokenizer's own library) | "gigatoken"."""
@@ -36,7 +45,13 @@ class BuildOptions:
     ray_address: str | None = None
     """Address of the Ray cluster, as `ray.init` takes it."""
     max_document_bytes: int | None = None
-    """UTF-8 bytes; a longer document is refused. None: no limit."""
+    """UTF-8 bytes; a longer document is bad. None: no limit."""
+    min_document_bytes: int | None = None
+    """UTF-8 bytes; a shorter document is bad. None: no limit."""
+    on_bad_document: OnBadDocument = "error"
+    """"skip" leaves out and counts bad documents, and also empty and null ones."""
+    drop_duplicates: bool = False
+    """Leave out a document if an earlier one has the same text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ray_address", plain(self.ray_address))
@@ -44,9 +59,25 @@ class BuildOptions:
         if self.build not in get_args(BuildName):
             choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"
             raise ValueError(f"unknown build {self.build!r}: choose {choices}")
-        for name, option in (("workers", "build_workers"), ("max_document_bytes", "max_document_bytes")):
+        if self.on_bad_document not in get_args(OnBadDocument):
+            choices = "'error', or 'skip' (leave out and count)"
+            raise ValueError(f"unknown on_bad_document {self.on_bad_document!r}: choose {choices}")
+        check_flag("drop_duplicates", self.drop_duplicates)
+        for name in ("workers", "max_document_bytes", "min_document_bytes"):
             if (value := getattr(self, name)) is not None:
+                option = name.replace("workers", "build_workers")
                 object.__setattr__(self, name, check_integer(option, value, 1))  # a plain int
+        low, high = self.min_document_bytes, self.max_document_bytes
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_document_bytes={low:,} is larger than max_document_bytes={high:,}")
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """The options that change the tokens, without defaults; a limit alone changes none."""
+        skips = self.on_bad_document == "skip"
+        names = ["on_bad_document", "min_document_bytes", "max_document_bytes"] if skips else []
+        found = {name: getattr(self, name) for name in [*names, "drop_duplicates"]}
+        return {name: value for name, value in found.items() if value}
 
 
 DEFAULT_OPTIONS = BuildOptions()
@@ -90,10 +121,10 @@ def as_plan_corpus(corpus: Corpus) -> PlanCorpus:
     return corpus if isinstance(corpus, FilesCorpus) else DocumentCorpus(corpus)
 
 
-def lookup_key(corpus: PlanCorpus, tokenizer: Tokenizer) -> str:
+def lookup_key(corpus: PlanCorpus, tokenizer: Tokenizer, options: BuildOptions) -> str:
     """Identifies a corpus and a tokenizer without reading text: by names, formats and options."""
     formats = [format_of(file).name for file in corpus.files]
-    return _hash([FORMAT, tokenizer.fingerprint, _reading(corpus), corpus.names, formats])
+    return _hash([FORMAT, tokenizer.fingerprint, _reading(corpus, options), corpus.names, formats])
 
 
 class BuildPlan:
@@ -107,22 +138,23 @@ class BuildPlan:
 
     @functools.cached_property
     def key(self) -> str:
-        return lookup_key(self.corpus, self.tokenizer)
+        return lookup_key(self.corpus, self.tokenizer, self.options)
 
     @property
     def name(self) -> str:
         """Names the folder of the build; the next build of the same plan continues in it."""
-        # with `max_document_bytes`, because finished units are not checked again
-        details = [FORMAT, self.file_stats, self.shard_bytes, self.options.max_document_bytes]
+        # with the limits, because finished units are not checked again
+        limits = [self.options.max_document_bytes, self.options.min_document_bytes]
+        details = [FORMAT, self.file_stats, self.shard_bytes, limits[0], *filter(None, limits[1:])]
         return f"{self.key}-{_hash(details)}"
 
     def work_units(self) -> dict[int, list[FileSlice]]:
         """The work units by number, none for one pass; raises ValueError for a too long document."""
-        limit = self.options.max_document_bytes
-        if limit is not None:  # checked here, because a worker sees only a slice of a large file
-            for file in self.corpus.files:
-                if format_of(file).cut == "inside_text" and size_of(file) > max(limit, self.shard_bytes):
-                    raise ValueError(document_too_long(file, limit))
+        high, low = self.options.max_document_bytes, self.options.min_document_bytes
+        if self.options.on_bad_document == "error" and (high is not None or low is not None):
+            for file in self.corpus.files:  # a worker sees only a slice of a large file
+                if format_of(file).cut == "inside_text" and (size := size_of(file)) > self.shard_bytes:
+                    check_document(file, size, low, high)
         rule = self.tokenizer.cut_rule
         units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
         return dict(enumerate(units))
@@ -130,11 +162,21 @@ class BuildPlan:
     def fingerprint(self, sources: list[SourceEntry]) -> str:
         """The name of the store, which depends on contents and tokenizer, not on paths and times."""
         contents = [[source.format, source.sha256] for source in sources]
-        return _hash([FORMAT, self.tokenizer.fingerprint, _reading(self.corpus), contents])
+        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, contents])
 
-    def manifest(self, sources: list[SourceEntry], shards: Shards, vocab: bytes) -> Manifest:
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options that change the tokens."""
+        return _reading(self.corpus, self.options)
+
+    def manifest(
+        self, sources: list[SourceEntry], shards: Shards, vocab: bytes, left_out: LeftOut | None = None
+    ) -> Manifest:
         """The manifest of the store; raises ValueError if empty, RuntimeError if a file has changed."""
         if not total(shards, "n_bytes"):
+            if left_out:
+                advice = "change the limits, or run with on_bad_document=error to see the first problem"
+                raise ValueError(f"{self.corpus!r}: all are left out, {left_out}: {advice}")
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         self.check_unchanged(sources)
         entry = {field.name: getattr(self.tokenizer, field.name) for field in fields(TokenizerEntry)}
@@ -145,7 +187,8 @@ class BuildPlan:
         return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(**entry),
-            reading=_reading(self.corpus),
+            reading=self.reading,
+            left_out=left_out,
             **counts,
             sources=sources,
             vocab=FileEntry.describe("vocab.bin", vocab),
@@ -161,13 +204,18 @@ class BuildPlan:
             raise RuntimeError(f"{self.corpus!r} changed while it was read: run again")
 
 
-def document_too_long(source: object, limit: int) -> str:
-    text = f"the document is longer than max_document_bytes={limit:,}"
-    return f"{source}: {text}: leave it out, or raise the limit"
+def check_document(source: object, n_bytes: int, low: int | None, high: int | None) -> None:
+    """Raise ValueError if the length of a document is outside the limits."""
+    if high is not None and n_bytes > high:
+        problem = f"the document is longer than max_document_bytes={high:,}"
+        raise ValueError(f"{source}: {problem}: leave it out, or raise the limit")
+    if low is not None and n_bytes < low:
+        problem = f"the document is shorter than min_document_bytes={low:,}"
+        raise ValueError(f"{source}: {problem}: set on_bad_document=skip, or lower the limit")
 
 
-def _reading(corpus: PlanCorpus) -> dict[str, Any]:
-    return asdict(corpus.reading) if corpus.reading else {}
+def _reading(corpus: PlanCorpus, options: BuildOptions) -> dict[str, Any]:
+    return (asdict(corpus.reading) if corpus.reading else {}) | options.filters
 
 
 def _hash(value: Any) -> str:

@@ -18,8 +18,9 @@ from lit_gptdata._fsspec import is_url
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.files import PathLike
-from lit_gptdata.text.remote_file import map_in_threads, size_of
+from lit_gptdata.text.remote_file import size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
+from lit_gptdata.tokens.build.filters import merged
 from lit_gptdata.tokens.build.local import make_runner
 from lit_gptdata.tokens.build.output import ShardOutput, Shards
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
@@ -75,10 +76,10 @@ def publish_text(
     target = _target(url, plan.fingerprint(sources))
     records = Objects(f"{target.url}/.parts-{plan.name}")
     if "manifest.json" not in target.sizes():
-        shards = encode_corpus(plan, UrlOutput(target, records), runner)
+        shards, left_out = encode_corpus(plan, UrlOutput(target, records), runner)
         vocab = vocab_table(tokenizer).tobytes()
         try:
-            manifest = plan.manifest(sources, shards, vocab)
+            manifest = plan.manifest(sources, shards, vocab, merged(left_out, sources))
         except Exception:
             records.remove_all()  # a later run cannot use the shards
             raise
@@ -97,7 +98,7 @@ class UrlOutput(ShardOutput):
     """Shards at a URL, each in memory until it is complete, and records at another. RemoteError."""
 
     store: Objects
-    records: Objects
+    objects: Objects
 
     def open(self, name: str) -> io.BytesIO:
         return io.BytesIO()
@@ -107,11 +108,13 @@ class UrlOutput(ShardOutput):
         self.store.write(f"{name}.bin", file.getvalue())
 
     def write_record(self, name: str, content: bytes) -> None:
-        self.records.write(name, content)
+        self.objects.write(name, content)
 
-    def read_records(self) -> dict[str, bytes]:
-        names = [name for name in self.records.sizes() if name.endswith(".json")]
-        return dict(zip(names, map_in_threads(self.records.read, names), strict=True))
+    def read_record(self, name: str) -> bytes:
+        return self.objects.read(name)
+
+    def records(self) -> list[str]:
+        return list(self.objects.sizes())
 
     def sizes(self) -> dict[str, int]:
         return self.store.sizes()
