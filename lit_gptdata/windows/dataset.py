@@ -116,6 +116,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
         return np.asarray(indices, dtype=np.int64) * self.spans.stride + self.begin
 
+    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The number in `tokens` of each target: (B,) → int64 (B, max_length); -1 for padding."""
+        tokens = self.starts(indices)[:, None] + np.arange(1, self.spans.max_length + 1)
+        return np.where(tokens < self.end, tokens, -1)
+
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Train windows, `size` at a time: (N,) → (size, max_length + 1), in the dtype of the tokens."""
         return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
