@@ -314,7 +314,8 @@ class GPTDataModule(L.LightningDataModule):
         steps = self._steps(self._data.n_train, "drop" if self.drop_last else "share")
         return replace(steps, batch_size=self._data.batch_sizes[0])
 
-    def _steps(self, n: int, tail: Tail) -> Steps:
+    def _steps(self, n: int, tail: Tail | None = None) -> Steps:
+        tail = tail or ("share" if self.drop_padded else "pad")  # of val and test
         return Steps(n=n, batch_size=self.batch_size, world_size=self._ranks.world_size, tail=tail)
 
     def _eval_loader(self, split: str) -> EvalLoaders:
@@ -323,8 +324,7 @@ class GPTDataModule(L.LightningDataModule):
             rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
         if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
             sets = [self._data.eval_windows(split)]
-        tail: Tail = "share" if self.drop_padded else "pad"
-        loaders = [self._loader(w, self._steps(len(w), tail), seed=None) for w in sets]
+        loaders = [self._loader(w, self._steps(len(w)), seed=None) for w in sets]
         return loaders[0] if len(loaders) == 1 else list(loaders)
 
     def _loader(self, windows: Windows, steps: Steps, **options: Any) -> WindowLoader:
@@ -361,25 +361,26 @@ class GPTDataModule(L.LightningDataModule):
 
     def batch_at(
         self, step: int, *, epoch: int | None = None, rank: int | None = None,
-        world_size: int | None = None,
+        world_size: int | None = None, split: str = "train",
     ) -> Batch:  # fmt: skip
-        """The batch of a training step: inputs, targets, int64 (B, max_length); see `windows_at`."""
-        windows, indices = self._resume.find_batch(step, epoch, rank, world_size)
+        """The batch of a step: inputs, targets, int64 (B, max_length); see `windows_at`."""
+        windows, indices = self._resume.find_batch(step, epoch, rank, world_size, split)
         return windows.batch(indices)
 
     def windows_at(
         self, step: int, *, epoch: int | None = None, rank: int | None = None,
-        world_size: int | None = None,
+        world_size: int | None = None, split: str = "train",
     ) -> np.ndarray:  # fmt: skip
         """The indices in `train_windows` that are the batch of a training step: int64 (B,).
 
         `step` counts batches from 0 over the whole run, or within `epoch`. With
-        accumulate_grad_batches=k, optimizer step s has the batches k * s to k * s + k - 1. `rank` and
-        `world_size` default to this process's. After `GPTDataModule.load_from_checkpoint(path)` and
-        `setup()` the run is the checkpoint's, with every change of batch size and ranks so far. Raises
-        ValueError for a step, epoch or rank that does not exist, and RuntimeError before `setup()`.
+        accumulate_grad_batches=k, optimizer step s has the batches k * s to k * s + k - 1. After
+        `GPTDataModule.load_from_checkpoint(path)` and `setup()` the run is the checkpoint's, with every
+        change of batch size and ranks so far. `rank` and `world_size` default to this process's. With
+        split="val" or "test", a batch of `val_windows` or `test_windows`; padding has higher indices.
+        Raises ValueError for a step, epoch or rank that does not exist, RuntimeError before `setup()`.
         """
-        return self._resume.find_batch(step, epoch, rank, world_size)[1]
+        return self._resume.find_batch(step, epoch, rank, world_size, split)[1]
 
     def tokens_at(self, batch: int | None = None, *, step: int | None = None) -> int | float:
         """Input tokens of all ranks in the run's first `batch` batches, or before optimizer step `step`.

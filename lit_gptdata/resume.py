@@ -208,13 +208,16 @@ class Resume(L.Callback):
         return min(ends, default=None)
 
     def find_batch(
-        self, step: int, epoch: int | None, rank: int | None, world_size: int | None
+        self, step: int, epoch: int | None, rank: int | None, n: int | None, split: str = "train"
     ) -> tuple[Windows, np.ndarray]:
-        """The windows that a batch is from, and its indices in them; see `GPTDataModule.windows_at`."""
+        """The windows that a batch is from, and its indices in them, for `n` ranks; see `windows_at`."""
+        step, rank = check_integer("step", step), self._data._ranks.rank if rank is None else rank
+        if check_choice("split", split, ("train", "val", "test")) != "train":
+            windows = self._data._data.eval_windows(split)
+            return windows, self._data._steps(len(windows)).windows_of(step, rank, n)
         if self._data._draws and not self._data._drawn_seed.is_shared:
             raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
-        step, rank = check_integer("step", step), self._data._ranks.rank if rank is None else rank
-        history, windows = self.history(world_size), self._data.train_windows
+        history, windows = self.history(n), self._data.train_windows
         key, number = ("batch", step) if epoch is None else ("epoch", epoch)
         data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
         if data is not history[-1]:

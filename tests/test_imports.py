@@ -44,12 +44,13 @@ FLOW = [
     "model.sampling", "model.scores", "model.gpt",
     "training.errors", "training.folder", "training.throughput", "training.budget",
     "training.checkpoints", "training.scores", "training.val_sets", "training.summary",
+    "report.documents", "report.scoring",
     "report.usage", "report.jobs", "report.rows", "report.plots", "report.page",
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
     "cli.overrides", "cli.data", "cli.show",
-    "cli.train_tokenizer", "cli.train", "cli.generate", "cli.interop", "cli.rerun", "cli.app",
+    "cli.train_tokenizer", "cli.train", "cli.generate", "cli.score", "cli.interop", "cli.rerun", "cli.app",
     "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
@@ -57,7 +58,7 @@ MAY_IMPORT_LIGHTNING = {
     "training.throughput", "training.budget", "training.checkpoints", "training.loggers",
     "training.scores", "training.val_sets", "training.summary",
     "training.folder", "training.sweep", "training.lightning_cli",
-    "cli.train",
+    "report.scoring", "cli.train",
 }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Continue a prompt with the model of a checkpoint."""
+    import torch
+
     prompts, options = split_options(args.words, OPTIONS)
     if len(prompts) > 1:
         raise ValueError(f"got {len(prompts)} prompts, {prompts}: put the prompt in quotes")
@@ -44,6 +46,7 @@ def generate(args: argparse.Namespace) -> None:
     text = sys.stdin.read().removesuffix("\n") if text == "-" else text
     n, seed = check_integer("n", options.pop("n"), 1), check_integer("seed", options.pop("seed"), 0)
     model, tokenizer = load_run(args.ckpt, options.pop("tokenizer"))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     if getattr(model, "generate", None) is None:
         raise TypeError(f"{type(model).__name__} has no method generate: add one, as in lit_gptdata.GPT")
     prompt = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -77,25 +80,36 @@ def split_options(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[li
     return others, {**defaults, **read}
 
 
-def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
-    """The model of a checkpoint, in eval mode on the GPU if there is one, and its data's tokenizer.
+def read_checkpoint(ckpt: str) -> tuple[Path, dict[str, Any], Any]:
+    """The file of a checkpoint, its content, and the config.yaml of its run, which may be empty.
 
-    `ckpt`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError,
-    ValueError, and the errors of `Tokenizer`.
+    `ckpt`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError and
+    ValueError.
     """
     import torch
-    from hydra.utils import get_class
     from omegaconf import OmegaConf
 
     file = find_checkpoint(Path(str(ckpt)).expanduser())  # ckpt=3 is read as a number
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        weights = content["state_dict"]
+        content["state_dict"]
     except (RuntimeError, UnpicklingError, LookupError, TypeError, EOFError) as error:
         raise ValueError(f"{file} is not a checkpoint of Lightning: {type(error).__name__}") from error
     config = file.absolute().parents[1] / "config.yaml"
+    return file, content, OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+
+
+def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
+    """The model of a checkpoint, in eval mode on the CPU, and its data's tokenizer.
+
+    Raises the errors of `read_checkpoint` and of `Tokenizer`.
+    """
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+
+    file, content, cfg = read_checkpoint(ckpt)
+    config = file.absolute().parents[1] / "config.yaml"
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
-    cfg: Any = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
     name = OmegaConf.select(cfg, "model._target_") or OmegaConf.select(cfg, "model.class_path")
     folders = OmegaConf.select(cfg, "hydra.searchpath") or []  # of --config-dir
     sys.path += [os.getcwd(), *(url.removeprefix("file://") for url in folders)]
@@ -122,8 +136,8 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
             eot=found.special_ids.get(found._end or ""),
         )
         model = build_model(cfg, sizes)  # type: ignore[arg-type]
-        model.load_state_dict(weights)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), found
+        model.load_state_dict(content["state_dict"])
+    return model.eval(), found
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -17,6 +17,7 @@ from lit_gptdata.cli.generate import generate, generate_arguments
 from lit_gptdata.cli.interop import export, export_arguments, import_arguments, import_ids
 from lit_gptdata.cli.overrides import add_overrides
 from lit_gptdata.cli.rerun import report, report_arguments, rerun, rerun_arguments
+from lit_gptdata.cli.score import score, score_arguments
 from lit_gptdata.cli.show import seen, seen_arguments, show, show_arguments
 from lit_gptdata.cli.train_tokenizer import train_tokenizer, train_tokenizer_arguments
 from lit_gptdata.configs import explain_flag
@@ -33,6 +34,7 @@ COMMANDS = {
     "import": (import_ids, import_arguments),
     "export": (export, export_arguments),
     "generate": (generate, generate_arguments),
+    "score": (score, score_arguments),
     "report": (report, report_arguments),
     "rerun": (rerun, rerun_arguments),
 }
@@ -50,6 +52,7 @@ A text is a path, folder, glob, URL or name. All commands take the same options,
   lit-gptdata train books/ data.max_length=128             # your own text
   lit-gptdata train -m +sweep=context                      # a sweep
   lit-gptdata generate outputs/2026-11-22/10-00-00-123456 "The value of"   # a run's checkpoint
+  lit-gptdata score outputs/2026-11-22/10-00-00-123456     # the loss of each document
   lit-gptdata rerun multirun/2026-11-22/10-00-00-123456/3  # repeat a job: are its metrics the same?
   lit-gptdata show step=3 books/ data.max_length=128
   lit-gptdata publish s3://bucket/tokens s3://bucket/books/ data.build=ray

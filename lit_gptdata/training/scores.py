@@ -34,12 +34,8 @@ class Scores(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        losses, logits, targets = outputs, outputs, inputs_and_targets(batch)[1]
-        if isinstance(outputs, dict):
-            losses, logits = outputs.get("losses"), outputs.get("logits")
-        if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
-            losses = token_losses(logits, targets)
-        if isinstance(losses, Tensor) and losses.shape == targets.shape:
+        targets = inputs_and_targets(batch)[1]
+        if (losses := read_losses(outputs, targets)) is not None:
             self._sums = self._sums or ScoreSums(trainer)
             self._sums.add(losses, targets, dataloader_idx)
         elif outputs is not None:
@@ -55,3 +51,13 @@ class Scores(L.Callback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+def read_losses(outputs: Any, targets: Tensor) -> Tensor | None:
+    """The losses (B, T) in what a step returns, see `Scores`; None if it returns neither."""
+    losses = logits = outputs
+    if isinstance(outputs, dict):
+        losses, logits = outputs.get("losses"), outputs.get("logits")
+    if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
+        losses = token_losses(logits, targets)
+    return losses if isinstance(losses, Tensor) and losses.shape == targets.shape else None

@@ -76,7 +76,7 @@ class NamedSource:
         n = store.n_tokens
         all_val = Split(train=(0, 0), val=(0, n), test=(n, n))
         split = all_val if self.only_val else split_tokens(store, *self.fractions)
-        if trains:
+        if trains and not self.only_val:
             owner = f"the train split of {redacted(repr(self.text.name))}"
             n_train, kind = split.train[1] - split.train[0], self._owner.windows
             check_enough(n_train, self._owner.max_length, owner, kind)

@@ -81,6 +81,14 @@ class Steps:
             return index + rank * size, index + (rank + 1) * size
         return index + rank * windows // self.world_size, index + (rank + 1) * windows // self.world_size
 
+    def windows_of(self, step: int, rank: int, world_size: int | None = None) -> np.ndarray:
+        """The positions of a rank in a step, int64 (B,); raises ValueError if it does not exist."""
+        steps = replace(self, world_size=world_size or self.world_size)
+        if not (0 <= step < steps.remaining() and 0 <= rank < steps.world_size):
+            sizes = f"{steps.remaining()} steps on {steps.world_size} ranks"
+            raise ValueError(f"step={step}, rank={rank} does not exist: there are {sizes}")
+        return np.arange(*steps.rank_slice(step * steps.width, rank))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSegment:

@@ -1,0 +1,91 @@
+"""The command that writes the loss of each document of a split, or of another text."""
+
+import argparse
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lit_gptdata._checks import accepted, check_choice, check_integer
+from lit_gptdata._io import is_terminal
+from lit_gptdata.cli.generate import load_run, read_checkpoint, split_options
+from lit_gptdata.cli.overrides import as_overrides, compose_config
+
+OPTIONS = {"split": None, "output": None, "min_tokens": 32}
+SPLITS = ("val", "test", "train", "all")
+HELP = """options of the form name=value:
+  split=val            val | test | train | all; with another text, the default is all
+  output=scores.csv    .csv or .parquet; default: a .csv file next to the checkpoint
+  min_tokens=32        tokens of a document in the lists and the picture; the file has all documents
+  data.eval_windows=documents   score each document from its start, without the text before it
+  trainer.devices=2    and other options of the Trainer
+"""
+
+
+def score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, HELP
+    parser.add_argument("ckpt", metavar="CKPT", help="the .ckpt file of a run, or the folder of a run")
+    words = "another text to score, and options; without a text, the data of the run is scored"
+    parser.add_argument("words", nargs="*", metavar="TEXT or key=value", help=words)
+
+
+def score(args: argparse.Namespace) -> None:
+    """Write the loss of each document, and print the documents with the highest loss."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lit_gptdata.cli.train import keep_memory
+    from lit_gptdata.report.documents import check_output
+    from lit_gptdata.report.scoring import DocumentScores, ScoredData
+
+    words, options = split_options(args.words, OPTIONS)
+    given, own = data_options(words), options["split"]
+    file, content, cfg = read_checkpoint(args.ckpt)
+    is_other = bool(given.keys() & {"corpus", "store_url"})
+    split = check_choice("split", own or ("all" if is_other else "val"), SPLITS)
+    output = Path(options["output"] or file.with_name(f"{file.stem}-scores-{split}.csv"))
+    check_output(output := output.expanduser().absolute())
+    min_tokens = check_integer("min_tokens", options["min_tokens"], 0, "tokens of a document in lists")
+
+    saved = content.get("datamodule_hyper_parameters", {})
+    if not (saved or is_other):
+        raise ValueError(f"{file} names no data: give a text, such as lit-gptdata score {file} books/")
+    if is_other:  # these belong to the text of the run
+        saved |= dict.fromkeys(("store_url", "val_corpus", "stages"))
+    saved |= {"batch_schedule": None, "drop_padded": False}
+    model, tokenizer = load_run(args.ckpt, given.pop("tokenizer", None))
+    takes = accepted(ScoredData)
+    arguments = {name: value for name, value in (saved | given).items() if name in takes}
+    data = ScoredData(**arguments | {"tokenizer": tokenizer.location})
+    data.scored = split
+
+    precision = OmegaConf.select(cfg, "trainer.precision") or "32-true"
+    trainer_words = ["trainer.accelerator=auto", f"++trainer.precision={precision}"]
+    trainer_words += [word for word in words if re.match(r"\+*trainer\b", word)]
+    trainer_cfg = compose_config(trainer_words).trainer
+    status = file.stat()
+    origin = [str(file.resolve()), status.st_size, status.st_mtime_ns, *trainer_words]
+    callback = DocumentScores(output, min_tokens, origin)
+    trainer: Any = instantiate(
+        trainer_cfg, callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=is_terminal(sys.stdout),
+    )  # fmt: skip
+    keep_memory()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
+    trainer.predict(model, datamodule=data, return_predictions=False)
+
+
+def data_options(words: list[str]) -> dict[str, Any]:
+    """The options of the data module: ["books/", "trainer.devices=2"] → {"corpus": "books/"}."""
+    from omegaconf import OmegaConf
+
+    overrides = as_overrides(words)
+    keys = [word.lstrip("+").partition("=")[0] for word in overrides]
+    for word, key in zip(overrides, keys, strict=True):
+        if key.partition(".")[0] not in ("data", "trainer"):
+            problem = f"{word} has no effect: the model and its config are those of the checkpoint"
+            raise ValueError(f"{problem}. Give data.…, trainer.…, or one of {', '.join(OPTIONS)}")
+    values: Any = OmegaConf.to_container(compose_config(overrides).data, resolve=True)
+    names = {key.split(".")[1] if "." in key else "corpus" for key in keys if key.startswith("data")}
+    return {name: value for name, value in values.items() if name in names}

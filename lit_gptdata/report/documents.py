@@ -1,0 +1,225 @@
+"""The loss of each document, from the losses of targets: a table in a file, two lists and a picture.
+
+DocumentLosses(store, begin, end)  ──add(losses, tokens)──▶  blocks() of rows, one per document
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gptdata._io import AtomicFile, aligned, write_whole
+from lit_gptdata.report.show import visible
+from lit_gptdata.tokens.manifest import total
+from lit_gptdata.tokens.store import TokenStore
+
+COLUMNS = {
+    "name": "string", "source": "string", "document": "int64", "byte_begin": "int64",
+    "byte_end": "int64", "tokens": "int64", "nats": "double", "bits_per_byte": "double",
+}  # fmt: skip
+"""The columns of the file, with their types in Parquet."""
+BLOCK = 65_536  # documents that become rows at a time
+SHOWN = 20  # documents in each list
+SHOWN_CHARACTERS = 80  # of a document's text; a path has half of them
+
+
+class DocumentLosses:
+    """The summed loss and the targets of each document with tokens in [begin, end) of a store.
+
+    `nats`, float64 (D,), and `tokens`, int64 (D,), may be added over ranks. All else follows from them.
+    """
+
+    def __init__(self, name: str, store: TokenStore, begin: int, end: int) -> None:
+        """`name`: of the source; "" without names. Reads the indexes of the shards with these tokens."""
+        self.name, self.store, self.begin, self.end = name, store, begin, end
+        first = last = store.row_at("token", begin)[0]
+        found = [_documents(store, first)]
+        while not (found[0]["token"] <= begin + 1).any():  # the document starts in an earlier shard
+            first -= 1
+            found.insert(0, _documents(store, first))
+        while last + 1 < len(store.shards) and not (found[-1]["token"] > end).any():
+            last += 1
+            found.append(_documents(store, last))
+        rows = np.concatenate(found)
+        # A document whose separator is the first token of the range has no target in it.
+        low, high = np.searchsorted(rows["token"], [begin + 1, end], side="right") - [1, 0]
+        self.first = total(store.shards[:first], "n_documents") + int(low) + 1
+        self._rows = rows[low:high]
+        after = (rows["token"][high], rows["byte"][high]) if high < len(rows) else None
+        stop, stop_byte = after or (store.n_tokens + 1, store.n_bytes)
+        self._starts = np.append(self._rows["token"], stop)  # (D + 1,)
+        self._bytes = np.append(self._rows["byte"], stop_byte)  # (D + 1,)
+        self.nats = np.zeros(len(self._rows))
+        self.tokens = np.zeros(len(self._rows), np.int64)
+
+    def add(self, losses: np.ndarray, tokens: np.ndarray) -> None:
+        """Add losses in nats, float (N,), of targets with these numbers in the store, int64 (N,).
+
+        A separator belongs to the document that it ends. -1 is the one that ends the range.
+        """
+        tokens = np.where(tokens < 0, self.end, tokens)
+        documents = np.searchsorted(self._starts[:-1], tokens, side="right") - 1
+        np.add.at(self.nats, documents, losses)
+        np.add.at(self.tokens, documents, 1)
+
+    def finish(self) -> None:
+        """Compute what follows from the sums: the bytes of the scored text, and bits per byte."""
+        begin, starts, stops = self.begin, self._starts[:-1], self._starts[1:]
+        if self.tokens[0] < min(stops[0], self.end) - max(starts[0], begin):
+            begin += 1  # the first token of sliding windows is not a target
+        self._begins = np.zeros(len(starts), np.int64)  # byte in the document's text
+        self._ends = np.diff(self._bytes)
+        known = np.ones(len(starts), bool)
+        if begin > starts[0]:
+            self._begins[0] = self.store.byte_at(begin) - self._bytes[0]
+            known[0] = self.store.is_exact_at(begin)
+        if self.end < stops[-1] - 1:
+            self._ends[-1] = self.store.byte_at(self.end) - self._bytes[-2]
+            known[-1] &= self.store.is_exact_at(self.end)
+        self._texts = np.maximum(starts, begin), np.minimum(stops - 1, self.end)  # token ranges
+        self.known = known
+        self.bytes = np.where(known, self._ends - self._begins, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.bits = np.where(self.bytes > 0, self.nats / math.log(2) / self.bytes, np.nan)
+
+    def source(self, index: int) -> str:
+        """The path or name of a document's source."""
+        sources = self.store.manifest.sources
+        # your own corpus is one source, even if it numbers its documents
+        return sources[min(int(self._rows["source"][index]), len(sources) - 1)].path
+
+    def text(self, index: int, tokenizer: Any) -> str:
+        """The start of a document's scored text, without characters that control a terminal."""
+        begin, end = (int(edges[index]) for edges in self._texts)
+        text = tokenizer.decode(self.store.tokens[begin : min(end, begin + SHOWN_CHARACTERS)].tolist())
+        return visible(text[:SHOWN_CHARACTERS], "⏎", "⇥")
+
+    def blocks(self) -> Iterator[dict[str, list[Any]]]:
+        """The columns of up to BLOCK documents at a time, without documents that have no target."""
+        scored = np.flatnonzero(self.tokens)
+        for i in range(0, len(scored), BLOCK):
+            of = scored[i : i + BLOCK]
+            known, bits = self.known[of], self.bits[of]
+            yield {
+                "name": [self.name] * len(of),
+                "source": [*map(self.source, of.tolist())],
+                "document": (self.first + of).tolist(),
+                "byte_begin": np.where(known, self._begins[of], None).tolist(),
+                "byte_end": np.where(known, self._ends[of], None).tolist(),
+                "tokens": self.tokens[of].tolist(),
+                "nats": self.nats[of].tolist(),
+                "bits_per_byte": np.where(np.isnan(bits), None, bits).tolist(),
+            }
+
+
+def _documents(store: TokenStore, shard: int) -> np.ndarray:
+    """The rows of the index of a shard where documents start."""
+    rows = store.rows(shard)
+    return rows[rows["document"] == 1]
+
+
+def check_output(path: Path) -> None:
+    """Raise ValueError, FileNotFoundError or ImportError if the scores cannot be written there."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"output must be a .csv or .parquet file, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            advice = "pip install 'lit-gptdata[parquet]', or set output=scores.csv"
+            raise ImportError(f"{path.name} needs pyarrow: {advice}") from error
+
+
+def write_scores(path: Path, sets: Sequence[DocumentLosses]) -> None:
+    """Write a row for each document, atomically; raises OSError."""
+    file = AtomicFile(path)
+    blocks = (block for each in sets for block in each.blocks())
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            schema = pyarrow.schema(COLUMNS.items())
+            with pyarrow.parquet.ParquetWriter(file.temporary, schema) as writer:
+                for block in blocks:
+                    writer.write_table(pyarrow.table(block, schema))
+        else:
+            file.write(f"{','.join(COLUMNS)}\n".encode())
+            for block in blocks:
+                columns = zip(*block.values(), strict=True)
+                csv.writer(text := io.StringIO(), lineterminator="\n").writerows(columns)
+                file.write(text.getvalue().encode(errors="backslashreplace"))
+        file.commit()
+    finally:
+        file.discard()
+
+
+def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) -> list[str]:
+    """The totals of each set, and the documents with the highest and the lowest loss, in lines."""
+    rows = [["set", "documents", "tokens", "bytes", "nats per token", "bits per byte"]]
+    for each in sets:
+        n, nats, n_bytes = int(each.tokens.sum()), float(each.nats.sum()), int(each.bytes.sum())
+        is_known = bool(each.known[each.tokens > 0].all()) and n_bytes > 0
+        bits = f"{nats / math.log(2) / n_bytes:.4f}" if is_known else "not known"
+        counts = [f"{np.count_nonzero(each.tokens):,}", f"{n:,}", f"{n_bytes:,}" if is_known else ""]
+        rows.append([each.name or "corpus", *counts, f"{nats / max(1, n):.4f}", bits])
+    unit, losses = losses_of(sets, min_tokens)
+    of = np.concatenate([np.full(len(each), i) for i, each in enumerate(losses)])
+    values, indices = np.concatenate(losses), np.concatenate([np.arange(len(each)) for each in losses])
+    order = np.argsort(values, kind="stable")
+    order = order[: np.count_nonzero(~np.isnan(values))]
+    n_all = sum(np.count_nonzero(each.tokens) for each in sets)
+    about = f"{len(order):,} of {n_all:,} documents, those with ≥ {min_tokens} tokens (min_tokens=…)"
+    shown = {"highest": order[::-1][:SHOWN], "lowest": order[:SHOWN]}
+    if len(order) <= 2 * SHOWN:
+        shown = {"highest": order[::-1]}
+    lines = aligned(rows)
+    for title, chosen in shown.items():
+        lines += ["", f"{title} {unit} first, of {about}:"]
+        rows = [["source", "document", "tokens", "bytes", unit, "text"]]
+        for at in chosen.tolist():
+            each, i = sets[of[at]], int(indices[at])
+            source = ": ".join(filter(None, [each.name, each.source(i)]))
+            source = source if len(source) <= 40 else f"…{source[-39:]}"
+            n_bytes = f"{each.bytes[i]:,}" if each.known[i] else ""
+            counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", n_bytes, f"{values[at]:.4f}"]
+            rows.append([visible(source, "⏎", "⇥"), *counts, each.text(i, tokenizer)])
+        lines += aligned(rows)
+    return lines
+
+
+def losses_of(sets: Sequence[DocumentLosses], min_tokens: int) -> tuple[str, list[np.ndarray]]:
+    """The unit, and the loss of each document, float64 (D,) per set; nan for short documents.
+
+    The unit is bits per byte, or nats per token if the bytes of no document are known.
+    """
+    unit, losses = "bits per byte", [each.bits for each in sets]
+    if not any(np.isfinite(each).any() for each in losses):
+        unit, losses = "nats per token", [each.nats / np.maximum(1, each.tokens) for each in sets]
+    least = max(1, min_tokens)
+    pairs = zip(losses, sets, strict=True)
+    return unit, [np.where(each.tokens >= least, loss, np.nan) for loss, each in pairs]
+
+
+def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> None:
+    """Write a PNG: a histogram of the documents' losses, per set."""
+    from matplotlib.figure import Figure
+
+    unit, losses = losses_of(sets, min_tokens)
+    losses = [each[np.isfinite(each)] for each in losses]
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    bins = np.histogram_bin_edges(np.concatenate(losses), 60)
+    axes.hist(losses, bins.tolist(), stacked=True, label=[each.name for each in sets])
+    axes.set(xlabel=unit, ylabel="documents")
+    axes.set_title(f"loss of {sum(map(len, losses)):,} documents with ≥ {min_tokens} tokens")
+    axes.grid(alpha=0.3)
+    if len(sets) > 1:
+        figure.legend(loc="outside right upper")
+    figure.savefig(content := io.BytesIO(), format="png", dpi=120)
+    write_whole(path, content.getbuffer())

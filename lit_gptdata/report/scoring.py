@@ -1,0 +1,165 @@
+"""Score every document of a split with the Trainer's predict: each rank sums the losses of its windows.
+
+    ScoredData ──Trainer.predict──▶ losses (B, T) ──DocumentScores──▶ table, picture, lists
+
+B: windows in a batch, T: tokens in a window.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lit_gptdata._io import close_bars, write_whole
+from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.model.gpt import inputs_and_targets
+from lit_gptdata.model.scores import IGNORE_INDEX
+from lit_gptdata.report.documents import DocumentLosses, describe, draw_scores, write_scores
+from lit_gptdata.training.scores import read_losses
+from lit_gptdata.windows.steps import Position
+
+RETURNS = "It must return losses in nats, float (B, T), or logits, float (B, T, V)"
+SAVE_BATCHES = 10  # before the first save of the sums
+SAVE_S = 60.0  # about the seconds between two later ones
+
+
+class ScoredData(GPTDataModule):
+    """The data to score: a split as one set of val windows, from batch `done` on."""
+
+    scored, done = "val", 0
+
+    def setup(self, stage: str | None = None) -> None:
+        for source in self._data.all:
+            source.only_val |= self.scored == "all"
+        super().setup(stage)
+        for source in self._data.all if self.scored in ("train", "test") else ():
+            source.split = replace(source.split, val=getattr(source.split, self.scored))
+        if not len(self.val_windows):
+            problem = f"there is no {self.scored} split to score"
+            raise ValueError(f"{problem}: give a text, split=all, or data.{self.scored}_fraction=0.1")
+
+    def predict_dataloader(self) -> Any:
+        steps = self._steps(len(self.val_windows))
+        loader: Any = self._loader(self.val_windows, steps, seed=None)
+        loader.sampler.start_at(Position(0, self.done * steps.width))
+        return loader
+
+
+class DocumentScores(L.Callback):
+    """Adds up the losses that `predict_step` returns, per document of a ScoredData, and writes them.
+
+    Each rank saves its sums next to the output about once a minute, so that a killed run continues. All
+    ranks save after the same batch, and keep the files until all of them have saved.
+    """
+
+    def __init__(self, output: Path, min_tokens: int, origin: Sequence[Any]) -> None:
+        """`origin`: what determines the losses in addition to the data, in plain values."""
+        self.output, self.min_tokens, self.origin = output, min_tokens, origin
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if not is_overridden("predict_step", pl_module):
+            problem = f"{type(pl_module).__name__} has no predict_step, which scores need"
+            advice = (
+                "add predict_step(self, batch, batch_idx) that returns losses in nats, float (B, T),"
+            )
+            raise TypeError(f"{problem}: {advice} or logits (B, T, V)")
+        data = trainer.datamodule
+        sources = [source for source in data._data.all if len(source.val_windows)]
+        self.windows = [source.val_windows for source in sources]
+        self.sets = [DocumentLosses(s.name, s.store, *s.split.val) for s in sources]
+        rank, size = data._ranks
+        identity = [[s.name, s.store.fingerprint, *s.split.val] for s in sources]
+        identity += [[data.batch_size, size], *(windows.identity() for windows in self.windows)]
+        key = hashlib.sha256(json.dumps([*self.origin, identity]).encode()).hexdigest()[:16]
+        self.saved = f".{self.output.name}.{key}.rank-{rank}-of-{size}."
+        data.done = self._resume(trainer)
+        self.last, self.time, self.next = data.done, time.monotonic(), data.done + SAVE_BATCHES
+        if data.done:
+            n = data._steps(len(data.val_windows)).remaining()
+            rank_zero_info(f"continues after batch {data.done:,} of {n:,}")
+
+    def _files(self) -> dict[int, Path]:
+        """The batch after which this rank saved its sums → the file; removes files of other scores."""
+        found = {}
+        for path in self.output.parent.glob(f".{self.output.name}.*.npz"):
+            if path.name.startswith(self.saved):
+                found[int(path.name.removeprefix(self.saved).removesuffix(".npz"))] = path
+        return found
+
+    def _resume(self, trainer: Any) -> int:
+        """Load the sums after the last batch that all ranks have saved; return the batches by then."""
+        files = self._files()
+
+        def least(value: int) -> int:
+            number = torch.tensor(value, device=trainer.strategy.root_device)
+            return int(trainer.strategy.reduce(number, reduce_op="min"))
+
+        done = least(max(files, default=0))
+        if done and least(int(done in files)):
+            with np.load(files[done]) as sums:
+                for each, nats, tokens in zip(self.sets, sums["nats"], sums["tokens"], strict=True):
+                    each.nats[:], each.tokens[:] = nats, tokens
+            return done
+        return 0
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        targets = inputs_and_targets(batch)[1]
+        if (losses := read_losses(outputs, targets)) is None:
+            name = f"predict_step of {type(pl_module).__name__}"
+            raise TypeError(f"{name} returned {type(outputs).__name__}. {RETURNS}")
+        scored = (targets != IGNORE_INDEX).cpu().numpy()
+        losses = losses.float().cpu().numpy()
+        done = trainer.datamodule.done + batch_idx
+        indices = trainer.datamodule.windows_at(done, split="val")
+        for windows, each in zip(self.windows, self.sets, strict=True):
+            rows = np.flatnonzero((indices >= 0) & (indices < len(windows)))
+            if len(rows):
+                of = scored[rows]
+                each.add(losses[rows][of], windows.target_tokens(indices[rows])[of])
+            indices = indices - len(windows)
+        if done + 1 == self.next:
+            self._save(trainer, done + 1)
+
+    def _save(self, trainer: Any, done: int) -> None:
+        sums = {name: [getattr(each, name) for each in self.sets] for name in ("nats", "tokens")}
+        np.savez(content := io.BytesIO(), **sums)
+        write_whole(self.output.with_name(f"{self.saved}{done}.npz"), content.getbuffer())
+        seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
+        seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
+        for batch, path in self._files().items():
+            if batch != done:
+                path.unlink(missing_ok=True)
+        batches = int((done - self.last) * SAVE_S / max(seconds, 1e-3))
+        self.last, self.time, self.next = done, time.monotonic(), done + max(1, batches)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            for each in self.sets:
+                for sums in (each.nats, each.tokens):
+                    tensor = torch.from_numpy(sums).to(device)
+                    sums[:] = trainer.strategy.reduce(tensor, reduce_op="sum").cpu().numpy()
+        if trainer.is_global_zero:
+            for each in self.sets:
+                each.finish()
+            write_scores(self.output, self.sets)
+            picture = self.output.with_suffix(".png")
+            draw_scores(self.sets, self.min_tokens, picture)
+            close_bars()
+            tokenizer = trainer.datamodule.tokenizer
+            print(*describe(self.sets, self.min_tokens, tokenizer), sep="\n")
+            print(f"\nscores   {self.output}\npicture  {picture}")
+        for path in self._files().values():
+            path.unlink(missing_ok=True)
