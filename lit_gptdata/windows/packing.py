@@ -3,21 +3,25 @@
 documents ──cut──▶ pieces of at most max_length positions ──best fit──▶ windows
 
 A document with the tokens [s, e) has e - s + 1 positions: the inputs are the tokens s - 1 to e - 1, and
-the targets are s to e. The separators before and after it are its first input and its last target. A
-document with more than max_length positions is cut. Its first piece has what exceeds a multiple of
-max_length, and each later piece fills a window alone. So in a window with several pieces, each of them
-starts with a separator.
+the targets are s to e. The separators before and after it are its first input and its last target.
 
-Kind "packed": best-fit decreasing. The longest piece comes first, and each goes into the window with
-the least space that it fits into (D. S. Johnson, "Near-optimal bin packing algorithms", MIT, 1973).
-Pieces of equal length are interchangeable, and so are windows with equal space, so a step handles all of
-them at once. Kind "documents": each piece has its own window. The windows, and the pieces in each window,
-are in the order of the text.
+A window is one row of ids, so the last target of a piece is the first input of the next one. That holds
+at separators. So only a window's first piece may start inside a document, and only its last piece may
+end inside one. A document with more than max_length positions is cut into full pieces, which have their
+own windows, and a rest. The rest is its head, at the end of a window, or its tail, at the start of one:
+
+    tail of a  |  all of b  |  all of c  |  head of d  |  padding
+
+Kind "packed": best-fit decreasing of documents and rests. The longest comes first, and each goes into
+the window with the least space that it fits into (D. S. Johnson, "Near-optimal bin packing algorithms",
+MIT, 1973). A window may get many rests. Its last one is a head. The documents of the others follow each
+other through windows of their own without padding, and end in one tail, which is as long as these rests.
+Kind "documents": each piece has its own window, heads first. Windows are in the order of the text.
 
 <data_dir>/windows/<fingerprint>-<begin>-<end>-<max_length>-<kind>-<version>/
     starts.bin, lengths.bin    of each piece, in the order of the windows
     firsts.bin                 if packed: the first piece of each window, and the number of pieces
-    index.json                 counts; written last
+    index.json                 counts, types and sizes; written last
 """
 
 import json
@@ -34,11 +38,12 @@ from lit_gptdata.tokens.shards import writing
 from lit_gptdata.tokens.store import TokenStore
 
 Kind = Literal["packed", "documents"]
-VERSION = 1  # increase it when other windows come out, because checkpoints count on them
+VERSION = 1  # increase it if the same documents get other windows, because checkpoints rely on them
+ARRAYS = ("starts", "lengths", "firsts")
 
 BLOCK_DOCUMENTS = 1 << 16
-"""Documents that are packed together; the last block has up to twice as many. Larger blocks need less
-padding. In smaller ones, the pieces of a window come from fewer shards."""
+"""Documents that are packed together; the last block has up to twice as many. With larger blocks, there
+is less padding. With smaller ones, the pieces of a window come from fewer shards."""
 
 
 class WindowIndex:
@@ -49,19 +54,18 @@ class WindowIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        counts = json.loads((folder / "index.json").read_bytes())
-        self.max_length: int = counts["max_length"]
-        self.n_windows: int = counts["n_windows"]
-        self.n_documents: int = counts["n_documents"]
-        self.n_split: int = counts["n_split"]
+        saved = json.loads((folder / "index.json").read_bytes())
+        self.max_length: int = saved["max_length"]
+        self.n_windows: int = saved["n_windows"]
+        self.n_documents: int = saved["n_documents"]
+        self.n_split: int = saved["n_split"]
         """Documents with more than `max_length` positions."""
-        self.n_targets: int = counts["n_targets"]
+        self.n_targets: int = saved["n_targets"]
         """Positions that are not padding."""
-        self.n_padded: int = counts["n_padded"]
+        self.n_padded: int = saved["n_padded"]
         """Windows with padding, which can be anywhere."""
-        self._starts, self._lengths, self._firsts = (
-            _map(folder / f"{name}.bin", *counts[name]) for name in ("starts", "lengths", "firsts")
-        )
+        arrays = (_map(folder / f"{name}.bin", *saved[name]) for name in ARRAYS)
+        self._starts, self._lengths, self._firsts = arrays
 
     def __len__(self) -> int:
         return self.n_windows
@@ -70,25 +74,24 @@ class WindowIndex:
         return type(self), (self.folder,)
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pieces of windows, which are in [0, n_windows): int64 (B,) → starts, lengths, counts, int64.
+        """The pieces of windows in [0, n_windows): int64 (B,) → starts, lengths, counts, int64.
 
         starts (P,): the token that is a piece's first input; one before the split must not be read.
         lengths (P,): its positions. counts (B,): the pieces of each window, which come in this order.
         """
-        if not len(self._firsts):
-            chosen, counts = windows, np.ones(len(windows), np.int64)
-        else:
+        pieces, counts = windows, np.ones(len(windows), np.int64)
+        if len(self._firsts):
             firsts = self._firsts[windows].astype(np.int64)
             counts = self._firsts[windows + 1].astype(np.int64) - firsts
-            chosen = np.repeat(firsts - (np.cumsum(counts) - counts), counts)
-            chosen += np.arange(len(chosen))
-        return self._starts[chosen], self._lengths[chosen].astype(np.int64), counts
+            pieces = np.repeat(firsts - np.cumsum(counts) + counts, counts)
+            pieces += np.arange(len(pieces))
+        return self._starts[pieces], self._lengths[pieces].astype(np.int64), counts
 
 
 def _map(path: Path, dtype: str, size: int) -> np.ndarray:
     if path.stat().st_size != size * np.dtype(dtype).itemsize:
         raise ValueError(f"{path} does not have {size:,} items")
-    # not as a np.memmap, which is slower to index
+    # a np.memmap would be slower to index
     return np.asarray(np.memmap(path, dtype, "r")) if size else np.empty(0, dtype)
 
 
@@ -97,66 +100,73 @@ def open_index(
 ) -> WindowIndex:
     """Map the index of the tokens [begin, end), and first build it if `folder` has no complete one.
 
-    Of several processes, one builds and the others wait. Raises OSError if it cannot be written.
+    Of several processes, one builds and the others wait. Raises ValueError for documents without
+    separators, OSError if the index cannot be written.
     """
     name = f"{store.fingerprint}-{begin}-{end}-{max_length}-{kind}-{VERSION}"
-    if (index := _found(folder / name)) is None:
+    if (index := _find(folder / name)) is None:
         with writing(folder, "the index of the windows"):
             (folder / ".locks").mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".locks" / name, f"builds the windows in {folder / name}"):
-                if (index := _found(folder / name)) is None:
-                    _build(store, begin, end, max_length, kind, folder / name)
+            with locked(folder / ".locks" / name, f"builds the index {folder / name}"):
+                if (index := _find(folder / name)) is None:
+                    shutil.rmtree(folder / name, ignore_errors=True)  # of a killed process
+                    (folder / name).mkdir()
+                    _write(store, begin, end, max_length, kind, folder / name)
                     index = WindowIndex(folder / name)
     return index
 
 
-def _found(folder: Path) -> WindowIndex | None:
+def _find(folder: Path) -> WindowIndex | None:
     try:
         return WindowIndex(folder)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None  # absent, or damaged
 
 
-def _build(store: TokenStore, begin: int, end: int, max_length: int, kind: Kind, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
-    folder.mkdir()
-    n_pieces = store.n_documents + 1 + (end - begin + store.n_documents) // max_length  # at most
-    dtypes = {"starts": "<i8", "lengths": _smallest(max_length), "firsts": _smallest(n_pieces)}
-    sizes = dict.fromkeys(dtypes, 0)
-    files = {name: AtomicFile(folder / f"{name}.bin") for name in dtypes}
+def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, folder: Path) -> None:
+    n_pieces = store.n_documents + 1 + (end - begin + store.n_documents) // length  # at most
+    dtypes = dict(zip(ARRAYS, ("<i8", _smallest(length), _smallest(n_pieces)), strict=True))
+    files = {name: AtomicFile(folder / f"{name}.bin") for name in ARRAYS}
+    sizes = dict.fromkeys(ARRAYS, 0)
     totals = dict.fromkeys(("n_windows", "n_documents", "n_split", "n_targets", "n_padded"), 0)
+
+    def append(name: str, array: np.ndarray) -> None:
+        files[name].write(array.astype(dtypes[name]).data)
+        sizes[name] += len(array)
+
     try:
         for starts, ends in document_blocks(store, begin, end):
-            block = build_index(starts, ends, max_length, kind)
-            filled = np.add.reduceat(block.lengths, block.firsts)
-            arrays = block._asdict()
-            arrays["firsts"] = block.firsts + sizes["starts"] if kind == "packed" else block.firsts[:0]
-            for name, dtype in dtypes.items():
-                files[name].write(arrays[name].astype(dtype).data)
-                sizes[name] += len(arrays[name])
+            block = build_index(starts, ends, length, kind)
+            if kind == "packed":
+                append("firsts", block.firsts + sizes["starts"])
+            append("starts", block.starts)
+            append("lengths", block.lengths)
+            filled = np.add.reduceat(block.lengths, block.firsts)  # positions of each window
             totals["n_windows"] += len(filled)
             totals["n_documents"] += len(starts)
-            totals["n_split"] += int((ends - starts >= max_length).sum())
+            totals["n_split"] += int((ends - starts >= length).sum())
             totals["n_targets"] += int(filled.sum())
-            totals["n_padded"] += int((filled < max_length).sum())
-        if sizes["firsts"]:
-            files["firsts"].write(np.array([sizes["starts"]], dtypes["firsts"]).data)
-            sizes["firsts"] += 1
+            totals["n_padded"] += int((filled < length).sum())
+        if kind == "packed":
+            append("firsts", np.array([sizes["starts"]]))
         for file in files.values():
             file.commit()
     finally:
         for file in files.values():
             file.discard()
-    shapes = {name: (dtype, sizes[name]) for name, dtype in dtypes.items()}
-    write_json(folder / "index.json", {"max_length": max_length, **totals, **shapes})
+    shapes = {name: (dtypes[name], sizes[name]) for name in ARRAYS}
+    write_json(folder / "index.json", {"max_length": length, **totals, **shapes})
 
 
 def _smallest(value: int) -> str:
     return next(dtype for dtype in ("<u2", "<u4", "<u8") if value <= np.iinfo(dtype).max)
 
 
-def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The documents of the tokens [begin, end) in blocks: first tokens and ends, int64 (D,) each.
+Documents = tuple[np.ndarray, np.ndarray]  # first tokens and ends, int64 (D,) each
+
+
+def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documents]:
+    """The documents of the tokens [begin, end), in blocks. The index of one shard is read at a time.
 
     A document that the range cuts is a document here. A separator at the start of the range is not.
     """
@@ -164,26 +174,36 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[tuple[n
         return
     shard_ends = np.cumsum([shard.n_tokens for shard in store.shards])
     first, last = np.searchsorted(shard_ends, begin), np.searchsorted(shard_ends, end, side="right")
-    starts = np.empty(0, np.int64)
-    is_first = True
+    starts, is_first = np.empty(0, np.int64), True
     for shard in range(int(first), min(int(last) + 1, len(store.shards))):
         rows = store.rows(shard)
-        tokens = rows["token"][rows["document"] == 1]
-        tokens = tokens[(begin <= tokens) & (tokens <= end)]
-        if is_first and len(tokens):
+        found = rows["token"][rows["document"] == 1]
+        found = found[(begin <= found) & (found <= end)]
+        if is_first and len(found):
             is_first = False
-            tokens = tokens if tokens[0] <= begin + 1 else np.append(begin, tokens)
-        starts = np.append(starts, tokens)
+            _check_separators(store, found[found > begin][:100] - 1)
+            found = found if found[0] <= begin + 1 else np.append(begin, found)
+        starts = np.append(starts, found)
         while len(starts) > 2 * BLOCK_DOCUMENTS:
             yield starts[:BLOCK_DOCUMENTS], starts[1 : BLOCK_DOCUMENTS + 1] - 1
             starts = starts[BLOCK_DOCUMENTS:]
-    if is_first:  # inside one document
+    if is_first:  # the range is inside a document
         starts = np.array([begin])
     ends = np.append(starts[1:] - 1, end)
     # A document that starts at `end` is in the next split, unless it is the store's last one, and empty.
     kept = (starts < end) | (end == store.n_tokens)
     if kept.any():
         yield starts[kept], ends[kept]
+
+
+def _check_separators(store: TokenStore, tokens: np.ndarray) -> None:
+    """Raise ValueError if one of `tokens`, those before documents, has text."""
+    ids = store.tokens.gather(tokens, 1)[:, 0]
+    if (has_text := store.vocab["n_bytes"][ids] > 0).any():
+        place = f"token {int(tokens[has_text][0]):,} of {store.location}"
+        problem = f"{place} is before a document, but it does not end one"
+        advice = "Import the files again with --separate, or set windows=sliding"
+        raise ValueError(f"windows need an end-of-document token between documents: {problem}. {advice}")
 
 
 class Block(NamedTuple):
@@ -198,62 +218,80 @@ class Block(NamedTuple):
 
 
 def build_index(starts: np.ndarray, ends: np.ndarray, max_length: int, kind: Kind) -> Block:
-    """Documents with the tokens [start, end), int64 (D,) each, in windows of `max_length` positions."""
-    n_later, head = np.divmod(ends - starts, max_length)  # (D,)
-    head, n_pieces = head + 1, n_later + 1
-    first = np.cumsum(n_pieces) - n_pieces  # each document's first piece
-    number = np.arange(n_pieces.sum()) - np.repeat(first, n_pieces)  # of a piece in its document
-    lengths = np.full(len(number), max_length)
-    lengths[first] = head
+    """Put documents, which have the tokens [start, end), into windows of `max_length` positions.
+
+    build_index(np.array([0, 6]), np.array([5, 7]), 4, "packed")  ->  starts [5, -1, 1], firsts [0, 2]
+    """
+    positions = ends - starts + 1  # (D,)
+    rest = (positions - 1) % max_length + 1  # (D,): the positions outside its full pieces
+    head = rest.copy()  # (D,): the positions of its first piece
+    is_tail = np.zeros(len(rest), bool)  # (D,): its last piece shares a window, not its first one
+    if kind == "packed":
+        windows = best_fit(rest, max_length)
+        cut = np.flatnonzero(positions > max_length)
+        cut = cut[np.argsort(windows[cut], kind="stable")]
+        joined = np.diff(windows[cut]) == 0
+        before = np.cumsum(rest[cut]) - rest[cut]
+        before -= np.maximum.accumulate(np.where(np.append(True, ~joined)[: len(cut)], before, 0))
+        left, right = cut[:-1][joined], cut[1:][joined]  # two neighbors in a window
+        is_tail[left] = True
+        head[left] = max_length - before[:-1][joined]  # fills a window with the tail before it
+    n_pieces = 1 - (head - positions) // max_length  # (D,)
+    last = np.cumsum(n_pieces) - 1  # (D,): the number of its last piece
+    first = last - n_pieces + 1
+    number = np.arange(n_pieces.sum()) - np.repeat(first, n_pieces)  # (P,): of a piece in its document
     offsets = np.maximum(0, np.repeat(head, n_pieces) + (number - 1) * max_length)
-    inputs = np.repeat(starts - 1, n_pieces) + offsets
+    lengths = np.minimum(np.repeat(positions, n_pieces) - offsets, max_length)
+    lengths[first] = head
+    inputs, leaders = np.repeat(starts - 1, n_pieces) + offsets, np.arange(len(number))
     if kind == "documents":
-        return Block(inputs, lengths, np.arange(len(inputs)))
-    packed, n_packed = best_fit(head, max_length)
-    windows = n_packed + np.arange(len(inputs))
-    windows[first] = packed
-    _, leaders, windows = np.unique(windows, return_index=True, return_inverse=True)
-    leaders = leaders[windows]  # (P,): the first piece of a piece's window
-    order = np.argsort(leaders, kind="stable")
-    firsts = np.flatnonzero(np.diff(leaders[order], prepend=-1))
-    return Block(inputs[order], lengths[order], firsts)
+        return Block(inputs, lengths, leaders)
+    is_inner = is_tail[right]  # neither the first nor the last cut document of a window
+    leaders[first[right[is_inner]]] = last[left[is_inner]]
+    members = np.delete(np.arange(len(rest)), left[is_inner])
+    pieces = np.where(is_tail, last, first)[members]
+    _, leading = np.unique(windows[members], return_index=True)
+    leaders[pieces] = pieces[leading[windows[members]]]  # (P,): the first piece in a piece's window
+    is_head = np.arange(len(number)) < np.repeat(last, n_pieces)
+    order = np.argsort(3 * leaders - (number > 0) + is_head, kind="stable")
+    return Block(inputs[order], lengths[order], np.flatnonzero(np.diff(leaders[order], prepend=-1)))
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Best-fit decreasing: int64 (N,), each in [1, capacity] → the window of each, and how many windows.
+def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Best-fit decreasing: int64 (N,), each in [1, capacity] → the window of each, numbered from 0.
 
-    best_fit(np.array([2, 3, 2, 1]), 4)  ->  [1, 0, 1, 0], 2
+    best_fit(np.array([2, 3, 2, 1]), 4)  ->  [1, 0, 1, 0]
+
+    Pieces of equal length are interchangeable, and so are windows with equal space. So a step puts all
+    pieces of a length into all windows with the least space. That takes O(capacity) steps in practice.
     """
     windows, n_windows, done = np.empty(len(lengths), np.int64), 0, 0
-    order = np.argsort(-lengths, kind="stable")
-    counts = np.bincount(lengths)
+    order, counts = np.argsort(-lengths, kind="stable"), np.bincount(lengths)
     by_space: dict[int, list[np.ndarray]] = defaultdict(list)
-    spaces = 0  # bit s is set if a window has the space s
-
+    spaces = 0  # bit s is set if a window has space for s more positions
     for length in np.flatnonzero(counts)[::-1].tolist():
-        remaining = int(counts[length])
-        while remaining:
+        stop = done + int(counts[length])
+        while done < stop:
             if fitting := spaces >> length:
                 space = length + (fitting & -fitting).bit_length() - 1  # the lowest bit
-                opened = np.concatenate(by_space.pop(space))
                 spaces ^= 1 << space
+                opened = np.concatenate(by_space.pop(space))
             else:
-                space = capacity
-                opened = np.arange(n_windows, n_windows - (-remaining // (capacity // length)))
-                n_windows += len(opened)
-            # What remains in a window after one piece is still the least space, until no other fits.
+                space, n_new = capacity, -((done - stop) // (capacity // length))
+                opened = np.arange(n_windows, n_windows + n_new)
+                n_windows += n_new
+            # After the first piece, a window has the least space of all, until no other piece fits.
             per_window = space // length
-            n_pieces = min(remaining, len(opened) * per_window)
-            windows[order[done : done + n_pieces]] = np.repeat(opened, per_window)[:n_pieces]
-            done, remaining = done + n_pieces, remaining - n_pieces
-            full, rest = divmod(n_pieces, per_window)
-            for n_in_each, group in (
+            chosen = order[done:stop][: per_window * len(opened)]
+            windows[chosen] = np.repeat(opened, per_window)[: len(chosen)]
+            done += len(chosen)
+            full, rest = divmod(len(chosen), per_window)
+            for n_put, group in (
                 (per_window, opened[:full]),
                 (rest, opened[full : full + 1]),
                 (0, opened[full + 1 :]),
             ):
-                left = space - n_in_each * length
-                if left and len(group):
+                if len(group) and (left := space - n_put * length):
                     by_space[left].append(group)
                     spaces |= 1 << left
-    return windows, n_windows
+    return windows
