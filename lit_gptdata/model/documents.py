@@ -7,13 +7,18 @@
 All functions work on any device and in torch.compile, and no shape depends on the values of `inputs`.
 """
 
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+from torch.nn.attention.flex_attention import BlockMask
 
-Mask = Any  # bool (B, 1, T, n) for scaled_dot_product_attention, or a BlockMask of FlexAttention
+Mask = Tensor | BlockMask  # a tensor is a mask of pairs, bool (B, 1, T, T)
+HAS_TRITON = find_spec("triton") is not None  # the compiler of FlexAttention; not on Windows
 
 
 def document_ids(inputs: Tensor, eot: int) -> Tensor:
@@ -68,28 +73,25 @@ def attention_mask(inputs: Tensor, eot: int, begin: int = 0) -> Tensor:
     return is_causal & (documents[..., begin:, None] == documents[..., None, :])
 
 
-def block_mask(inputs: Tensor, eot: int) -> Mask:
-    """The same mask for FlexAttention, which skips blocks of 128 × 128 tokens without a pair."""
-    documents = document_ids(inputs, eot)
-    (B, T), device = inputs.shape, inputs.device
-    return _flex("create_block_mask")(_inside(documents), B, None, T, T, device)
+def block_mask(inputs: Tensor, eot: int) -> BlockMask:
+    """The same mask for FlexAttention, which skips blocks of 128 × 128 pairs without an allowed one."""
+    documents, (B, T) = document_ids(inputs, eot), inputs.shape
 
-
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Attention with a mask of `block_mask`, each (B, H, T, D/H) → (B, H, T, D/H)."""
-    return _flex("flex_attention")(q, k, v, block_mask=mask)  # type: ignore[no-any-return]
-
-
-def _inside(documents: Tensor) -> Any:
     def attends(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (documents[b, q] == documents[b, k])
 
-    return attends
+    make = _compiled(flex.create_block_mask)
+    return make(attends, B, None, T, T, inputs.device)  # type: ignore[no-any-return]
 
 
-@cache
-def _flex(name: str) -> Any:
-    """A function of FlexAttention, compiled: without that it computes all pairs of tokens."""
-    from torch.nn.attention import flex_attention
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Attention with a mask of `block_mask`, each (B, H, T, D/H) → (B, H, T, D/H)."""
+    return _compiled(flex.flex_attention)(q, k, v, block_mask=mask)  # type: ignore[no-any-return]
 
-    return torch.compile(getattr(flex_attention, name))
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for torch.compile; without it, FlexAttention computes all pairs."""
+    return function if torch.compiler.is_compiling() else _compile(function)
+
+
+_compile = cache(torch.compile)

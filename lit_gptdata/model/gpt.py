@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lit_gptdata._checks import check_flag, check_integer, check_number
 from lit_gptdata.model.block import NORM_EPS, Block, KeyValueCache
-from lit_gptdata.model.documents import Mask, attention_mask, block_mask, document_positions
+from lit_gptdata.model.documents import HAS_TRITON, Mask, attention_mask, block_mask, document_positions
 from lit_gptdata.model.gpt2_weights import read_gpt2, write_gpt2
 from lit_gptdata.model.learning_rate import Schedule, check_schedule, make_schedule
 from lit_gptdata.model.sampling import sample_tokens
@@ -203,7 +203,7 @@ class GPT(L.LightningModule):
         no_dropout = not (self.training and self._optimizer_options["dropout"])
         is_wide = self.stem.embedding_dim >= 16 * self._optimizer_options["n_heads"]
         is_window = begin == 0 and ids.shape[1] == self.stem.max_length
-        if ids.is_cuda and is_window and is_wide and no_dropout:
+        if ids.is_cuda and HAS_TRITON and is_window and is_wide and no_dropout:
             return block_mask(ids, self.eot)
         return attention_mask(ids, self.eot, begin)
 

@@ -151,11 +151,9 @@ def test_without_the_mask_logits_are_the_same_bits_as_without_the_option():
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_gives_the_logits_of_the_mask_of_pairs(monkeypatch):
-    from torch.nn.attention import flex_attention
-
     model, ids = make_gpt(), rows(headless=True)
     pairs = model(ids)
-    monkeypatch.setattr(documents, "_flex", lambda name: getattr(flex_attention, name))  # not compiled
+    monkeypatch.setattr(documents, "_compiled", lambda function: function)
     monkeypatch.setattr(gpt, "attention_mask", lambda ids, eot, begin: documents.block_mask(ids, eot))
     with torch.no_grad():  # on the CPU it has no gradients
         torch.testing.assert_close(model(ids), pairs, rtol=0, atol=1e-5)
@@ -175,6 +173,7 @@ def test_compiled_flex_attention_gives_the_logits_of_the_mask_of_pairs(monkeypat
 
 
 def test_only_a_whole_window_on_cuda_without_dropout_uses_flex_attention(monkeypatch):
+    monkeypatch.setattr(gpt, "HAS_TRITON", True)
     monkeypatch.setattr(gpt, "block_mask", lambda ids, eot: "blocks")
 
     class Cuda(Tensor):
@@ -190,7 +189,10 @@ def test_only_a_whole_window_on_cuda_without_dropout_uses_flex_attention(monkeyp
     dropout = make_gpt(dropout=0.1)
     assert kind(dropout, ids) == "blocks"
     assert kind(dropout.train(), ids) == "pairs"
-    model._optimizer_options["n_heads"] = 4  # 8 columns per head
+    monkeypatch.setitem(model._optimizer_options, "n_heads", 4)  # 8 columns per head
+    assert kind(model, ids) == "pairs"
+    monkeypatch.undo()
+    monkeypatch.setattr(gpt, "HAS_TRITON", False)
     assert kind(model, ids) == "pairs"
 
 
