@@ -112,12 +112,21 @@ class Tokens:
         return self._read_ranges(starts, lengths, shards)
 
     def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
-        """`ranges` that each are within one shard."""
-        lowest, n_ids, shifts = self._layout
-        ids: np.ndarray = _memory(lowest, n_ids, self.dtype.str, self.dtype.itemsize)[
-            spread(starts + shifts[shards], lengths)
-        ]
-        return ids
+        """`ranges` that each are within one shard.
+
+        Each range is copied with the length of the longest one, as one opaque item, in order. So the
+        next range replaces what is too much, and a range costs one memcpy instead of an index per id.
+        """
+        ends, most, item = np.cumsum(lengths), int(lengths.max()), self.dtype.itemsize
+        ids = np.empty(int(ends[-1]) + most, self.dtype)
+        items = _memory(ids.ctypes.data, len(ids) - most, f"|V{item * most}", item, is_read_only=False)
+        inside = starts + most <= self._ends[shards]
+        read = self._reader(starts, shards, most)
+        items[(ends - lengths)[inside]] = read(inside).view(items.dtype)[:, 0]
+        for i in np.flatnonzero(~inside).tolist():
+            start = int(starts[i] - self._begins[shards[i]])
+            ids[ends[i] - lengths[i] : ends[i]] = self._arrays[shards[i]][start : start + int(lengths[i])]
+        return ids[: ends[-1]]
 
     def _reader(self, starts: np.ndarray, shards: np.ndarray, length: int) -> Read:
         """A function from indices into `starts` to windows, each of which must be inside its shard.
@@ -213,10 +222,11 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
 
 
-def _memory(lowest: int, n: int, typestr: str, stride: int) -> np.ndarray:
-    """`n` overlapping items of a numpy type, every `stride` bytes from an address on, read-only."""
+def _memory(address: int, n: int, typestr: str, stride: int, is_read_only: bool = True) -> np.ndarray:
+    """`n` overlapping items of a numpy type, one every `stride` bytes from an address on."""
     interface = {
-        "version": 3, "data": (lowest, True), "shape": (n,), "typestr": typestr, "strides": (stride,),
+        "version": 3, "data": (address, is_read_only), "shape": (n,), "typestr": typestr,
+        "strides": (stride,),
     }  # fmt: skip
     memory: Any = types.SimpleNamespace(__array_interface__=interface)
     return np.asarray(memory)

@@ -213,13 +213,15 @@ class PackedWindows(Windows):
         starts, lengths, counts = self.index.pieces(indices[known])
         ends, last = np.cumsum(lengths), np.cumsum(counts) - 1
         sizes = np.diff(ends[last], prepend=0)  # positions of each window
-        ids = self._ids(starts, lengths + np.isin(np.arange(len(starts)), last))
-        if len(ids) == rows.size:
-            rows = ids.astype(np.int32).reshape(rows.shape)
-        else:
-            places = np.zeros(len(indices), np.int64)
-            places[known] = sizes + 1
-            rows[np.arange(rows.shape[1]) < places[:, None]] = ids
+        more = np.zeros_like(lengths)
+        more[last] = 1  # the last target
+        ids, n_ids = self._ids(starts, lengths + more), np.zeros(len(indices), np.int64)
+        n_ids[known], flat, done = sizes + 1, rows.ravel(), 0
+        padded = np.flatnonzero(n_ids < rows.shape[1])
+        begins, upto = [0, *((padded + 1) * rows.shape[1]).tolist()], np.cumsum(n_ids)[padded].tolist()
+        for begin, end in zip(begins, [*upto, len(ids)], strict=True):  # between two paddings
+            flat[begin : begin + end - done] = ids[done:end]
+            done = end
         inner = np.delete(np.arange(len(starts)), last)  # pieces that another one follows
         targets = self._ids(starts[inner] + lengths[inner], np.ones(len(inner), np.int64))
         cut = targets != self.eot
@@ -327,8 +329,14 @@ def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:
 def split(ids: np.ndarray) -> Batch:
     """Split rows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
     inputs, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
-    batch = torch.from_numpy(inputs), torch.from_numpy(targets)
-    return batch if ids.dtype.kind == "u" else unmark(*batch)
+    if ids.dtype.kind == "i":  # as in `unmark`, which is slower here
+        at = np.flatnonzero(ids <= CUT)
+        row = at // ids.shape[1]
+        targets.ravel()[at - row - 1] = CUT - ids.ravel()[at]
+        inputs.ravel()[at - row] = ids[:, 0][row]
+        if ids[:, -1].min(initial=0) < 0:
+            inputs[targets == IGNORE_INDEX] = 0
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def unmark(inputs: Tensor, targets: Tensor) -> Batch:
