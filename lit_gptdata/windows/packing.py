@@ -14,8 +14,8 @@ own windows, and a rest. The rest is its head, at the end of a window, or its ta
 
 Kind "packed": best-fit decreasing of documents and rests. The longest comes first, and each goes into
 the window with the least space that it fits into (D. S. Johnson, "Near-optimal bin packing algorithms",
-MIT, 1973). A window may get many rests. Its last one is a head. The documents of the others follow each
-other through windows of their own without padding, and end in one tail, which is as long as these rests.
+MIT, 1973). A window may get several rests. One is the head. The documents of the others follow each other
+through windows without padding, and end in one tail, which is as long as their rests together.
 Kind "documents": each piece has its own window, heads first. Windows are in the order of the text.
 
 <data_dir>/windows/<fingerprint>-<begin>-<end>-<max_length>-<kind>-<version>/
@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lit_gptdata._io import AtomicFile, locked, write_json
-from lit_gptdata.tokens.shards import writing
+from lit_gptdata.tokens.shards import spread, writing
 from lit_gptdata.tokens.store import TokenStore
 
 Kind = Literal["packed", "documents"]
@@ -83,8 +83,7 @@ class WindowIndex:
         if len(self._firsts):
             firsts = self._firsts[windows].astype(np.int64)
             counts = self._firsts[windows + 1].astype(np.int64) - firsts
-            pieces = np.repeat(firsts - np.cumsum(counts) + counts, counts)
-            pieces += np.arange(len(pieces))
+            pieces = spread(firsts, counts)
         return self._starts[pieces], self._lengths[pieces].astype(np.int64), counts
 
 
@@ -125,7 +124,8 @@ def _find(folder: Path) -> WindowIndex | None:
 
 def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, folder: Path) -> None:
     n_pieces = store.n_documents + 1 + (end - begin + store.n_documents) // length  # at most
-    dtypes = dict(zip(ARRAYS, ("<i8", _smallest(length), _smallest(n_pieces)), strict=True))
+    small = [np.min_scalar_type(n).newbyteorder("<").str for n in (length, n_pieces)]
+    dtypes = dict(zip(ARRAYS, ("<i8", *small), strict=True))
     files = {name: AtomicFile(folder / f"{name}.bin") for name in ARRAYS}
     sizes = dict.fromkeys(ARRAYS, 0)
     totals = dict.fromkeys(("n_windows", "n_documents", "n_split", "n_targets", "n_padded"), 0)
@@ -156,10 +156,6 @@ def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, fol
             file.discard()
     shapes = {name: (dtypes[name], sizes[name]) for name in ARRAYS}
     write_json(folder / "index.json", {"max_length": length, **totals, **shapes})
-
-
-def _smallest(value: int) -> str:
-    return next(dtype for dtype in ("<u2", "<u4", "<u8") if value <= np.iinfo(dtype).max)
 
 
 Documents = tuple[np.ndarray, np.ndarray]  # first tokens and ends, int64 (D,) each
@@ -220,41 +216,36 @@ class Block(NamedTuple):
 def build_index(starts: np.ndarray, ends: np.ndarray, max_length: int, kind: Kind) -> Block:
     """Put documents, which have the tokens [start, end), into windows of `max_length` positions.
 
-    build_index(np.array([0, 6]), np.array([5, 7]), 4, "packed")  ->  starts [5, -1, 1], firsts [0, 2]
+    build_index(np.array([0, 6]), np.array([5, 7]), 4, "packed")  ->  starts [-1, 5, 1], firsts [0, 2]
     """
     positions = ends - starts + 1  # (D,)
-    rest = (positions - 1) % max_length + 1  # (D,): the positions outside its full pieces
-    head = rest.copy()  # (D,): the positions of its first piece
-    is_tail = np.zeros(len(rest), bool)  # (D,): its last piece shares a window, not its first one
+    head = (positions - 1) % max_length + 1  # (D,): the positions of the first piece, here the rest
     if kind == "packed":
-        windows = best_fit(rest, max_length)
+        windows, place = best_fit(head, max_length), np.ones(len(head), np.int64)
         cut = np.flatnonzero(positions > max_length)
-        cut = cut[np.argsort(windows[cut], kind="stable")]
-        joined = np.diff(windows[cut]) == 0
-        before = np.cumsum(rest[cut]) - rest[cut]
-        before -= np.maximum.accumulate(np.where(np.append(True, ~joined)[: len(cut)], before, 0))
-        left, right = cut[:-1][joined], cut[1:][joined]  # two neighbors in a window
-        is_tail[left] = True
-        head[left] = max_length - before[:-1][joined]  # fills a window with the tail before it
-    n_pieces = 1 - (head - positions) // max_length  # (D,)
-    last = np.cumsum(n_pieces) - 1  # (D,): the number of its last piece
-    first = last - n_pieces + 1
-    number = np.arange(n_pieces.sum()) - np.repeat(first, n_pieces)  # (P,): of a piece in its document
-    offsets = np.maximum(0, np.repeat(head, n_pieces) + (number - 1) * max_length)
-    lengths = np.minimum(np.repeat(positions, n_pieces) - offsets, max_length)
-    lengths[first] = head
-    inputs, leaders = np.repeat(starts - 1, n_pieces) + offsets, np.arange(len(number))
+        place[cut] = 0
+        place[cut[np.unique(windows[cut], return_index=True)[1]]] = 2  # one of each window ends it
+        order = np.argsort(3 * windows + place, kind="stable")
+        starts, positions, head, place, windows = (
+            array[order] for array in (starts, positions, head, place, windows)
+        )
+        before = np.cumsum(positions) - positions  # (D,): positions of the same window's documents
+        before = (before - before[np.diff(windows, prepend=-1) > 0][windows]) % max_length
+        head = np.where(place == 2, head, np.minimum(positions, max_length - before))
+    n_pieces = 1 - (head - positions) // max_length
+    ends = np.cumsum(n_pieces)
+    number = np.arange(ends[-1]) - np.repeat(ends - n_pieces, n_pieces)  # (P,): in its document
+    stops = np.repeat(head, n_pieces) + number * max_length  # beyond the last position, in a tail
+    offsets = np.maximum(0, stops - max_length)
+    lengths = np.minimum(stops, np.repeat(positions, n_pieces)) - offsets
+    inputs = np.repeat(starts - 1, n_pieces) + offsets
     if kind == "documents":
-        return Block(inputs, lengths, leaders)
-    is_inner = is_tail[right]  # neither the first nor the last cut document of a window
-    leaders[first[right[is_inner]]] = last[left[is_inner]]
-    members = np.delete(np.arange(len(rest)), left[is_inner])
-    pieces = np.where(is_tail, last, first)[members]
-    _, leading = np.unique(windows[members], return_index=True)
-    leaders[pieces] = pieces[leading[windows[members]]]  # (P,): the first piece in a piece's window
-    is_head = np.arange(len(number)) < np.repeat(last, n_pieces)
-    order = np.argsort(3 * leaders - (number > 0) + is_head, kind="stable")
-    return Block(inputs[order], lengths[order], np.flatnonzero(np.diff(leaders[order], prepend=-1)))
+        return Block(inputs, lengths, np.arange(len(inputs)))
+    firsts = np.flatnonzero((number > 0) | (np.repeat(before, n_pieces) == 0))
+    counts = np.diff(firsts, append=len(inputs))
+    order = np.argsort(np.minimum.reduceat(inputs, firsts), kind="stable")
+    pieces, counts = spread(firsts[order], counts[order]), counts[order]
+    return Block(inputs[pieces], lengths[pieces], np.cumsum(counts) - counts)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
