@@ -14,8 +14,8 @@ own windows, and a rest. The rest is its head, at the end of a window, or its ta
 
 Kind "packed": best-fit decreasing of documents and rests. The longest comes first, and each goes into
 the window with the least space that it fits into (D. S. Johnson, "Near-optimal bin packing algorithms",
-MIT, 1973). A window may get several rests. One is the head. The documents of the others follow each other
-through windows without padding, and end in one tail, which is as long as their rests together.
+MIT, 1973). A window may get several rests. One of them is the head. The documents of the others follow
+each other through windows without padding, and end in one tail, which is as long as their rests together.
 Kind "documents": each piece has its own window, heads first. Windows are in the order of the text.
 
 <data_dir>/windows/<fingerprint>-<begin>-<end>-<max_length>-<kind>-<version>/
