@@ -1,4 +1,4 @@
-"""Which documents share a window: an index over document ends, built once and then memory-mapped.
+"""Which documents are in which window: an index over document ends, built once and then memory-mapped.
 
 documents ──cut──▶ pieces of at most max_length positions ──best fit──▶ windows
 
@@ -15,7 +15,7 @@ own windows, and a rest. The rest is its head, at the end of a window, or its ta
 Kind "packed": best-fit decreasing of documents and rests. The longest comes first, and each goes into
 the window with the least space that it fits into (D. S. Johnson, "Near-optimal bin packing algorithms",
 MIT, 1973). A window may get several rests. One of them is the head. The documents of the others follow
-each other through windows without padding, and end in one tail, which is as long as their rests together.
+each other through windows without padding, and end in one tail, as long as their rests together.
 Kind "documents": each piece has its own window, heads first. Windows are in the order of the text.
 
 <data_dir>/windows/<fingerprint>-<begin>-<end>-<max_length>-<kind>-<version>/
@@ -42,7 +42,7 @@ VERSION = 1  # increase it if the same documents get other windows, because chec
 ARRAYS = ("starts", "lengths", "firsts")
 
 BLOCK_DOCUMENTS = 1 << 16
-"""Documents that are packed together; the last block has up to twice as many. With larger blocks, there
+"""Documents that are packed together; the last block may have twice that number. With larger blocks, there
 is less padding. With smaller ones, the pieces of a window come from fewer shards."""
 
 
