@@ -223,8 +223,9 @@ class PackedWindows(Windows):
             flat[begin : begin + end - done] = ids[done:end]
             done = end
         inner = np.delete(np.arange(len(starts)), last)  # pieces that another one follows
-        targets = self._ids(starts[inner] + lengths[inner], np.ones(len(inner), np.int64))
-        cut = targets != self.eot
+        after = starts[inner] + lengths[inner]
+        targets = self.tokens.gather(np.minimum(after, self.end - 1), 1)[:, 0]
+        cut = (targets != self.eot) & (after < self.end)
         window = np.repeat(known, counts)[inner][cut]
         column = (ends - np.repeat(ends[last] - sizes, counts))[inner][cut]
         rows[window, column] = CUT - targets[cut].astype(np.int32)
