@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer
-from lit_gptdata.windows.dataset import FORMATS, BatchFormat, WindowKind, unmark
+from lit_gptdata.windows.dataset import FORMATS, BatchFormat, WindowKind, Windows, unmark
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment
@@ -75,6 +76,20 @@ def tells_sets_apart(trainer: L.Trainer) -> bool:
     steps = {"test": "test_step", "predict": "predict_step"}
     step = getattr(trainer.lightning_module, steps.get(trainer.state.fn or "", "validation_step"))
     return is_param_in_hook_signature(step, "dataloader_idx", explicit=True)
+
+
+def sets_to_load(data: Any, split: str) -> list[Windows]:
+    """The windows of each val or test loader: one loader for all sets if the model cannot tell them apart.
+
+    `data`: the GPTDataModule.
+    """
+    sets = [found.windows for found in data.eval_sets(split)]
+    trainer = data.trainer
+    if not sets and trainer is not None and trainer.state.fn != "fit":
+        rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
+    if len(sets) > 1 and not (trainer is not None and tells_sets_apart(trainer)):
+        return [data._data.eval_windows(split)]
+    return sets
 
 
 def check_trainer(trainer: L.Trainer | None) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_integer, plain
+from lit_gptdata._checks import plain
 from lit_gptdata._lightning import (
     IGNORED_WARNINGS,
     OPTIONS,
@@ -24,10 +24,10 @@ from lit_gptdata._lightning import (
     overfits,
     ranks_of,
     save_hyperparameters,
+    sets_to_load,
     splits_on_device,
-    tells_sets_apart,
 )
-from lit_gptdata.report.show import ShownText
+from lit_gptdata.report.show import ShownText, show
 from lit_gptdata.resume import OnChange, Resume
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors
@@ -75,8 +75,8 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: the special token between documents; None: the tokenizer's own
         bos: start each document with the tokenizer's BOS token
         Which windows:
-        windows: train windows: "sliding", every `stride` tokens | "packed", whole documents | "documents",
-            one in each window. A longer document is cut; padding has the target -100
+        windows: of train: "sliding", every `stride` tokens | "packed", whole documents | "documents", one
+            per window. A longer document is split; padding has the target -100
         eval_windows: the same for val and test; only losses of equal windows are comparable
         max_length: tokens in a window's inputs
         stride: tokens between the starts of two sliding train windows; val and test use max_length
@@ -241,7 +241,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def train_windows(self) -> Windows:
-        """Windows of `max_length` tokens every `stride` tokens; of named sources, a `Mixture`."""
+        """Windows of `max_length` tokens; of named sources, a `Mixture`."""
         windows = self._data.train_windows(self._order_seed)
         if isinstance(windows, Mixture):
             windows.move(self._stage_begins or self._new_stage_begins, self._first_epoch)
@@ -249,7 +249,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; a set's last one may have padding."""
+        """Windows that score every token once; a set's last one, or any of documents, may have padding."""
         return self._data.eval_windows("val")
 
     @property
@@ -263,7 +263,8 @@ class GPTDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`.
 
-        Under a Trainer on a GPU they travel as stored, an eighth of the bytes, and are split on the GPU.
+        Under a Trainer on a GPU they travel as rows, an eighth of the bytes, or a quarter for windows of
+        documents, and are split on the GPU.
         """
         if self._data.batch_schedule:
             check_batch_schedule(self.trainer, self._tuned)
@@ -319,11 +320,7 @@ class GPTDataModule(L.LightningDataModule):
         return Steps(n=n, batch_size=self.batch_size, world_size=self._ranks.world_size, tail=tail)
 
     def _eval_loader(self, split: str) -> EvalLoaders:
-        sets = [found.windows for found in self.eval_sets(split)]
-        if not sets and self.trainer is not None and self.trainer.state.fn != "fit":
-            rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
-        if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
-            sets = [self._data.eval_windows(split)]
+        sets = sets_to_load(self, split)
         loaders = [self._loader(w, self._steps(len(w)), seed=None) for w in sets]
         return loaders[0] if len(loaders) == 1 else list(loaders)
 
@@ -395,11 +392,7 @@ class GPTDataModule(L.LightningDataModule):
         `print` has the inputs. A notebook shows each input above its target, as colored tokens. Raises
         the errors of `windows_at`, and ValueError for a window that does not exist.
         """
-        if window is not None:
-            return ShownText("", self.train_windows, [check_integer("window", window, 0)], self._data)
-        windows, indices = self._resume.find_batch(step, None, None, None)
-        title = f"step {step:,}: {len(indices):,} windows, seed {self.seed}"
-        return ShownText(title, windows, indices.tolist(), self._data)
+        return show(self, step, window)
 
     @property
     def _identity(self) -> dict[str, Any]:
