@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer
-from lit_gptdata.windows.dataset import FORMATS, BatchFormat, WindowKind, Windows, unmark
+from lit_gptdata.windows.dataset import FORMATS, IGNORE_INDEX, BatchFormat, WindowKind, Windows
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment
@@ -79,10 +79,7 @@ def tells_sets_apart(trainer: L.Trainer) -> bool:
 
 
 def sets_to_load(data: Any, split: str) -> list[Windows]:
-    """The windows of each val or test loader: one loader for all sets if the model cannot tell them apart.
-
-    `data`: the GPTDataModule.
-    """
+    """The windows of each loader of `data`: one for all sets if the model cannot tell them apart."""
     sets = [found.windows for found in data.eval_sets(split)]
     trainer = data.trainer
     if not sets and trainer is not None and trainer.state.fn != "fit":
@@ -137,8 +134,10 @@ def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat =
     """Split rows (B, L + 1) into inputs and targets, int64. Validation batches are split already."""
     if not isinstance(batch, Tensor):
         return batch
-    pair = batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
-    return FORMATS[batch_format](*(unmark(*pair) if batch.dtype.is_signed else pair))
+    inputs, targets = batch[:, :-1].long(), batch[:, 1:].long()  # copies, so they are contiguous
+    if batch.dtype.is_signed:
+        inputs = inputs.masked_fill_(targets == IGNORE_INDEX, 0)
+    return FORMATS[batch_format](inputs, targets)
 
 
 def set_epoch_batches(trainer: Any, n_batches: int) -> None:

@@ -75,8 +75,8 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: the special token between documents; None: the tokenizer's own
         bos: start each document with the tokenizer's BOS token
         Which windows:
-        windows: of train: "sliding", every `stride` tokens | "packed", whole documents | "documents", one
-            per window. A longer document is split; padding has the target -100
+        windows: for train: "sliding", every `stride` tokens | "packed", whole documents | "documents",
+            one per window. A longer document is split; padding has the target -100
         eval_windows: the same for val and test; only losses of equal windows are comparable
         max_length: tokens in a window's inputs
         stride: tokens between the starts of two sliding train windows; val and test use max_length
@@ -249,7 +249,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def val_windows(self) -> Windows:
-        """Windows that score every token once; a set's last one, or any of documents, may have padding."""
+        """Windows that score every token once, some of them perhaps with padding."""
         return self._data.eval_windows("val")
 
     @property
@@ -263,8 +263,8 @@ class GPTDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`.
 
-        Under a Trainer on a GPU they travel as rows, an eighth of the bytes, or a quarter for windows of
-        documents, and are split on the GPU.
+        Under a Trainer on a GPU they travel as rows, an eighth of the bytes (a quarter with padding), and
+        are split on the GPU.
         """
         if self._data.batch_schedule:
             check_batch_schedule(self.trainer, self._tuned)

