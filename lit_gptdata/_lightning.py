@@ -2,11 +2,13 @@
 
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -46,6 +48,12 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 """Options that are attributes of GPTDataModule, which users may set later: name → check, plain value."""
 
 
+def ignore_warnings() -> None:
+    """Ignore the warnings that no user of this module can act on."""
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
 def save_hyperparameters(module: L.LightningDataModule, arguments: dict[str, Any]) -> None:
     """Save `arguments` only, in plain values, which a checkpoint can hold for weights_only=True."""
     arguments |= {name: getattr(module, name) for name in OPTIONS}
@@ -64,6 +72,11 @@ def ranks_of(trainer: L.Trainer) -> Ranks:
 def overfits(trainer: Any) -> bool:
     """Whether each epoch repeats the first windows in text order: `Trainer(overfit_batches=…)`."""
     return bool(trainer.overfit_batches)
+
+
+def finds_batch_size(trainer: Any) -> bool:
+    """Whether the Trainer has the callback that tries batch sizes."""
+    return any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks)
 
 
 def has_trained(trainer: Any) -> bool:
@@ -121,7 +134,10 @@ def sends_compact(trainer: L.Trainer) -> bool:
 
 
 def splits_on_device(data: Any) -> bool:
-    """Make `data` split train batches on the device if its Trainer allows it; return whether it does."""
+    """Make `data` split train batches on the device if its Trainer allows it; return whether it does.
+
+    Rows have an eighth of the bytes of a batch, or a quarter with padding.
+    """
     vars(data).pop("on_after_batch_transfer", None)
     if data.trainer is None or not sends_compact(data.trainer):
         return False

@@ -112,11 +112,10 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """The `rows` of windows, `size` at a time, with the common work done once for all of them."""
-        length = self.spans.max_length
         if not self.spans.pad:
-            yield from self.tokens.batches(self.starts(indices), length + 1, size)
+            yield from self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
             return
-        at_once = max(1, self.tokens.read_at_once // (size * length)) * size
+        at_once = max(1, self.tokens.read_at_once // (size * self.spans.max_length)) * size
         for some in batches_of([(indices, at_once)]):
             rows, n_ids = self._read(some)
             for i in range(0, len(rows), size):
@@ -157,6 +156,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """Targets of all windows that are not padding."""
         return self.spans.n_tokens - 1 if self.spans.pad else len(self) * self.spans.max_length
 
+    @property
+    def padding(self) -> float:
+        """The share of all windows' positions that is padding, in [0, 1)."""
+        return 1.0 - self.n_targets / max(1, len(self) * self.spans.max_length)
+
     def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
         """Pass on `batches`, which hold the windows in `blocks`; see `Tokens.ahead`."""
         return self.tokens.ahead(batches, map(self._edges, batches_of(blocks)))
@@ -173,18 +177,15 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def restore(self, saved: Any) -> None:
         """Raise ValueError if `saved`, an identity, is of other windows."""
         if saved != (now := self.identity()):
-            what = "[begin, end, max_length, stride] was " if self.kind == "sliding" else "it was "
-            what = what if isinstance(now, list) else "it was "
+            is_plain = isinstance(now, list) and self.kind == "sliding"
+            what = "[begin, end, max_length, stride] was " if is_plain else "it was "
             advice = "Set the same corpus, weights, split, max_length and stride"
             problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
 
 class PackedWindows(Windows):
-    """Windows of documents: their pieces, each after a separator, and padding; see packing.py.
-
-    No token before `begin`, or from `end` on, is read. A separator there has the id `eot`.
-    """
+    """Windows of documents, as packing.py cuts them. The ids at `begin` - 1 and at `end` are `eot`."""
 
     def __init__(
         self, tokens: Tokens, index: WindowIndex, kind: WindowKind, eot: int, *, begin: int, end: int
@@ -197,11 +198,11 @@ class PackedWindows(Windows):
         return self.index.n_windows
 
     def __str__(self) -> str:
-        index, length = self.index, self.spans.max_length
-        padding = 100 * (1 - self.n_targets / max(1, len(self) * length))
+        index = self.index
         split = f"{index.n_split:,} of {index.n_documents:,} documents split"
         what = "of packed documents" if self.kind == "packed" else "of a document each"
-        windows = f"{len(self):,} windows of {length} tokens {what}, {padding:.2f} % padding, {split}"
+        what = f"{self.spans.max_length} tokens {what}"
+        windows = f"{len(self):,} windows of {what}, {100 * self.padding:.2f} % padding, {split}"
         return f"{windows}, over tokens [{self.begin:,}, {self.end:,})"
 
     @property
