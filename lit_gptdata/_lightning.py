@@ -2,18 +2,21 @@
 
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer
-from lit_gptdata.windows.dataset import FORMATS, BatchFormat, WindowKind, unmark
+from lit_gptdata.windows.dataset import FORMATS, IGNORE_INDEX, BatchFormat, WindowKind, Windows
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment
@@ -45,6 +48,12 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 """Options that are attributes of GPTDataModule, which users may set later: name → check, plain value."""
 
 
+def ignore_warnings() -> None:
+    """Ignore the warnings that no user of this module can act on."""
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
 def save_hyperparameters(module: L.LightningDataModule, arguments: dict[str, Any]) -> None:
     """Save `arguments` only, in plain values, which a checkpoint can hold for weights_only=True."""
     arguments |= {name: getattr(module, name) for name in OPTIONS}
@@ -65,6 +74,11 @@ def overfits(trainer: Any) -> bool:
     return bool(trainer.overfit_batches)
 
 
+def finds_batch_size(trainer: Any) -> bool:
+    """Whether the Trainer has the callback that tries batch sizes."""
+    return any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks)
+
+
 def has_trained(trainer: Any) -> bool:
     """Whether the Trainer has trained on a batch, here or in the run that it resumes."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
@@ -75,6 +89,17 @@ def tells_sets_apart(trainer: L.Trainer) -> bool:
     steps = {"test": "test_step", "predict": "predict_step"}
     step = getattr(trainer.lightning_module, steps.get(trainer.state.fn or "", "validation_step"))
     return is_param_in_hook_signature(step, "dataloader_idx", explicit=True)
+
+
+def sets_to_load(data: Any, split: str) -> list[Windows]:
+    """The windows of each loader of `data`: one for all sets if the model cannot tell them apart."""
+    sets = [found.windows for found in data.eval_sets(split)]
+    trainer = data.trainer
+    if not sets and trainer is not None and trainer.state.fn != "fit":
+        rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
+    if len(sets) > 1 and not (trainer is not None and tells_sets_apart(trainer)):
+        return [data._data.eval_windows(split)]
+    return sets
 
 
 def check_trainer(trainer: L.Trainer | None) -> None:
@@ -109,7 +134,10 @@ def sends_compact(trainer: L.Trainer) -> bool:
 
 
 def splits_on_device(data: Any) -> bool:
-    """Make `data` split train batches on the device if its Trainer allows it; return whether it does."""
+    """Make `data` split train batches on the device if its Trainer allows it; return whether it does.
+
+    Rows have an eighth of the bytes of a batch, or a quarter with padding.
+    """
     vars(data).pop("on_after_batch_transfer", None)
     if data.trainer is None or not sends_compact(data.trainer):
         return False
@@ -122,8 +150,10 @@ def split_on_device(batch: Any, dataloader_idx: int, batch_format: BatchFormat =
     """Split rows (B, L + 1) into inputs and targets, int64. Validation batches are split already."""
     if not isinstance(batch, Tensor):
         return batch
-    pair = batch[:, :-1].long(), batch[:, 1:].long()  # .long() copies the slice, so it is contiguous
-    return FORMATS[batch_format](*(unmark(*pair) if batch.dtype.is_signed else pair))
+    inputs, targets = batch[:, :-1].long(), batch[:, 1:].long()  # copies, so they are contiguous
+    if batch.dtype.is_signed:
+        inputs = inputs.masked_fill_(targets == IGNORE_INDEX, 0)
+    return FORMATS[batch_format](inputs, targets)
 
 
 def set_epoch_batches(trainer: Any, n_batches: int) -> None:

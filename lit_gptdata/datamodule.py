@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_gptdata._checks import check_integer, plain
+from lit_gptdata._checks import plain
 from lit_gptdata._lightning import (
-    IGNORED_WARNINGS,
     OPTIONS,
     check_batch_schedule,
     check_trainer,
+    finds_batch_size,
     has_trained,
+    ignore_warnings,
     overfits,
     ranks_of,
     save_hyperparameters,
+    sets_to_load,
     splits_on_device,
-    tells_sets_apart,
 )
-from lit_gptdata.report.show import ShownText
+from lit_gptdata.report.overview import overview
+from lit_gptdata.report.show import ShownText, show
 from lit_gptdata.resume import OnChange, Resume
 from lit_gptdata.text.corpus import CorpusLike
 from lit_gptdata.text.formats import EncodingErrors
@@ -75,8 +75,8 @@ class GPTDataModule(L.LightningDataModule):
         end_of_document: the special token between documents; None: the tokenizer's own
         bos: start each document with the tokenizer's BOS token
         Which windows:
-        windows: train windows: "sliding", every `stride` tokens | "packed", whole documents | "documents",
-            one in each window. A longer document is cut; padding has the target -100
+        windows: for train: "sliding", every `stride` tokens | "packed", whole documents | "documents",
+            one in each. Longer documents are split; the target of padding is -100
         eval_windows: the same for val and test; only losses of equal windows are comparable
         max_length: tokens in a window's inputs
         stride: tokens between the starts of two sliding train windows; val and test use max_length
@@ -189,14 +189,12 @@ class GPTDataModule(L.LightningDataModule):
 
         Raises RuntimeError before `prepare_data()`, ValueError for a split that is too short.
         """
-        for message in IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
+        ignore_warnings()
         for message in self._data.open(again=stage == "fit", shuffle=self.shuffle):
             rank_zero_warn(message)
         self.hparams["tokenizer"] = self.tokenizer.location  # with the commit of a tokenizer on the hub
         if self.trainer is not None and stage == "fit":
-            callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]  # set late
-            self._tuned = any(isinstance(callback, BatchSizeFinder) for callback in callbacks)
+            self._tuned = finds_batch_size(self.trainer)
             if not has_trained(self.trainer):
                 self._stage_begins, self._first_epoch = None, 0
             self._resume.attach(self.trainer)
@@ -219,10 +217,7 @@ class GPTDataModule(L.LightningDataModule):
     @property
     def store(self) -> TokenStore:
         """The token store of the only source; raises RuntimeError before `setup()` or for several."""
-        if len(self.sources) > 1:
-            names = ", ".join(self.sources)
-            raise RuntimeError(f"each source has its own store: use data.sources[name].store ({names})")
-        return self._data.first.store
+        return self._data.only_store
 
     _split = property(lambda self: self._data.first.split)  # of the only source
 
@@ -241,7 +236,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def train_windows(self) -> Windows:
-        """Windows of `max_length` tokens every `stride` tokens; of named sources, a `Mixture`."""
+        """Windows of `max_length` tokens; of named sources, a `Mixture`."""
         windows = self._data.train_windows(self._order_seed)
         if isinstance(windows, Mixture):
             windows.move(self._stage_begins or self._new_stage_begins, self._first_epoch)
@@ -249,7 +244,7 @@ class GPTDataModule(L.LightningDataModule):
 
     @property
     def val_windows(self) -> Windows:
-        """Non-overlapping windows that score every token once; a set's last one may have padding."""
+        """Windows that score every token once; some may have padding."""
         return self._data.eval_windows("val")
 
     @property
@@ -261,10 +256,7 @@ class GPTDataModule(L.LightningDataModule):
         return stage_begins(self._data.stage_tokens, self._resume.plan_of_data(), self.max_length)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of this rank's train windows, in the epoch's order if `shuffle`.
-
-        Under a Trainer on a GPU they travel as stored, an eighth of the bytes, and are split on the GPU.
-        """
+        """Batches of this rank's train windows, in the epoch's order if `shuffle`."""
         if self._data.batch_schedule:
             check_batch_schedule(self.trainer, self._tuned)
         if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
@@ -319,11 +311,7 @@ class GPTDataModule(L.LightningDataModule):
         return Steps(n=n, batch_size=self.batch_size, world_size=self._ranks.world_size, tail=tail)
 
     def _eval_loader(self, split: str) -> EvalLoaders:
-        sets = [found.windows for found in self.eval_sets(split)]
-        if not sets and self.trainer is not None and self.trainer.state.fn != "fit":
-            rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
-        if len(sets) > 1 and not (self.trainer is not None and tells_sets_apart(self.trainer)):
-            sets = [self._data.eval_windows(split)]
+        sets = sets_to_load(self, split)
         loaders = [self._loader(w, self._steps(len(w)), seed=None) for w in sets]
         return loaders[0] if len(loaders) == 1 else list(loaders)
 
@@ -395,11 +383,7 @@ class GPTDataModule(L.LightningDataModule):
         `print` has the inputs. A notebook shows each input above its target, as colored tokens. Raises
         the errors of `windows_at`, and ValueError for a window that does not exist.
         """
-        if window is not None:
-            return ShownText("", self.train_windows, [check_integer("window", window, 0)], self._data)
-        windows, indices = self._resume.find_batch(step, None, None, None)
-        title = f"step {step:,}: {len(indices):,} windows, seed {self.seed}"
-        return ShownText(title, windows, indices.tolist(), self._data)
+        return show(self, step, window)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -409,6 +393,6 @@ class GPTDataModule(L.LightningDataModule):
 
     def __repr__(self) -> str:
         batches = f"{', then '.join(map(str, self._data.batch_sizes))} windows, seed {self.seed}"
-        return "\n".join(["GPTDataModule", *self._data.describe(), f"  batches  {batches}"])
+        return "\n".join(["GPTDataModule", *overview(self._data), f"  batches  {batches}"])
 
     __str__ = __repr__

@@ -38,7 +38,7 @@ FLOW = [
     "windows.split", "windows.order", "windows.steps",
     "windows.packing", "windows.dataset",
     "windows.ranks", "windows.mixture", "windows.sources", "windows.identity",
-    "report.show", "windows.sampler", "windows.loader",
+    "report.show", "report.overview", "windows.sampler", "windows.loader",
     "_lightning", "random_states", "resume", "datamodule",
     "model.stem", "model.documents", "model.block", "model.gpt2_weights", "model.learning_rate",
     "model.sampling", "model.scores", "model.gpt",

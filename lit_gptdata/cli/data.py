@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_gptdata._io import aligned
 from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
 from lit_gptdata.configs import as_override
+from lit_gptdata.report.overview import overview
 
 KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
 
@@ -31,7 +32,7 @@ def info(args: argparse.Namespace) -> None:
     data = open_data(args.overrides)
     named, budget = data._data.is_named, budget_of(compose_config(args.overrides), data)
     first, *lines, last = str(data).splitlines()
-    print(first, *(data._data.describe(budget) if named else lines), last, sep="\n")
+    print(first, *(overview(data._data, budget) if named else lines), last, sep="\n")
     n_train, n_val = len(data.train_dataloader()), len(data.val_dataloader())
     print(f"  epoch    {n_train:,} train batches, {n_val:,} val")
     rows = [["source", "documents", "bytes per token", "files", "size in bytes", "store"]]

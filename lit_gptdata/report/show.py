@@ -6,9 +6,10 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lit_gptdata.windows.dataset import Windows
+from lit_gptdata._checks import check_integer
+from lit_gptdata.windows.dataset import IGNORE_INDEX, Windows
 from lit_gptdata.windows.mixture import Mixture
 from lit_gptdata.windows.sources import Sources
 
@@ -27,10 +28,20 @@ STYLE = """<style>
 .lit-gptdata .c2 {background: #b9e4b4} .lit-gptdata .c3 {background: #e2c9f2}
 </style>"""
 N_HUES = 4  # of tokens in a notebook, in turn
+MOST_PIECES = 3  # of a packed window, whose title names each; of more, it names the first and the last
+
+
+def show(data: Any, step: int, window: int | None) -> "ShownText":
+    """See `GPTDataModule.show`; `data` is one."""
+    if window is not None:
+        return ShownText("", data.train_windows, [check_integer("window", window, 0)], data._data)
+    windows, indices = data._resume.find_batch(step, None, None, None)
+    title = f"step {step:,}: {len(indices):,} windows, seed {data.seed}"
+    return ShownText(title, windows, indices.tolist(), data._data)
 
 
 class ShownWindow(NamedTuple):
-    """A window's number and origin, and the ids of its inputs and targets, max_length each."""
+    """A window's number and origin, and the ids of its inputs and targets, without padding."""
 
     title: str
     inputs: list[int]
@@ -52,11 +63,9 @@ class ShownText:
             parts = windows.sources
         self.windows, self.n_shown = [], max(1, NOTEBOOK_TOKENS // windows.spans.max_length)
         for name, index, *ids in zip(names, indices, inputs.tolist(), targets.tolist(), strict=True):
-            start = int(parts[name].starts([index])[0])
-            end = start + len(ids[0])
-            place = f"window {index:,}{name and f' of {name}'}, tokens [{start:,}, {end:,})"
-            origin = _origin(parts[name], start, end, sources)
-            self.windows.append(ShownWindow(f"{place}, {origin}", *ids))
+            place = f"window {index:,}{name and f' of {name}'}, {_origins(parts[name], index, sources)}"
+            n = len(ids[1]) - ids[1].count(IGNORE_INDEX)
+            self.windows.append(ShownWindow(place, ids[0][:n], ids[1][:n]))
 
     def __str__(self) -> str:
         use_colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -91,11 +100,27 @@ def _div(text: str) -> str:
     return f"<div>{html.escape(text)}</div>"
 
 
+def _origins(part: Windows, index: int, sources: Sources) -> str:
+    """The tokens of a window's inputs and where they come from; of documents, those of the targets."""
+    begins, ends = (edges.tolist() for edges in part.ranges([index]))
+    if part.kind == "sliding":
+        ends = [begins[0] + part.spans.max_length]
+    places = [
+        f"tokens [{a:,}, {b:,}), {_origin(part, a, b, sources)}"
+        for a, b in zip(begins, ends, strict=True)
+    ]
+    if (n := len(places)) > MOST_PIECES:
+        places = [places[0], "…", places[-1]]
+    return "; ".join([f"{n} documents", *places] if n > 1 else places)
+
+
 def _origin(part: Windows, start: int, end: int, sources: Sources) -> str:
     """Where the text of the tokens [start, end) comes from: one document, or the first and the last."""
     store = next((source.store for source in sources.all if source.store.tokens is part.tokens), None)
     if store is None:
         return "in earlier data of this run"
+    if start >= end:
+        return "an empty document"
     first, last = store.place(start), store.place(end - 1)
     return str(first) if first[:2] == last[:2] else f"{first}, to {last}"
 

@@ -125,7 +125,9 @@ class Tokens:
         items[(ends - lengths)[inside]] = read(inside).view(items.dtype)[:, 0]
         for i in np.flatnonzero(~inside).tolist():
             start = int(starts[i] - self._begins[shards[i]])
-            ids[ends[i] - lengths[i] : ends[i]] = self._arrays[shards[i]][start : start + int(lengths[i])]
+            ids[ends[i] - lengths[i] : ends[i]] = self._arrays[shards[i]][
+                start : start + int(lengths[i])
+            ]
         return ids[: ends[-1]]
 
     def _reader(self, starts: np.ndarray, shards: np.ndarray, length: int) -> Read:

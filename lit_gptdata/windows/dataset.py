@@ -29,9 +29,6 @@ BatchFormat = Literal["tuple", "hf"]  # what a loader yields: a Batch | its `hf_
 WindowKind = Literal["sliding", "packed", "documents"]  # see `GPTDataModule`, option `windows`
 Block = tuple[np.ndarray, int]  # windows of several batches, int64, and the batch size
 IGNORE_INDEX = -100  # the target that losses skip, torch's default in cross_entropy
-CUT = (
-    IGNORE_INDEX - 1
-)  # in a row: CUT - t is the target t of a cut document, and the next one starts here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +104,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Windows by index: (B,) → (B, max_length + 1), of which `split` makes a batch.
 
-        The ids are in the dtype of the tokens. Windows that may need padding are int32, with -100 there.
+        The ids are in the dtype of the tokens, or int32 if a row has padding, which is -100.
         """
         if not len(indices):
             return np.empty((0, self.spans.max_length + 1), self.tokens.dtype)
@@ -116,20 +113,23 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def ids(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """The `rows` of windows, `size` at a time, with the common work done once for all of them."""
         if not self.spans.pad:
-            return self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
+            yield from self.tokens.batches(self.starts(indices), self.spans.max_length + 1, size)
+            return
         at_once = max(1, self.tokens.read_at_once // (size * self.spans.max_length)) * size
-        return batches_of((self._read(some), size) for some in batches_of([(indices, at_once)]))
+        for some in batches_of([(indices, at_once)]):
+            rows, n_ids = self._read(some)
+            for i in range(0, len(rows), size):
+                yield _mark_padding(rows[i : i + size], n_ids[i : i + size])
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        """`rows` of int32."""
-        starts, length = self.starts(indices), self.spans.max_length
-        rows = np.full((len(starts), length + 1), IGNORE_INDEX, np.int32)
-        is_full = starts + length < self.end
-        rows[is_full] = self.tokens.gather(starts[is_full], length + 1)
-        for row in np.flatnonzero(~is_full & (starts < self.end - 1)).tolist():
-            rest = self.tokens[int(starts[row]) : self.end]
-            rows[row, : len(rest)] = rest
-        return rows
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the dtype of the tokens, and how many ids of each are not padding, int64 (B,)."""
+        starts, most = self.starts(indices), self.spans.max_length + 1
+        n_ids = np.where(starts < self.end - 1, np.minimum(self.end - starts, most), 0)
+        rows, is_full = np.zeros((len(starts), most), self.tokens.dtype), n_ids == most
+        rows[is_full] = self.tokens.gather(starts[is_full], most)
+        for row in np.flatnonzero(~is_full).tolist():
+            rows[row, : n_ids[row]] = self.tokens[int(starts[row]) : int(starts[row] + n_ids[row])]
+        return rows, n_ids
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
@@ -156,6 +156,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """Targets of all windows that are not padding."""
         return self.spans.n_tokens - 1 if self.spans.pad else len(self) * self.spans.max_length
 
+    @property
+    def padding(self) -> float:
+        """The share of all windows' positions that is padding, in [0, 1)."""
+        return 1.0 - self.n_targets / max(1, len(self) * self.spans.max_length)
+
     def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
         """Pass on `batches`, which hold the windows in `blocks`; see `Tokens.ahead`."""
         return self.tokens.ahead(batches, map(self._edges, batches_of(blocks)))
@@ -172,18 +177,15 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def restore(self, saved: Any) -> None:
         """Raise ValueError if `saved`, an identity, is of other windows."""
         if saved != (now := self.identity()):
-            what = "[begin, end, max_length, stride] was " if self.kind == "sliding" else "it was "
-            what = what if isinstance(now, list) else "it was "
+            is_plain = isinstance(now, list) and self.kind == "sliding"
+            what = "[begin, end, max_length, stride] was " if is_plain else "it was "
             advice = "Set the same corpus, weights, split, max_length and stride"
             problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
 
 class PackedWindows(Windows):
-    """Windows of documents: their pieces, each after a separator, and padding; see packing.py.
-
-    No token before `begin`, or from `end` on, is read. A separator there has the id `eot`.
-    """
+    """Windows of documents, as packing.py cuts them. The ids at `begin` - 1 and at `end` are `eot`."""
 
     def __init__(
         self, tokens: Tokens, index: WindowIndex, kind: WindowKind, eot: int, *, begin: int, end: int
@@ -196,39 +198,33 @@ class PackedWindows(Windows):
         return self.index.n_windows
 
     def __str__(self) -> str:
-        index, length = self.index, self.spans.max_length
-        padding = 100 * (1 - self.n_targets / max(1, len(self) * length))
+        index = self.index
         split = f"{index.n_split:,} of {index.n_documents:,} documents split"
         what = "of packed documents" if self.kind == "packed" else "of a document each"
-        windows = f"{len(self):,} windows of {length} tokens {what}, {padding:.2f} % padding, {split}"
+        what = f"{self.spans.max_length} tokens {what}"
+        windows = f"{len(self):,} windows of {what}, {100 * self.padding:.2f} % padding, {split}"
         return f"{windows}, over tokens [{self.begin:,}, {self.end:,})"
 
     @property
     def n_targets(self) -> int:
         return self.index.n_targets
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        rows = np.full((len(indices), self.spans.max_length + 1), IGNORE_INDEX, np.int32)
-        known = np.flatnonzero(indices < len(self))
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known, most = np.flatnonzero(indices < len(self)), self.spans.max_length + 1
         starts, lengths, counts = self.index.pieces(indices[known])
-        ends, last = np.cumsum(lengths), np.cumsum(counts) - 1
-        sizes = np.diff(ends[last], prepend=0)  # positions of each window
-        more = np.zeros_like(lengths)
-        more[last] = 1  # the last target
-        ids, n_ids = self._ids(starts, lengths + more), np.zeros(len(indices), np.int64)
-        n_ids[known], flat, done = sizes + 1, rows.ravel(), 0
-        padded = np.flatnonzero(n_ids < rows.shape[1])
-        begins, upto = [0, *((padded + 1) * rows.shape[1]).tolist()], np.cumsum(n_ids)[padded].tolist()
-        for begin, end in zip(begins, [*upto, len(ids)], strict=True):  # between two paddings
-            flat[begin : begin + end - done] = ids[done:end]
-            done = end
-        inner = np.delete(np.arange(len(starts)), last)  # pieces that another one follows
-        targets = self._ids(starts[inner] + lengths[inner], np.ones(len(inner), np.int64))
-        cut = targets != self.eot
-        window = np.repeat(known, counts)[inner][cut]
-        column = (ends - np.repeat(ends[last] - sizes, counts))[inner][cut]
-        rows[window, column] = CUT - targets[cut].astype(np.int32)
-        return rows
+        last = np.cumsum(counts) - 1
+        lengths[last] += 1  # with the last target; the other last targets are first inputs, too
+        ids, n_ids = self._ids(starts, lengths), np.zeros(len(indices), np.int64)
+        n_ids[known] = np.diff(np.cumsum(lengths)[last], prepend=0)
+        padded, done = np.flatnonzero(n_ids < most), 0
+        if not len(padded):
+            return ids.reshape(-1, most), n_ids
+        rows, begin = np.zeros((len(indices), most), ids.dtype), 0
+        stops = np.cumsum(n_ids)[padded].tolist()
+        for row, stop in zip([*padded.tolist(), len(rows)], [*stops, len(ids)], strict=True):
+            rows.ravel()[begin : begin + stop - done] = ids[done:stop]
+            begin, done = (row + 1) * most, stop
+        return rows, n_ids
 
     def _ids(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """`Tokens.ranges`, which may have one token before and after the split."""
@@ -272,22 +268,21 @@ class JoinedWindows(Windows):
         """The number of the part of each window, and its index there: (B,) → int64 (B,) each."""
         raise NotImplementedError
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        return self._collect(np.int32, 1, indices, lambda part, local: part.rows(local))
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers, local = self.locate_parts(indices)
+        rows = np.empty((len(local), self.spans.max_length + 1), self.tokens.dtype)
+        n_ids = np.empty(len(local), np.int64)
+        for number, chosen in groups_of(numbers):
+            rows[chosen], n_ids[chosen] = self.parts[number]._read(local[chosen])
+        return rows, n_ids
 
     def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `Windows.target_tokens`; each number is in the store of the window's part."""
-        return self._collect(np.int64, 0, indices, lambda part, local: part.target_tokens(local))
-
-    def _collect(
-        self, dtype: type, more: int, indices: Sequence[int] | np.ndarray,
-        read: Callable[[Windows, np.ndarray], np.ndarray],
-    ) -> np.ndarray:  # fmt: skip
         numbers, local = self.locate_parts(indices)
-        rows = np.empty((len(local), self.spans.max_length + more), dtype)
+        tokens = np.empty((len(local), self.spans.max_length), np.int64)
         for number, chosen in groups_of(numbers):
-            rows[chosen] = read(self.parts[number], local[chosen])
-        return rows
+            tokens[chosen] = self.parts[number].target_tokens(local[chosen])
+        return tokens
 
     def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise TypeError(f"{self!r} have several stores: use `locate_parts`, and the windows in `parts`")
@@ -326,24 +321,21 @@ def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:
     return (block[i : i + size] for block, size in blocks for i in range(0, len(block), size))
 
 
+def _mark_padding(rows: np.ndarray, n_ids: np.ndarray) -> np.ndarray:
+    """Rows (B, L + 1), as int32 with -100 after the first ids if a row has less than L + 1 ids."""
+    if n_ids.min() == rows.shape[1]:
+        return rows
+    rows = rows.astype(np.int32)
+    rows[np.arange(rows.shape[1]) >= n_ids[:, None]] = IGNORE_INDEX
+    return rows
+
+
 def split(ids: np.ndarray) -> Batch:
     """Split rows (B, L + 1) into inputs and targets, int64 (B, L), both contiguous."""
     inputs, targets = ids[:, :-1].astype(np.int64), ids[:, 1:].astype(np.int64)
-    if ids.dtype.kind == "i":  # as in `unmark`, which is slower here
-        at = np.flatnonzero(ids <= CUT)
-        row = at // ids.shape[1]
-        targets.ravel()[at - row - 1] = CUT - ids.ravel()[at]
-        inputs.ravel()[at - row] = ids[:, 0][row]
-        if ids[:, -1].min(initial=0) < 0:
-            inputs[targets == IGNORE_INDEX] = 0
+    if ids.dtype.kind == "i":
+        inputs[targets == IGNORE_INDEX] = 0
     return torch.from_numpy(inputs), torch.from_numpy(targets)
-
-
-def unmark(inputs: Tensor, targets: Tensor) -> Batch:
-    """Replace the values below 0 of int32 rows: padding, and targets of documents that are cut."""
-    inputs = torch.where(inputs <= CUT, inputs[:, :1], inputs)  # a window of several pieces has it first
-    targets = torch.where(targets <= CUT, CUT - targets, targets)
-    return inputs.masked_fill_(targets == IGNORE_INDEX, 0), targets
 
 
 def hf_batch(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -352,8 +344,7 @@ def hf_batch(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     They compute the loss of `shift_labels`, our targets. Models without this argument shift `labels`,
     the inputs, so they score one target less in each window. Padding is -100 in both.
     """
-    labels = torch.cat([inputs[:, :1], targets[:, :-1]], 1)  # as the inputs, unless a document is cut
-    labels = labels.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
+    labels = inputs.masked_fill(targets == IGNORE_INDEX, IGNORE_INDEX)
     return {"input_ids": inputs, "labels": labels, "shift_labels": targets}
 
 

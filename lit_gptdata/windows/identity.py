@@ -82,8 +82,8 @@ def segments_of(data: dict[str, Any]) -> list[RunSegment]:
 def seen(history: list[dict[str, Any]], stop: int, present: Sources) -> list[dict[str, Any]]:
     """What the batches before `stop` took from each source, on all ranks, in plain values.
 
-    `present`: of the run's present data. `history`: see `Resume.history`. `documents`: those with a token that was an input or a target,
-    [(first, last), …], counted from 1.
+    `present`: of the run's present data. `history`: see `Resume.history`. `documents`: those with a
+    token that was an input or a target, [(first, last), …], counted from 1.
     """
     found: list[dict[str, Any]] = []
     ends = [min(stop, data["legs"][0]["batch"]) for data in history[1:]] + [stop]

@@ -9,11 +9,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from lit_gptdata._fsspec import redacted
-from lit_gptdata._io import aligned
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.coverage import changed_val, covered
 from lit_gptdata.tokens.options import (
@@ -28,7 +26,7 @@ from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.dataset import ChainedWindows, PackedWindows, WindowKind, Windows, check_enough
-from lit_gptdata.windows.mixture import MAX_EPOCHS, Mixture, Stage, epochs_of
+from lit_gptdata.windows.mixture import Mixture, Stage
 from lit_gptdata.windows.packing import WindowIndex, open_index
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
@@ -223,12 +221,19 @@ class Sources:
         }  # fmt: skip
 
     @property
+    def only_store(self) -> TokenStore:
+        """The store of the only source; raises RuntimeError before `open` or for several sources."""
+        if len(self.sources) > 1:
+            names = ", ".join(self.sources)
+            raise RuntimeError(f"each source has its own store: use data.sources[name].store ({names})")
+        return self.first.store
+
+    @property
     def is_open(self) -> bool:
         return all(source.is_open for source in self.all)
 
     def prepare(self) -> Iterator[str]:
         """Build or find each store; yields warnings about special tokens and val."""
-        self._check_windows()
         tokenizer = self.owner.tokenizer
         if {self.owner.windows, self.owner.eval_windows} != {"sliding"}:
             with naming(self.first.name):
@@ -295,18 +300,16 @@ class Sources:
                     )
 
     @property
-    def _fills(self) -> dict[str, float]:
+    def fills(self) -> dict[str, float]:
         """The share of each source's train positions that is not padding."""
-        windows = {name: source.train_windows for name, source in self.trained.items()}
-        length = self.owner.max_length
-        return {name: w.n_targets / (max(1, len(w)) * length) for name, w in windows.items()}
+        return {name: 1.0 - source.train_windows.padding for name, source in self.trained.items()}
 
     @property
-    def _shares(self) -> list[dict[str, float]]:
+    def shares(self) -> list[dict[str, float]]:
         """The weights of each stage for windows; those that the user gives are for targets."""
         if self.stages is None and None in (source.weight for source in self.sources.values()):
             return self._weights
-        fills = self._fills
+        fills = self.fills
         return [{n: w / fills.get(n, 1.0) for n, w in stage.items()} for stage in self._weights]
 
     @property
@@ -344,7 +347,7 @@ class Sources:
         key = (seed, self.owner.max_length, self.owner.stride, self.owner.windows)
         if self._mixture is None or self._mixture[0] != key:
             trained = self.trained
-            stages = [Stage(0, tuple(shares[name] for name in trained)) for shares in self._shares]
+            stages = [Stage(0, tuple(shares[name] for name in trained)) for shares in self.shares]
             windows = {name: source.train_windows for name, source in trained.items()}
             self._mixture = key, Mixture(windows, stages, seed=seed)
         return self._mixture[1]
@@ -395,49 +398,3 @@ class Sources:
     def batch_sizes(self) -> list[int]:
         """Windows per train batch of each rank, over the run."""
         return [part["batch_size"] for part in self.batch_schedule or []] or [self.owner.batch_size]
-
-    def describe(self, budget: int | None = None) -> list[str]:
-        """Corpus, tokens and windows, in lines for people. `budget`: training tokens of a run."""
-        tokenizer = self.owner.tokenizer
-        if not self.is_open:
-            names = [f"  {s.name or 'corpus':<8} {redacted(repr(s.text.name))}" for s in self.all]
-            return [*names, f"  tokens   {tokenizer!r}, not prepared yet"]
-        if self.is_named:
-            return self._table(budget)
-        lines = []
-        for source in self.all:
-            store = source.store
-            lines += [
-                f"  {source.name or 'corpus':<8} {redacted(repr(source.text.name))}",
-                f"  tokens   {store.n_tokens:,} by {tokenizer!r} from {store.n_documents:,} "
-                f"documents, {store.n_bytes:,} bytes; store {store.fingerprint[:8]}, {store.dtype.name}",
-            ]
-            for split in ("train", "val", "test"):
-                lines += [f"  {split:<8} {getattr(source, f'{split}_windows')}"]
-                if split == "val" and source.split.val_sources:
-                    lines += [f"           of {source.split.val_sources}"]
-        return lines
-
-    def _table(self, budget: int | None) -> list[str]:
-        length, stride, weights = self.owner.max_length, self.owner.stride, self._weights
-        lengths = self.stage_tokens
-        sizes = {name: len(source.train_windows) for name, source in self.trained.items()}
-        epochs = epochs_of(budget or self.n_train * length, length, lengths, weights, sizes)
-        shares = ["share", *(f"share from {start:,}" for start in accumulate(lengths))]
-        rows = [["source", "tokens", *shares, "epochs", "val tokens", "test tokens", "store", "text"]]
-        for source in self.all:
-            name, store, split = source.name, source.store, source.split
-            rates = [f"{100 * w[name] / sum(w.values()):.4g} %" if name in w else "" for w in weights]
-            tokens = (f"{end - begin:,}" for begin, end in (split.val, split.test))
-            taken = f"{epochs[name]:.2f}" if name in epochs else ""
-            text = redacted(repr(source.text.name)) + " (val_corpus)" * source.only_val
-            counts = [f"{store.n_tokens:,}", *rates, taken, *tokens]
-            rows.append([name, *counts, store.fingerprint[:8], text])
-        epoch = f"one epoch of {self.n_train:,} windows of {length} every {stride} tokens"
-        run = f"{budget:,} training tokens" if budget else epoch
-        lines = [*aligned(rows), f"epochs   of each source in {run}"]
-        lines += [f"tokens   by {self.owner.tokenizer!r}"]
-        many = ", ".join(name for name, n in epochs.items() if n > MAX_EPOCHS)
-        if many and budget:
-            lines += [f"warning  {many}: over {MAX_EPOCHS} epochs; add text, or lower the weight"]
-        return [f"  {line}" for line in lines]
