@@ -107,8 +107,8 @@ class DocumentScores(L.Callback):
         done = least(max(files, default=0))
         if done and least(int(done in files)):
             with np.load(files[done]) as sums:
-                for each, nats, tokens in zip(self.sets, sums["nats"], sums["tokens"], strict=True):
-                    each.nats[:], each.tokens[:] = nats, tokens
+                for i, each in enumerate(self.sets):
+                    each.nats[:], each.tokens[:] = sums[f"nats{i}"], sums[f"tokens{i}"]
             return done
         return 0
 
@@ -133,8 +133,9 @@ class DocumentScores(L.Callback):
             self._save(trainer, done + 1)
 
     def _save(self, trainer: Any, done: int) -> None:
-        sums = {name: [getattr(each, name) for each in self.sets] for name in ("nats", "tokens")}
-        np.savez(content := io.BytesIO(), **sums)
+        sums = {f"nats{i}": each.nats for i, each in enumerate(self.sets)}
+        sums |= {f"tokens{i}": each.tokens for i, each in enumerate(self.sets)}
+        np.savez(content := io.BytesIO(), allow_pickle=False, **sums)
         write_whole(self.output.with_name(f"{self.saved}{done}.npz"), content.getbuffer())
         seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
         seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
@@ -161,5 +162,6 @@ class DocumentScores(L.Callback):
             tokenizer = trainer.datamodule.tokenizer
             print(*describe(self.sets, self.min_tokens, tokenizer), sep="\n")
             print(f"\nscores   {self.output}\npicture  {picture}")
+        trainer.strategy.barrier()  # the sums are kept until the file is complete
         for path in self._files().values():
             path.unlink(missing_ok=True)
