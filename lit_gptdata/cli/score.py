@@ -36,7 +36,7 @@ def score(args: argparse.Namespace) -> None:
 
     from lit_gptdata.cli.train import keep_memory
     from lit_gptdata.report.documents import check_output
-    from lit_gptdata.report.scoring import DocumentScores, ScoredData
+    from lit_gptdata.report.scoring import DocumentScores, ScoredData, check_model
 
     words, options = split_options(args.words, OPTIONS)
     own = options["split"]
@@ -57,8 +57,9 @@ def score(args: argparse.Namespace) -> None:
         raise ValueError(f"{file} names no data: give a text, such as lit-gptdata score {file} books/")
     if is_other:  # these belong to the text of the run
         saved |= dict.fromkeys(("store_url", "val_corpus", "stages"))
-    saved |= {"batch_schedule": None, "drop_padded": False}
+    saved |= {"batch_schedule": None, "drop_padded": False, "windows": "sliding"}
     model, tokenizer = load_run(args.ckpt, given.pop("tokenizer", None))
+    check_model(model)
     takes = accepted(ScoredData)
     arguments = {name: value for name, value in (saved | given).items() if name in takes}
     data = ScoredData(**arguments | {"tokenizer": tokenizer.location})
