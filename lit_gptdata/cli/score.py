@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,16 @@ def score(args: argparse.Namespace) -> None:
 
     from lit_gptdata.cli.train import keep_memory
     from lit_gptdata.report.documents import check_output
-    from lit_gptdata.report.scoring import DocumentScores, ScoredData
+    from lit_gptdata.report.scoring import DocumentScores, ScoredData, check_model
 
     words, options = split_options(args.words, OPTIONS)
-    given, own = data_options(words), options["split"]
+    own = options["split"]
     file, content, cfg = read_checkpoint(args.ckpt)
+    overrides = as_overrides(words)
+    precision = OmegaConf.select(cfg, "trainer.precision") or "32-true"
+    defaults = ["trainer.accelerator=auto", f"++trainer.precision={precision}"]
+    composed = compose_config([*defaults, *overrides])
+    given = data_options(composed, overrides)
     is_other = bool(given.keys() & {"corpus", "store_url"})
     split = check_choice("split", own or ("all" if is_other else "val"), SPLITS)
     output = Path(options["output"] or file.with_name(f"{file.stem}-scores-{split}.csv"))
@@ -53,39 +57,36 @@ def score(args: argparse.Namespace) -> None:
         raise ValueError(f"{file} names no data: give a text, such as lit-gptdata score {file} books/")
     if is_other:  # these belong to the text of the run
         saved |= dict.fromkeys(("store_url", "val_corpus", "stages"))
-    saved |= {"batch_schedule": None, "drop_padded": False}
+    saved |= {"batch_schedule": None, "drop_padded": False, "windows": "sliding"}
     model, tokenizer = load_run(args.ckpt, given.pop("tokenizer", None))
+    check_model(model)
     takes = accepted(ScoredData)
     arguments = {name: value for name, value in (saved | given).items() if name in takes}
     data = ScoredData(**arguments | {"tokenizer": tokenizer.location})
     data.scored = split
 
-    precision = OmegaConf.select(cfg, "trainer.precision") or "32-true"
-    trainer_words = ["trainer.accelerator=auto", f"++trainer.precision={precision}"]
-    trainer_words += [word for word in words if re.match(r"\+*trainer\b", word)]
-    trainer_cfg = compose_config(trainer_words).trainer
     status = file.stat()
-    origin = [str(file.resolve()), status.st_size, status.st_mtime_ns, *trainer_words]
+    devices = [str(composed.trainer.get(key)) for key in ("accelerator", "precision", "strategy")]
+    origin = [str(file.resolve()), status.st_size, status.st_mtime_ns, *devices]
     callback = DocumentScores(output, min_tokens, origin)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
     trainer: Any = instantiate(
-        trainer_cfg, callbacks=[callback], logger=False, enable_checkpointing=False,
+        composed.trainer, callbacks=[callback], logger=False, enable_checkpointing=False,
         enable_progress_bar=is_terminal(sys.stdout),
     )  # fmt: skip
     keep_memory()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel("WARNING")  # no tips
     trainer.predict(model, datamodule=data, return_predictions=False)
 
 
-def data_options(words: list[str]) -> dict[str, Any]:
-    """The options of the data module: ["books/", "trainer.devices=2"] → {"corpus": "books/"}."""
+def data_options(cfg: Any, overrides: list[str]) -> dict[str, Any]:
+    """The options of the data module that the overrides of `cfg` set, in plain values."""
     from omegaconf import OmegaConf
 
-    overrides = as_overrides(words)
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
         if key.partition(".")[0] not in ("data", "trainer"):
             problem = f"{word} has no effect: the model and its config are those of the checkpoint"
             raise ValueError(f"{problem}. Give data.…, trainer.…, or one of {', '.join(OPTIONS)}")
-    values: Any = OmegaConf.to_container(compose_config(overrides).data, resolve=True)
+    values: Any = OmegaConf.to_container(cfg.data, resolve=True)
     names = {key.split(".")[1] if "." in key else "corpus" for key in keys if key.startswith("data")}
     return {name: value for name, value in values.items() if name in names}

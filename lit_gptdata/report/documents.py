@@ -174,18 +174,18 @@ def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) ->
     values, indices = np.concatenate(losses), np.concatenate([np.arange(len(each)) for each in losses])
     order = np.argsort(values, kind="stable")
     order = order[: np.count_nonzero(~np.isnan(values))]
-    n_all = sum(np.count_nonzero(each.tokens) for each in sets)
-    about = f"{len(order):,} of {n_all:,} documents, those with ≥ {min_tokens} tokens (min_tokens=…)"
-    shown = {"highest": order[::-1][:SHOWN], "lowest": order[:SHOWN]}
+    shown = {f"highest {unit}": order[::-1][:SHOWN], f"lowest {unit}": order[:SHOWN]}
     if len(order) <= 2 * SHOWN:
-        shown = {"highest": order[::-1]}
+        shown = {f"{unit}, the highest first": order[::-1]}
+    about = f"of the {len(order):,} documents with ≥ {min_tokens} tokens (min_tokens=…)"
     lines = aligned(rows)
     for title, chosen in shown.items():
-        lines += ["", f"{title} {unit} first, of {about}:"]
+        lines += ["", f"{title}, {about}:"]
         rows = [["source", "document", "tokens", "bytes", unit, "text"]]
         for at in chosen.tolist():
             each, i = sets[of[at]], int(indices[at])
-            source = ": ".join(filter(None, [each.name, each.source(i)]))
+            path = each.source(i).removeprefix(f"{Path.cwd()}/")
+            source = ": ".join(filter(None, [each.name, path]))
             source = source if len(source) <= 40 else f"…{source[-39:]}"
             n_bytes = f"{each.bytes[i]:,}" if each.known[i] else ""
             counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", n_bytes, f"{values[at]:.4f}"]

@@ -5,6 +5,7 @@
 B: windows in a batch, T: tokens in a window.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -55,6 +56,13 @@ class ScoredData(GPTDataModule):
         return loader
 
 
+def check_model(model: L.LightningModule) -> None:
+    """Raise TypeError for a model without its own predict_step."""
+    if not is_overridden("predict_step", model):
+        problem = f"{type(model).__name__} has no predict_step"
+        raise TypeError(f"{problem}: add predict_step(self, batch, batch_idx). {RETURNS}")
+
+
 class DocumentScores(L.Callback):
     """Adds up the losses that `predict_step` returns, per document of a ScoredData, and writes them.
 
@@ -77,24 +85,24 @@ class DocumentScores(L.Callback):
         sources = [source for source in data._data.all if len(source.val_windows)]
         self.windows = [source.val_windows for source in sources]
         self.sets = [DocumentLosses(s.name, s.store, *s.split.val) for s in sources]
-        rank, size = data._ranks
+        self.rank, size = data._ranks
+        self.steps = data._steps(len(data.val_windows))
         identity = [[s.name, s.store.fingerprint, *s.split.val] for s in sources]
         identity += [[data.batch_size, size], *(windows.identity() for windows in self.windows)]
         key = hashlib.sha256(json.dumps([*self.origin, identity]).encode()).hexdigest()[:16]
-        self.saved = f".{self.output.name}.{key}.rank-{rank}-of-{size}."
+        self.saved = f".{self.output.name}.{key}.{self.rank}-of-{size}."
+        for path in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.npz"):
+            if key not in path.name:  # of another checkpoint or text
+                path.unlink(missing_ok=True)
         data.done = self._resume(trainer)
         self.last, self.time, self.next = data.done, time.monotonic(), data.done + SAVE_BATCHES
         if data.done:
-            n = data._steps(len(data.val_windows)).remaining()
-            rank_zero_info(f"continues after batch {data.done:,} of {n:,}")
+            rank_zero_info(f"continues after batch {data.done:,} of {self.steps.remaining():,}")
 
     def _files(self) -> dict[int, Path]:
-        """The batch after which this rank saved its sums → the file; removes files of other scores."""
-        found = {}
-        for path in self.output.parent.glob(f".{self.output.name}.*.npz"):
-            if path.name.startswith(self.saved):
-                found[int(path.name.removeprefix(self.saved).removesuffix(".npz"))] = path
-        return found
+        """The batch after which this rank saved its sums → the file."""
+        paths = self.output.parent.glob(f"{glob.escape(self.saved)}*.npz")
+        return {int(path.name.removeprefix(self.saved).removesuffix(".npz")): path for path in paths}
 
     def _resume(self, trainer: Any) -> int:
         """Load the sums after the last batch that all ranks have saved; return the batches by then."""
@@ -107,8 +115,8 @@ class DocumentScores(L.Callback):
         done = least(max(files, default=0))
         if done and least(int(done in files)):
             with np.load(files[done]) as sums:
-                for each, nats, tokens in zip(self.sets, sums["nats"], sums["tokens"], strict=True):
-                    each.nats[:], each.tokens[:] = nats, tokens
+                for i, each in enumerate(self.sets):
+                    each.nats[:], each.tokens[:] = sums[f"nats{i}"], sums[f"tokens{i}"]
             return done
         return 0
 
@@ -122,7 +130,7 @@ class DocumentScores(L.Callback):
         scored = (targets != IGNORE_INDEX).cpu().numpy()
         losses = losses.float().cpu().numpy()
         done = trainer.datamodule.done + batch_idx
-        indices = trainer.datamodule.windows_at(done, split="val")
+        indices = self.steps.windows_of(done, self.rank)
         for windows, each in zip(self.windows, self.sets, strict=True):
             rows = np.flatnonzero((indices >= 0) & (indices < len(windows)))
             if len(rows):
@@ -133,8 +141,9 @@ class DocumentScores(L.Callback):
             self._save(trainer, done + 1)
 
     def _save(self, trainer: Any, done: int) -> None:
-        sums = {name: [getattr(each, name) for each in self.sets] for name in ("nats", "tokens")}
-        np.savez(content := io.BytesIO(), **sums)
+        sums = {f"nats{i}": each.nats for i, each in enumerate(self.sets)}
+        sums |= {f"tokens{i}": each.tokens for i, each in enumerate(self.sets)}
+        np.savez(content := io.BytesIO(), allow_pickle=False, **sums)
         write_whole(self.output.with_name(f"{self.saved}{done}.npz"), content.getbuffer())
         seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
         seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
@@ -161,5 +170,6 @@ class DocumentScores(L.Callback):
             tokenizer = trainer.datamodule.tokenizer
             print(*describe(self.sets, self.min_tokens, tokenizer), sep="\n")
             print(f"\nscores   {self.output}\npicture  {picture}")
+        trainer.strategy.barrier()  # the sums are kept until the file is complete
         for path in self._files().values():
             path.unlink(missing_ok=True)
