@@ -4,7 +4,8 @@
     python -m benchmarks.loader --only ours --rounds 9
     python -m benchmarks.loader --tokens 5000000 --json benchmarks/results/loader.json
 
-A batch is (inputs, targets), int64 (32, 256) each, shuffled, with one window every 256 tokens. Each
+A batch is (inputs, targets), int64 (32, 256) each, shuffled, with one window every 256 tokens, or with
+packed documents. Each
 measurement is a separate process with one torch thread and no workers. It warms up, then takes the
 median of several chunks of batches. A round runs every candidate once, and ratios are taken within a
 round. All files are in the page cache. Other libraries are measured if they are installed.
@@ -61,12 +62,12 @@ def course(args: argparse.Namespace) -> Iterator[Batch]:
     return epochs(DataLoader(windows, batch_size=B, shuffle=True, drop_last=True))
 
 
-def ours(shards: int) -> Candidate:
+def ours(shards: int, windows: str = "sliding") -> Candidate:
     """`GPTDataModule.train_dataloader()` on a store with this number of shards."""
 
     def candidate(args: argparse.Namespace) -> Iterator[Batch]:
         data = GPTDataModule(
-            RandomTokens(args.tokens, shards),
+            RandomTokens(args.tokens, shards, documents=windows != "sliding"), windows=windows,
             max_length=L, stride=L, batch_size=B, val_fraction=0, data_dir=args.folder,
         )  # fmt: skip
         data.setup("fit")
@@ -131,6 +132,8 @@ CANDIDATES: dict[str, Candidate] = {
     BASELINE: course,
     "ours": ours(1),
     "ours-64-shards": ours(64),
+    "ours-packed": ours(1, "packed"),
+    "ours-documents": ours(1, "documents"),
     "litdata": litdata,
     "datasets": hugging_face,
     "nanogpt-way": nanogpt_way,
@@ -154,7 +157,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     for ids in (inputs, targets):
         assert (ids.shape, ids.dtype) == ((B, L), torch.int64)
         assert ids.is_contiguous()
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    is_text = targets != -100  # otherwise padding
+    assert torch.equal(inputs[:, 1:][is_text[:, 1:]], targets[:, :-1][is_text[:, 1:]])
     seconds = []
     for _ in range(args.chunks):
         start = time.perf_counter()
@@ -169,6 +173,8 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
     RandomTokens(args.tokens).publish(args.folder)
     if "ours-64-shards" in names:
         RandomTokens(args.tokens, 64).publish(args.folder)
+    if {"ours-packed", "ours-documents"} & {*names}:
+        RandomTokens(args.tokens, documents=True).publish(args.folder)
     if "litdata" in names:
         from litdata import TokensLoader, optimize
 
@@ -220,6 +226,10 @@ def main() -> None:
         [name, three(median(rounds, name, key)), *ratios(rounds, name, key, BASELINE)] for name in names
     ]
     notes = [f"{name} {why_skipped(name)}." for name in wanted if why_skipped(name)]
+    for name in ("ours-packed", "ours-documents"):
+        if {name, "ours"} <= {*names}:
+            factor, span = ratios(rounds, "ours", key, name)
+            notes.append(f"{name} ÷ ours: {factor} ({span})")
     if args.course_tokens != args.tokens:
         notes.append(f"{BASELINE} has {args.course_tokens:,} tokens.")
     report(

@@ -40,10 +40,14 @@ PACKAGES = ("torch", "numpy", "lightning", "litdata", "datasets", "gigatoken", "
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """A corpus without text. Its store has random gpt2 ids in shards of equal size."""
+    """A corpus without text. Its store has random gpt2 ids in shards of equal size.
+
+    With `documents`, their lengths are log-normal, with a median of 300 tokens and sigma 1.2.
+    """
 
     n_tokens: int
     shards: int = 1
+    documents: bool = False
 
     def __iter__(self) -> Iterator[Document]:
         return iter(())
@@ -55,8 +59,8 @@ class RandomTokens:
     def publish(self, data_dir: Path) -> None:
         """Run the real `prepare_store`, but with random ids instead of encoded text."""
 
-        def encode_corpus(plan: Any, output: ShardOutput, runner: Any) -> Shards:
-            return [self._write_shard(number, output) for number in range(self.shards)]
+        def encode_corpus(plan: Any, output: ShardOutput, runner: Any) -> tuple[Shards, list[Any]]:
+            return [self._write_shard(number, output) for number in range(self.shards)], []
 
         with patch.object(build, "encode_corpus", encode_corpus):
             build.prepare_store(self, Tokenizer("gpt2"), data_dir / "tokens")
@@ -64,10 +68,15 @@ class RandomTokens:
     def _write_shard(self, number: int, output: ShardOutput) -> ShardEntry:
         writer = output.shard_writer(f"{number:05}-000", np.dtype("<u2"))
         ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
-        for begin in range(*ends, CHUNK):
-            writer.start_chunk(source=0, starts_document=begin == 0)
-            ids = random_ids(min(CHUNK, ends[1] - begin), seed=begin)
+        begin, lengths = ends[0], np.random.default_rng(number)
+        while begin < ends[1]:
+            writer.start_chunk(source=0, starts_document=begin == 0 or self.documents)
+            n = int(lengths.lognormal(np.log(300), 1.2)) + 1 if self.documents else CHUNK
+            ids = random_ids(min(n, ends[1] - begin), seed=begin)
+            if self.documents:
+                ids[-1] = 50_256  # ends the document
             writer.append(ids, n_bytes=4 * len(ids))
+            begin += len(ids)
         return writer.finish()
 
 

@@ -42,8 +42,8 @@ VERSION = 1  # increase it if the same documents get other windows, because chec
 ARRAYS = ("starts", "lengths", "firsts")
 
 BLOCK_DOCUMENTS = 1 << 16
-"""Documents that are packed together; the last block may have twice that number. With larger blocks, there
-is less padding. With smaller ones, the pieces of a window come from fewer shards."""
+"""Documents that are packed together; the last block may have twice that number. Larger blocks give less
+padding. In smaller ones, the pieces of a window come from fewer shards."""
 
 
 class WindowIndex:
