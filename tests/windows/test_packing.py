@@ -16,13 +16,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.build.local import prepare_store
 from lit_gptdata.tokens.shards import ROW, Tokens
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows import packing
+from lit_gptdata.windows.dataset import IGNORE_INDEX
 from lit_gptdata.windows.packing import WindowIndex, best_fit, build_index, open_index
 from lit_gptdata.windows.split import split_tokens
 from tests.conftest import ListCorpus
+from tests.runs import opened as runs_opened
 
 KINDS = ("packed", "documents")
 GPT2 = Tokenizer("gpt2")
@@ -95,7 +98,7 @@ def slow_best_fit(lengths: list[int], capacity: int) -> list[int]:
 LENGTHS = st.lists(st.integers(0, 12) | st.integers(0, 60), min_size=1, max_size=30)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     lengths=LENGTHS,
     shard_ends=st.lists(st.integers(0, 300), max_size=4),
@@ -154,7 +157,7 @@ def test_every_token_of_a_split_is_a_target_exactly_once(
     assert counts.tolist() == [len(windows[w]) for w in chosen]
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.integers(1, 40).flatmap(lambda c: st.tuples(st.lists(st.integers(1, c)), st.just(c))))
 def test_pieces_are_packed_like_plain_best_fit_decreasing(problem):
     lengths, capacity = problem
@@ -296,3 +299,43 @@ def test_documents_without_separators_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"token 4 of .* is before a document, .* --separate"):
         open_index(store, 0, store.n_tokens, 8, "packed", tmp_path)
     shutil.rmtree(tmp_path / ".locks")
+
+
+@settings(max_examples=15)
+@given(
+    texts=st.lists(
+        st.sampled_from(["", "one", "two words", "<|endoftext|>", "a b c d e f g " * 6]), min_size=4
+    ),
+    kind=st.sampled_from(KINDS),
+    max_length=st.integers(1, 12),
+    val=st.sampled_from([0.0, 0.2, 0.5]),
+)
+@example(["", "one", "", "a b c d e f g " * 6, "", ""], "packed", 4, 0.5)
+def test_windows_of_texts_are_their_documents_after_a_separator(
+    tmp_path_factory, texts, kind, max_length, val
+):
+    corpus, folder = (
+        ListCorpus([*texts, "The last text is long enough. " * 3]),
+        tmp_path_factory.mktemp("d"),
+    )
+    options = {"windows": kind, "eval_windows": kind, "max_length": max_length, "val_fraction": val}
+    data = runs_opened(GPTDataModule(corpus, data_dir=folder, batch_size=1, **options))
+    ids, split = data.store.tokens[0 : data.store.n_tokens].tolist(), data.sources["corpus"].split
+    rows, n_targets = data.store.rows(0), 0
+    starts = rows["token"][rows["document"] == 1]
+    for windows, (begin, end) in ((data.train_windows, split.train), (data.val_windows, split.val)):
+        known = dict(zip(range(begin, end), ids[begin:end], strict=True))
+        scored = []
+        for number in range(len(windows)):
+            inputs, targets = (ids.tolist() for ids in windows[number])
+            for token, before, target in zip(
+                windows.target_tokens([number])[0].tolist(), inputs, targets, strict=True
+            ):
+                assert target == (IGNORE_INDEX if token < 0 and target < 0 else known.get(token, EOT))
+                if target >= 0 and token >= 0:
+                    assert before in (known.get(token - 1, EOT), EOT)
+                    scored.append(token)
+                n_targets += target >= 0
+        leading = end > begin and begin + 1 in starts and begin not in starts  # a separator
+        assert sorted(scored) == [*range(begin + leading, end)]
+    assert n_targets == data.train_windows.n_targets + data.val_windows.n_targets * bool(val)
