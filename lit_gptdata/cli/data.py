@@ -22,7 +22,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
-    picture = "draw lengths and frequencies of the tokens, or the shares of a mixture"
+    picture = "draw the tokens, or the shares of a mixture, and the lengths of the documents"
     parser.add_argument("--plot", metavar="FILE.png", help=picture)
     add_overrides(parser)
 
@@ -52,9 +52,10 @@ def info(args: argparse.Namespace) -> None:
         from lit_gptdata.windows.mixture import Mixture
 
         if isinstance(windows := data.train_windows, Mixture):
-            draw_shares(windows, budget or len(windows) * data.max_length, args.plot)
+            stores = {name: source.store for name, source in data.sources.items()}
+            draw_shares(windows, budget or len(windows) * data.max_length, stores, args.plot)
         else:
-            draw_usage(store, args.plot)
+            draw_usage(store, data.max_length, args.plot)
         print(f"  plot     {args.plot}")
 
 

@@ -159,6 +159,8 @@ def keep_memory() -> None:
 def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) -> dict[str, str]:
     """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
     rows = {"trained on": f"{result['tokens']:,} tokens in {trainer.global_step:,} steps"}
+    if (windows := trainer.datamodule.train_windows).kind != "sliding":  # type: ignore[attr-defined]
+        rows["trained on"] += f", about {result['tokens'] * windows.padding:,.0f} of them padding"
     rows |= {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
     if rows["checkpoint"] and not in_sweep():
         limit = ("max_tokens", cfg.max_tokens or result["tokens"])

@@ -35,6 +35,8 @@ class LitGPTData(DataModule):  # type: ignore[misc]  # mypy does not read litgpt
         self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None, **_: Any
     ) -> None:
         """Make `module`. Raises ValueError if LitGPT's `tokenizer` is missing or differs from ours."""
+        if (kind := self.options.get("windows", "sliding")) != "sliding":
+            raise ValueError(f"LitGPT cannot train on padding, which windows={kind} has: leave it out")
         is_json = tokenizer is not None and tokenizer.backend == "huggingface"
         if self.tokenizer is None and not is_json:
             advice = "set data.tokenizer, such as gpt2 or …/tokenizer.model"

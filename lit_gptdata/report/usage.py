@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,15 +27,15 @@ def count_ids(store: TokenStore) -> np.ndarray:
     return counts
 
 
-def draw_usage(store: TokenStore, path: str | os.PathLike[str]) -> None:
-    """Write a PNG: tokens by their length in UTF-8 bytes, and frequency by rank on log-log axes."""
+def draw_usage(store: TokenStore, max_length: int, path: str | os.PathLike[str]) -> None:
+    """Write a PNG: tokens by their length in UTF-8 bytes, frequency by rank, documents by length."""
     counts = count_ids(store)
     lengths = np.minimum(store.vocab["n_bytes"], MAX_BYTES)
     tokens_of_length = np.bincount(lengths, weights=counts, minlength=MAX_BYTES + 1)
     frequencies = np.sort(counts[counts > 0])[::-1]
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    length_axes, rank_axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    length_axes, rank_axes, document_axes = figure.subplots(1, 3)
     length_axes.bar(np.arange(MAX_BYTES + 1), tokens_of_length)
     ticks = np.arange(0, MAX_BYTES + 1, 2)
     length_axes.set_xticks(ticks, [*map(str, ticks[:-1]), f"{MAX_BYTES}+"])
@@ -48,21 +49,28 @@ def draw_usage(store: TokenStore, path: str | os.PathLike[str]) -> None:
     rank_axes.set(xscale="log", yscale="log", xlabel="rank of a token id", ylabel="times in the text")
     rank_axes.grid(alpha=0.3)
     rank_axes.set_title(f"{len(frequencies):,} of {store.vocab_size:,} token ids occur")
+    _plot_lengths(document_axes, {"": store}, max_length)
     figure.savefig(path, format="png", dpi=120)
 
 
-def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> None:
-    """Write a PNG: each source's share in a run of `tokens` training tokens, and its target (wide)."""
+def draw_shares(
+    mixture: Mixture, tokens: int, stores: Mapping[str, TokenStore], path: str | os.PathLike[str]
+) -> None:
+    """Write a PNG: each source's share of the targets in a run of `tokens` tokens, and what the weights
+    say (wide); and the documents of its stores by length."""
     length, names = mixture.spans.max_length, [*mixture.sizes]
+    fills = np.array([1.0 - windows.padding for windows in mixture.parts])
     colors = matplotlib.color_sequences["tab10"]
     ends = np.unique(np.linspace(0, max(1, tokens // length), INTERVALS + 1).astype(int))
     counts = np.array([list(mixture.count(end).values()) for end in ends.tolist()])  # (E, S)
-    shares = np.diff(counts, axis=0) / np.diff(ends)[:, None]
+    shares = np.diff(counts, axis=0) * fills
+    shares /= shares.sum(axis=1, keepdims=True)
     stages = [stage for stage in mixture.stages if stage.begin < ends[-1]]
-    targets = np.array([np.divide(stage.weights, sum(stage.weights)) for stage in stages])
+    targets = np.array([stage.weights * fills / np.dot(stage.weights, fills) for stage in stages])
     edges = np.repeat([*(stage.begin for stage in stages), ends[-1]], 2)[1:-1]
 
-    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    axes, document_axes = figure.subplots(1, 2)
     for rank, i in enumerate(np.argsort(-counts[-1], kind="stable").tolist()):
         others = "other sources" if rank == MAX_NAMES else None  # one label for all of them
         color, name = (colors[rank], names[i]) if rank < MAX_NAMES else ("#bbb", others)
@@ -74,11 +82,21 @@ def draw_shares(mixture: Mixture, tokens: int, path: str | os.PathLike[str]) -> 
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
+    _plot_lengths(document_axes, {name: stores[name] for name in names}, length)
     figure.savefig(path, format="png", dpi=120)
 
 
 def draw_lengths(stores: Mapping[str, TokenStore], path: str | os.PathLike[str]) -> None:
     """Write a PNG: the number of documents by length, in tokens with the separator, per source."""
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    _plot_lengths(axes, stores)
+    if any(stores):
+        figure.legend(loc="outside right upper")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _plot_lengths(axes: Any, stores: Mapping[str, TokenStore], max_length: int | None = None) -> None:
+    """Plot the documents by length, and `max_length` as a line."""
     lengths = []
     for store in stores.values():
         rows = [store.rows(shard) for shard in range(len(store.shards[:MAX_SHARDS]))]
@@ -87,11 +105,10 @@ def draw_lengths(stores: Mapping[str, TokenStore], path: str | os.PathLike[str])
         lengths.append(np.diff(starts, append=end))
     every, n_all = np.concatenate(lengths), sum(store.n_documents for store in stores.values())
     bins = np.geomspace(max(1, every.min()), every.max() + 1, 41)
-    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     axes.hist(lengths, bins.tolist(), stacked=True, label=[*stores])
-    axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
-    axes.set_title(f"{len(every):,} of {n_all:,} documents")
+    title = f"{len(every):,} of {n_all:,} documents"
+    if max_length is not None:
+        axes.axvline(max_length, color="black", linestyle="--")
+        title += f", {(every > max_length).mean():.0%} longer than max_length={max_length:,}"
+    axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents", title=title)
     axes.grid(alpha=0.3)
-    if any(stores):
-        figure.legend(loc="outside right upper")
-    figure.savefig(path, format="png", dpi=120)

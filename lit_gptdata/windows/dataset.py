@@ -246,14 +246,14 @@ class PackedWindows(Windows):
         starts, lengths, counts = self.index.pieces(indices[known])
         sizes = np.zeros(len(indices), np.int64)
         sizes[known] = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
-        targets = np.full((len(indices), self.spans.max_length), -1)
+        targets: np.ndarray = np.full((len(indices), self.spans.max_length), -1)
         tokens = spread(starts + 1, lengths)
         targets[np.arange(targets.shape[1]) < sizes[:, None]] = np.where(tokens < self.end, tokens, -1)
         return targets
 
     def _edges(self, indices: np.ndarray) -> np.ndarray:
         starts, lengths, _ = self.index.pieces(indices)
-        return np.clip(np.concatenate([starts, starts + lengths]), self.begin, self.end - 1)
+        return np.concatenate([starts, starts + lengths]).clip(self.begin, self.end - 1)
 
     def identity(self) -> Any:
         return [self.begin, self.end, self.spans.max_length, self.kind, len(self)]

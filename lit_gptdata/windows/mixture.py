@@ -233,6 +233,11 @@ class Mixture(JoinedWindows):
     def parts(self) -> list[Windows]:  # type: ignore[override]
         return list(self.sources.values())
 
+    @property
+    def padding(self) -> float:
+        counts = self._order.count(len(self))  # of its first epoch
+        return float(np.average([part.padding for part in self.parts], weights=counts))
+
     def _edges(self, indices: np.ndarray) -> np.ndarray:
         if not self.spans.pad:
             return super()._edges(indices)

@@ -198,8 +198,8 @@ class Sources:
         """The windows of the tokens [begin, end) of a store; `stride` and `pad` are for sliding ones."""
         begin, end = span
         if kind == "sliding" or begin == end:
-            lengths = {"max_length": max_length, "stride": stride, "pad": pad}
-            return Windows(store.tokens, begin=begin, end=end, **lengths)
+            spans = {"begin": begin, "end": end, "max_length": max_length, "stride": stride}
+            return Windows(store.tokens, **spans, pad=pad)
         eot = self.owner.tokenizer.end_of_document
         key = (store.fingerprint, begin, end, max_length, kind)
         if key not in self._indexes:

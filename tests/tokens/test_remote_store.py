@@ -298,7 +298,8 @@ cache = Cache(Path(folder), int(bound))
 store = prepare_store_at(url, cache)
 starts = np.random.default_rng(int(seed)).integers(0, store.n_tokens - 9, (int(n), 4))
 digest = hashlib.sha256()
-for batch in store.tokens.ahead((store.tokens.gather(batch, 9) for batch in starts), iter(starts), 9):
+edges = (np.concatenate([batch, batch + 8]) for batch in starts)
+for batch in store.tokens.ahead((store.tokens.gather(batch, 9) for batch in starts), edges):
     digest.update(batch)
     with cache._lock("room"):
         sizes = [path.stat().st_size for path in cache.folder.glob("[!.]*")]

@@ -160,7 +160,7 @@ class RemoteTokens(Tokens):
 
     def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
         ends = np.cumsum(lengths)
-        ids = np.empty(int(ends[-1]), self.dtype)
+        ids = np.empty(int(lengths.sum()), self.dtype)
         begins, offsets = (ends - lengths).tolist(), (starts - self._begins[shards]).tolist()
         sizes: list[int] = lengths.tolist()
         missing = _distinct(shards)
