@@ -170,7 +170,7 @@ def test_a_stopped_run_continues_and_gives_the_same_bytes(monkeypatch, capsys, n
         stop_after(n_batches, taken, patch)
         assert main(["score", "a.ckpt", "output=b.csv", "trainer.accelerator=cpu"]) == 1
     assert not Path("b.csv").exists()
-    assert len(list(Path().glob(".b.csv.*.npz"))) == 1
+    assert len(list(Path().glob(".b.csv.*.npy"))) == 1
     with monkeypatch.context() as patch:
         taken.clear()
         stop_after(math.inf, taken, patch)
@@ -187,7 +187,7 @@ def test_another_checkpoint_or_text_starts_again_and_removes_the_old_sums(monkey
         with monkeypatch.context() as patch:
             stop_after(4, [], patch)
             assert main(["score", "a.ckpt", "output=b.csv", "trainer.accelerator=cpu", *options]) == 1
-        (old,) = Path().glob(".b.csv.*.npz")
+        (old,) = Path().glob(".b.csv.*.npy")
     save(made(batch_size=1))
     with monkeypatch.context() as patch:
         stop_after(math.inf, taken := [], patch)
@@ -246,7 +246,7 @@ def test_other_models_need_a_predict_step_that_returns_losses_or_logits(capsys):
     [
         (["split=dev"], "split must be one of ('val', 'test', 'train', 'all'), got 'dev'"),
         (["split=test"], "there is no test split to score: give a text, split=all, or"),
-        (["model.n_heads=2"], "model.n_heads=2 has no effect: the model and its config are those"),
+        (["model.n_heads=2"], "model.n_heads=2 has no effect, because the model is the checkpoint's. Give data.…"),
         (["data.max_lenght=8"], "did you mean data.max_length?"),
         (["output=a.txt"], "output must be a .csv or .parquet file"),
         (["min_token=3"], "min_token=… does not exist: did you mean min_tokens=…?"),
@@ -297,7 +297,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(n_ranks):
     n_all = Path("batches-0").stat().st_size
     Path("batches-0").unlink()
     assert start("b.csv", f"{n_ranks - 1} 4") != 0
-    assert len(list(Path().glob(".b.csv.*.npz"))) >= n_ranks
+    assert len(list(Path().glob(".b.csv.*.npy"))) >= n_ranks
     Path("batches-0").unlink()
     assert start("b.csv") == 0
     assert Path("batches-0").stat().st_size < n_all
