@@ -4,8 +4,10 @@ DocumentLosses(store, begin, end)  ──add(losses, tokens)──▶  blocks() 
 """
 
 import csv
+import errno
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,9 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output must be a .csv or .parquet file, got {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
+    if not os.access(path.parent, os.W_OK):
+        problem = "Permission denied: set output=… to a file in another folder"
+        raise PermissionError(errno.EACCES, problem, str(path))
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401

@@ -9,6 +9,8 @@ import glob
 import hashlib
 import io
 import json
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +20,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_gptdata._io import close_bars, write_whole
@@ -53,7 +54,7 @@ class ScoredData(GPTDataModule):
         steps = self._steps(len(self.val_windows))
         loader: Any = self._loader(self.val_windows, steps, seed=None)
         loader.sampler.start_at(Position(0, self.done * steps.width))
-        return loader
+        return iter(loader)  # Lightning would wrap a loader, and keep the indices of all batches
 
 
 def check_model(model: L.LightningModule) -> None:
@@ -95,7 +96,14 @@ class DocumentScores(L.Callback):
         data.done = self._resume(trainer)
         self.last, self.time, self.next = data.done, time.monotonic(), data.done + SAVE_BATCHES
         if data.done:
-            rank_zero_info(f"continues after batch {data.done:,} of {self.steps.remaining():,}")
+            self._print(trainer, f"continues after batch {data.done:,} of {self.steps.remaining():,}")
+
+    def _print(self, trainer: Any, *lines: str) -> None:
+        """Print lines in one process; a terminal shows only what fits."""
+        if trainer.is_global_zero:
+            close_bars()
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print(*(line[:width] for line in lines), sep="\n", flush=True)
 
     def _files(self) -> dict[int, Path]:
         """The batch after which this rank saved its sums → the file."""
@@ -144,6 +152,8 @@ class DocumentScores(L.Callback):
         for batch, path in self._files().items():
             if batch != done:
                 path.unlink(missing_ok=True)
+        if trainer.progress_bar_callback is None:
+            self._print(trainer, f"batch {done:,} of {self.steps.remaining():,}")
         batches = int((done - self.last) * SAVE_S / max(seconds, 1e-3))
         self.last, self.time, self.next = done, time.monotonic(), done + max(1, batches)
 
@@ -157,10 +167,8 @@ class DocumentScores(L.Callback):
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)
-            close_bars()
-            tokenizer = trainer.datamodule.tokenizer
-            print(*describe(self.sets, self.min_tokens, tokenizer), sep="\n")
-            print(f"\nscores   {self.output}\npicture  {picture}")
+            lines = describe(self.sets, self.min_tokens, trainer.datamodule.tokenizer)
+            self._print(trainer, *lines, "", f"scores   {self.output}", f"picture  {picture}")
         trainer.strategy.barrier()  # the sums are kept until the file is complete
         for path in self._files().values():
             path.unlink(missing_ok=True)

@@ -122,8 +122,10 @@ def test_each_set_of_a_mixture_is_scored_with_its_name():
     both = [row for row in found if row["name"] != "new"]
     assert mean(both) == pytest.approx(expected["val_loss"], rel=1e-6)
     assert len(data.eval_sets("val")) == 3
+    every = scored("split=all", "output=e.csv", file="e.csv")
+    assert sum(int(row["tokens"]) for row in every) == sum(s.store.n_tokens - 1 for s in data._data.all)
     write("single.jsonl", documents())
-    scored("single.jsonl", "split=val")  # without val_corpus and stages
+    assert {row["name"] for row in scored("single.jsonl", "split=val")} == {""}
 
 
 @pytest.mark.parametrize("kind", ["packed", "documents"])
@@ -178,6 +180,19 @@ def test_a_stopped_run_continues_and_gives_the_same_bytes(monkeypatch, capsys, n
     assert len(taken) == n_all - n_batches
     assert Path("b.csv").read_bytes() == Path("a-scores-val.csv").read_bytes()
     assert not list(Path().glob(".*"))
+
+
+def test_a_file_that_could_not_be_written_is_written_without_scoring_again(monkeypatch, capsys):
+    save(made(batch_size=1))
+    monkeypatch.setattr(scoring, "SAVE_BATCHES", 1)
+    monkeypatch.setattr(scoring, "SAVE_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_scores", lambda *_: 1 / 0)
+        assert main(["score", "a.ckpt", "trainer.accelerator=cpu"]) == 1
+    stop_after(0, [], monkeypatch)
+    capsys.readouterr()
+    assert len(scored()) == 5
+    assert capsys.readouterr().out.startswith("continues after batch 11 of 11")
 
 
 def test_another_checkpoint_or_text_starts_again_and_removes_the_old_sums(monkeypatch):
@@ -246,7 +261,10 @@ def test_other_models_need_a_predict_step_that_returns_losses_or_logits(capsys):
     [
         (["split=dev"], "split must be one of ('val', 'test', 'train', 'all'), got 'dev'"),
         (["split=test"], "there is no test split to score: give a text, split=all, or"),
-        (["model.n_heads=2"], "model.n_heads=2 has no effect, because the model is the checkpoint's. Give data.…"),
+        (
+            ["model.n_heads=2"],
+            "model.n_heads=2 has no effect, because the model is the checkpoint's. Give data.…",
+        ),
         (["data.max_lenght=8"], "did you mean data.max_length?"),
         (["output=a.txt"], "output must be a .csv or .parquet file"),
         (["min_token=3"], "min_token=… does not exist: did you mean min_tokens=…?"),
