@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import lit_gptdata
-from lit_gptdata import GPTDataModule
+from lit_gptdata import GPT, GPTDataModule
 from lit_gptdata.cli.main import COMMANDS
 from lit_gptdata.cli.overrides import compose_config
 
@@ -42,7 +43,7 @@ def commands() -> list[str]:
     return [shlex.join(shlex.split(line, comments=True)) for line in dict.fromkeys(found)]
 
 
-(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT,), (TRAINED,) = (
+(EXAMPLE,), (RESUME,), (MIXTURE,), (INSPECT, PLACE), (TRAINED,) = (
     blocks(page, "python") for page in ("README", "resume", "mixtures", "inspect", "train")
 )
 
@@ -106,11 +107,13 @@ class Kill(L.Callback):
     expected, resumed = weights(uninterrupted), weights(killed)
     assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
 
-    names = {"GPTDataModule": GPTDataModule}
-    for code in (INSPECT, TRAINED):
+    names: dict[str, Any] = {"GPTDataModule": GPTDataModule, "GPT": GPT, "L": L}
+    for code in (INSPECT, PLACE, TRAINED):
         exec(code.replace("outputs/…/checkpoints/last.ckpt", "checkpoints/last.ckpt"), names)
     assert f"3 {names['inputs'].sum()}" == all_batches[3]
-    assert capsys.readouterr().out.startswith("The value of")
+    assert names["place"].source == names["data"].store.place(0).source
+    assert names["losses"].shape == names["tokens"].shape == (4, 32)
+    assert "\nThe value of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_every_command_exists_and_so_do_its_options():
         assert command in {"--help", *COMMANDS}, line
         overrides = [word for word in words if re.match(r"\+?[a-z][\w./@]*=|~[a-z]", word)]
         found = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
-        if command in ("import", "generate") or words[:1] == ["hf"] or found.keys() <= known:
+        if command in ("import", "generate", "score") or words[:1] == ["hf"] or found.keys() <= known:
             continue
         known |= found.keys()
         plain = []

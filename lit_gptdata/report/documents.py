@@ -4,8 +4,10 @@ DocumentLosses(store, begin, end)  ──add(losses, tokens)──▶  blocks() 
 """
 
 import csv
+import errno
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ SHOWN_CHARACTERS = 80  # of a document's text; a path has half of them
 class DocumentLosses:
     """The summed loss and the targets of each document with tokens in [begin, end) of a store.
 
-    `nats`, float64 (D,), and `tokens`, int64 (D,), may be added over ranks. All else follows from them.
+    `sums`, float64 (2, D): nats and targets, which may be added over ranks. `finish` does the rest.
     """
 
     def __init__(self, name: str, store: TokenStore, begin: int, end: int) -> None:
@@ -49,12 +51,10 @@ class DocumentLosses:
         low, high = np.searchsorted(rows["token"], [begin + 1, end], side="right") - [1, 0]
         self.first = total(store.shards[:first], "n_documents") + int(low) + 1
         self._rows = rows[low:high]
-        after = (rows["token"][high], rows["byte"][high]) if high < len(rows) else None
-        stop, stop_byte = after or (store.n_tokens + 1, store.n_bytes)
-        self._starts = np.append(self._rows["token"], stop)  # (D + 1,)
-        self._bytes = np.append(self._rows["byte"], stop_byte)  # (D + 1,)
-        self.nats = np.zeros(len(self._rows))
-        self.tokens = np.zeros(len(self._rows), np.int64)
+        last_ends = np.array([(store.n_tokens + 1, store.n_bytes, 0, 1)], rows.dtype)
+        edges = np.append(rows, last_ends)[low : high + 1]  # (D + 1,)
+        self._starts, self._bytes = edges["token"].copy(), edges["byte"].copy()
+        self.sums = np.zeros((2, len(self._rows)))
 
     def add(self, losses: np.ndarray, tokens: np.ndarray) -> None:
         """Add losses in nats, float (N,), of targets with these numbers in the store, int64 (N,).
@@ -63,11 +63,12 @@ class DocumentLosses:
         """
         tokens = np.where(tokens < 0, self.end, tokens)
         documents = np.searchsorted(self._starts[:-1], tokens, side="right") - 1
-        np.add.at(self.nats, documents, losses)
-        np.add.at(self.tokens, documents, 1)
+        np.add.at(self.sums[0], documents, losses)
+        np.add.at(self.sums[1], documents, 1)
 
     def finish(self) -> None:
         """Compute what follows from the sums: the bytes of the scored text, and bits per byte."""
+        self.nats, self.tokens = self.sums[0], self.sums[1].astype(np.int64)
         begin, starts, stops = self.begin, self._starts[:-1], self._starts[1:]
         if self.tokens[0] < min(stops[0], self.end) - max(starts[0], begin):
             begin += 1  # the first token of sliding windows is not a target
@@ -128,6 +129,9 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output must be a .csv or .parquet file, got {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
+    if not os.access(path.parent, os.W_OK):
+        problem = "Permission denied: set output=… to a file in another folder"
+        raise PermissionError(errno.EACCES, problem, str(path))
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -214,10 +218,11 @@ def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> 
     unit, losses = losses_of(sets, min_tokens)
     losses = [each[np.isfinite(each)] for each in losses]
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    bins = np.histogram_bin_edges(np.concatenate(losses), 60)
+    n = sum(map(len, losses))
+    bins = np.histogram_bin_edges(np.concatenate(losses), min(60, 10 + n // 20))
     axes.hist(losses, bins.tolist(), stacked=True, label=[each.name for each in sets])
     axes.set(xlabel=unit, ylabel="documents")
-    axes.set_title(f"loss of {sum(map(len, losses)):,} documents with ≥ {min_tokens} tokens")
+    axes.set_title(f"loss of {n:,} documents with ≥ {min_tokens} tokens")
     axes.grid(alpha=0.3)
     if len(sets) > 1:
         figure.legend(loc="outside right upper")

@@ -9,6 +9,8 @@ import glob
 import hashlib
 import io
 import json
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +20,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_gptdata._io import close_bars, write_whole
@@ -53,7 +54,7 @@ class ScoredData(GPTDataModule):
         steps = self._steps(len(self.val_windows))
         loader: Any = self._loader(self.val_windows, steps, seed=None)
         loader.sampler.start_at(Position(0, self.done * steps.width))
-        return loader
+        return iter(loader)  # Lightning would wrap a loader, and keep the indices of all batches
 
 
 def check_model(model: L.LightningModule) -> None:
@@ -75,34 +76,39 @@ class DocumentScores(L.Callback):
         self.output, self.min_tokens, self.origin = output, min_tokens, origin
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if not is_overridden("predict_step", pl_module):
-            problem = f"{type(pl_module).__name__} has no predict_step, which scores need"
-            advice = (
-                "add predict_step(self, batch, batch_idx) that returns losses in nats, float (B, T),"
-            )
-            raise TypeError(f"{problem}: {advice} or logits (B, T, V)")
         data = trainer.datamodule
         sources = [source for source in data._data.all if len(source.val_windows)]
         self.windows = [source.val_windows for source in sources]
         self.sets = [DocumentLosses(s.name, s.store, *s.split.val) for s in sources]
+        ends = np.cumsum([each.sums.shape[1] for each in self.sets])
+        self.sums = np.zeros((2, int(ends[-1])))  # of all sets, whose sums are views of it
+        for each, part in zip(self.sets, np.split(self.sums, ends[:-1], axis=1), strict=True):
+            each.sums = part
         self.rank, size = data._ranks
         self.steps = data._steps(len(data.val_windows))
         identity = [[s.name, s.store.fingerprint, *s.split.val] for s in sources]
         identity += [[data.batch_size, size], *(windows.identity() for windows in self.windows)]
         key = hashlib.sha256(json.dumps([*self.origin, identity]).encode()).hexdigest()[:16]
         self.saved = f".{self.output.name}.{key}.{self.rank}-of-{size}."
-        for path in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.npz"):
+        for path in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.npy"):
             if key not in path.name:  # of another checkpoint or text
                 path.unlink(missing_ok=True)
         data.done = self._resume(trainer)
         self.last, self.time, self.next = data.done, time.monotonic(), data.done + SAVE_BATCHES
         if data.done:
-            rank_zero_info(f"continues after batch {data.done:,} of {self.steps.remaining():,}")
+            self._print(trainer, f"continues after batch {data.done:,} of {self.steps.remaining():,}")
+
+    def _print(self, trainer: Any, *lines: str) -> None:
+        """Print lines in one process; a terminal shows only what fits."""
+        if trainer.is_global_zero:
+            close_bars()
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print(*(line[:width] for line in lines), sep="\n", flush=True)
 
     def _files(self) -> dict[int, Path]:
         """The batch after which this rank saved its sums → the file."""
-        paths = self.output.parent.glob(f"{glob.escape(self.saved)}*.npz")
-        return {int(path.name.removeprefix(self.saved).removesuffix(".npz")): path for path in paths}
+        paths = self.output.parent.glob(f"{glob.escape(self.saved)}*.npy")
+        return {int(path.name.removeprefix(self.saved).removesuffix(".npy")): path for path in paths}
 
     def _resume(self, trainer: Any) -> int:
         """Load the sums after the last batch that all ranks have saved; return the batches by then."""
@@ -114,9 +120,7 @@ class DocumentScores(L.Callback):
 
         done = least(max(files, default=0))
         if done and least(int(done in files)):
-            with np.load(files[done]) as sums:
-                for i, each in enumerate(self.sets):
-                    each.nats[:], each.tokens[:] = sums[f"nats{i}"], sums[f"tokens{i}"]
+            self.sums[:] = np.load(files[done])
             return done
         return 0
 
@@ -128,7 +132,7 @@ class DocumentScores(L.Callback):
             name = f"predict_step of {type(pl_module).__name__}"
             raise TypeError(f"{name} returned {type(outputs).__name__}. {RETURNS}")
         scored = (targets != IGNORE_INDEX).cpu().numpy()
-        losses = losses.float().cpu().numpy()
+        losses = losses.cpu().double().numpy()
         done = trainer.datamodule.done + batch_idx
         indices = self.steps.windows_of(done, self.rank)
         for windows, each in zip(self.windows, self.sets, strict=True):
@@ -141,35 +145,30 @@ class DocumentScores(L.Callback):
             self._save(trainer, done + 1)
 
     def _save(self, trainer: Any, done: int) -> None:
-        sums = {f"nats{i}": each.nats for i, each in enumerate(self.sets)}
-        sums |= {f"tokens{i}": each.tokens for i, each in enumerate(self.sets)}
-        np.savez(content := io.BytesIO(), allow_pickle=False, **sums)
-        write_whole(self.output.with_name(f"{self.saved}{done}.npz"), content.getbuffer())
+        np.save(content := io.BytesIO(), self.sums)
+        write_whole(self.output.with_name(f"{self.saved}{done}.npy"), content.getbuffer())
         seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
         seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
         for batch, path in self._files().items():
             if batch != done:
                 path.unlink(missing_ok=True)
+        if trainer.progress_bar_callback is None:
+            self._print(trainer, f"batch {done:,} of {self.steps.remaining():,}")
         batches = int((done - self.last) * SAVE_S / max(seconds, 1e-3))
         self.last, self.time, self.next = done, time.monotonic(), done + max(1, batches)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            for each in self.sets:
-                for sums in (each.nats, each.tokens):
-                    tensor = torch.from_numpy(sums).to(device)
-                    sums[:] = trainer.strategy.reduce(tensor, reduce_op="sum").cpu().numpy()
+            sums = torch.from_numpy(self.sums).to(trainer.strategy.root_device)
+            self.sums[:] = trainer.strategy.reduce(sums, reduce_op="sum").cpu().numpy()
         if trainer.is_global_zero:
             for each in self.sets:
                 each.finish()
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)
-            close_bars()
-            tokenizer = trainer.datamodule.tokenizer
-            print(*describe(self.sets, self.min_tokens, tokenizer), sep="\n")
-            print(f"\nscores   {self.output}\npicture  {picture}")
+            lines = describe(self.sets, self.min_tokens, trainer.datamodule.tokenizer)
+            self._print(trainer, *lines, "", f"scores   {self.output}", f"picture  {picture}")
         trainer.strategy.barrier()  # the sums are kept until the file is complete
         for path in self._files().values():
             path.unlink(missing_ok=True)

@@ -122,8 +122,10 @@ def test_each_set_of_a_mixture_is_scored_with_its_name():
     both = [row for row in found if row["name"] != "new"]
     assert mean(both) == pytest.approx(expected["val_loss"], rel=1e-6)
     assert len(data.eval_sets("val")) == 3
+    every = scored("split=all", "output=e.csv", file="e.csv")
+    assert sum(int(row["tokens"]) for row in every) == sum(s.store.n_tokens - 1 for s in data._data.all)
     write("single.jsonl", documents())
-    scored("single.jsonl", "split=val")  # without val_corpus and stages
+    assert {row["name"] for row in scored("single.jsonl", "split=val")} == {""}
 
 
 @pytest.mark.parametrize("kind", ["packed", "documents"])
@@ -170,7 +172,7 @@ def test_a_stopped_run_continues_and_gives_the_same_bytes(monkeypatch, capsys, n
         stop_after(n_batches, taken, patch)
         assert main(["score", "a.ckpt", "output=b.csv", "trainer.accelerator=cpu"]) == 1
     assert not Path("b.csv").exists()
-    assert len(list(Path().glob(".b.csv.*.npz"))) == 1
+    assert len(list(Path().glob(".b.csv.*.npy"))) == 1
     with monkeypatch.context() as patch:
         taken.clear()
         stop_after(math.inf, taken, patch)
@@ -180,6 +182,19 @@ def test_a_stopped_run_continues_and_gives_the_same_bytes(monkeypatch, capsys, n
     assert not list(Path().glob(".*"))
 
 
+def test_a_file_that_could_not_be_written_is_written_without_scoring_again(monkeypatch, capsys):
+    save(made(batch_size=1))
+    monkeypatch.setattr(scoring, "SAVE_BATCHES", 1)
+    monkeypatch.setattr(scoring, "SAVE_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_scores", lambda *_: 1 / 0)
+        assert main(["score", "a.ckpt", "trainer.accelerator=cpu"]) == 1
+    stop_after(0, [], monkeypatch)
+    capsys.readouterr()
+    assert len(scored()) == 5
+    assert capsys.readouterr().out.startswith("continues after batch 11 of 11")
+
+
 def test_another_checkpoint_or_text_starts_again_and_removes_the_old_sums(monkeypatch):
     save(made(batch_size=1))
     monkeypatch.setattr(scoring, "SAVE_BATCHES", 3)
@@ -187,7 +202,7 @@ def test_another_checkpoint_or_text_starts_again_and_removes_the_old_sums(monkey
         with monkeypatch.context() as patch:
             stop_after(4, [], patch)
             assert main(["score", "a.ckpt", "output=b.csv", "trainer.accelerator=cpu", *options]) == 1
-        (old,) = Path().glob(".b.csv.*.npz")
+        (old,) = Path().glob(".b.csv.*.npy")
     save(made(batch_size=1))
     with monkeypatch.context() as patch:
         stop_after(math.inf, taken := [], patch)
@@ -246,7 +261,10 @@ def test_other_models_need_a_predict_step_that_returns_losses_or_logits(capsys):
     [
         (["split=dev"], "split must be one of ('val', 'test', 'train', 'all'), got 'dev'"),
         (["split=test"], "there is no test split to score: give a text, split=all, or"),
-        (["model.n_heads=2"], "model.n_heads=2 has no effect: the model and its config are those"),
+        (
+            ["model.n_heads=2"],
+            "model.n_heads=2 has no effect, because the model is the checkpoint's. Give data.…",
+        ),
         (["data.max_lenght=8"], "did you mean data.max_length?"),
         (["output=a.txt"], "output must be a .csv or .parquet file"),
         (["min_token=3"], "min_token=… does not exist: did you mean min_tokens=…?"),
@@ -297,7 +315,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(n_ranks):
     n_all = Path("batches-0").stat().st_size
     Path("batches-0").unlink()
     assert start("b.csv", f"{n_ranks - 1} 4") != 0
-    assert len(list(Path().glob(".b.csv.*.npz"))) >= n_ranks
+    assert len(list(Path().glob(".b.csv.*.npy"))) >= n_ranks
     Path("batches-0").unlink()
     assert start("b.csv") == 0
     assert Path("batches-0").stat().st_size < n_all
