@@ -130,11 +130,8 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
             ) from error
         from lit_gptdata.cli.train import build_model
 
-        sizes = SimpleNamespace(
-            vocab_size=found.vocab_size,
-            max_length=cfg.data.max_length,
-            eot=found.special_ids.get(found._end or ""),
-        )
+        length = cfg.data.max_length
+        sizes = SimpleNamespace(vocab_size=found.vocab_size, max_length=length, eot=found.separator)
         model = build_model(cfg, sizes)  # type: ignore[arg-type]
         model.load_state_dict(content["state_dict"])
     return model.eval(), found
@@ -193,7 +190,7 @@ def stream_text(tokenizer: Tokenizer, prompt: list[int], new: Iterable[int]) -> 
     """Yield the text after a prompt up to end-of-text, as soon as its characters are complete."""
     ids, done = [*prompt], len(tokenizer.decode(prompt))
     for id in new:
-        if id == tokenizer.special_ids.get(tokenizer._end or ""):
+        if id == tokenizer.separator:
             break
         ids.append(id)
         text = tokenizer.decode(ids).rstrip("\ufffd")  # perhaps the first bytes of a character

@@ -253,7 +253,7 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
     """
     make, takes = constructor(cfg, "model")
     name = make.func.__name__
-    given: dict[str, Any] = {"vocab_size": data.vocab_size, "eot": getattr(data, "eot", None)}
+    given: dict[str, Any] = {"vocab_size": data.vocab_size, "eot": data.eot}
     if make.keywords.get("eot") is None:  # null: the one of the data
         make.keywords.pop("eot", None)
     if "stem" in takes and OmegaConf.select(cfg, "stem._target_"):

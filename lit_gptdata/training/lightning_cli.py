@@ -25,7 +25,7 @@ class GPTCLI(LightningCLI):
         parser.link_arguments("stem", "model.stem", apply_on="instantiate")
         parser.link_arguments("data.vocab_size", "stem.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.max_length", "stem.max_length")
-        if "eot" in accepted(self._model_class) and hasattr(GPTDataModule, "eot"):
+        if "eot" in accepted(self._model_class):  # the separator of documents
             parser.link_arguments("data.eot", "model.eot", apply_on="instantiate")
 
 

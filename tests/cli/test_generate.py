@@ -77,6 +77,15 @@ def test_without_a_prompt_the_text_starts_after_end_of_text(run, capsys):
     assert generated(capsys, run, "", "max_new_tokens=3", "temperature=0") == expected
 
 
+def test_a_model_with_a_document_mask_continues_a_prompt_as_the_start_of_a_document(capsys):
+    save(model := GPT(EmbeddingStem(50257, 8, 8), 1, 2, document_mask=True))
+    out = generated(capsys, "a.ckpt", "Hello", "max_new_tokens=9", "temperature=0")
+    tokenizer = Tokenizer("gpt2")
+    prompt = torch.tensor([[tokenizer.end_of_document, *tokenizer.encode("Hello")]])
+    (ids,) = model.generate(prompt, 9, temperature=0)[:, 1:].tolist()
+    assert out == f"{tokenizer.decode(ids)}\n"
+
+
 def test_the_folder_of_a_run_may_move_with_its_tokenizer(run, capsys, tmp_path):
     expected = generated(capsys, run, "It was", "max_new_tokens=4")
     moved = shutil.copytree(run, tmp_path / "moved")

@@ -161,15 +161,37 @@ def test_flex_attention_gives_the_logits_of_the_mask_of_pairs(monkeypatch):
 
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
-def test_compiled_flex_attention_gives_the_logits_of_the_mask_of_pairs(monkeypatch):
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_flex_attention_gives_the_logits_of_the_mask_of_pairs(monkeypatch, whole):
     torch.compiler.reset()
+    documents._compile.cache_clear()
     model = make_gpt()
     pairs = [model(rows(headless)) for headless in (False, True)]
     monkeypatch.setattr(gpt, "attention_mask", lambda ids, eot, begin: documents.block_mask(ids, eot))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True) if whole else model
     with torch.no_grad():
-        torch.testing.assert_close(model(rows()), pairs[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled(rows()), pairs[0], rtol=0, atol=1e-5)
         with torch.compiler.set_stance("fail_on_recompile"):
-            torch.testing.assert_close(model(rows(True)), pairs[1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(compiled(rows(True)), pairs[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
+@pytest.mark.parametrize("whole", [False, True])
+def test_on_cuda_flex_attention_gives_the_losses_and_gradients_of_the_mask_of_pairs(monkeypatch, whole):
+    torch.compiler.reset()
+    documents._compile.cache_clear()
+    model = make_gpt().cuda()
+    batch = rows(True).cuda(), rows().cuda().roll(-1, 1)
+    assert not isinstance(model._mask(batch[0], 0), Tensor)
+    compiled = torch.compile(model, fullgraph=True) if whole else model
+    found = [gpt.token_losses(compiled(batch[0]), batch[1])]
+    monkeypatch.setattr(gpt, "block_mask", documents.attention_mask)
+    found.append(gpt.token_losses(model(batch[0]), batch[1]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
+    gradients = [torch.autograd.grad(losses.mean(), [*model.parameters()]) for losses in found]
+    for flex, pairs in zip(*gradients, strict=True):
+        torch.testing.assert_close(flex, pairs, rtol=0, atol=1e-4)
 
 
 def test_only_a_whole_window_on_cuda_without_dropout_uses_flex_attention(monkeypatch):

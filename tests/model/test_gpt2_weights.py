@@ -131,6 +131,19 @@ def test_save_pretrained_names_what_gpt2_cannot_hold(options, problem, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+def test_save_pretrained_warns_that_transformers_does_not_mask_documents(tmp_path):
+    model = GPT(EmbeddingStem(61, 12, 24), 1, 2, document_mask=True, eot=60).eval()
+    with pytest.warns(UserWarning, match=r"not mask documents: .*document_mask=True, eot=60\)"):
+        model.save_pretrained(tmp_path)
+    loaded = GPT.from_gpt2(tmp_path, document_mask=True, eot=60).eval()
+    assert_same_weights(loaded, model)
+    ids = IDS.clone()
+    ids[0, 5] = 60
+    assert torch.equal(loaded(ids), model(ids))
+    plain = GPT.from_gpt2(tmp_path).eval()
+    torch.testing.assert_close(plain(ids[:, 5:]), model(ids)[:, 5:])  # one document at a time
+
+
 def test_save_pretrained_refuses_a_tokenizer_that_does_not_fit(model, tmp_path):
     with pytest.raises(ValueError, match="'gpt2' has 50,257 ids, but the model has vocab_size=61"):
         model.save_pretrained(tmp_path / "new", "gpt2")

@@ -102,7 +102,7 @@ def test_print_config_contains_all_options_and_can_be_loaded(capsys):
     assert config["data"]["corpus"] == ["story.txt", "story.txt"]
     stem = {"embedding_dim": 8, "position": "learned", "dropout": 0.1, "freeze": False}
     assert config["stem"] == stem
-    assert set(config["model"]) == set(inspect.signature(GPT).parameters) - {"stem"}
+    assert set(config["model"]) == set(inspect.signature(GPT).parameters) - {"stem", "eot"}
     Path("printed.yaml").write_text(text)
     assert yaml.safe_load(printed(capsys, "fit", "--config=printed.yaml", "--print_config")) == config
 
@@ -181,6 +181,13 @@ def test_it_accepts_a_subclass_of_the_data_module():
     my_data = type("MyData", (GPTDataModule,), {})
     my_cli = GPTCLI(GPT, my_data, args=["--config=small.yaml"], run=False)
     assert type(my_cli.datamodule) is my_data
+
+
+def test_the_model_gets_the_separator_of_the_data():
+    my_data = type("MyData", (GPTDataModule,), {"eot": 7})
+    args = ["--config=small.yaml", "--model.document_mask=true"]
+    assert GPTCLI(GPT, my_data, args=args, run=False).model.eot == 7
+    assert not GPTCLI(args=args[:1], run=False).model.document_mask
 
 
 def test_errors_name_a_missing_or_wrong_option(capsys):

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lit_gptdata import GPT, GPTDataModule
+from lit_gptdata.cli import train
 from tests.http_server import FileServer
 from tests.training.run_train import (
     CONF,
@@ -150,6 +152,17 @@ def test_each_config_runs_one_step(choices):
     trainer.fit(model, datamodule=data)
     assert trainer.global_step == 1
     assert math.isfinite(float(trainer.callback_metrics["val_loss"]))
+
+
+def test_the_model_gets_the_separator_of_the_data_unless_the_config_has_one():
+    def eot_of(*overrides: str, eot: int | None) -> int:
+        cfg = compose_config("model.document_mask=true", "stem.embedding_dim=8", *overrides)
+        return train.build_model(cfg, SimpleNamespace(vocab_size=50, max_length=64, eot=eot)).eot
+
+    assert eot_of(eot=7) == 7
+    assert eot_of("model.eot=9", eot=7) == 9
+    with pytest.raises(ValueError, match=r"document_mask needs eot, .* vocabulary of 50"):
+        eot_of(eot=None)
 
 
 def test_the_default_config_lists_all_data_options():
