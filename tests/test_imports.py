@@ -44,7 +44,7 @@ FLOW = [
     "model.sampling", "model.scores", "model.gpt",
     "training.errors", "training.folder", "training.throughput", "training.budget",
     "training.checkpoints", "training.scores", "training.val_sets", "training.summary",
-    "report.documents", "report.scoring",
+    "report.duplicates", "report.documents", "report.scoring",
     "report.usage", "report.jobs", "report.rows", "report.plots", "report.page",
     "training.loggers", "training.sweep", "training.lightning_cli",
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",

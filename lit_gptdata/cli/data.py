@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_gptdata._io import aligned
 from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
 from lit_gptdata.configs import as_override
+from lit_gptdata.report.duplicates import describe_duplicates
 from lit_gptdata.report.overview import overview
 
 KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
@@ -47,6 +48,9 @@ def info(args: argparse.Namespace) -> None:
     else:
         print(f"  text     {rate} bytes per token")
         print(f"  store    {store.location}, {size:,} bytes in {n_files:,} files")
+    for source in data._data.all:
+        owner = f" (source {source.name})" if source.name else ""
+        print(f"  {describe_duplicates(source.store)}{owner}")
     if args.plot is not None:
         from lit_gptdata.report.usage import draw_shares, draw_usage
         from lit_gptdata.windows.mixture import Mixture

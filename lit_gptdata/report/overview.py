@@ -16,6 +16,9 @@ def overview(data: Sources, budget: int | None = None) -> list[str]:
         names = [f"  {s.name or 'corpus':<8} {redacted(repr(s.text.name))}" for s in data.all]
         return [*names, f"  tokens   {owner.tokenizer!r}, not prepared yet"]
     lines = _table(data, budget) if data.is_named else _list(data)
+    for source in data.all:
+        if left_out := source.store.manifest.left_out:
+            lines += [f"  left out {left_out}" + f" of {source.name}" * bool(source.name)]
     if owner.windows != "sliding":
         lines += [f"  windows  {owner.windows}: stride={owner.stride} is ignored"]
     return lines

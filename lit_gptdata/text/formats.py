@@ -50,7 +50,7 @@ class Reading:
     """How the bytes of a file become documents. A store's fingerprint depends on these options."""
 
     encoding_errors: EncodingErrors = "strict"
-    """Invalid UTF-8: "strict" raises an error, "replace" inserts U+FFFD."""
+    """Invalid UTF-8: "strict" finds the document bad, "replace" inserts U+FFFD."""
     text_column: str = "text"
     """The JSON key or parquet column that holds the text."""
     strip_gutenberg: bool = False
@@ -119,17 +119,15 @@ def suffixes(name: str) -> tuple[str, Any]:
 def read_documents(file: FileSlice, reading: Reading, keep_bad: bool = False) -> Iterator[Document]:
     """The documents, each to be read before the next one; raises ValueError, OSError, ImportError.
 
-    Null texts are skipped, and a row of invalid UTF-8 is an error. With `keep_bad` both are documents
-    with a `problem`.
+    Null texts are left out, and invalid ones are an error, or with `keep_bad` they have a `problem`.
     """
     format = format_of(file.path)
     try:
         for document in format.read(file, reading):
             if document.problem and not keep_bad:
-                kind, message = document.problem
-                if kind == NULL:
+                if document.problem[0] == NULL:
                     continue
-                raise UnicodeError(message)
+                raise UnicodeError(document.problem[1])
             if reading.strip_gutenberg and not document.problem:
                 document = _stripped(document, format.suffix == ".txt", keep_bad)
             yield document
@@ -142,9 +140,9 @@ def _stripped(document: Document, required: bool, keep_bad: bool) -> Document:
     try:
         text = b"".join(document.chunks).decode()
     except UnicodeError as error:
-        if not keep_bad:
-            raise
-        return replace(document, problem=(INVALID, str(error)))
+        if keep_bad:
+            return replace(document, problem=(INVALID, str(error)))
+        raise
     return replace(document, chunks=[strip_gutenberg(text, document.source, required=required).encode()])
 
 
@@ -230,14 +228,13 @@ def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
 
 def _row(file: FileSlice, place: str, read: Callable[[str], bytes | None]) -> Document:
     """The document of a line or row; `read` takes its name for messages, and returns its text."""
-    source, chunks, problem = f"{file.path}: {place}", [], None
+    source = f"{file.path}: {place}"
     try:
-        if (text := read(source)) is None:
-            problem = NULL, f"{source}: the text is null"
-        else:
-            chunks = [text]
+        text = read(source)
+        problem = (NULL, "the text is null") if text is None else None
     except UnicodeError as error:
-        problem = INVALID, str(error)
+        text, problem = None, (INVALID, str(error))
+    chunks = [text or b""]
     return Document(source=source, chunks=chunks, number=file.number, place=place, problem=problem)
 
 
@@ -311,8 +308,8 @@ def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes
     if (value := row[column]) is None:
         return None
     if not isinstance(value, str):
-        kind = type(value).__name__
-        raise ValueError(f"{source}: {column!r} holds {kind}, not text: set data.text_column")
+        problem = f"{column!r} holds {type(value).__name__}, not text"
+        raise ValueError(f"{source}: {problem}: set data.text_column")
     try:
         return value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\ud800"

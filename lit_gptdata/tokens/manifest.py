@@ -121,7 +121,8 @@ class LeftOut:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-        return f"{sum(self.counts.values()):,} documents: {kinds}"
+        n = sum(self.counts.values())
+        return f"{n:,} document{'s' * (n != 1)}: {kinds}"
 
 
 @dataclass(frozen=True, kw_only=True)

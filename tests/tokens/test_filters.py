@@ -1,26 +1,39 @@
-"""Bad documents and duplicates are left out, counted, and named, whatever built the store."""
+"""Bad documents and duplicates are left out, counted and named, the same whatever builds the store."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import random
+from collections import Counter
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_gptdata.text.document import Document
+from lit_gptdata import GPTDataModule
+from lit_gptdata.cli.main import main
+from lit_gptdata.report.duplicates import count_duplicates
 from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import Reading
+from lit_gptdata.tokens.build import filters, plan
+from lit_gptdata.tokens.build.encode import Encoder
 from lit_gptdata.tokens.build.filters import HASH, later_copies
+from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.remote.publish import publish_text
 from lit_gptdata.tokens.store import TokenStore
-from tests.tokens.builds import assert_holds, build, contents, words
+from tests.conftest import ListCorpus
+from tests.tokens.builds import GPT2, assert_holds, build, contents, litter, words
 
 SKIP = {"on_bad_document": "skip", "min_document_bytes": 4, "max_document_bytes": 1000}
 LONG = "too long " * 200
 
 
-def write_rows(path: Path, rows: list[str | None | bytes]) -> Path:
-    """Write a file with a row or, as bytes, a raw line each, in the format of its name."""
+def write_rows(path: Path, rows: list[str | bytes | None]) -> Path:
+    """Write a file with a row for each text, None or raw bytes, in the format of its name."""
     if path.suffix == ".parquet":
         arrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
         values = [row.encode() if isinstance(row, str) else row for row in rows]
@@ -35,8 +48,12 @@ def write_rows(path: Path, rows: list[str | None | bytes]) -> Path:
     return path
 
 
-def kinds(store: TokenStore) -> dict[str, int]:
+def counts(store: TokenStore) -> dict[str, int]:
     return {} if store.manifest.left_out is None else store.manifest.left_out.counts
+
+
+def unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
@@ -45,48 +62,150 @@ def test_each_kind_of_bad_row_is_left_out_and_counted(tmp_path, name):
     path = write_rows(tmp_path / name, rows)
     store = build(path, tmp_path / "t", **SKIP)
     assert_holds(store, ["good one", "good two"])
-    counts = {"empty": 1, "invalid UTF-8": 2, "null": 1, "too long": 1, "too short": 1}
-    assert kinds(store) == counts
+    found = {"empty": 1, "invalid UTF-8": 2, "null": 1, "too long": 1, "too short": 1}
+    assert counts(store) == found
+    assert str(store.manifest.left_out) == (
+        "6 documents: 1 empty, 2 invalid UTF-8, 1 null, 1 too long, 1 too short"
+    )
     examples = store.manifest.left_out.examples
-    assert {e["source"] for e in examples} == {str(path)}
-    places = [e["place"] for e in examples]
-    if name.endswith("parquet"):
+    assert Counter(example["kind"] for example in examples) == found
+    assert {example["source"] for example in examples} == {str(path)}
+    reasons = {example["kind"]: example["reason"] for example in examples}
+    assert reasons["null"] == "the text is null"
+    assert (reasons["empty"], reasons["too short"]) == ("0 bytes", "3 bytes")
+    assert reasons["too long"] == "over 1,000 bytes"
+    assert reasons["invalid UTF-8"].startswith("is not valid UTF-8: byte 0xfe at offset ")
+    places = [example["place"] for example in examples]
+    if name == "a.parquet":
         assert places == ["row 1", "row 5", "row 7", "row 0", "row 4", "row 2"]
-    assert [e["reason"] for e in examples if e["kind"] == "too long"] == ["over 1,000 bytes"]
+    else:
+        assert places[3] == "line at byte 0"
+        assert places[0] == f"line at byte {len(json.dumps({'text': None})) + 1}"
+
+
+def test_without_the_option_nothing_changes(tmp_path):
+    rows = [None, "", "abc", "good", "abc"]
+    store = build(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "t")
+    assert_holds(store, ["", "abc", "good", "abc"])
+    manifest = json.loads((store.path / "manifest.json").read_bytes())
+    assert "left_out" not in manifest
+    assert manifest["reading"] == vars(Reading())
+    for limits in ({"min_document_bytes": 1}, {"max_document_bytes": 9}):
+        assert plan.BuildOptions(**limits).filters == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([b"x\xff"], {}, "byte 0 is not valid UTF-8: byte 0xff at offset 11"),
+        ([rb"\ud800"], {}, r"byte 0 holds a lone surrogate '\\ud800': set encoding_errors"),
+        (
+            ["long"],
+            {"max_document_bytes": 3},
+            "byte 0: the document is longer than max_document_bytes=3",
+        ),
+        (["ok", "a"], {"min_document_bytes": 2}, "byte 15: the document is shorter than min_document"),
+        (["a"], {"drop_duplicates": True, "min_document_bytes": 2}, "byte 0: the document is shorter"),
+        ([b"x\xff"], {"drop_duplicates": True}, "byte 0 is not valid UTF-8: byte 0xff"),
+    ],
+)
+def test_by_default_a_bad_document_is_an_error(tmp_path, rows, options, message):
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        build(path, tmp_path / "t", **options)
+
+
+def test_a_limit_applies_to_a_store_that_exists(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", ["first", "b", "third"])
+    store = build(path, tmp_path / "t")
+    with pytest.raises(ValueError, match="document 2: the document is shorter than"):
+        build(path, tmp_path / "t", min_document_bytes=2)
+    assert build(path, tmp_path / "t", min_document_bytes=1).path == store.path
+    skipped = build(path, tmp_path / "t", on_bad_document="skip", min_document_bytes=2)
+    assert_holds(skipped, ["first", "third"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_bad_document": "ignore"}, "unknown on_bad_document 'ignore': choose 'error', or 'skip'"),
+        ({"min_document_bytes": 0}, "min_document_bytes must be an integer ≥ 1"),
+        ({"min_document_bytes": 9, "max_document_bytes": 8}, "min_document_bytes=9 is larger than max"),
+        ({"drop_duplicates": "yes"}, "drop_duplicates must be"),
+    ],
+)
+def test_an_invalid_option_is_refused(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        GPTDataModule(**options)
 
 
 def test_each_kind_of_bad_txt_is_left_out_whatever_the_workers(tmp_path):
-    folder = tmp_path / "books"
-    folder.mkdir()
+    (folder := tmp_path / "books").mkdir()
     long = words(350_000)
     files = {
-        "a.txt": b"abc",
-        "b.txt": b"good one",
-        "c.txt": b"x" * 500_000 + b"\xff",
-        "d.txt": long.encode(),
-        "e.txt": b"\xff in a small file",
-        "f.txt": words(450_000, 1).encode(),
-        "g.txt": b"good two",
-    }
+        "a.txt": b"abc", "b.txt": b"good one", "c.txt": b"x" * 500_000 + b"\xff", "d.txt": long.encode(),
+        "e.txt": b"\xff in a small file", "f.txt": words(450_000, 1).encode(), "g.txt": b"good two",
+        "h.txt": words(300_000, 2).encode() + b"\xff",
+        "i.txt.gz": gzip.compress(words(500_000, 3).encode()),
+    }  # fmt: skip
     for name, content in files.items():
         (folder / name).write_bytes(content)
     options = SKIP | {"max_document_bytes": 400_000}
     store = build(folder, tmp_path / "t", workers=1, **options)
-    assert_holds(store, ["good one", long.replace("\r\n", "\n").replace("\r", "\n"), "good two"])
-    assert kinds(store) == {"invalid UTF-8": 1, "too long": 2, "too short": 1}
-    two = build(folder, tmp_path / "t2", workers=2, **options)
-    assert contents(two) == contents(store)
-    assert [Path(e["source"]).name for e in store.manifest.left_out.examples] == [
-        "e.txt",
-        "c.txt",
-        "f.txt",
-        "a.txt",
-    ]
+    assert_holds(store, ["good one", unix(long), "good two"])
+    assert counts(store) == {"invalid UTF-8": 2, "too long": 3, "too short": 1}
+    places = [(Path(e["source"]).name, e["kind"]) for e in store.manifest.left_out.examples]
+    assert places == [
+        ("e.txt", "invalid UTF-8"), ("h.txt", "invalid UTF-8"), ("c.txt", "too long"),
+        ("f.txt", "too long"), ("i.txt.gz", "too long"), ("a.txt", "too short"),
+    ]  # fmt: skip
+    assert contents(build(folder, tmp_path / "t2", workers=2, **options)) == contents(store)
+
+
+def test_a_file_that_is_not_text_is_refused_with_any_option(tmp_path):
+    (tmp_path / "a.txt").write_bytes("text in UTF-16".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"a.txt is UTF-16: run iconv"):
+        build(tmp_path / "a.txt", tmp_path / "t", on_bad_document="skip")
+
+
+def test_invalid_bytes_that_are_replaced_are_not_bad(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [b"x\xff", rb"\ud800", None])
+    corpus = FilesCorpus(path, Reading(encoding_errors="replace"))
+    store = build(corpus, tmp_path / "t", on_bad_document="skip")
+    assert_holds(store, ["x\ufffd", "\ufffd"])
+    assert counts(store) == {"null": 1}
+
+
+def test_an_invalid_book_is_left_out_before_its_license_is_removed(tmp_path):
+    mark = "*** {} OF THE PROJECT GUTENBERG EBOOK A ***"
+    marks = f"{mark.format('START')}\n{{}}\n{mark.format('END')}"
+    (folder := tmp_path / "books").mkdir()
+    (folder / "a.txt").write_bytes(marks.format("Bad").encode() + b"\xff")
+    (folder / "b.txt").write_text(marks.format("Good"))
+    corpus = FilesCorpus(folder, Reading(strip_gutenberg=True))
+    store = build(corpus, tmp_path / "t", on_bad_document="skip")
+    assert (store.n_documents, counts(store)) == (1, {"invalid UTF-8": 1})
+
+
+def test_if_all_are_left_out_the_error_counts_them(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [None, "", "abc"])
+    message = r"all are left out, 3 documents: 1 empty, 1 null, 1 too short: change the limits"
+    with pytest.raises(ValueError, match=message):
+        build(path, tmp_path / "t", **SKIP)
+    assert not litter(tmp_path / "t")
+
+
+def test_your_own_corpus_is_filtered(tmp_path):
+    texts = ["abc", "twice as good", "", LONG, "twice as good", "last"]
+    store = build(ListCorpus(texts), tmp_path / "t", drop_duplicates=True, **SKIP)
+    assert_holds(store, ["twice as good", "last"])
+    assert counts(store) == {"duplicate": 1, "empty": 1, "too long": 1, "too short": 1}
+    examples = {e["kind"]: (e["source"], e["place"]) for e in store.manifest.left_out.examples}
+    assert examples["duplicate"] == ("ListCorpus(6 texts)", "list:4")
 
 
 def test_copies_are_dropped_across_files_and_units(tmp_path):
-    folder = tmp_path / "books"
-    folder.mkdir()
+    (folder := tmp_path / "books").mkdir()
     long = words(350_000)
     (folder / "a.txt").write_bytes(long.encode())
     rows = [words(9_000, n % 40) for n in range(80)]
@@ -95,16 +214,92 @@ def test_copies_are_dropped_across_files_and_units(tmp_path):
     (folder / "d.txt.gz").write_bytes(gzip.compress(long.encode()))
     (folder / "e.txt").write_bytes(rows[3].encode())
     store = build(folder, tmp_path / "t", workers=1, drop_duplicates=True)
-    unix = [text.replace("\r\n", "\n").replace("\r", "\n") for text in (long, rows[3])]
-    assert_holds(store, [unix[0], *rows[:40], unix[1]])
-    assert kinds(store) == {"duplicate": 42}
-    two = build(folder, tmp_path / "t2", workers=2, drop_duplicates=True)
-    assert contents(two) == contents(store)
+    assert_holds(store, [unix(long), *rows[:40], unix(rows[3])])  # newlines of JSON stay as they are
+    assert counts(store) == {"duplicate": 42}
+    assert contents(build(folder, tmp_path / "t2", workers=2, drop_duplicates=True)) == contents(store)
+    assert count_duplicates(store) == 0
+
+
+TEXTS = st.sampled_from(
+    [None, "", "ab", "good", "better", "best of all", LONG, b"\xff", "a b c d e " * 30]
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    files=st.lists(st.lists(TEXTS, min_size=1, max_size=9), min_size=1, max_size=4),
+    size=st.integers(40, 900), drops=st.booleans(),
+)  # fmt: skip
+def test_the_rest_is_encoded_as_if_it_were_all(tmp_path_factory, files, size, drops):
+    folder, seen, expected, found = tmp_path_factory.mktemp("rows"), set(), [], Counter()
+    for number, rows in enumerate(files):
+        write_rows(folder / f"{number}.jsonl", rows)
+        for text in rows:
+            length = len(text) if isinstance(text, str) else None
+            kind = "null" if text is None else "invalid UTF-8" if length is None else ""
+            kind = kind or ("too short" if length < 4 else "too long" if length > 1000 else "")
+            kind = "empty" if text == "" else kind
+            if not kind and drops and text in seen:
+                kind = "duplicate"
+            seen.add(text)
+            found[kind] += 1
+            expected += [] if kind else [text]
+    n_good = found.pop("", 0)
+    root = tmp_path_factory.mktemp("tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "SHARD_BYTES", size)
+        options = SKIP | {"drop_duplicates": drops, "engine": "tiktoken", "workers": 1}
+        if not n_good:
+            with pytest.raises(ValueError, match="all are left out"):
+                build(folder, root, **options)
+            return
+        store = build(folder, root, **options)
+    assert_holds(store, expected)
+    assert counts(store) == found
+
+
+@pytest.mark.parametrize("stop", ["hash", "encode"])
+@pytest.mark.parametrize("target", ["folder", "memory"])
+def test_a_killed_build_resumes(tmp_path, monkeypatch, stop, target):
+    rng = random.Random(0)
+    rows = [rng.choice([None, "", words(4000, rng.randrange(60))]) for _ in range(300)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    options = {"on_bad_document": "skip", "drop_duplicates": True, "engine": "tiktoken", "workers": 1}
+    expected = contents(build(path, tmp_path / "expected", **options))
+
+    def run() -> dict[str, bytes]:
+        if target == "folder":
+            return contents(build(path, tmp_path / "t", **options))
+        url = publish_text(FilesCorpus(path), GPT2, f"memory://{stop}", BuildOptions(**options))
+        fs, root = fsspec.core.url_to_fs(url)
+        return {Path(name).name: fs.cat(name) for name in fs.find(root)}
+
+    encode, done = Encoder.encode_unit, []
+
+    def killed(self, unit, *rest):
+        if self.hashes_only == (stop == "hash") and unit == 2:
+            raise KeyboardInterrupt
+        return encode(self, unit, *rest)
+
+    def counted(self, unit, *rest):
+        done.append((self.hashes_only, unit))
+        return encode(self, unit, *rest)
+
+    monkeypatch.setattr(Encoder, "encode_unit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(Encoder, "encode_unit", counted)
+    assert run() == expected
+    n_units = 1 + max(unit for _, unit in done)
+    assert n_units > 4
+    hashed, encoded = ([unit for only, unit in done if only == which] for which in (True, False))
+    assert hashed == (list(range(2, n_units)) if stop == "hash" else [])
+    assert encoded == list(range(0 if stop == "hash" else 2, n_units))
 
 
 def test_later_copies_finds_the_rows_whose_hash_came_earlier(monkeypatch):
-    monkeypatch.setattr("lit_gptdata.tokens.build.filters.PART_HASHES", 50)
-    monkeypatch.setattr("lit_gptdata.tokens.build.filters.BLOCK_HASHES", 7)
+    monkeypatch.setattr(filters, "PART_HASHES", 50)
+    monkeypatch.setattr(filters, "BLOCK_HASHES", 7)
     rng = np.random.default_rng(0)
     hashes = np.zeros(500, HASH)
     hashes["low"], hashes["high"] = rng.integers(0, 20, 500), rng.integers(0, 20, 500)
@@ -113,3 +308,45 @@ def test_later_copies_finds_the_rows_whose_hash_came_earlier(monkeypatch):
         expected.append(row[1:] in seen)
         seen.add(row[1:])
     assert later_copies(hashes).tolist() == expected
+    assert later_copies(hashes[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_duplicates_of_a_store_are_counted(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("lit_gptdata.report.duplicates.BLOCK_TOKENS", block)
+    rng = random.Random(1)
+    texts = ["", *(words(rng.choice([40, 41, 900]), rng.randrange(30)) for _ in range(200)), ""]
+    store = build(ListCorpus(texts), tmp_path / "t")
+    n = len(texts) - len(set(texts))
+    assert count_duplicates(store) == n > 50
+    monkeypatch.setattr("lit_gptdata.report.duplicates.document_blocks", None)
+    assert count_duplicates(TokenStore(store.path)) == n  # recorded
+
+
+def test_the_commands_say_what_is_left_out(tmp_path, capsys):
+    write_rows(Path("web.jsonl"), [None, "", *["the same text " * 30] * 3, words(2000)])
+    Path("code.txt").write_text(words(4000))
+    web = "{path: web.jsonl, on_bad_document: skip}"
+    corpus = f"data.corpus={{web: {web}, code: {{path: code.txt, drop_duplicates: true}}}}"
+    overrides = ["data=sources", corpus, "data.max_length=16"]
+    for command in ("prepare", "info"):
+        assert main([command, *overrides]) == 0
+        printed = capsys.readouterr().out
+        assert "\n  left out 2 documents: 1 empty, 1 null of web\n" in printed
+    assert "  copies   2 of 4 documents have the text of an earlier one. Set data.drop_dup" in printed
+    assert "  copies   0, because drop_duplicates left them out (source code)\n" in printed
+    one = ["data=files", "data.corpus=web.jsonl", "data.on_bad_document=skip", "data.max_length=16"]
+    assert main(["info", *one]) == 0
+    assert "\n  left out 2 documents: 1 empty, 1 null\n" in capsys.readouterr().out
+
+
+def test_the_output_of_datatrove_and_dolma_is_a_corpus(tmp_path):
+    """The layouts of their documentation: datatrove's JsonlWriter, `dolma mix`."""
+    rows = [{"text": f"document {n}", "id": f"<{n}>", "metadata": {"url": "a"}} for n in range(4)]
+    for number, name in enumerate(["datatrove/00000", "datatrove/00001", "dolma/documents/web-0000"]):
+        path = tmp_path / f"{name}.{'jsonl' if number < 2 else 'json'}.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+    store = build(tmp_path / "datatrove", tmp_path / "t", drop_duplicates=True)
+    assert_holds(store, [row["text"] for row in rows])
+    assert build(tmp_path / "dolma" / "documents", tmp_path / "t").n_documents == 4

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,7 +20,16 @@ from lit_gptdata._io import as_json, progress_bar
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.remote_file import map_in_threads, size_of
-from lit_gptdata.tokens.build.filters import COPY, HASH, add, digest, kept, later_copies, problem_of
+from lit_gptdata.tokens.build.filters import (
+    COPY,
+    Problem,
+    add,
+    digest,
+    find_copies,
+    kept,
+    left_out_of,
+    problem_of,
+)
 from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, check_document
 from lit_gptdata.tokens.chunks import safe_chunks
@@ -43,29 +50,16 @@ Runner = Callable[["Encoder", WorkUnits, OnProgress], dict[int, Shards]]
 def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> tuple[Shards, list[LeftOut]]:
     """Encode the unfinished work units, or all in one pass; returns all shards, in order.
 
-    And what was left out, of parts of the corpus.
+    And what the filters left out, of each part of the corpus.
     """
     reading = plan.corpus.reading or Reading()
     encoder = Encoder(plan.tokenizer, plan.options, plan.shard_bytes, reading, output)
     units = plan.work_units()
     if not units:
-        with progress_of("tokenizing", None) as progress:
-            if plan.options.drop_duplicates:
-                replace(encoder, hashes_only=True).encode(0, plan.corpus, lambda *_: None)
-                _find_copies(encoder, [0])
-            return encoder.encode(0, plan.corpus, progress.add), _left_out(encoder, [0])
+        return _encode_in_one_pass(plan.corpus, encoder)
     finished = output.finished_units()
     output.remove_unfinished(finished)
-    encoder, units, cut = _judge_cut_files(encoder, units)
-    if plan.options.drop_duplicates:
-        hashed = {int(name.removesuffix(".hash")) for name in output.records() if name.endswith(".hash")}
-        with progress_of("hashing", None) as progress:
-            remaining = {unit: slices for unit, slices in units.items() if unit not in hashed}
-            if remaining:
-                run(replace(encoder, hashes_only=True), remaining, progress.add)
-        for copy in _find_copies(encoder, units):
-            add(cut, Document(source="", chunks=(), number=copy, place=""), COPY)
-            units = {unit: [s for s in slices if s.number != copy] for unit, slices in units.items()}
+    encoder, units, left_out = _filtered(encoder, units, run)
     remaining = {unit: slices for unit, slices in units.items() if unit not in finished}
     files = plan.corpus.files
     n_bytes = sum(map(size_of, files)) if all(format_of(f).cut != "never" for f in files) else None
@@ -79,68 +73,49 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> tuple[Sh
         finished[first] = replace(encoder, first_unit=first).encode_unit(first, units[first])
     output.remove_unfinished(finished)
     shards = [shard for unit in units for shard in finished[unit]]
-    return shards, [cut, *_left_out(encoder, units)]
+    return shards, [left_out, *(left_out_of(output, units) if plan.options.filters else [])]
 
 
-def _judge_cut_files(encoder: Encoder, units: WorkUnits) -> tuple[Encoder, WorkUnits, LeftOut]:
-    """Check each text file that is cut into slices as a whole, because a worker sees only a slice.
+def _encode_in_one_pass(documents: Iterable[Document], encoder: Encoder) -> tuple[Shards, list[LeftOut]]:
+    with progress_of("tokenizing", None) as progress:
+        if encoder.options.drop_duplicates:
+            replace(encoder, hashes_only=True).encode(0, documents, lambda *_: None)
+            find_copies(encoder.output, [0], {})
+        shards = encoder.encode(0, documents, progress.add)
+    return shards, left_out_of(encoder.output, [0]) if encoder.options.filters else []
 
-    Returns the encoder that knows them, the work units without bad files, and these.
+
+def _filtered(encoder: Encoder, units: WorkUnits, run: Runner) -> tuple[Encoder, WorkUnits, LeftOut]:
+    """Decide about each text file that is cut into slices, because a worker sees only a slice of it.
+
+    Returns the work units without the files that are left out. If duplicates are dropped, it reads all
+    documents, to record which of them a worker leaves out.
     """
-    options, left_out = encoder.options, LeftOut()
-    cut = {
-        s.number: FileSlice(path=s.path, number=s.number)
-        for slices in units.values() for s in slices
-        if s.start and format_of(s.path).cut == "inside_text"
-    }  # fmt: skip
-    if not options.filters:
-        return replace(encoder, judged=dict.fromkeys(cut, b"")), units, left_out
-
-    def judge(file: FileSlice) -> tuple[Document, tuple[str, str] | None, bytes]:
-        hash = digest()
-        (document,) = encoder.read([file])
-        if options.on_bad_document == "skip":
-            return document, problem_of(document, options, hash.update), hash.digest()
-        for block in encoder.limited(document):
-            hash.update(block)
-        return document, None, hash.digest()
-
-    judged = {}
-    for number, (document, problem, hashed) in zip(
-        cut, map_in_threads(judge, cut.values()), strict=True
-    ):
-        if problem:
-            add(left_out, document, problem)
-            units = {unit: [s for s in slices if s.number != number] for unit, slices in units.items()}
-        judged[number] = hashed
-    return replace(encoder, judged=judged), units, left_out
+    cut = [s for slices in units.values() for s in slices if s.start]
+    files = {s.number: s.path for s in cut if format_of(s.path).cut == "inside_text"}
+    judged, bad, left_out = dict.fromkeys(files, b""), {}, LeftOut()
+    if encoder.options.filters:
+        whole = [FileSlice(path=path, number=number) for number, path in files.items()]
+        for file, (problem, hashed) in zip(whole, map_in_threads(encoder.judge, whole), strict=True):
+            judged[file.number] = hashed
+            if problem:
+                bad[file.number] = problem
+    encoder, units = replace(encoder, judged=judged), _without(units, bad)
+    if encoder.options.drop_duplicates:
+        records = set(encoder.output.record_names())
+        remaining = {unit: units[unit] for unit in units if f"{unit:05d}.hash" not in records}
+        with progress_of("hashing", None) as progress:
+            if remaining:
+                run(replace(encoder, hashes_only=True), remaining, progress.add)
+        bad |= dict.fromkeys(find_copies(encoder.output, units, judged), COPY)
+        units = _without(units, bad)
+    for number in sorted(bad):
+        add(left_out, Document(source="", chunks=(), number=number), bad[number])
+    return encoder, units, left_out
 
 
-def _find_copies(encoder: Encoder, units: Iterable[int]) -> list[int]:
-    """Record for each work unit which of its documents are copies; returns the cut files that are."""
-    found, begin = [], 0
-    with tempfile.TemporaryFile() as file:
-        for unit in units:
-            file.write(encoder.output.read_record(f"{unit:05d}.hash"))
-        file.flush()
-        size = file.tell() // HASH.itemsize
-        hashes = np.memmap(file, HASH, "r", shape=size) if size else np.empty(0, HASH)
-        copies = later_copies(hashes)
-        for unit in units:
-            n = len(encoder.output.read_record(f"{unit:05d}.hash")) // HASH.itemsize
-            rows, flags = hashes["source"][begin : begin + n], copies[begin : begin + n]
-            is_cut = np.isin(rows, list(encoder.judged))
-            found += rows[is_cut & flags].tolist()
-            encoder.output.write_record(f"{unit:05d}.copies", flags[~is_cut].tobytes())
-            begin += n
-    return found
-
-
-def _left_out(encoder: Encoder, units: Iterable[int]) -> list[LeftOut]:
-    if not encoder.options.filters:
-        return []
-    records = map_in_threads(encoder.output.read_record, [f"{unit:05d}.left" for unit in units])
-    return [LeftOut(**json.loads(record)) for record in records]
+def _without(units: WorkUnits, files: Container[int]) -> WorkUnits:
+    return {unit: [s for s in slices if s.number not in files] for unit, slices in units.items()}
 
 
 @dataclass(frozen=True)
@@ -175,14 +150,22 @@ class Encoder:
         keep_bad = self.options.on_bad_document == "skip"
         return itertools.chain.from_iterable(read_documents(s, self.reading, keep_bad) for s in slices)
 
+    def judge(self, file: FileSlice) -> tuple[Problem | None, bytes]:
+        """What `problem_of` says about the only document of a file, and the hash of its text."""
+        (document,), hashed = self.read([file]), digest()
+        if self.options.on_bad_document == "skip":
+            return problem_of(document, self.options, hashed.update), hashed.digest()
+        for block in self.limited(document):
+            hashed.update(block)
+        return None, hashed.digest()
+
     def encode(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
         """Write and record the shards of a work unit; its ValueError or OSError names the source."""
         left_out = LeftOut()
         if self.options.filters:
             is_known = self.options.drop_duplicates and not self.hashes_only
             content = self.output.read_record(f"{unit:05d}.copies") if is_known else b""
-            copies = np.frombuffer(content, bool)
-            documents = kept(documents, self.options, self.judged, copies, left_out)
+            documents = kept(documents, self.options, self.judged, map(bool, content), left_out)
         if self.hashes_only:
             return self._hash(unit, documents, on_progress)
         engine = self.engine  # an unusable engine is reported before any problem with a document
@@ -216,19 +199,19 @@ class Encoder:
         return shards
 
     def _hash(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
-        rows = []
+        """Record the hashes of the documents of a work unit."""
+        rows = bytearray()
         for document in documents:
             if document.continues:
                 continue
             if (hashed := self.judged.get(document.number)) is None:
-                hash = digest()
+                text = digest()
                 for block in self.limited(document):
-                    hash.update(block)
+                    text.update(block)
                     on_progress(len(block), 0)
-                hashed = hash.digest()
-            low, high = (int.from_bytes(part, "little") for part in (hashed[:8], hashed[8:]))
-            rows.append((document.number, low, high))
-        self.output.write_record(f"{unit:05d}.hash", np.array(rows, HASH).tobytes())
+                hashed = text.digest()
+            rows += document.number.to_bytes(4, "little") + hashed
+        self.output.write_record(f"{unit:05d}.hash", bytes(rows))
         return []
 
     def _shard_writer(self, unit: int, shard: int) -> ShardWriter:

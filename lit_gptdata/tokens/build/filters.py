@@ -1,13 +1,15 @@
 """Leave out bad documents and later copies of a text, with counts and examples for the manifest.
 
 documents ──kept()──▶ documents to encode, and a `LeftOut` of each work unit ──merged()──▶ the manifest
-documents ──hash_of()──▶ a row of HASH each ──later_copies()──▶ True for a text that came earlier
+
+A duplicate is known only when all texts before it are. So a first pass over the text writes a record of
+hashes for each work unit, and `find_copies` makes of them a record of the documents that are copies.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -19,6 +21,8 @@ import numpy as np
 from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.formats import INVALID
+from lit_gptdata.text.remote_file import map_in_threads
+from lit_gptdata.tokens.build.output import ShardOutput
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.manifest import LeftOut
 
@@ -27,20 +31,25 @@ SPOOL_BYTES = 16 << 20  # of a document in memory; a longer one is in a temporar
 PART_HASHES = 1 << 22  # compared at once, in about 200 MB
 BLOCK_HASHES = 1 << 20  # read at once
 
+Problem = tuple[str, str]
+"""(kind, reason) for which a document is left out."""
+
+COPY: Problem = "duplicate", "an earlier document has the same text"
+
 HASH = np.dtype([("source", "<i4"), ("low", "<u8"), ("high", "<u8")])
 """A row of one document: the index of its source, and the BLAKE2b hash of its text, 16 bytes."""
 
 
 def kept(
-    documents: Iterable[Document], options: BuildOptions, judged: Container[int], copies: np.ndarray,
-    left_out: LeftOut,
+    documents: Iterable[Document], options: BuildOptions, judged: Container[int],
+    copies: Iterable[bool], left_out: LeftOut,
 ) -> Iterator[Document]:  # fmt: skip
     """The documents that are encoded; the others are added to `left_out`.
 
     `judged`: numbers of the files that are cut into work units, which were checked as a whole.
-    `copies`: bool, True for each other good document whose text came earlier; empty: not known yet.
+    `copies`: for each other good document, whether its text came earlier; empty: not known yet.
     """
-    number = 0
+    is_copy = iter(copies)
     for document in documents:
         if document.continues or document.number in judged:
             yield document
@@ -49,29 +58,20 @@ def kept(
             problem = None
             if options.on_bad_document == "skip":  # read all of it before any of it is written
                 problem = problem_of(document, options, spool.write)
-                document = replace(document, chunks=_read(spool))
-            if problem is None:
-                if number < len(copies) and copies[number]:
-                    problem = COPY
-                number += 1
+                spool.seek(0)
+                document = replace(document, chunks=iter(lambda: spool.read(CHUNK_BYTES), b""))
+            if problem is None and next(is_copy, False):
+                problem = COPY
             if problem is None:
                 yield document
             else:
                 add(left_out, document, problem)
 
 
-COPY = "duplicate", "an earlier document has the same text"
-
-
-def _read(spool: Any) -> Iterator[bytes]:
-    spool.seek(0)
-    yield from iter(functools.partial(spool.read, CHUNK_BYTES), b"")
-
-
 def problem_of(
     document: Document, options: BuildOptions, on_block: Callable[[bytes], object]
-) -> tuple[str, str] | None:
-    """(kind, reason) of a bad document; `on_block` gets its text. Reads no more than needed."""
+) -> Problem | None:
+    """(kind, reason) of a bad document; `on_block` gets its text, up to the limit."""
     low, high = options.min_document_bytes, options.max_document_bytes
     n_bytes, problem = 0, document.problem
     try:
@@ -90,7 +90,7 @@ def problem_of(
     return ("too short", f"{n_bytes:,} bytes") if low is not None and n_bytes < low else None
 
 
-def add(left_out: LeftOut, document: Document, problem: tuple[str, str]) -> None:
+def add(left_out: LeftOut, document: Document, problem: Problem) -> None:
     """Count a document that is left out."""
     kind, reason = problem
     left_out.counts[kind] = left_out.counts.get(kind, 0) + 1
@@ -110,32 +110,60 @@ def merged(parts: Iterable[LeftOut], sources: Sequence[SourceEntry]) -> LeftOut 
         examples += part.examples
     if not counts:
         return None
-    examples.sort(key=lambda example: example["source"])
-    by_kind = {k: [e for e in examples if e["kind"] == k][:EXAMPLES] for k in sorted(counts)}
-    # your own corpus is one source, even if it numbers its documents
-    name = lambda example: sources[min(example["source"], len(sources) - 1)].path  # noqa: E731
-    first = [example | {"source": name(example)} for k in by_kind for example in by_kind[k]]
+    first: list[dict[str, Any]] = []
+    for kind in sorted(counts):
+        found = sorted((e for e in examples if e["kind"] == kind), key=lambda e: e["source"])
+        for example in found[:EXAMPLES]:
+            # your own corpus is one source, even if it numbers its documents
+            source = sources[min(example["source"], len(sources) - 1)]
+            first.append(example | {"source": source.path})
     return LeftOut(counts=dict(sorted(counts.items())), examples=first)
 
 
 def digest() -> Any:
-    """A hash of a text, of 16 bytes: two texts of 10^12 have the same one with odds of 1 in 10^14."""
+    """A hash of 16 bytes: that two of 10^12 different texts share one has odds below 1 in 10^14."""
     return hashlib.blake2b(digest_size=16)
 
 
 def later_copies(hashes: np.ndarray) -> np.ndarray:
     """HASH (N,), perhaps memory-mapped → bool (N,): True if the hash of an earlier row is the same.
 
-    Memory is 1 byte for each row, and 200 MB: it compares the rows of one remainder at a time.
+    Memory is 2 bytes for each row, and 200 MB: it compares the rows of one remainder at a time.
     """
     copies = np.zeros(len(hashes), bool)
     n_parts = 1 + len(hashes) // PART_HASHES
     for part in range(n_parts):
-        starts = range(0, len(hashes), BLOCK_HASHES)
-        blocks = [hashes["low"][start : start + BLOCK_HASHES] % n_parts == part for start in starts]
-        chosen = np.concatenate([s + np.flatnonzero(b) for s, b in zip(starts, blocks, strict=True)])
+        is_chosen = np.zeros(len(hashes), bool)
+        for start in range(0, len(hashes), BLOCK_HASHES):
+            block = slice(start, start + BLOCK_HASHES)
+            is_chosen[block] = hashes["low"][block] % n_parts == part
+        chosen = np.flatnonzero(is_chosen)
         low, high = hashes["low"][chosen], hashes["high"][chosen]
         order = np.lexsort((low, high))  # stable, so equal hashes stay in the order of the corpus
         is_same = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
         copies[chosen[order[1:]][is_same]] = True
     return copies
+
+
+def find_copies(output: ShardOutput, units: Iterable[int], judged: Container[int]) -> list[int]:
+    """Record which documents of each work unit are copies; returns the `judged` files that are."""
+    found, begin = [], 0
+    with tempfile.TemporaryFile() as file:
+        sizes = {unit: file.write(output.read_record(f"{unit:05d}.hash")) for unit in units}
+        file.flush()
+        n = file.tell() // HASH.itemsize
+        hashes = np.memmap(file, HASH, "r", shape=n) if n else np.empty(0, HASH)
+        copies = later_copies(hashes)
+        for unit, size in sizes.items():
+            rows = slice(begin, begin := begin + size // HASH.itemsize)
+            sources, flags = hashes["source"][rows], copies[rows]
+            is_judged = np.array([source in judged for source in sources.tolist()], bool)
+            found += sources[is_judged & flags].tolist()
+            output.write_record(f"{unit:05d}.copies", flags[~is_judged].tobytes())
+    return found
+
+
+def left_out_of(output: ShardOutput, units: Iterable[int]) -> list[LeftOut]:
+    """What the work units recorded."""
+    records = map_in_threads(output.read_record, [f"{unit:05d}.left" for unit in units])
+    return [LeftOut(**json.loads(record)) for record in records]

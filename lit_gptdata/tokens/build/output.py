@@ -31,7 +31,7 @@ class ShardOutput:
 
     A subclass has `open(name)`, a file to write the ids of a shard to; `save(name, file, index)`, which
     makes it the shard's .bin file and `index` its .idx file; `write_record(name, content)`,
-    `read_record(name)`, and `records()`, the names of all; `sizes()` of saved files by name; and
+    `read_record(name)`, and `record_names()`; `sizes()` of saved files by name; and
     `remove_unfinished(finished)`.
     """
 
@@ -39,7 +39,7 @@ class ShardOutput:
     save: Callable[[str, Any, bytes], None]
     write_record: Callable[[str, bytes], None]
     read_record: Callable[[str], bytes]
-    records: Callable[[], list[str]]
+    record_names: Callable[[], list[str]]
     sizes: Callable[[], dict[str, int]]
     remove_unfinished: Callable[[Mapping[int, Shards]], None]
     """Remove the files of other work units, which a killed build or its last workers left."""
@@ -55,7 +55,7 @@ class ShardOutput:
     def finished_units(self) -> dict[int, Shards]:
         """The shards of each work unit with a readable record, if each file has the recorded size."""
         finished, sizes = {}, self.sizes()
-        names = sorted(name for name in self.records() if name.endswith(".json"))
+        names = sorted(name for name in self.record_names() if name.endswith(".json"))
         for name, content in zip(names, map_in_threads(self.read_record, names), strict=True):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
@@ -144,7 +144,7 @@ class FolderOutput(ShardOutput):
     def read_record(self, name: str) -> bytes:
         return (self.folder / "parts" / name).read_bytes()
 
-    def records(self) -> list[str]:
+    def record_names(self) -> list[str]:
         return [path.name for path in (self.folder / "parts").glob("[!.]*")]
 
     def sizes(self) -> dict[str, int]:  # not of temporary files, which may vanish

@@ -98,7 +98,7 @@ class UrlOutput(ShardOutput):
     """Shards at a URL, each in memory until it is complete, and records at another. RemoteError."""
 
     store: Objects
-    objects: Objects
+    records: Objects
 
     def open(self, name: str) -> io.BytesIO:
         return io.BytesIO()
@@ -108,13 +108,13 @@ class UrlOutput(ShardOutput):
         self.store.write(f"{name}.bin", file.getvalue())
 
     def write_record(self, name: str, content: bytes) -> None:
-        self.objects.write(name, content)
+        self.records.write(name, content)
 
     def read_record(self, name: str) -> bytes:
-        return self.objects.read(name)
+        return self.records.read(name)
 
-    def records(self) -> list[str]:
-        return list(self.objects.sizes())
+    def record_names(self) -> list[str]:
+        return list(self.records.sizes())
 
     def sizes(self) -> dict[str, int]:
         return self.store.sizes()

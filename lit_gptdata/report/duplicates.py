@@ -1,0 +1,55 @@
+"""Count the documents of a store that have the text of an earlier one, for `info`."""
+
+import contextlib
+import json
+
+import numpy as np
+
+from lit_gptdata._io import progress_bar, write_json
+from lit_gptdata.tokens.build.filters import HASH, digest, later_copies
+from lit_gptdata.tokens.remote.store import RemoteStore
+from lit_gptdata.tokens.store import TokenStore
+from lit_gptdata.windows.packing import document_blocks
+
+BLOCK_TOKENS = 1 << 20  # read at once
+
+
+def describe_duplicates(store: TokenStore) -> str:
+    """A line for people."""
+    if store.manifest.reading.get("drop_duplicates"):
+        return "copies   0, because drop_duplicates left them out"
+    if isinstance(store, RemoteStore):
+        return "copies   not counted, because that would read all tokens of the remote store"
+    n, advice = count_duplicates(store), ". Set data.drop_duplicates=true to leave them out"
+    counts = f"{n:,} of {store.n_documents:,} documents have the text of an earlier one"
+    return f"copies   {counts}{advice if n else ''}"
+
+
+def count_duplicates(store: TokenStore) -> int:
+    """The documents with the same tokens as an earlier one; a file next to the store keeps the number.
+
+    Reads each document with the length of another one.
+    """
+    record = store.path.parent / ".requests" / f"{store.fingerprint}.copies"
+    with contextlib.suppress(OSError, ValueError):
+        return int(json.loads(record.read_bytes()))
+    blocks = list(document_blocks(store, 0, store.n_tokens))
+    starts, ends = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+    lengths, n_of_length = np.unique(ends - starts, return_counts=True)
+    chosen = np.flatnonzero(np.isin(ends - starts, lengths[n_of_length > 1]))
+    rows, tokens, first = bytearray(), store.tokens[:0], 0
+    with progress_bar(desc="counting duplicates", total=len(chosen), unit=" documents") as bar:
+        for begin, end in zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True):
+            text = digest()
+            for start in range(begin, end, BLOCK_TOKENS):
+                stop = min(end, start + BLOCK_TOKENS)
+                if stop > first + len(tokens):
+                    tokens, first = store.tokens[start : start + BLOCK_TOKENS], start
+                text.update(tokens[start - first : stop - first])
+            rows += bytes(4) + text.digest()  # without a source
+            bar.update()
+    n = int(later_copies(np.frombuffer(rows, HASH)).sum())
+    if record.parent.is_dir():  # not in a folder of published stores
+        with contextlib.suppress(OSError):
+            write_json(record, n)
+    return n
