@@ -3,14 +3,14 @@
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
 import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -84,6 +84,37 @@ def has_trained(trainer: Any) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
+def trains_with(trainer: Any, sampler: Any) -> bool:
+    """Whether the Trainer's train loader has this sampler; a wrapper of a loader may have none."""
+    loaders = trainer.fit_loop._combined_loader.flattened
+    samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
+    return sampler is not None and (not samplers or sampler in samplers)
+
+
+def log_gaps(segments: Sequence[RunSegment]) -> None:
+    """Log which batches are skipped, and how this changes the Trainer's counts."""
+    for gap in segments:
+        if gap.skip:
+            end = gap.number + gap.skip
+            counts = f"from there the Trainer counts {gap.skipped + gap.skip:,} batches fewer"
+            rank_zero_info(f"skip_steps: no training on batches [{gap.number:,}, {end:,}); {counts}")
+
+
+def epoch_is_over(trainer: Any) -> bool:
+    """Whether the last train batch of the epoch has ended."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    done = progress.current.processed
+    last = progress.is_last_batch or done >= trainer.num_training_batches
+    return bool(done and done == progress.current.ready and last)
+
+
+def inside_a_step(trainer: Any) -> bool:
+    """Whether an optimizer step's first batch has started and its last batch has not ended."""
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    waiting = current.processed % trainer.accumulate_grad_batches
+    return current.ready > current.processed or bool(waiting and not epoch_is_over(trainer))
+
+
 def tells_sets_apart(trainer: L.Trainer) -> bool:
     """Whether the step of the model that now runs takes `dataloader_idx`."""
     steps = {"test": "test_step", "predict": "predict_step"}
@@ -109,16 +140,17 @@ def check_trainer(trainer: L.Trainer | None) -> None:
         raise TypeError(f"the Trainer is from pytorch_lightning, not from lightning. {advice}")
 
 
-def check_batch_schedule(trainer: Any, tuned: bool) -> None:
-    """Raise ValueError for a fit that cannot follow a batch schedule; `tuned`: by BatchSizeFinder."""
-    problem = "sets the batch size itself: leave out BatchSizeFinder" if tuned else ""
+def check_plan(option: str, trainer: Any, tuned: bool) -> None:
+    """Raise ValueError for a fit that cannot follow `option`; `tuned`: by BatchSizeFinder."""
+    problem = "needs a fixed batch size: leave out BatchSizeFinder" if tuned else ""
     if trainer is None:
-        problem = "needs Trainer.fit(model, datamodule=…). In your own loop, set batch_size instead"
+        advice = "set batch_size" if option == "batch_schedule" else "leave out these batches yourself"
+        problem = f"needs Trainer.fit(model, datamodule=…). In your own loop, {advice}"
     elif isinstance(limit := trainer.limit_train_batches, float) and limit != 1:
         name = "overfit_batches" if overfits(trainer) else "limit_train_batches"
         problem = f"needs trainer.{name} as a number of batches, got the fraction {limit}"
     if problem:
-        raise ValueError(f"batch_schedule {problem}")
+        raise ValueError(f"{option} {problem}")
 
 
 def sends_compact(trainer: L.Trainer) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lit_gptdata._checks import plain
 from lit_gptdata._lightning import (
     OPTIONS,
-    check_batch_schedule,
+    check_plan,
     check_trainer,
     finds_batch_size,
     has_trained,
@@ -86,6 +86,7 @@ class GPTDataModule(L.LightningDataModule):
         batch_size: windows per batch, on each rank
         batch_schedule: train batch sizes that change: [{"tokens": n, "batch_size": b}, …]. `tokens` is
             as in `stages`; a size starts with an optimizer step. Val and test use `batch_size`
+        skip_steps: batches that do not train: [[begin, end], …], numbers as in `windows_at`
         shuffle: train windows in a seeded order, a new one each epoch
         seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
@@ -148,6 +149,7 @@ class GPTDataModule(L.LightningDataModule):
         batch_schedule: list[dict[str, Any]] | None = None,
         windows: WindowKind = "sliding",
         eval_windows: WindowKind = "sliding",
+        skip_steps: list[list[int]] | None = None,
     ) -> None:
         arguments = {name: plain(value) for name, value in locals().items()}
         del arguments["self"], arguments["__class__"]  # super() makes the second one local
@@ -257,8 +259,8 @@ class GPTDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of this rank's train windows, in the epoch's order if `shuffle`."""
-        if self._data.batch_schedule:
-            check_batch_schedule(self.trainer, self._tuned)
+        if self._resume.planned_by:
+            check_plan(self._resume.planned_by, self.trainer, self._tuned)
         if self.trainer is not None and not (has_trained(self.trainer) or self._resume.resumed):
             self._stage_begins = self._new_stage_begins
         repeats = self.trainer is not None and overfits(self.trainer)  # the first windows, in text order
@@ -371,7 +373,7 @@ class GPTDataModule(L.LightningDataModule):
         return self._resume.find_batch(step, epoch, rank, world_size, split)[1]
 
     def tokens_at(self, batch: int | None = None, *, step: int | None = None) -> int | float:
-        """Input tokens of all ranks in the run's first `batch` batches, or before optimizer step `step`.
+        """Trained input tokens of all ranks before batch `batch`, or before optimizer step `step`.
 
         Without either, the tokens of the whole run, math.inf if the Trainer does not limit it.
         """

@@ -10,6 +10,7 @@ exception one is ahead. Loading rewrites them to their values right after a batc
 import math
 from bisect import bisect_right
 from dataclasses import asdict, replace
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -21,12 +22,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_integer
-from lit_gptdata._lightning import has_trained, overfits, rewrite_loops, set_epoch_batches
+from lit_gptdata._lightning import (
+    epoch_is_over,
+    has_trained,
+    inside_a_step,
+    log_gaps,
+    overfits,
+    rewrite_loops,
+    set_epoch_batches,
+    trains_with,
+)
 from lit_gptdata.random_states import rng_states, set_rng_states, torch_states
 from lit_gptdata.windows.dataset import Windows
-from lit_gptdata.windows.identity import check_same, differences, segments_of, windows_of
+from lit_gptdata.windows.identity import check_complete, check_same, differences, segments_of, windows_of
 from lit_gptdata.windows.loader import check_not_empty
-from lit_gptdata.windows.sampler import WindowSampler
+from lit_gptdata.windows.sampler import WindowSampler, positions_of, windows_of_batch
 from lit_gptdata.windows.steps import (
     OptimizerSteps,
     Position,
@@ -34,8 +44,8 @@ from lit_gptdata.windows.steps import (
     Steps,
     count_windows,
     epoch_batches,
-    plan_segments,
-    windows_of_batch,
+    plan_run,
+    trained_before,
 )
 
 OnChange = Literal["refuse", "continue"]
@@ -55,6 +65,8 @@ class Resume(L.Callback):
         self._earlier: list[dict[str, Any]] = []  # identity and segments of data that was continued from
         self._segments: list[RunSegment] = []  # of the whole run, the current one last
         self._current: RunSegment | None = None  # starts where this process starts
+        options = {"batch_schedule": data._data.batch_schedule, "skip_steps": data._data.skip_steps}
+        self.planned_by = next((name for name, value in options.items() if value), "")
         self.loaded_state: dict[str, Any] | None = None  # of a checkpoint loaded without a Trainer
         self._steps = OptimizerSteps()
         self._sampler: WindowSampler | None = None
@@ -84,17 +96,13 @@ class Resume(L.Callback):
             return
         if self._current is None:
             return
-        if not self._schedule and self._current.steps != self._data.train_steps:
+        if not self._data._data.batch_schedule and self._current.steps != self._data.train_steps:
             if self.resumed:
                 advice = "change it before Trainer.fit(), and leave out BatchSizeFinder"
                 raise ValueError(f"batch_size changed after the checkpoint was loaded: {advice}")
             # another batch size since the last loader
             self._continue_from(*self._position(trainer))
-        sampler.start_at(self._current.start, self._segments if self._schedule else ())
-
-    @property
-    def _schedule(self) -> list[dict[str, Any]]:
-        return self._data._data.batch_schedule or []
+        sampler.start_at(self._current.start, self._segments if self.planned_by else ())
 
     @property
     def _accumulate(self) -> int:
@@ -102,39 +110,43 @@ class Resume(L.Callback):
         return 1 if trainer is None else max(1, trainer.accumulate_grad_batches)
 
     def plan(
-        self, batch: int, start: Position, step: int = -1, tokens: int = 0, steps: Steps | None = None
-    ) -> list[RunSegment]:
-        """The segments of a run from a batch on, which starts at `start` after `tokens` tokens."""
+        self, batch: int, start: Position, before: list[RunSegment], step: int = -1,
+        steps: Steps | None = None,
+    ) -> list[RunSegment]:  # fmt: skip
+        """The segments of a run from a batch on, which starts at `start` after the segments `before`."""
         trainer, steps, sizes = self._data.trainer, steps or self._data.train_steps, []
-        for part in self._schedule:
+        tokens = self.tokens_before(batch, before)
+        for part in self._data._data.batch_schedule or []:
             tokens -= part["tokens"] or 0
             size = replace(steps, batch_size=part["batch_size"])
             check_not_empty(size)
             sizes.append((part["tokens"] and -(tokens // self._data.max_length), size))
-        options: dict[str, Any] = {"accumulate": self._accumulate, "step": step}
+        skip, before = self._data._data.skip_steps, [*self._earlier_ones, *before] if batch else before
+        options: dict[str, Any] = {"accumulate": self._accumulate, "step": step, "skip": skip or []}
         if trainer is not None:
             options |= {"limit": trainer.limit_train_batches, "text_order": overfits(trainer)}
-        return plan_segments(batch, start, sizes or [(None, steps)], **options)
+        return plan_run(batch, start, sizes or [(None, steps)], before=before, **options)
 
     def plan_of_data(self) -> list[RunSegment]:
         """The segments from where this data starts, if no batch of it is done."""
-        return self._segments if self.resumed else self.plan(0, Position(0, 0))
+        return self._segments if self.resumed else self.plan(0, Position(0, 0), [])
 
-    def _continue_from(self, batch: int, start: Position) -> RunSegment:
+    def _continue_from(self, batch: int, start: Position) -> None:
         """Plan the run from `batch` on; segments that start there or later are dropped."""
         before = [segment for segment in self._segments if segment.batch < batch]
-        planned = self.plan(batch, start, tokens=self._tokens_before(batch, before))
-        self._segments, self._current = [*before, *planned], planned[0]
-        return planned[0]
+        planned = self.plan(batch, start, before)
+        self._segments = [*before, *planned]
+        self._current = next(segment for segment in planned if not segment.skip).rest(batch)
 
     def _continues_as_planned(self, batch: int, start: Position) -> bool:
         """Plan the last segment again, and continue in it if the run would come to the same position."""
         *before, last = self._segments
-        done = self._tokens_before(last.batch, before)
-        planned = self.plan(last.batch, last.start, last.step, done)
+        planned = self.plan(last.batch, last.start, before, last.step)
         current = [segment for segment in planned if segment.batch <= batch][-1]
+        gaps = [segment.start for segment in planned if segment.skip and segment.batch <= batch]
         ends = [start, Position(start.epoch + 1, 0)] if start.index else [start]
-        if planned[0] != last or not current.limit or current.position(batch) not in ends:
+        same = replace(planned[0], end=last.end) == last  # another gap may end its first epoch
+        if not same or not current.limit or [*gaps, current.position(batch)][0] not in ends:
             return False
         self._segments, self._current = [*before, *planned], current.rest(batch)
         return True
@@ -153,23 +165,26 @@ class Resume(L.Callback):
         if self._segments and world_size in (None, self._segments[-1].steps.world_size):
             return self._segments
         steps = self._data.train_steps
-        segments = self.plan(0, Position(0, 0))
         if self.loaded_state is not None and not self._segments:
             check_same(self.loaded_state["data"], self._data._identity)
             segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
             self._earlier = self.loaded_state.get("earlier", [])
             self._steps = OptimizerSteps(self.loaded_state.get("steps", [[0, 0, 1]]))
-        if world_size in (None, segments[-1].steps.world_size):
-            return segments
-        return self.plan(0, Position(0, 0), steps=replace(steps, world_size=world_size))
+            if world_size in (None, segments[-1].steps.world_size):
+                return segments
+        steps = replace(steps, world_size=world_size or steps.world_size)
+        return self.plan(0, Position(0, 0), [], steps=steps)
 
     def tokens_at(self, batch: int | None = None, step: int | None = None) -> int | float:
         """See `GPTDataModule.tokens_at`."""
         if batch is None:
             batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
-        return math.inf if batch is None else self._tokens_before(check_integer("batch", batch, 0))
+        else:
+            batch = trained_before(self.all_segments, check_integer("batch", batch, 0))
+        return math.inf if batch is None else self.tokens_before(batch)
 
-    def _tokens_before(self, batch: int, segments: list[RunSegment] | None = None) -> int:
+    def tokens_before(self, batch: int, segments: list[RunSegment] | None = None) -> int:
+        """Input tokens of all ranks in the first `batch` batches that train."""
         segments = self._history_of_data(None) if segments is None else segments
         tokens = count_windows(segments, batch) * int(self._data.max_length)
         start = segments[0].batch if segments else batch
@@ -182,18 +197,24 @@ class Resume(L.Callback):
     def steps_within(self, tokens: int) -> int:
         """The number of optimizer steps of the whole run that take at most `tokens` tokens."""
         start = self._current.batch if self._current else 0
-        most = (tokens - self._tokens_before(start)) // self._data.max_length + 1  # windows
+        most = (tokens - self.tokens_before(start)) // self._data.max_length + 1  # windows
         batches = range(start + 1, start + max(0, most) + 1)
-        stop = start + bisect_right(batches, tokens, key=self._tokens_before)
-        return self._steps.before(stop, self._all_segments)
+        stop = start + bisect_right(batches, tokens, key=self.tokens_before)
+        return self._steps.before(stop, self.all_segments)
 
     def _batch_of(self, step: int) -> int:
-        return self._steps.batch_of(step, self._all_segments)
+        segments = self.all_segments
+        return self._steps.batch_of(step, segments)
 
     @property
-    def _all_segments(self) -> list[RunSegment]:
-        earlier = [segment for data in self._earlier for segment in segments_of(data)]
-        return [*earlier, *self._history_of_data(None)]
+    def _earlier_ones(self) -> list[RunSegment]:
+        return [segment for data in self._earlier for segment in segments_of(data)]
+
+    @property
+    def all_segments(self) -> list[RunSegment]:
+        """The segments of all data of the run."""
+        present = self._history_of_data(None)  # it may load the earlier ones
+        return [*self._earlier_ones, *present]
 
     @property
     def _end(self) -> int | None:
@@ -214,16 +235,16 @@ class Resume(L.Callback):
         step, rank = check_integer("step", step), self._data._ranks.rank if rank is None else rank
         if check_choice("split", split, ("train", "val", "test")) != "train":
             windows = self._data._data.eval_windows(split)
-            return windows, self._data._steps(len(windows)).windows_of(step, rank, n)
+            return windows, positions_of(self._data._steps(len(windows)), step, rank, n)
         if self._data._draws and not self._data._drawn_seed.is_shared:
             raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
-        history, windows = self.history(n), self._data.train_windows
-        key, number = ("batch", step) if epoch is None else ("epoch", epoch)
-        data = next((d for d in reversed(history) if number >= d["legs"][0][key]), history[-1])
-        if data is not history[-1]:
-            windows = windows_of(data["data"], self._data._data)
-        segments = [RunSegment.from_dict(leg, len(windows)) for leg in data["legs"]]
-        seed = data["data"]["seed"] if data["data"]["shuffle"] else None
+        runs = [(data["data"], segments_of(data)) for data in self.history(n)]
+        first, at = (attrgetter("number"), step) if epoch is None else (attrgetter("start.epoch"), epoch)
+        data, segments = ([run for run in runs if first(run[1][0]) <= at] or runs)[-1]
+        windows = self._data.train_windows
+        if data is not runs[-1][0]:
+            windows = windows_of(data, self._data._data)
+        seed = data["seed"] if data["shuffle"] else None
         found = windows_of_batch(segments, step, epoch, rank=rank, seed=seed, order=windows.order)
         return windows, found
 
@@ -239,13 +260,11 @@ class Resume(L.Callback):
         batches, position = self._position(trainer)
         device = trainer.strategy.root_device
         states = rng_states(device)
-        if self._inside_a_step(trainer):
+        if inside_a_step(trainer):
             states |= self._rng_before_step
-        if trainer.world_size > 1 and self._other_ranks_save:
-            gather = trainer.strategy.all_gather
-            states = {name: gather(state.to(device)).cpu() for name, state in states.items()}
-        else:
-            states = {name: state[None] for name, state in states.items()}
+        gathers, gather = trainer.world_size > 1 and self._other_ranks_save, trainer.strategy.all_gather
+        for name, state in states.items():
+            states[name] = gather(state.to(device)).cpu() if gathers else state[None]
         return self._state(self._segments, batches, position, states)
 
     def save_alone(self) -> dict[str, Any]:
@@ -265,29 +284,17 @@ class Resume(L.Callback):
         self, segments: list[RunSegment], batches: int, position: Position, rng: dict[str, Tensor] | None
     ) -> dict[str, Any]:
         """What a checkpoint keeps. These keys are an on-disk format."""
-        return {
-            "data": self._data._identity,
-            "batches": batches,
-            **asdict(position),
-            "legs": [segment.as_dict() for segment in segments],
-            "steps": self._steps.starts,
-            "rng": rng,
-            **({"earlier": self._earlier} if self._earlier else {}),
-        }
+        legs = [segment.as_dict() for segment in segments]
+        state = {"data": self._data._identity, "batches": batches, **asdict(position), "legs": legs}
+        state |= {"steps": self._steps.starts, "rng": rng}
+        return state | ({"earlier": self._earlier} if self._earlier else {})
 
     def load_alone(self, state: dict[str, Any]) -> None:
         """The same without a Trainer, for the next loader and, with an open store, the followed one."""
-        self.check_complete(state)
+        check_complete(state, self.key)
         self.loaded_state = state
         if self._sampler is not None and self._data._data.is_open:
             self._follow_alone(self._sampler, self._sampler)
-
-    def check_complete(self, state: dict[str, Any]) -> None:
-        """Raise ValueError for a state that a subclass saved without the state of GPTDataModule."""
-        if not {"data", "batches", "epoch", "index", "legs"} <= state.keys():
-            problem = f"the saved state of {self.key} has only {sorted(state)}, no position in the data"
-            advice = "Its state_dict() must return {**super().state_dict(), …}"
-            raise ValueError(f"{problem}. {advice}. Without the position, load only the model's weights")
 
     def _position(self, trainer: L.Trainer) -> tuple[int, Position]:
         """The number of batches that the run has done, and where its next window is."""
@@ -296,31 +303,21 @@ class Resume(L.Callback):
         done, epoch = progress.current.processed, epochs.processed
         if done and epochs.started == epoch:  # max_steps ended it early, but Lightning counts it as done
             epoch -= 1
-        if self._epoch_is_over(trainer):
-            return progress.total.processed, Position(epoch + 1, 0)
+        # gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches
+        first = self._current.step if self._current and self._current.start.epoch == epoch else 0
+        is_over = epoch_is_over(trainer)
+        lost = 0 if is_over else min(done - first, done % trainer.accumulate_grad_batches)
+        done, batch = done - lost, progress.total.processed - lost
         begun = [s for s in self._segments if (s.start.epoch, s.step) <= (epoch, done)]
         segment = (begun or self._segments)[-1]
         start = segment.start if segment.start.epoch == epoch else Position(epoch, 0)
         done -= segment.step if segment.start.epoch == epoch else 0
-        # gradients that wait for an optimizer step are not saved, so a resumed run repeats their batches
-        lost = min(done, progress.current.processed % trainer.accumulate_grad_batches)
-        index = start.index + (done - lost) * segment.steps.width
-        return progress.total.processed - lost, Position(epoch, index)
-
-    def _epoch_is_over(self, trainer: L.Trainer) -> bool:
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.processed
-        last = progress.is_last_batch or done >= trainer.num_training_batches
-        return bool(done and done == progress.current.ready and last)
-
-    def _inside_a_step(self, trainer: L.Trainer) -> bool:
-        """Whether an optimizer step's first batch has started and its last batch has not ended."""
-        current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        waiting = current.processed % trainer.accumulate_grad_batches
-        return current.ready > current.processed or bool(waiting and not self._epoch_is_over(trainer))
+        index = start.index + done * segment.steps.width
+        gaps = [segment.start for segment in self._segments if segment.skip and segment.batch == batch]
+        return batch, [*gaps, Position(epoch + 1, 0) if is_over else Position(epoch, index)][0]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._schedule:
+        if self.planned_by:
             set_epoch_batches(trainer, epoch_batches(self._segments, trainer.current_epoch))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -342,24 +339,30 @@ class Resume(L.Callback):
 
     def load(self, trainer: Any, state: dict[str, Any]) -> int | None:
         """Continue from a state; returns the epoch in which new data starts, None for the same data."""
-        self.check_complete(state)
+        check_complete(state, self.key)
         identity, steps = self._data._identity, self._data.train_steps
         changes = differences(state["data"], identity)
         if self.on_change == "refuse":
             check_same(state["data"], identity)
         batch, start = state["batches"], Position(state["epoch"], state["index"])
         legs, self._earlier = state["legs"], state.get("earlier", [])
+        legs = [leg for leg in legs if leg["batch"] < batch]  # the others are a plan
         if changes:
             rank_zero_info(f"continue with new data at batch {batch:,}: {'; '.join(changes)}")
-            self._earlier, legs = [*self._earlier, {"data": state["data"], "legs": legs}], []
-        begun = [leg for leg in legs if leg["batch"] <= batch]  # the others are a plan
-        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in begun]
+            earlier = [{"data": state["data"], "legs": legs}] if legs else []
+            self._earlier, legs = [*self._earlier, *earlier], []
+        self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]
         if not self._segments or not self._continues_as_planned(batch, start):
-            current = self._continue_from(batch, start)
-            if start.index and (changes or current.step >= current.end):
-                self._continue_from(batch, Position(start.epoch + 1, 0))
+            inside = changes and start.index  # new data starts with an epoch
+            self._continue_from(batch, Position(start.epoch + 1, 0) if inside else start)
         self._steps = OptimizerSteps(state.get("steps", []))  # absent from older checkpoints
         self._rng_to_restore, self.resumed = state["rng"], True
+        gaps = [(segment.batch, segment.skip) for segment in self._segments if segment.skip]
+        planned = [(leg["batch"], leg["skip"]) for leg in state["legs"] if leg.get("skip")]
+        if self._data._stage_begins and gaps != planned:  # stages to come start as in a new run
+            at = (start.epoch - self._data._first_epoch) * steps.n + start.index
+            begins = zip(self._data._stage_begins, self._data._new_stage_begins, strict=True)
+            self._data._stage_begins = [old if old <= at else max(at, new) for old, new in begins]
         if self._sampler is not None:
             self.follow(self._sampler, trainer)
         return self._segments[0].start.epoch if changes else None
@@ -369,12 +372,12 @@ class Resume(L.Callback):
             return
         loops = checkpoint["loops"]["fit_loop"]
         if self.resumed and self._current is not None:
-            step, segments = checkpoint["global_step"], self._all_segments
+            step, segments = checkpoint["global_step"], self.all_segments
             self._steps.resume(self._current.batch, step, self._accumulate, segments)
             n_batches = epoch_batches(self._segments, self._current.start.epoch)
             rewrite_loops(trainer, pl_module, loops, self._current, n_batches)
         elif self.key in checkpoint:
-            self.check_complete(checkpoint[self.key])
+            check_complete(checkpoint[self.key], self.key)
             problem = "does not call super().load_state_dict(state_dict), so the position is lost"
             raise ValueError(f"{self.key}.load_state_dict() {problem}. Add the call")
         elif batches := loops["epoch_loop.batch_progress"]["total"]["processed"]:
@@ -385,14 +388,11 @@ class Resume(L.Callback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.resumed:
-            loaders = trainer.fit_loop._combined_loader.flattened
-            samplers = [loader.sampler for loader in loaders if hasattr(loader, "sampler")]
-            is_other = samplers and self._sampler not in samplers  # a wrapper may have none
-            if self._sampler is None or is_other:
-                problem = "does not return the loader of GPTDataModule"
-                advice = "Return super().train_dataloader() to continue at the position in the data"
-                raise ValueError(f"{self.key}.train_dataloader() {problem}. {advice}")
+        if self.resumed and not trains_with(trainer, self._sampler):
+            problem = "does not return the loader of GPTDataModule"
+            advice = "Return super().train_dataloader() to continue at the position in the data"
+            raise ValueError(f"{self.key}.train_dataloader() {problem}. {advice}")
+        log_gaps(self._segments)
         rng, rank = self._rng_to_restore, trainer.global_rank
         if rng is None or rank >= len(rng["torch"]):  # a new rank has no state to restore
             return

@@ -41,6 +41,7 @@ def seen(args: argparse.Namespace) -> None:
     """List the text of each source that a run sees before step=N."""
     from lit_gptdata.datamodule import GPTDataModule
     from lit_gptdata.windows.identity import seen as seen_before
+    from lit_gptdata.windows.steps import number_after
 
     files = [word for word in args.overrides if word.endswith(".ckpt") and "=" not in word]
     words = [word for word in args.overrides if word not in files]
@@ -55,7 +56,9 @@ def seen(args: argparse.Namespace) -> None:
     if files:
         data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
         data.setup()
-        step = step if has_step else data.state_dict()["batches"]
+        step = (
+            step if has_step else number_after(data._resume.all_segments, data.state_dict()["batches"])
+        )
     else:
         data = open_data(overrides)
         if data.shuffle and data.seed is None:

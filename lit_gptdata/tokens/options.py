@@ -113,14 +113,39 @@ def read_stages(
     return found
 
 
-def read_batch_schedule(schedule: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def read_batch_schedule(options: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Read the option `batch_schedule`, as plain dicts; raises TypeError or ValueError."""
+    if (schedule := options["batch_schedule"]) is None:
+        return None
     found = []
     for option, part, is_last in _parts("batch_schedule", schedule, "batch_size", "…"):
         size = check_integer(f"{option}.batch_size", part["batch_size"], 1, "the windows in a batch")
         tokens = _read_length(option, part.get("tokens"), is_last)
         found.append({"tokens": tokens, "batch_size": size})
     return found
+
+
+def read_skip_steps(options: Mapping[str, Any]) -> list[list[int]] | None:
+    """Read the option `skip_steps`, sorted and merged; raises TypeError or ValueError."""
+    if (ranges := options["skip_steps"]) is None:
+        return None
+    form = "[begin, end], two numbers of batches"
+    if isinstance(ranges, (str, Mapping)) or not isinstance(ranges, Sequence):
+        raise TypeError(f"skip_steps must be a list of {form} each, got {ranges!r}")
+    found: list[list[int]] = []
+    for i, pair in enumerate(ranges):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"skip_steps[{i}] must be {form}, got {pair!r}")
+        begin = check_integer(f"skip_steps[{i}][0]", pair[0], 0, "the first batch that is skipped")
+        end = check_integer(f"skip_steps[{i}][1]", pair[1], begin + 1, "the batch after the last one")
+        found.append([begin, end])
+    merged: list[list[int]] = []
+    for begin, end in sorted(found):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return merged
 
 
 def _parts(name: str, parts: Any, key: str, form: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:

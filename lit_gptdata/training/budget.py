@@ -113,8 +113,8 @@ class TokenBudget(L.Callback):
         if self.max_tokens is None or not self._sets_limit:
             return
         if not trainer.lightning_module.automatic_optimization:  # a step is a batch
-            tokens_at, done = trainer.datamodule.tokens_at, batches_done(trainer)
-            own = tokens_at(done + 1) - tokens_at(done)
+            before, done = trainer.datamodule._resume.tokens_before, batches_done(trainer)
+            own = before(done + 1) - before(done)
             trainer.should_stop |= self.tokens + own > self.max_tokens
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -101,7 +101,7 @@ class TokenBar(TQDMProgressBar):
         total = batches * trainer.accumulate_grad_batches * self._tokens_per_batch
         start = done * self._tokens_per_batch
         if isinstance(data := trainer.datamodule, GPTDataModule):
-            total, start = data.tokens_at(), data.tokens_at(done)
+            total, start = data.tokens_at(), data._resume.tokens_before(done)
         self.train_progress_bar = progress_bar(
             desc="training", disable=super().is_disabled, file=sys.stdout, unit=" tokens", smoothing=0,
             total=total if 0 < total < math.inf else None, miniters=1, initial=start, mininterval=0.3,

@@ -1,5 +1,6 @@
 """Compare the data of two runs, in plain values; open an earlier run's windows, and list seen text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from lit_gptdata.windows.dataset import Spans, Windows
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, taken_windows
 from lit_gptdata.windows.order import SMALL
 from lit_gptdata.windows.sources import Sources
-from lit_gptdata.windows.steps import RunSegment, trained_ranges
+from lit_gptdata.windows.steps import RunSegment, parts_before, trained_before
 
 WINDOW_OPTIONS = (
     "windows", "max_length", "stride", "val_fraction", "test_fraction", "shuffle", "seed", "n_windows",
@@ -24,6 +25,14 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
             "load only its weights, or continue with the new data: on_change=continue. batch_size and "
             "the number of devices may change"
         )
+
+
+def check_complete(state: dict[str, Any], key: str) -> None:
+    """Raise ValueError for a state that a subclass of GPTDataModule saved without the position."""
+    if not {"data", "batches", "epoch", "index", "legs"} <= state.keys():
+        problem = f"the saved state of {key} has only {sorted(state)}, no position in the data"
+        advice = "Its state_dict() must return {**super().state_dict(), …}"
+        raise ValueError(f"{problem}. {advice}. Without the position, load only the model's weights")
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> list[str]:
@@ -79,19 +88,40 @@ def segments_of(data: dict[str, Any]) -> list[RunSegment]:
     return [RunSegment.from_dict(leg, n) for leg in data["legs"]]
 
 
+def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:
+    """The positions [begin, end) of all ranks' batches before `stop`; epoch e starts at e * n."""
+    ranges: list[tuple[int, int]] = []
+    for segment, end in parts_before(segments, stop):
+        if segment.text_order:
+            raise ValueError("the run overfits: each of its epochs has the same first windows")
+        batch, steps = segment.batch, segment.steps
+        while batch < end:
+            at = segment.position(batch)
+            begin, batches = at.epoch * steps.n + at.index, segment.first_batch(at.epoch + 1)
+            batches = min(batches, end) - batch
+            to = min(begin + batches * steps.width, (at.epoch + 1) * steps.n)
+            if ranges and ranges[-1][1] == begin:
+                begin = ranges.pop()[0]
+            ranges.append((begin, to))
+            batch += batches
+    return ranges
+
+
 def seen(history: list[dict[str, Any]], stop: int, present: Sources) -> list[dict[str, Any]]:
     """What the batches before `stop` took from each source, on all ranks, in plain values.
 
-    `present`: of the run's present data. `history`: see `Resume.history`. `documents`: those with a
-    token that was an input or a target, [(first, last), …], counted from 1.
+    `present`: of the run's present data. `history`: see `Resume.history`. `stop` also counts batches
+    that were skipped. `documents`: those with a token that was an input or a target, [(first, last), …],
+    counted from 1.
     """
     found: list[dict[str, Any]] = []
-    ends = [min(stop, data["legs"][0]["batch"]) for data in history[1:]] + [stop]
-    for data, end in zip(history, ends, strict=True):
-        identity, legs = data["data"], data["legs"]
+    runs = [segments_of(data) for data in history]
+    ends = [min(stop, run[0].number) for run in runs[1:]] + [stop]
+    for data, segments, end in zip(history, runs, ends, strict=True):
+        identity = data["data"]
         windows = windows_of(identity, present)
         sources = identity.get("sources", {"corpus": identity})
-        ranges = trained_ranges(segments_of(data), end)
+        ranges = trained_ranges(segments, trained_before(segments, end))
         if isinstance(windows, Mixture):
             taken = windows.taken(ranges)
         else:
@@ -104,7 +134,7 @@ def seen(history: list[dict[str, Any]], stop: int, present: Sources) -> list[dic
             part = windows.sources[name] if isinstance(windows, Mixture) else windows
             documents = store.documents(*_ranges(part, which))
             found.append({
-                "source": name, "steps": [min(legs[0]["batch"], end), end],
+                "source": name, "steps": [min(segments[0].number, end), end],
                 "tokens": n_windows * windows.spans.max_length, "epochs": n_windows / len(which),
                 "n_documents": sum(last - first + 1 for first, last in documents),
                 "of": store.n_documents, "documents": documents,

@@ -20,7 +20,7 @@ from lit_gptdata.tokens.shards import join
 from lit_gptdata.windows.dataset import JoinedWindows, Windows
 from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, groups_of, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
-from lit_gptdata.windows.steps import RunSegment, count_windows, find_batch
+from lit_gptdata.windows.steps import RunSegment, count_windows, find_batch, number_after
 
 BLOCK = 16_384  # positions that become slots together
 BITS = 40  # of the fraction of a share, as an integer: the same on every machine
@@ -301,7 +301,7 @@ def stage_begins(tokens: Sequence[int], segments: Sequence[RunSegment], max_leng
         windows = count_windows(segments, batch) - (-length // max_length)
         batches = range(batch, batch + windows)  # a batch has at least one window
         batch += bisect_left(batches, windows, key=lambda end: count_windows(segments, end))
-        start = find_batch(segments, batch)[1]
+        start = find_batch(segments, number_after(segments, batch))[1]
         begins.append((start.epoch - first) * segments[0].steps.n + start.index)
     return begins
 

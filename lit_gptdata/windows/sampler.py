@@ -15,7 +15,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from lit_gptdata.windows.dataset import Block
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_reads, check_launched, current_ranks
-from lit_gptdata.windows.steps import Position, RunSegment, Steps, epoch_batches, epoch_parts
+from lit_gptdata.windows.steps import Position, RunSegment, Steps, epoch_batches, find_batch
 
 BLOCK = 16_384  # positions that become windows in one call, whose cost is then negligible
 
@@ -53,6 +53,49 @@ class EpochSlice:
             if not n_batches:
                 break
         return Position(self.start.epoch, index)
+
+
+def epoch_parts(segments: Sequence[RunSegment], start: Position) -> list[tuple[int, Steps, int]]:
+    """The sizes of an epoch from `start` on: [(index, steps, number of steps), …], without a limit."""
+    before = [s for s in segments if (s.start.epoch, s.start.index) <= (start.epoch, start.index)]
+    later = [s for s in segments if s.start.epoch == start.epoch and s.start.index > start.index]
+    parts, index = [], start.index
+    for segment, after in zip([*before[-1:], *later], [*later, None], strict=True):
+        steps = segment.steps
+        number = (after.start.index - index) // steps.width if after else steps.remaining(index)
+        if not segment.skip:
+            parts.append((index, steps, number))
+        index = after.start.index if after else index
+    return parts
+
+
+def positions_of(steps: Steps, step: int, rank: int, world_size: int | None = None) -> np.ndarray:
+    """The positions of a rank in a step, int64 (B,); raises ValueError if it does not exist."""
+    steps = replace(steps, world_size=world_size or steps.world_size)
+    if not (0 <= step < steps.remaining() and 0 <= rank < steps.world_size):
+        sizes = f"{steps.remaining()} steps on {steps.world_size} ranks"
+        raise ValueError(f"step={step}, rank={rank} does not exist: there are {sizes}")
+    return np.arange(*steps.rank_slice(step * steps.width, rank))
+
+
+def windows_of_batch(
+    segments: Sequence[RunSegment],
+    step: int,
+    epoch: int | None,
+    *,
+    rank: int,
+    seed: int | None,
+    order: type[EpochPermutation] = EpochPermutation,
+) -> np.ndarray:
+    """The windows of a rank in the batch that `find_batch` finds: int64 (B,)."""
+    segment, position = find_batch(segments, step, epoch)
+    steps = segment.steps
+    if not 0 <= rank < steps.world_size:
+        raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
+    if segment.text_order:
+        seed, order = None, EpochPermutation
+    permutation = order(n=steps.n, seed=seed, epoch=position.epoch)
+    return permutation.at(np.arange(*steps.rank_slice(position.index, rank)))
 
 
 class WindowSampler(DistributedSampler[Any]):

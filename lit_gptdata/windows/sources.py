@@ -19,6 +19,7 @@ from lit_gptdata.tokens.options import (
     local_build,
     naming,
     read_batch_schedule,
+    read_skip_steps,
     read_sources,
     read_stages,
 )
@@ -168,8 +169,7 @@ class Sources:
                 problem = f"has {unused[0]}" if unused else "is in corpus, too"
                 raise ValueError(f"val_corpus.{name} {problem}, but all of it is val: change this")
         self.stages = None if stages is None else read_stages(stages, given)
-        schedule = options["batch_schedule"]
-        self.batch_schedule = None if schedule is None else read_batch_schedule(schedule)
+        self.batch_schedule, self.skip_steps = read_batch_schedule(options), read_skip_steps(options)
         self.sources: dict[str, NamedSource] = {}
         self.val_corpus: dict[str, NamedSource] = {}
         for name, source in [*given.items(), *val_given.items()]:
@@ -217,7 +217,7 @@ class Sources:
             "corpus": corpus if self.is_named else self.first.hparams.get("path"), "stages": self.stages,
             "val_corpus": val_corpus, "tokenizer": tokenizer.location, "bos": tokenizer.bos,
             "special_tokens": tokenizer.special_tokens, "end_of_document": tokenizer.own_end,
-            "batch_schedule": self.batch_schedule,
+            "batch_schedule": self.batch_schedule, "skip_steps": self.skip_steps,
         }  # fmt: skip
 
     @property

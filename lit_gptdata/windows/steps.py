@@ -15,10 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
-from lit_gptdata.windows.order import EpochPermutation
-
 Tail = Literal["drop", "share", "pad"]
 """What happens to the last windows of an epoch, which do not fill a step.
 
@@ -81,13 +77,8 @@ class Steps:
             return index + rank * size, index + (rank + 1) * size
         return index + rank * windows // self.world_size, index + (rank + 1) * windows // self.world_size
 
-    def windows_of(self, step: int, rank: int, world_size: int | None = None) -> np.ndarray:
-        """The positions of a rank in a step, int64 (B,); raises ValueError if it does not exist."""
-        steps = replace(self, world_size=world_size or self.world_size)
-        if not (0 <= step < steps.remaining() and 0 <= rank < steps.world_size):
-            sizes = f"{steps.remaining()} steps on {steps.world_size} ranks"
-            raise ValueError(f"step={step}, rank={rank} does not exist: there are {sizes}")
-        return np.arange(*steps.rank_slice(step * steps.width, rank))
+
+OPTIONAL = ("text_order", "step", "end", "skipped", "skip")  # older checkpoints have fewer of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +86,7 @@ class RunSegment:
     """A part of a run during which the batch size and the number of ranks stay the same."""
 
     batch: int
-    """Number of batches that the run took before, counted on one rank."""
+    """Number of batches that the run trained on before, counted on one rank."""
     start: Position
     steps: Steps
     limit: int
@@ -106,6 +97,10 @@ class RunSegment:
     """Batches of its first epoch before it, as Lightning counts; -1: measured in its own steps."""
     end: int = -1
     """Batches that the Trainer takes in its first epoch, with the `step` earlier ones; -1: `limit`."""
+    skipped: int = 0
+    """Batches of the run that were skipped before it."""
+    skip: int = 0
+    """More than 0: a gap. The run skips so many batches, and the next segment has the same `batch`."""
 
     def __post_init__(self) -> None:
         if self.step < 0:
@@ -125,6 +120,16 @@ class RunSegment:
             return Position(self.start.epoch, self.start.index + ahead * self.steps.width)
         epochs, step = divmod(self.step + ahead - self.end, self.limit)
         return Position(self.start.epoch + 1 + epochs, step * self.steps.width)
+
+    @property
+    def number(self) -> int:
+        """The number of its first batch in the run, where skipped batches count."""
+        return self.batch + self.skipped
+
+    def skipped_in(self, epoch: int) -> int:
+        """Number of batches of an epoch that a gap skips; 0 for other segments."""
+        begin, end = self.first_batch(epoch), self.first_batch(epoch + 1)
+        return max(0, min(end, self.batch + self.skip) - max(begin, self.batch))
 
     def batches_before(self, position: Position) -> int:
         """Number of batches of the run before `position`, which is where a step starts or ends."""
@@ -179,7 +184,7 @@ class RunSegment:
         """Read what `as_dict` wrote, for a run over `n` windows."""
         steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
-        newer = {name: values[name] for name in ("text_order", "step", "end") if name in values}
+        newer = {name: values[name] for name in OPTIONAL if name in values}
         return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"], **newer)
 
 
@@ -192,24 +197,33 @@ def plan_segments(
     accumulate: int = 1,
     step: int = -1,
     text_order: bool = False,
+    done: int = 0,
+    missed: int = 0,
+    skipped: int = 0,
 ) -> list[RunSegment]:
     """The segments of a run from batch `batch` on, which starts at `start`.
 
-    `sizes`: the windows of all ranks before the next size, counted from `batch`, and the steps; the last
-    one has no end. A size starts with the first optimizer step after these windows. `step`: as in
-    RunSegment. `limit`, `accumulate`: the Trainer's limit_train_batches and accumulate_grad_batches.
+    `sizes`: the windows of all ranks before the next size, and the steps; the last one has no end. A
+    size starts with the first optimizer step after these windows. They are counted from the first batch
+    of the present optimizer step, which has `done` windows already. `step`, `skipped`: as in RunSegment.
+    `missed`: batches of the first epoch that were skipped. `limit`, `accumulate`: the Trainer's
+    limit_train_batches and accumulate_grad_batches.
     """
     segments: list[RunSegment] = []
-    done, left = 0, (start, step)
+    epoch, left = start.epoch, (start, step)
+
+    def limit_of(epoch_: int) -> int | float:
+        return limit - missed if isinstance(limit, int) and epoch_ == epoch else limit
+
     for windows, steps in sizes:
-        if windows is not None and windows <= done:
+        if windows is not None and windows <= (done if segments else 0):
             continue
         if steps.remaining(left[0].index):
             start, step = left
-        step = steps.done(start.index) if step < 0 else step
-        end, most = max(step, steps.limited(limit, step, start.index)), steps.limited(limit)
-        where: Any = {"batch": batch, "start": start, "step": step, "end": end}
-        segment = RunSegment(steps=steps, limit=most, text_order=text_order, **where)
+        step = max(0, steps.done(start.index) - missed) if step < 0 else step
+        end = max(step, steps.limited(limit_of(start.epoch), step, start.index))
+        where: Any = {"batch": batch, "start": start, "step": step, "end": end, "skipped": skipped}
+        segment = RunSegment(steps=steps, limit=steps.limited(limit), text_order=text_order, **where)
         segments.append(segment)
         if windows is None or not segment.limit:
             break
@@ -220,29 +234,97 @@ def plan_segments(
         done, start = done + segment.windows_before(batch), segment.position(batch)
         step, last = batch - segment.first_batch(start.epoch), segment.position(batch - 1)
         left, taken = (start, step), batch - segment.first_batch(last.epoch)
-        is_over = start.epoch > last.epoch and not (isinstance(limit, int) and taken >= limit)
+        most = limit_of(last.epoch)
+        is_over = start.epoch > last.epoch and not (isinstance(most, int) and taken >= most)
         if is_over and taken % accumulate == 0:  # a smaller batch may fit into the rest of the epoch
             left = Position(last.epoch, last.index + steps.width), taken
     return segments
 
 
-def epoch_parts(segments: Sequence[RunSegment], start: Position) -> list[tuple[int, Steps, int]]:
-    """The sizes of an epoch from `start` on: [(index, steps, number of steps), …], without a limit."""
-    before = [s for s in segments if (s.start.epoch, s.start.index) <= (start.epoch, start.index)]
-    later = [s for s in segments if s.start.epoch == start.epoch and s.start.index > start.index]
-    parts, index = [], start.index
-    for segment, after in zip([*before[-1:], *later], [*later, None], strict=True):
-        steps = segment.steps
-        number = (after.start.index - index) // steps.width if after else steps.remaining(index)
-        parts.append((index, steps, number))
-        index = after.start.index if after else index
-    return parts
+def plan_run(
+    batch: int,
+    start: Position,
+    sizes: Sequence[tuple[int | None, Steps]],
+    *,
+    skip: Sequence[Sequence[int]] = (),
+    before: Sequence[RunSegment] = (),
+    step: int = -1,
+    accumulate: int = 1,
+    **options: Any,
+) -> list[RunSegment]:
+    """The segments of a run after the segments `before`, as in `plan_segments`, and its gaps.
+
+    `skip`: sorted ranges [begin, end) of batches that do not train, in the numbers of the run. Raises
+    ValueError if an epoch has no other batches.
+    """
+    run, skipped = list(before), before[-1].skipped + before[-1].skip if before else 0
+    for begin, end in skip:
+        first, last = (trained_before(run, min(n, batch + skipped)) for n in (begin, end))
+        if first < last:
+            advice = f"resume from a checkpoint before batch {begin:,}, or leave out this range"
+            raise ValueError(f"skip_steps [{begin:,}, {end:,}): the run has trained on it: {advice}")
+    first = count_windows(run, batch)  # `sizes` count from here
+    ahead = [(begin, end) for begin, end in skip if end > batch + skipped]
+    for begin, end in [*ahead, (None, None)]:
+        # an optimizer step continues after a gap, with the same batch size
+        opened = batch - (step % accumulate if step > 0 and run and run[-1].skip else 0)
+        windows = count_windows(run, opened)
+        rest = [(size and size + first - windows, steps) for size, steps in sizes]
+        options["missed"] = sum(gap.skipped_in(start.epoch) for gap in run if gap.skip)
+        options["done"] = count_windows(run, batch) - windows
+        planned = plan_segments(
+            batch, start, rest, step=step, accumulate=accumulate, skipped=skipped, **options
+        )
+        if step == 0 and run and run[-1].skip and planned[-1].limit and not planned[0].end:
+            raise ValueError(_no_batch_of(start.epoch, run[-1]))  # the rest is too small for a batch
+        if begin is None or not planned[-1].limit:
+            return [*run[len(before) :], *planned]
+        batch = max(begin - skipped, batch)
+        at = [segment for segment in planned if segment.batch <= batch][-1].rest(batch)
+        gap = replace(at, skip=end - skipped - batch)
+        start, step = gap.position(batch + gap.skip), gap.step
+        run += [segment for segment in planned if segment.batch < batch]
+        if start.epoch > gap.start.epoch:
+            empty = gap.start.epoch + (step > 0)
+            if start.epoch > empty:
+                raise ValueError(_no_batch_of(empty, gap))
+            if step and planned[0].batch < batch:  # the gap ends the epoch
+                if run[-1].start.epoch < gap.start.epoch:
+                    run.append(run[-1].rest(batch - step))
+                run[-1] = replace(run[-1], end=step)
+            step = 0
+        run.append(gap)
+        skipped += gap.skip
+    raise AssertionError
+
+
+def _no_batch_of(epoch: int, gap: RunSegment) -> str:
+    first, after = (gap.first_batch(e) + gap.skipped for e in (epoch, epoch + 1))
+    skip = f"skip_steps [{gap.number:,}, {gap.number + gap.skip:,})"
+    which = f"epoch {epoch}, which would have [{first:,}, {after:,})"
+    return f"{skip} leaves no batch to train in {which}: keep at least one batch of each epoch"
 
 
 def epoch_batches(segments: Sequence[RunSegment], epoch: int) -> int:
     """The number of batches that the Trainer takes in an epoch of a run."""
     segment = [segment for segment in segments if segment.start.epoch <= epoch][-1]
+    if segment.skip:
+        return segment.step
     return segment.end if segment.start.epoch == epoch else segment.limit
+
+
+def trained_before(segments: Sequence[RunSegment], number: int) -> int:
+    """How many of the first `number` batches of a run train."""
+    for segment in reversed(segments):
+        if segment.number <= number:
+            return segment.batch if segment.skip else number - segment.skipped
+    return number - sum(segment.skipped for segment in segments[:1])
+
+
+def number_after(segments: Sequence[RunSegment], batches: int) -> int:
+    """The number of the batch that follows `batches` trained ones, where skipped batches count."""
+    last = [segment for segment in segments if segment.batch < batches] or segments[:1]
+    return batches + sum(segment.skipped for segment in last[-1:])
 
 
 def parts_before(segments: Sequence[RunSegment], stop: int) -> Iterator[tuple[RunSegment, int]]:
@@ -269,20 +351,22 @@ def find_batch(
 ) -> tuple[RunSegment, Position]:
     """Find the segment that a batch belongs to, and the position where it starts.
 
-    `step` counts from 0 over the whole run. With `epoch` it counts within the epoch and equals
-    Lightning's batch_idx. After a change of batch size it continues from the steps done by then,
-    measured in new steps. Raises ValueError for a step that the run does not have.
+    `step` counts from 0 over the whole run, also batches that are skipped. With `epoch` it counts within
+    the epoch and equals Lightning's batch_idx, which leaves them out. After a change of batch size it
+    continues from the steps done by then, measured in new steps. Raises ValueError for a step that the
+    run does not have.
     """
-    next_batch = None  # the first batch of the following segment
+    after = None  # the first batch of the following segment
     for segment in reversed(segments):
+        first = segment.number if epoch is None else segment.batch
         batch = step if epoch is None else segment.batch_of(step, epoch)
-        if segment.limit and batch >= segment.batch and (next_batch is None or batch < next_batch):
-            return segment, segment.position(batch)
-        next_batch = segment.batch
+        if segment.limit and batch >= first and (after is None or batch < after):
+            return segment, segment.position(batch - first + segment.batch)
+        after = first
     where = "" if epoch is None else f" of epoch {epoch}"
     first, last = segments[0], segments[-1]
     raise ValueError(
-        f"step={step}{where} does not exist: the run starts with step {first.batch}, in epoch "
+        f"step={step}{where} does not exist: the run starts with step {first.number}, in epoch "
         f"{first.start.epoch}, and an epoch has {last.limit} steps of "
         f"batch_size={last.steps.batch_size} on {last.steps.world_size} ranks"
     )
@@ -314,42 +398,3 @@ class OptimizerSteps:
         self.starts = [start for start in self.starts if start[0] <= batch] or [[0, 0, accumulate]]
         if self.starts[-1][2] != accumulate or self.before(batch, segments) != step:
             self.starts.append([batch, step, accumulate])
-
-
-def trained_ranges(segments: Sequence[RunSegment], stop: int) -> list[tuple[int, int]]:
-    """The positions [begin, end) of all ranks' batches before `stop`; epoch e starts at e * n."""
-    ranges: list[tuple[int, int]] = []
-    for segment, end in parts_before(segments, stop):
-        if segment.text_order:
-            raise ValueError("the run overfits: each of its epochs has the same first windows")
-        batch, steps = segment.batch, segment.steps
-        while batch < end:
-            at = segment.position(batch)
-            begin, batches = at.epoch * steps.n + at.index, segment.first_batch(at.epoch + 1)
-            batches = min(batches, end) - batch
-            to = min(begin + batches * steps.width, (at.epoch + 1) * steps.n)
-            if ranges and ranges[-1][1] == begin:
-                begin = ranges.pop()[0]
-            ranges.append((begin, to))
-            batch += batches
-    return ranges
-
-
-def windows_of_batch(
-    segments: Sequence[RunSegment],
-    step: int,
-    epoch: int | None,
-    *,
-    rank: int,
-    seed: int | None,
-    order: type[EpochPermutation] = EpochPermutation,
-) -> np.ndarray:
-    """The windows of a rank in the batch that `find_batch` finds: int64 (B,)."""
-    segment, position = find_batch(segments, step, epoch)
-    steps = segment.steps
-    if not 0 <= rank < steps.world_size:
-        raise ValueError(f"rank={rank} does not exist: give a rank in [0, {steps.world_size})")
-    if segment.text_order:
-        seed, order = None, EpochPermutation
-    permutation = order(n=steps.n, seed=seed, epoch=position.epoch)
-    return permutation.at(np.arange(*steps.rank_slice(position.index, rank)))

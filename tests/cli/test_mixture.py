@@ -22,8 +22,10 @@ from lit_gptdata.report import usage
 from lit_gptdata.text.corpus import open_corpus
 from lit_gptdata.tokens.shards import Tokens
 from lit_gptdata.windows.dataset import Windows
+from lit_gptdata.windows.identity import trained_ranges
 from lit_gptdata.windows.mixture import EndlessOrder, Mixture, Stage, epochs_of, taken_windows
-from lit_gptdata.windows.steps import Position, RunSegment, Steps, trained_ranges, windows_of_batch
+from lit_gptdata.windows.sampler import windows_of_batch
+from lit_gptdata.windows.steps import Position, RunSegment, Steps
 from tests.cli.test_cli import parse_windows, run
 from tests.training.run_train import run_train
 

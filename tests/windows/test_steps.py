@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lit_gptdata.tokens.options import read_skip_steps
+from lit_gptdata.windows.sampler import epoch_parts
 from lit_gptdata.windows.steps import (
     Position,
     RunSegment,
@@ -17,9 +20,11 @@ from lit_gptdata.windows.steps import (
     count_updates,
     count_windows,
     epoch_batches,
-    epoch_parts,
     find_batch,
+    number_after,
+    plan_run,
     plan_segments,
+    trained_before,
 )
 
 TAILS = ("drop", "share", "pad")
@@ -291,6 +296,95 @@ def test_a_schedule_is_planned_again_from_its_last_segment(run, batch):
     assert [*begun[:-1], *again] == segments
     rest = [segment for segment in segments if segment.batch > batch]
     assert found([*begun[:-1], last.rest(batch), *rest], batch) == found(segments, batch)
+
+
+def walk_with_gaps(n, tail, world_size, sizes, limit, accumulate, skip, n_batches):
+    """(does it train, steps, epoch, index, step of the epoch as Lightning counts) of each batch.
+
+    None if an epoch has no batch that trains.
+    """
+    walked, epoch, index, taken, done, steps = [], 0, 0, 0, 0, None
+    step = 0  # batches of the epoch that train; `taken` also counts the others
+    while len(walked) < n_batches or not step:
+        trains = not any(begin <= len(walked) < end for begin, end in skip)
+        if step % accumulate == 0 and (trains or not walked or walked[-1][0]):
+            size = next(size for until, size in sizes if until is None or done < until)
+            steps = Steps(n=n, batch_size=size, world_size=world_size, tail=tail)
+        most = limit if isinstance(limit, int) else n
+        if not (is_over := taken == most or not steps.remaining(index)):
+            walked.append((trains, steps, epoch, index, step))
+            done += trains * min(steps.width, steps.n - index)
+            step, taken, index = step + trains, taken + 1, index + steps.width
+            is_over = not trains and (taken == most or not steps.remaining(index))
+        if is_over:
+            if not step:
+                return None
+            epoch, index, step, taken = epoch + 1, 0, 0, 0
+    return walked
+
+
+@st.composite
+def runs_with_gaps(draw):
+    """The arguments of `walk_with_gaps`, and those of `plan_run`."""
+    n, tail = draw(st.integers(18, 60)), draw(st.sampled_from(TAILS))
+    untils = sorted(draw(st.lists(st.integers(1, 250), max_size=2)))
+    sizes = [(until, draw(st.integers(1, 6))) for until in [*untils, None]]
+    limit, accumulate = draw(st.one_of(st.just(1.0), st.integers(1, 30))), draw(st.integers(1, 5))
+    ranges = draw(st.lists(st.tuples(st.integers(0, 80), st.integers(1, 12)), max_size=4))
+    skip = read_skip_steps({"skip_steps": [[first, first + length] for first, length in ranges]})
+    steps = Steps(n=n, batch_size=1, world_size=draw(st.integers(1, 3)), tail=tail)
+    planned = [(until, replace(steps, batch_size=size)) for until, size in sizes]
+    walk = walk_with_gaps(n, tail, steps.world_size, sizes, limit, accumulate, skip, n_batches=150)
+    return walk, planned, {"limit": limit, "accumulate": accumulate, "skip": skip}
+
+
+@settings(deadline=None)
+@given(runs_with_gaps())
+def test_a_run_with_gaps_equals_a_walk(run):
+    walked, planned, options = run
+    if walked is None:
+        with pytest.raises(ValueError, match="leaves no batch"):
+            plan_run(0, Position(0, 0), planned, **options)
+        return
+    segments = plan_run(0, Position(0, 0), planned, **options)
+    lengths = Counter(epoch for trains, _, epoch, *_ in walked if trains)
+    batches = windows = updates = 0
+    for number, (trains, steps, epoch, index, step) in enumerate(walked):
+        assert found(segments, number) == (steps, Position(epoch, index))
+        assert trained_before(segments, number) == batches
+        assert count_windows(segments, batches) == windows
+        if not trains:
+            continue
+        if epoch < walked[-1][2]:
+            assert count_updates(segments, batches, options["accumulate"]) == updates
+        assert found(segments, step, epoch) == (steps, Position(epoch, index))
+        batches += 1
+        assert number_after(segments, batches) == number + 1
+        windows += min(steps.width, steps.n - index)
+        updates += (step + 1) % options["accumulate"] == 0 or step + 1 == lengths[epoch]
+    for epoch in range(walked[-1][2]):
+        assert epoch_batches(segments, epoch) == lengths[epoch]
+        begins = [
+            (begin + i * each.width, each)
+            for begin, each, number in epoch_parts(segments, Position(epoch, 0))
+            for i in range(number)
+        ]
+        trained = [(index, steps) for trains, steps, at, index, _ in walked if at == epoch and trains]
+        assert begins[: len(trained)] == trained
+
+
+@settings(deadline=None)
+@given(runs_with_gaps(), st.integers(1, 120))
+def test_a_run_with_gaps_is_planned_again_from_its_last_segment(run, batch):
+    walked, planned, options = run
+    if walked is None:
+        return
+    segments = plan_run(0, Position(0, 0), planned, **options)
+    *before, last = [segment for segment in segments if segment.batch < batch]
+    done = count_windows(segments, last.batch)
+    later = [(until if until is None else until - done, steps) for until, steps in planned]
+    again = plan_run(last.batch, last.start, later, step=last.step, before=before, **options)
+    assert [*before, *again] == segments
 
 
 def test_batch_size_and_ranks_change_in_the_middle_of_an_epoch():
