@@ -28,6 +28,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,13 +63,8 @@ class WindowIndex:
         """Documents with more than `max_length` positions."""
         self.n_targets: int = saved["n_targets"]
         """Positions that are not padding."""
-        self.n_padded: int = saved["n_padded"]
-        """Windows with padding, which can be anywhere."""
         arrays = (_map(folder / f"{name}.bin", *saved[name]) for name in ARRAYS)
         self._starts, self._lengths, self._firsts = arrays
-
-    def __len__(self) -> int:
-        return self.n_windows
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self.folder,)
@@ -128,7 +124,7 @@ def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, fol
     dtypes = dict(zip(ARRAYS, ("<i8", *small), strict=True))
     files = {name: AtomicFile(folder / f"{name}.bin") for name in ARRAYS}
     sizes = dict.fromkeys(ARRAYS, 0)
-    totals = dict.fromkeys(("n_windows", "n_documents", "n_split", "n_targets", "n_padded"), 0)
+    totals = dict.fromkeys(("n_windows", "n_documents", "n_split", "n_targets"), 0)
 
     def append(name: str, array: np.ndarray) -> None:
         files[name].write(array.astype(dtypes[name]).data)
@@ -141,12 +137,10 @@ def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, fol
                 append("firsts", block.firsts + sizes["starts"])
             append("starts", block.starts)
             append("lengths", block.lengths)
-            filled = np.add.reduceat(block.lengths, block.firsts)  # positions of each window
-            totals["n_windows"] += len(filled)
+            totals["n_windows"] += len(block.firsts)
             totals["n_documents"] += len(starts)
             totals["n_split"] += int((ends - starts >= length).sum())
-            totals["n_targets"] += int(filled.sum())
-            totals["n_padded"] += int((filled < length).sum())
+            totals["n_targets"] += int(block.lengths.sum())
         if kind == "packed":
             append("firsts", np.array([sizes["starts"]]))
         for file in files.values():
@@ -256,12 +250,13 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     Pieces of equal length are interchangeable, and so are windows with equal space. So a step puts all
     pieces of a length into all windows with the least space. That takes O(capacity) steps in practice.
     """
-    windows, n_windows, done = np.empty(len(lengths), np.int64), 0, 0
-    order, counts = np.argsort(-lengths, kind="stable"), np.bincount(lengths)
+    windows, n_windows = np.empty(len(lengths), np.int64), 0
+    order = np.argsort(-lengths, kind="stable")
     by_space: dict[int, list[np.ndarray]] = defaultdict(list)
     spaces = 0  # bit s is set if a window has space for s more positions
-    for length in np.flatnonzero(counts)[::-1].tolist():
-        stop = done + int(counts[length])
+    bounds = np.flatnonzero(np.diff(lengths[order], prepend=0, append=0)).tolist()
+    for done, stop in pairwise(bounds):  # pieces of equal length
+        length = int(lengths[order[done]])
         while done < stop:
             if fitting := spaces >> length:
                 space = length + (fitting & -fitting).bit_length() - 1  # the lowest bit

@@ -145,11 +145,10 @@ def test_every_token_of_a_split_is_a_target_exactly_once(
         assert len(windows) == n_full + len(slow_best_fit(rests, max_length))
 
     filled = [sum(n for _, n in window) for window in windows]
-    assert index.n_windows == len(index) == len(windows)
+    assert index.n_windows == len(windows)
     assert index.n_documents == len(documents)
     assert index.n_split == sum(e - s + 1 > max_length for s, e in documents)
     assert index.n_targets == sum(filled)
-    assert index.n_padded == sum(n < max_length for n in filled)
 
     chosen = np.random.default_rng(0).permutation(len(windows))[:7]
     starts, _, counts = index.pieces(chosen)
@@ -301,7 +300,7 @@ def test_documents_without_separators_are_refused(tmp_path):
     shutil.rmtree(tmp_path / ".locks")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     texts=st.lists(
         st.sampled_from(["", "one", "two words", "<|endoftext|>", "a b c d e f g " * 6]), min_size=4
