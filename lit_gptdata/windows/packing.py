@@ -190,10 +190,10 @@ def _check_separators(store: TokenStore, tokens: np.ndarray) -> None:
     """Raise ValueError if one of `tokens`, those before documents, has text."""
     ids = store.tokens.gather(tokens, 1)[:, 0]
     if (has_text := store.vocab["n_bytes"][ids] > 0).any():
-        place = f"token {int(tokens[has_text][0]):,} of {store.location}"
-        problem = f"{place} is before a document, but it does not end one"
+        token = f"token {int(tokens[has_text][0]):,} of {store.location}"
+        problem = f"{token} is the last one before a document, and it is text"
         advice = "Import the files again with --separate, or set windows=sliding"
-        raise ValueError(f"windows need an end-of-document token between documents: {problem}. {advice}")
+        raise ValueError(f"windows=packed and documents need separators: {problem}. {advice}")
 
 
 class Block(NamedTuple):

@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
 def test_documents_without_separators_are_refused(tmp_path):
     store = FakeStore([4, 4, 4])
     store.vocab["n_bytes"][1] = 3
-    with pytest.raises(ValueError, match=r"token 4 of .* is before a document, .* --separate"):
+    with pytest.raises(ValueError, match=r"token 4 of a store is .* and it is text\. .* --separate"):
         open_index(store, 0, store.n_tokens, 8, "packed", tmp_path)
     shutil.rmtree(tmp_path / ".locks")
 
