@@ -98,7 +98,7 @@ class GPTDataModule(L.LightningDataModule):
             beginning, and keeps the optimizer, the schedule and the step
         num_workers: processes that load batches; 0 loads inline, which is over 20 times cheaper
         Where and how it is built:
-        data_dir: folder for downloads/, tokens/ and cache/; `~` is the home folder
+        data_dir: folder for downloads/, tokens/, windows/ and cache/; `~` is the home folder
         stream: read http(s) texts in place, like texts of other schemes, and keep no download
         engine: "auto" | "reference" | "gigatoken", which give the same ids at different speeds
         build: "processes" of this machine | "ray": a cluster that sees text and data_dir at equal paths
