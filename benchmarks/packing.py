@@ -2,6 +2,7 @@
 
     python -m benchmarks.packing                       # padding of 100,000 documents, in seconds
     python -m benchmarks.packing --index 10000000      # the index of 10 million documents
+    python -m benchmarks.packing --batches             # batches of each kind of windows
     python -m benchmarks.packing --json benchmarks/results/packing.json
 
 Document lengths are log-normal, with a median of 300 tokens and sigma 1.2. Each method gets the same
@@ -15,6 +16,9 @@ documents, which have one separator each, and puts them into windows of `--lengt
 
 The index is built from a store that has documents but no ids. Each build is a separate process. Memory
 is its peak, with the memory before the build in parentheses.
+
+A batch is (32, 256), shuffled, without workers. The kinds of windows take turns of 200 batches in one
+process, and a round is a turn of each. The time is CPU time, because it varies less on a busy machine.
 """
 
 from __future__ import annotations
@@ -32,8 +36,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.measure import Round, median, options, ratios, report, run_rounds, three
+from benchmarks.loader import epochs
+from benchmarks.measure import RandomTokens, Round, median, options, ratios, report, run_rounds, three
+from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.shards import ROW
 from lit_gptdata.windows.packing import WindowIndex, build_index, open_index
 
@@ -184,6 +191,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 2048])
     parser.add_argument("--index", type=int, metavar="DOCUMENTS", help="measure the index instead")
+    parser.add_argument("--batches", action="store_true", help="measure batches instead")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -191,6 +199,8 @@ def main() -> None:
         print(json.dumps(measure(args.measure, args.index)))
     elif args.index:
         report_index(args)
+    elif args.batches:
+        report_batches(args)
     else:
         report_padding(args)
 
@@ -230,6 +240,39 @@ def report_index(args: argparse.Namespace) -> None:
     report(
         f"{args.index:,} documents, windows of {LENGTH:,}; medians of {args.rounds} rounds",
         ["windows", "s", "CPU s", "speed ÷ packed", "MB", "bytes per document", "open, ms", "padding"],
+        rows, measured=rounds, to=args.json,
+    )  # fmt: skip
+
+
+def report_batches(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    kinds, n = ["sliding", "packed", "documents"], 200
+    corpus, loaders = RandomTokens(20_000_000, documents=True), {}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus.publish(Path(folder))
+        for kind in kinds:
+            data = GPTDataModule(
+                corpus, max_length=256, stride=256, batch_size=32, val_fraction=0, windows=kind,
+                data_dir=folder,
+            )  # fmt: skip
+            data.setup("fit")
+            loaders[kind] = epochs(data.train_dataloader())
+        rounds: list[Round] = []
+        for _ in range(1 + 3 * args.rounds):
+            rounds.append({})
+            for kind in kinds:
+                start = time.thread_time()
+                for _ in range(n):
+                    next(loaders[kind])
+                rounds[-1][kind] = {"µs": (time.thread_time() - start) / n * 1e6}
+    rounds = rounds[1:]  # the first one warms up
+    rows = [
+        [kind, three(median(rounds, kind, "µs")), *ratios(rounds, kind, "µs", "sliding")]
+        for kind in kinds
+    ]
+    report(
+        f"{corpus.n_tokens:,} tokens, batches of (32, 256); medians of {len(rounds)} rounds",
+        ["windows", "CPU µs per batch", "speed ÷ sliding", "lowest – highest"],
         rows, measured=rounds, to=args.json,
     )  # fmt: skip
 
