@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,3 +256,56 @@ def test_val_bits_per_byte_count_the_same_bytes_whatever_the_windows(folder):
     assert n_bytes_packed == data.store.byte_at(end) - data.store.byte_at(begin) == n_bytes + first
     assert counts["documents"] == counts["packed"]
     assert n_packed == end - begin + (begin > 0 and data.store.tokens[begin : begin + 1][0] != data.eot)
+
+
+def test_print_names_padding_and_the_ignored_stride(folder):
+    data = with_documents(folder, stride=5, eval_windows="documents")
+    printed = str(data)
+    assert f"packed documents, {100 * data.train_windows.padding:.2f} % padding, " in printed
+    assert " tokens of a document each, " in printed
+    assert "\n  windows  packed: stride=5 is ignored\n" in printed
+    data.windows = "sliding"
+    assert "stride=5 is ignored" not in str(data)
+    assert len(data.train_windows) == len(
+        with_documents(folder, stride=5, windows="sliding").train_windows
+    )
+    paths = write_documents(folder)
+    corpus = {name: {"path": paths[name], "weight": 1} for name in ("web", "books")}
+    table = str(with_documents(folder, corpus=corpus))
+    assert table.splitlines()[1].split()[:7] == [
+        "source", "tokens", "share", "epochs", "padding", "documents", "split",
+    ]  # fmt: skip
+    assert table.count(" 50 %") == 2, "weights are shares of targets"
+
+
+def test_options_that_do_not_go_together_are_refused(folder):
+    with pytest.raises(ValueError, match=r"windows must be one of .*'packed'.* got 'best'"):
+        with_documents(folder, windows="best")
+    with pytest.raises(ValueError, match=r"drop_padded=True .*: set eval_windows=sliding, or drop_pa"):
+        with_documents(folder, eval_windows="packed", drop_padded=True)
+    data = with_documents(folder, drop_padded=True)
+    data.eval_windows = "documents"
+    with pytest.raises(ValueError, match="drop_padded=True"):
+        data.setup()
+
+
+def test_a_tokenizer_without_an_end_of_document_is_refused_with_the_source(folder, tmp_path):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    (tmp_path / "a.txt").write_text("a b a a b " * 50)
+    corpus = {"one": str(tmp_path / "a.txt")}
+    options = {"corpus": corpus, "tokenizer": tokenizer, "engine": "auto"}
+    data = make_data(tmp_path, windows="packed", **options)
+    assert data.eot is None
+    with pytest.raises(ValueError, match=r"source one: tokenizer .* does not tell which token ends"):
+        data.prepare_data()
+    with_documents(tmp_path, windows="sliding", **options)
+
+
+def test_a_short_text_is_enough_for_windows_of_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("a dreary night")
+    options = {"corpus": str(tmp_path / "a.txt"), "val_fraction": 0, "max_length": 64}
+    targets = with_documents(tmp_path, **options).train_windows[0][1]
+    assert (targets != IGNORE_INDEX).sum() == 4
+    with pytest.raises(ValueError, match="too few for one window"):
+        with_documents(tmp_path, **options, windows="sliding")
