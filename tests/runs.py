@@ -60,6 +60,21 @@ def write_sources(folder: Path) -> dict[str, str]:
     return {name: str(folder / f"{name}.txt") for name in SOURCES}
 
 
+def write_documents(folder: Path) -> dict[str, str]:
+    """Write each source as documents of 3 to 22 words, in JSON Lines; "all" has the documents of all."""
+    paths, lengths = {}, itertools.cycle([22, 3, 9, 14, 5, 18, 7])
+    for name, (begin, end) in SOURCES.items():
+        paths[name], lines = str(folder / f"{name}.jsonl"), []
+        while begin < end:
+            stop = min(begin + next(lengths), end)
+            lines.append(json.dumps({"text": "".join(words()[begin:stop])}))
+            begin = stop
+        Path(paths[name]).write_text("\n".join(lines), encoding="utf-8")
+    every = "\n".join(Path(path).read_text(encoding="utf-8") for path in paths.values())
+    (folder / "all.jsonl").write_text(every, encoding="utf-8")
+    return {"all": str(folder / "all.jsonl"), **paths}
+
+
 def write_val_sources(folder: Path) -> dict[str, dict[str, Any]]:
     """Write the texts of three sources without common words, which differ in length, and return them."""
     parts = {"a": (0, 230), "b": (230, 400), "c": (400, 900)}
@@ -81,8 +96,10 @@ def opened(data: GPTDataModule) -> GPTDataModule:
 
 
 def windows_of(inputs: torch.Tensor) -> list[int]:
-    """Return the number of each window of a batch."""
-    first_words = Tokenizer("gpt2").reference.encoding.decode_batch(inputs[:, :1].tolist())
+    """Return the number of each window of a batch; of documents, where its first word is."""
+    encoding = Tokenizer("gpt2").reference.encoding
+    firsts = [[next(id for id in row if id != encoding.eot_token)] for row in inputs.tolist()]
+    first_words = encoding.decode_batch(firsts)
     return [words().index(word) // LENGTH for word in first_words]
 
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from lit_gptdata import GPTDataModule
-from tests.runs import EPOCH_BATCHES, LENGTH, make_data, opened, train, windows_of, write_sources
+from tests.runs import (
+    EPOCH_BATCHES,
+    LENGTH,
+    make_data,
+    opened,
+    train,
+    windows_of,
+    write_documents,
+    write_sources,
+)
 from tests.test_resume import STOP_AT, assert_resumes, grid, ranks_job, results, run_jobs, seen_by_all
 
 pytestmark = [
@@ -51,11 +60,29 @@ def staged(folder: Path) -> dict[str, Any]:
     return {"corpus": write_sources(folder), "stages": STAGES}
 
 
+PACKED = {"windows": "packed", "eval_windows": "packed", "val_fraction": 0.23}  # 25 batches, and a tail
+
+
+def packed(folder: Path) -> dict[str, Any]:
+    return {"corpus": write_documents(folder)["all"], **PACKED}
+
+
+def packed_mixture(folder: Path) -> dict[str, Any]:
+    paths = write_documents(folder)
+    return {"corpus": {n: {"path": paths[n], "weight": w} for n, w in WEIGHTS.items()}, **PACKED}
+
+
 STAGED = grid({("by step", 3, 2), ("exception", 4, 1)}, shift=1)
 MIXTURE = grid(set())[::5]  # each way to save, and each of the other options
+DOCUMENTS = grid({("by step", 3, 2)}, shift=1)  # of windows of documents
 CELLS = [
     pytest.param(*cell.values, kind, marks=cell.marks)
-    for cells, kind in ((STAGED, staged), (MIXTURE, mixture))
+    for cells, kind in (
+        (STAGED, staged),
+        (MIXTURE, mixture),
+        (DOCUMENTS, packed),
+        (DOCUMENTS[::5], packed_mixture),
+    )
     for cell in cells
 ]
 
@@ -66,6 +93,13 @@ def test_a_resumed_mixture_equals_a_run_that_never_stops(
 ):
     data = json.dumps(kind(folder))
     assert_resumes(folder, tmp_path, saved_by, accumulate, workers, limit, epoch, data)
+
+
+def test_windows_of_documents_have_as_many_batches_as_sliding_ones(folder):
+    for kind in (packed, packed_mixture):
+        data = opened(make_data(folder, **kind(folder)))
+        assert len(data.train_windows) // 4 == EPOCH_BATCHES
+        assert data.train_windows.padding > 0.01
 
 
 def test_stages_change_before_and_after_the_places_where_runs_stop(folder):
@@ -91,8 +125,8 @@ def order_from(folder: Path, kind: Any, epoch: int, index: int, width: int) -> l
     return [order[i : i + width] for i in range(0, len(order) - width + 1, width)]
 
 
-KINDS = {"mixture": mixture, "staged": staged}
-TWO_RANKS = [pytest.param(kind, marks=pytest.mark.heavy) for kind in ("mixture", "staged")]
+KINDS = {"mixture": mixture, "staged": staged, "packed": packed_mixture}
+TWO_RANKS = [pytest.param(kind, marks=pytest.mark.heavy) for kind in KINDS]
 
 
 @pytest.fixture(scope="module", params=TWO_RANKS)
@@ -163,6 +197,9 @@ DATA: dict[str, Any] = {
     "one corpus": lambda folder: {"corpus": str(folder / "code.txt")},
     "another corpus": lambda folder: {"corpus": str(folder / "web.txt"), "stride": 4},
     "no weights": lambda folder: {"corpus": write_sources(folder)},
+    "sliding": lambda folder: packed(folder) | {"windows": "sliding"},
+    "packed": packed,
+    "documents": lambda folder: packed(folder) | {"windows": "documents"},
 }
 
 
@@ -189,6 +226,7 @@ CHANGES = [
     ("two sources", "weights"), ("weights", "two sources"), ("one corpus", "weights"),
     ("stages", "one corpus"),
     ("one corpus", "another corpus"), ("weights", "no weights"),
+    ("sliding", "packed"), ("packed", "sliding"),
 ]  # fmt: skip
 
 
@@ -215,6 +253,8 @@ REFUSED = [
     ("stages", "weights", ["stages was [{'tokens': 384", "now None"]),
     ("one corpus", "weights", ["the corpus was one corpus, now it is a mixture"]),
     ("stages", "one corpus", ["the corpus was a mixture, now it is one corpus"]),
+    ("sliding", "packed", ["windows was 'sliding', now 'packed'"]),
+    ("documents", "packed", ["windows was 'documents', now 'packed'. Set"]),
 ]  # fmt: skip
 
 

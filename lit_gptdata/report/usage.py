@@ -71,7 +71,8 @@ def draw_shares(
 
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     axes, document_axes = figure.subplots(1, 2)
-    for rank, i in enumerate(np.argsort(-counts[-1], kind="stable").tolist()):
+    ranked = np.argsort(-counts[-1], kind="stable").tolist()
+    for rank, i in enumerate(ranked):
         others = "other sources" if rank == MAX_NAMES else None  # one label for all of them
         color, name = (colors[rank], names[i]) if rank < MAX_NAMES else ("#bbb", others)
         axes.plot(edges * length, np.repeat(targets[:, i], 2), color=color, alpha=0.3, linewidth=6)
@@ -82,7 +83,7 @@ def draw_shares(
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
-    _plot_lengths(document_axes, {name: stores[name] for name in names}, length)
+    _plot_lengths(document_axes, {names[i]: stores[names[i]] for i in ranked}, length)
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -109,6 +110,7 @@ def _plot_lengths(axes: Any, stores: Mapping[str, TokenStore], max_length: int |
     title = f"{len(every):,} of {n_all:,} documents"
     if max_length is not None:
         axes.axvline(max_length, color="black", linestyle="--")
-        title += f", {(every > max_length).mean():.0%} longer than max_length={max_length:,}"
+        longer = f"{(every > max_length).mean():.0%} of {len(every):,} documents"
+        title = f"{longer} exceed max_length={max_length:,}"
     axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents", title=title)
     axes.grid(alpha=0.3)

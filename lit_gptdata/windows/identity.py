@@ -52,6 +52,8 @@ def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> 
     if saved.get("store") == now.get("store"):  # a corpus may move, if its tokens stay the same
         kept = (*WINDOW_OPTIONS, "train_tokens", "weight", "stages")
         names = [name for name in names if name in kept]
+    if "windows" in names:
+        names = [name for name in names if name not in ("stride", "n_windows")]  # which follow from it
     return found + [f"{owner}{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names]
 
 

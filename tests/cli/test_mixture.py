@@ -132,7 +132,8 @@ def test_info_plot_draws_target_and_realized_shares(texts, capsys, monkeypatch):
         save = "matplotlib.figure.Figure.savefig"
         patched.setattr(save, lambda figure, *args, **options: drawn.append(figure))
         run(capsys, "info", "--plot", "a.png", *mixture(texts, stages, "max_tokens=8_000", web="%s"))
-    (shares,) = drawn[0].axes
+    shares, lengths = drawn[0].axes
+    assert "documents exceed max_length=8" in lengths.get_title()
     targets = [line.get_ydata().tolist() for line in shares.lines]
     assert sorted(targets) == [pytest.approx([0.2, 0.2, 0.7, 0.7]), pytest.approx([0.8, 0.8, 0.3, 0.3])]
     realized = np.array([step.get_data().values for step in shares.patches])  # (2, intervals)
@@ -142,10 +143,11 @@ def test_info_plot_draws_target_and_realized_shares(texts, capsys, monkeypatch):
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_many_sources_share_a_color(tmp_path):
+def test_many_sources_share_a_color(texts, tmp_path):
     windows = {f"s{i}": opened_windows(40 + i) for i in range(15)}
     mixed = Mixture(windows, [Stage(0, (1.0,) * 15)], seed=0)
-    usage.draw_shares(mixed, 4000, tmp_path / "a.png")
+    stores = dict.fromkeys(windows, opened(texts).sources["web"].store)
+    usage.draw_shares(mixed, 4000, stores, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
@@ -208,9 +210,9 @@ def documents_of(data: GPTDataModule, steps: int, ranks: int = 1) -> dict[str, t
                 names, windows = data.train_windows.locate(indices)
             for name, window in zip(names, windows, strict=True):
                 source = data.sources[name]
-                start = int(source.train_windows.starts([window])[0])
+                ranges = zip(*source.train_windows.ranges([window]), strict=True)
                 found[name][0] += data.max_length
-                ids = np.arange(start, start + data.max_length + 1)
+                ids = np.concatenate([np.arange(begin, end) for begin, end in ranges])
                 before = separators[name][ids] - (source.store.tokens[:][ids] == end_of_text)
                 found[name][1] |= set((1 + before).tolist())
     return {name: (tokens, documents) for name, (tokens, documents) in found.items()}
@@ -249,6 +251,7 @@ def test_seen_lists_tokens_and_documents_of_each_source(texts, capsys, step):
         ["data.drop_last=false", "data.batch_size=7"],
         ["data.shuffle=false"],
         ["data.seed=5", "data.batch_size=11"],
+        ["data.windows=packed"],
     ],
 )
 def test_seen_is_exact_for_other_windows_and_orders(texts, capsys, options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 import pytest
@@ -94,6 +95,31 @@ def test_a_mixture_names_the_source_of_each_window(tmp_path):
         (str(window), name, name) for window, name in zip(windows, names, strict=True)
     ]
     assert f"window {windows[0]} of {names[0]}" in shown._repr_html_()
+
+
+def test_a_window_of_documents_names_its_pieces_and_shows_no_padding(tmp_path):
+    texts = [" a b", " c d e", " f", " g h", " i j k"]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    options = {
+        "max_length": 9,
+        "batch_size": 2,
+        "val_fraction": 0,
+        "windows": "packed",
+        "shuffle": False,
+    }
+    data = opened(GPTDataModule(path, data_dir=tmp_path / "data", **options))
+    first, second = data.show(0).windows
+    pieces = ((0, 3, 1), (7, 9, 3), (9, 12, 4))
+    places = [f"tokens [{a}, {b}), {path}, document {n}, byte 0" for a, b, n in pieces]
+    assert first.title == f"window 0, 3 documents; {'; '.join(places)}"
+    assert len(first.inputs) == len(first.targets) == 8, "one position is padding"
+    assert data.tokenizer.decode(second.inputs) == "<|endoftext|> c d e<|endoftext|> i j k"
+    many = data.show(window=0)
+    data.max_length = 20
+    (title, *_) = data.show(window=0).windows[0]
+    assert title.startswith(f"window 0, 5 documents; {places[0]}; …; tokens [12, 15), ")
+    assert str(many).startswith(first.title)
 
 
 def test_html_and_invisible_characters_in_a_text_are_shown_as_text(tmp_path):

@@ -198,10 +198,11 @@ def test_a_store_can_be_published_to_a_folder_and_opens_in_place(local, tmp_path
 
 
 ORDERED, LONG = {"shuffle": False, "stride": 50}, {"max_length": 4000, "stride": 999}
+PACKED = {"windows": "packed", "eval_windows": "documents", "max_length": 700}
 WORKERS = pytest.param({"num_workers": 2}, marks=pytest.mark.heavy)
 
 
-@pytest.mark.parametrize("options", [{}, ORDERED, LONG, WORKERS], ids=str)
+@pytest.mark.parametrize("options", [{}, ORDERED, LONG, PACKED, WORKERS], ids=str)
 def test_an_epoch_equals_the_local_stores_and_fetches_each_shard_once(url, s3, local, options):
     expected = GPTDataModule(store_url=str(local.store.path), **(WINDOWS | options))
     expected.setup()
