@@ -104,23 +104,30 @@ class DocumentLosses:
         scored = np.flatnonzero(self.tokens)
         for i in range(0, len(scored), BLOCK):
             of = scored[i : i + BLOCK]
-            known, bits = self.known[of], self.bits[of]
+            known = self.known[of]
             yield {
                 "name": [self.name] * len(of),
                 "source": [*map(self.source, of.tolist())],
                 "document": (self.first + of).tolist(),
-                "byte_begin": np.where(known, self._begins[of], None).tolist(),
-                "byte_end": np.where(known, self._ends[of], None).tolist(),
+                "byte_begin": _where(known, self._begins[of]),
+                "byte_end": _where(known, self._ends[of]),
                 "tokens": self.tokens[of].tolist(),
                 "nats": self.nats[of].tolist(),
-                "bits_per_byte": np.where(np.isnan(bits), None, bits).tolist(),
+                "bits_per_byte": _where(~np.isnan(self.bits[of]), self.bits[of]),
             }
+
+
+def _where(known: np.ndarray, values: np.ndarray) -> list[Any]:
+    """The values that are known, and None for the others."""
+    pairs = zip(known.tolist(), values.tolist(), strict=True)
+    return [value if is_known else None for is_known, value in pairs]
 
 
 def _documents(store: TokenStore, shard: int) -> np.ndarray:
     """The rows of the index of a shard where documents start."""
     rows = store.rows(shard)
-    return rows[rows["document"] == 1]
+    starts: np.ndarray = rows[rows["document"] == 1]
+    return starts
 
 
 def check_output(path: Path) -> None:
@@ -191,8 +198,8 @@ def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) ->
             path = each.source(i).removeprefix(f"{Path.cwd()}/")
             source = ": ".join(filter(None, [each.name, path]))
             source = source if len(source) <= 40 else f"…{source[-39:]}"
-            n_bytes = f"{each.bytes[i]:,}" if each.known[i] else ""
-            counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", n_bytes, f"{values[at]:.4f}"]
+            size = f"{each.bytes[i]:,}" if each.known[i] else ""
+            counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", size, f"{values[at]:.4f}"]
             rows.append([visible(source, "⏎", "⇥"), *counts, each.text(i, tokenizer)])
         lines += aligned(rows)
     return lines

@@ -128,11 +128,11 @@ class DocumentScores(L.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         targets = inputs_and_targets(batch)[1]
-        if (losses := read_losses(outputs, targets)) is None:
+        if (found := read_losses(outputs, targets)) is None:
             name = f"predict_step of {type(pl_module).__name__}"
             raise TypeError(f"{name} returned {type(outputs).__name__}. {RETURNS}")
         scored = (targets != IGNORE_INDEX).cpu().numpy()
-        losses = losses.cpu().double().numpy()
+        losses = found.cpu().double().numpy()
         done = trainer.datamodule.done + batch_idx
         indices = self.steps.windows_of(done, self.rank)
         for windows, each in zip(self.windows, self.sets, strict=True):
@@ -147,8 +147,8 @@ class DocumentScores(L.Callback):
     def _save(self, trainer: Any, done: int) -> None:
         np.save(content := io.BytesIO(), self.sums)
         write_whole(self.output.with_name(f"{self.saved}{done}.npy"), content.getbuffer())
-        seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
-        seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
+        since = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
+        seconds = float(trainer.strategy.reduce(since, reduce_op="max"))  # all ranks have saved
         for batch, path in self._files().items():
             if batch != done:
                 path.unlink(missing_ok=True)
