@@ -28,6 +28,7 @@ from lit_gptdata.model.gpt import inputs_and_targets
 from lit_gptdata.model.scores import IGNORE_INDEX
 from lit_gptdata.report.documents import DocumentLosses, describe, draw_scores, write_scores
 from lit_gptdata.training.scores import read_losses
+from lit_gptdata.windows.sampler import positions_of
 from lit_gptdata.windows.steps import Position
 
 RETURNS = "It must return losses in nats, float (B, T), or logits, float (B, T, V)"
@@ -134,7 +135,7 @@ class DocumentScores(L.Callback):
         scored = (targets != IGNORE_INDEX).cpu().numpy()
         losses = found.cpu().double().numpy()
         done = trainer.datamodule.done + batch_idx
-        indices = self.steps.windows_of(done, self.rank)
+        indices = positions_of(self.steps, done, self.rank)
         for windows, each in zip(self.windows, self.sets, strict=True):
             rows = np.flatnonzero((indices >= 0) & (indices < len(windows)))
             if len(rows):
@@ -164,6 +165,8 @@ class DocumentScores(L.Callback):
         if trainer.is_global_zero:
             for each in self.sets:
                 each.finish()
+            if not any((each.tokens >= self.min_tokens).any() for each in self.sets):
+                self.min_tokens = 1  # otherwise the lists would be empty
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)

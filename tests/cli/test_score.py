@@ -101,12 +101,14 @@ def test_train_and_all_of_a_corpus_can_be_scored_and_other_options_of_the_data_a
     assert small != scored()
 
 
-def test_another_text_is_scored_as_a_whole_even_a_short_one():
+def test_another_text_is_scored_as_a_whole_even_a_short_one(capsys):
     save(made())
+    capsys.readouterr()
     Path("other.txt").write_text(" a few words")
     (row,) = scored("other.txt", file="a-scores-all.csv")
     assert (row["source"], row["tokens"]) == (str(Path("other.txt").absolute()), "2")
     assert (row["byte_begin"], row["byte_end"]) == ("2", "12")
+    assert "of the 1 documents with ≥ 1 tokens" in capsys.readouterr().out
 
 
 def test_each_set_of_a_mixture_is_scored_with_its_name():
