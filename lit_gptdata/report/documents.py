@@ -99,28 +99,17 @@ class DocumentLosses:
         text = tokenizer.decode(self.store.tokens[begin : min(end, begin + SHOWN_CHARACTERS)].tolist())
         return visible(text[:SHOWN_CHARACTERS], "⏎", "⇥")
 
-    def blocks(self) -> Iterator[dict[str, list[Any]]]:
-        """The columns of up to BLOCK documents at a time, without documents that have no target."""
+    def blocks(self) -> Iterator[list[list[Any]]]:
+        """The COLUMNS of up to BLOCK documents at a time, without documents that have no target."""
         scored = np.flatnonzero(self.tokens)
-        for i in range(0, len(scored), BLOCK):
-            of = scored[i : i + BLOCK]
-            known = self.known[of]
-            yield {
-                "name": [self.name] * len(of),
-                "source": [*map(self.source, of.tolist())],
-                "document": (self.first + of).tolist(),
-                "byte_begin": _where(known, self._begins[of]),
-                "byte_end": _where(known, self._ends[of]),
-                "tokens": self.tokens[of].tolist(),
-                "nats": self.nats[of].tolist(),
-                "bits_per_byte": _where(~np.isnan(self.bits[of]), self.bits[of]),
-            }
-
-
-def _where(known: np.ndarray, values: np.ndarray) -> list[Any]:
-    """The values that are known, and None for the others."""
-    pairs = zip(known.tolist(), values.tolist(), strict=True)
-    return [value if is_known else None for is_known, value in pairs]
+        unknown, no_bits = ~self.known, np.isnan(self.bits)
+        for of in (scored[i : i + BLOCK] for i in range(0, len(scored), BLOCK)):
+            # a masked value becomes None
+            begins, ends = (np.ma.array(e[of], mask=unknown[of]) for e in (self._begins, self._ends))
+            bits = np.ma.array(self.bits[of], mask=no_bits[of])
+            numbers = [self.first + of, begins, ends, self.tokens[of], self.nats[of], bits]
+            sources = [self.source(index) for index in of.tolist()]
+            yield [[self.name] * len(of), sources, *(each.tolist() for each in numbers)]
 
 
 def _documents(store: TokenStore, shard: int) -> np.ndarray:
@@ -159,12 +148,12 @@ def write_scores(path: Path, sets: Sequence[DocumentLosses]) -> None:
             schema = pyarrow.schema(COLUMNS.items())
             with pyarrow.parquet.ParquetWriter(file.temporary, schema) as writer:
                 for block in blocks:
-                    writer.write_table(pyarrow.table(block, schema))
+                    writer.write_table(pyarrow.table(block, schema=schema))
         else:
             file.write(f"{','.join(COLUMNS)}\n".encode())
             for block in blocks:
-                columns = zip(*block.values(), strict=True)
-                csv.writer(text := io.StringIO(), lineterminator="\n").writerows(columns)
+                rows = zip(*block, strict=True)
+                csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
                 file.write(text.getvalue().encode(errors="backslashreplace"))
         file.commit()
     finally:

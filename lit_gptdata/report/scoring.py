@@ -120,10 +120,10 @@ class DocumentScores(L.Callback):
             return int(trainer.strategy.reduce(number, reduce_op="min"))
 
         done = least(max(files, default=0))
-        if done and least(int(done in files)):
-            self.sums[:] = np.load(files[done])
-            return done
-        return 0
+        if not least(int(done in files)):
+            return 0
+        self.sums[:] = np.load(files[done])
+        return done
 
     def on_predict_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any

@@ -46,8 +46,8 @@ def scored(store: TokenStore, begin: int, end: int) -> DocumentLosses:
 
 
 def rows(found: DocumentLosses) -> list[dict]:
-    blocks = found.blocks()
-    return [dict(zip(b, row, strict=True)) for b in blocks for row in zip(*b.values(), strict=True)]
+    rows = (row for block in found.blocks() for row in zip(*block, strict=True))
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
 def oracle(tokens: list[tuple[int, bytes]], begin: int, end: int) -> dict[int, tuple[int, float, bytes]]:
