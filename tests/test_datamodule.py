@@ -65,6 +65,29 @@ def test_validation_is_complete_and_in_text_order(story, tmp_path):
     assert sum(len(x) for x, _ in data.test_dataloader()) == len(data.test_windows) > 0
 
 
+@pytest.mark.parametrize("kind", ["sliding", "documents"])
+def test_rows_of_val_and_test_batches_map_to_the_tokens_of_the_store(story, tmp_path, kind):
+    data = ready(story, tmp_path, val_fraction=0.2, test_fraction=0.1, eval_windows=kind)
+    for split, windows in (("val", data.val_windows), ("test", data.test_windows)):
+        found = []
+        for step, (inputs, targets) in enumerate(getattr(data, f"{split}_dataloader")()):
+            assert torch.equal(data.batch_at(step, split=split)[0], inputs)
+            tokens = windows.target_tokens(data.windows_at(step, split=split))
+            ids = [IGNORE_INDEX if t < 0 else int(data.store.tokens[t : t + 1][0]) for t in tokens.flat]
+            expected = targets.flatten().tolist()
+            pairs = zip(ids, expected, strict=True)
+            assert {e for id, e in pairs if id != e} <= {data.tokenizer.end_of_document}
+            found += [t for t in tokens.flat if t >= 0]
+        begin, end = getattr(data._split, split)
+        assert sorted(found) == list(range(begin + (kind == "sliding"), end))
+    shares = [data.windows_at(1, split="val", rank=rank, world_size=2).tolist() for rank in (0, 1)]
+    assert shares == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    with pytest.raises(ValueError, match="step=999, rank=0 does not exist: there are"):
+        data.windows_at(999, split="test")
+    with pytest.raises(ValueError, match="split must be one of"):
+        data.windows_at(0, split="dev")
+
+
 def test_empty_splits_give_empty_lists(story, tmp_path):
     data = ready(story, tmp_path, val_fraction=0.0)
     assert data.val_dataloader() == data.test_dataloader() == data.predict_dataloader() == []

@@ -28,6 +28,7 @@ from lit_gptdata.model.gpt import inputs_and_targets
 from lit_gptdata.model.scores import IGNORE_INDEX
 from lit_gptdata.report.documents import DocumentLosses, describe, draw_scores, write_scores
 from lit_gptdata.training.scores import read_losses
+from lit_gptdata.windows.sampler import positions_of
 from lit_gptdata.windows.steps import Position
 
 RETURNS = "It must return losses in nats, float (B, T), or logits, float (B, T, V)"
@@ -119,22 +120,22 @@ class DocumentScores(L.Callback):
             return int(trainer.strategy.reduce(number, reduce_op="min"))
 
         done = least(max(files, default=0))
-        if done and least(int(done in files)):
-            self.sums[:] = np.load(files[done])
-            return done
-        return 0
+        if not least(int(done in files)):
+            return 0
+        self.sums[:] = np.load(files[done])
+        return done
 
     def on_predict_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         targets = inputs_and_targets(batch)[1]
-        if (losses := read_losses(outputs, targets)) is None:
+        if (found := read_losses(outputs, targets)) is None:
             name = f"predict_step of {type(pl_module).__name__}"
             raise TypeError(f"{name} returned {type(outputs).__name__}. {RETURNS}")
         scored = (targets != IGNORE_INDEX).cpu().numpy()
-        losses = losses.cpu().double().numpy()
+        losses = found.cpu().double().numpy()
         done = trainer.datamodule.done + batch_idx
-        indices = self.steps.windows_of(done, self.rank)
+        indices = positions_of(self.steps, done, self.rank)
         for windows, each in zip(self.windows, self.sets, strict=True):
             rows = np.flatnonzero((indices >= 0) & (indices < len(windows)))
             if len(rows):
@@ -147,8 +148,8 @@ class DocumentScores(L.Callback):
     def _save(self, trainer: Any, done: int) -> None:
         np.save(content := io.BytesIO(), self.sums)
         write_whole(self.output.with_name(f"{self.saved}{done}.npy"), content.getbuffer())
-        seconds = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
-        seconds = float(trainer.strategy.reduce(seconds, reduce_op="max"))  # all ranks have saved
+        since = torch.tensor(time.monotonic() - self.time, device=trainer.strategy.root_device)
+        seconds = float(trainer.strategy.reduce(since, reduce_op="max"))  # all ranks have saved
         for batch, path in self._files().items():
             if batch != done:
                 path.unlink(missing_ok=True)
@@ -164,6 +165,8 @@ class DocumentScores(L.Callback):
         if trainer.is_global_zero:
             for each in self.sets:
                 each.finish()
+            if not any((each.tokens >= self.min_tokens).any() for each in self.sets):
+                self.min_tokens = 1  # otherwise the lists would be empty
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)

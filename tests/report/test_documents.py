@@ -10,7 +10,14 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from lit_gptdata.report.documents import COLUMNS, DocumentLosses, check_output, describe, write_scores
+from lit_gptdata.report.documents import (
+    COLUMNS,
+    DocumentLosses,
+    check_output,
+    describe,
+    draw_scores,
+    write_scores,
+)
 from lit_gptdata.tokens.build import encode, plan
 from lit_gptdata.tokens.build.local import prepare_store
 from lit_gptdata.tokens.store import TokenStore
@@ -39,29 +46,31 @@ def scored(store: TokenStore, begin: int, end: int) -> DocumentLosses:
 
 
 def rows(found: DocumentLosses) -> list[dict]:
-    blocks = found.blocks()
-    return [dict(zip(b, row, strict=True)) for b in blocks for row in zip(*b.values(), strict=True)]
+    rows = (row for block in found.blocks() for row in zip(*block, strict=True))
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
-def oracle(store: TokenStore, begin: int, end: int) -> dict[int, tuple[int, float, bytes]]:
-    """Document → its targets, their loss, and their text."""
+def oracle(tokens: list[tuple[int, bytes]], begin: int, end: int) -> dict[int, tuple[int, float, bytes]]:
+    """Document → its targets, their loss, and their text. `tokens`: document and text of each token."""
     targets, nats, text = defaultdict(int), defaultdict(float), defaultdict(bytes)
-    separator = Tokenizer("gpt2").end_of_document
     for token in range(begin + 1, end):
-        number, (id,) = store.place(token).document, store.tokens[token : token + 1].tolist()
+        number, utf8 = tokens[token]
         targets[number] += 1
         nats[number] += 1 + token / 100
-        text[number] += b"" if id == separator else Tokenizer("gpt2").token_bytes[id]
+        text[number] += utf8
     return {number: (targets[number], nats[number], text[number]) for number in targets}
 
 
 def test_each_target_counts_for_its_document_in_any_range(store):
     assert len(store.shards) > 3
-    n, separator = store.n_tokens, Tokenizer("gpt2").end_of_document
-    first, *_, last = np.flatnonzero(store.tokens[0:n] == separator).tolist()
+    n, tokenizer = store.n_tokens, Tokenizer("gpt2")
+    ids = store.tokens[0:n].tolist()
+    texts = [b"" if id == tokenizer.end_of_document else tokenizer.token_bytes[id] for id in ids]
+    tokens = [(store.place(t).document, text) for t, text in enumerate(texts)]
+    first, *_, last = [t for t, text in enumerate(texts) if not text]
     ranges = {(0, n), (0, last), (first, last), (first + 1, n), (5, 6), (n - 2, n), (300, 310), (9, 20)}
     for begin, end in [*ranges, *((b, b + 9) for b in range(0, 18))]:
-        found, expected = rows(scored(store, begin, end)), oracle(store, begin, end)
+        found, expected = rows(scored(store, begin, end)), oracle(tokens, begin, end)
         assert [row["document"] for row in found] == sorted(expected), (begin, end)
         for row in found:
             targets, nats, text = expected[row["document"]]
@@ -125,6 +134,14 @@ def test_short_documents_are_not_in_the_lists_and_text_is_visible(store):
     many = describe([found] * 14, 3, Tokenizer("gpt2"))
     numbers = "".join(line.split()[2] for line in many if "ListCorpus" in line)
     assert numbers == "7" * 14 + "5" * 6 + "4" * 14 + "5" * 6
+
+
+def test_the_picture_has_a_line_for_each_of_several_sets(store, tmp_path):
+    sets = [scored(store, 0, 20), scored(store, 15, store.n_tokens)]
+    sets[0].name, sets[1].name = "web", "code"
+    for number in (1, 2):
+        draw_scores(sets[:number], 3, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_an_output_of_another_kind_or_in_no_folder_is_refused(tmp_path, monkeypatch):
