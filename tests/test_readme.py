@@ -118,7 +118,11 @@ class Kill(L.Callback):
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, i) for page in ("text", "integrations") for i in range(len(blocks(page, "python")))],
+    [
+        (page, i)
+        for page in ("text", "integrations", "windows")
+        for i in range(len(blocks(page, "python")))
+    ],
 )
 def test_every_other_python_example_runs(page, number):
     code = blocks(page, "python")[number]

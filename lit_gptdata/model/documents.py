@@ -49,8 +49,8 @@ def cu_seqlens(inputs: Tensor, eot: int, size: int) -> Tensor:
 
     This is the argument of variable-length attention, such as flash_attn_varlen_func. Each row starts a
     document, too. The end is padded with B·T, so sequences there are empty. `size` must be larger than
-    the number of documents in the batch, and B·T + 1 is always enough. A smaller `size` raises
-    RuntimeError on the CPU and stops a CUDA device with an assertion, without a synchronization.
+    the number of documents in the batch, and B·T + 1 is always enough. A `size` that is too small raises
+    RuntimeError. On CUDA an assertion on the device stops the program, without a synchronization.
 
     >>> cu_seqlens(torch.tensor([[7, 9, 50256, 5], [6, 50256, 8, 8]]), eot=50256, size=6)
     tensor([0, 2, 4, 5, 8, 8], dtype=torch.int32)
@@ -58,7 +58,11 @@ def cu_seqlens(inputs: Tensor, eot: int, size: int) -> Tensor:
     starts = document_positions(inputs, eot).flatten() == 0  # (B·T,)
     n, places = starts.numel(), torch.arange(starts.numel(), device=inputs.device)
     problem = f"cu_seqlens must have a size larger than the number of documents, got size={size}"
-    torch._assert_async(starts.sum() < size, f"{problem}: {n + 1} is enough for any batch of this shape")
+    problem += f": {n + 1} is enough for any batch of this shape"
+    if inputs.device.type in ("cpu", "cuda", "meta"):
+        torch._assert_async(starts.sum() < size, problem)
+    elif starts.sum() >= size:  # a synchronization: other devices do not have such assertions
+        raise RuntimeError(problem)
     # One more place gets all tokens that start no document, and is cut off.
     number = torch.where(starts, starts.cumsum(0) - 1, size).clamp(max=size)
     found = torch.full((size + 1,), n, dtype=torch.int32, device=inputs.device)

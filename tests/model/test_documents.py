@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gptdata import GPT, EmbeddingStem, cu_seqlens, document_ids, document_positions
+from lit_gptdata import GPT, EmbeddingStem, GPTDataModule, cu_seqlens, document_ids, document_positions
 from lit_gptdata.model import documents, gpt
 from lit_gptdata.model.block import KeyValueCache
 from tests.model.small_gpt import SmallData
@@ -144,6 +146,25 @@ def test_without_the_mask_logits_are_the_same_bits_as_without_the_option():
     assert torch.equal(before(rows()), after(rows()))
     assert before.hparams == after.hparams
     assert "eot" not in after.hparams
+
+
+def test_packed_windows_give_the_loss_of_documents_that_are_alone(tmp_path):
+    texts = [" and so on" * (7 * n % 10) + " to the end" for n in range(20)]  # 3 to 30 tokens
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    stem = EmbeddingStem(50257, 32, 16)
+    model = GPT(stem, n_layers=2, n_heads=2, document_mask=True).eval()
+    sums = {}
+    for kind in ("packed", "documents"):
+        options = {"windows": kind, "max_length": 32, "drop_last": False, "val_fraction": 0.0}
+        data = GPTDataModule(tmp_path / "texts.jsonl", **options, data_dir=tmp_path)
+        data.prepare_data()
+        data.setup("fit")
+        with torch.no_grad():
+            losses = torch.cat([model.losses(batch) for batch in data.train_dataloader()])
+        sums[kind] = losses.double().sum().item(), int((losses > 0).sum()), len(losses)
+    assert data.eot == model.eot
+    assert sums["packed"][:2] == (pytest.approx(sums["documents"][0], rel=1e-6), sums["documents"][1])
+    assert sums["packed"][2] < sums["documents"][2] == 20
 
 
 # FlexAttention ----------------------------------------------------------------------------------
