@@ -22,10 +22,12 @@ from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documen
 from lit_gptdata.text.remote_file import map_in_threads, size_of
 from lit_gptdata.tokens.build.filters import (
     COPY,
+    HASH,
     Problem,
     add,
     digest,
     find_copies,
+    joined,
     kept,
     left_out_of,
     problem_of,
@@ -34,7 +36,7 @@ from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, check_document
 from lit_gptdata.tokens.chunks import safe_chunks
 from lit_gptdata.tokens.engines import Engine, load_engine
-from lit_gptdata.tokens.manifest import LeftOut, total
+from lit_gptdata.tokens.manifest import FileEntry, LeftOut, ShardEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int], object]
@@ -76,13 +78,14 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> tuple[Sh
     return shards, [left_out, *(left_out_of(output, units) if plan.options.filters else [])]
 
 
-def _encode_in_one_pass(documents: Iterable[Document], encoder: Encoder) -> tuple[Shards, list[LeftOut]]:
+def _encode_in_one_pass(corpus: Iterable[Document], encoder: Encoder) -> tuple[Shards, list[LeftOut]]:
     with progress_of("tokenizing", None) as progress:
+        if not encoder.options.filters:
+            return encoder.encode(0, corpus, progress.add), []
         if encoder.options.drop_duplicates:
-            replace(encoder, hashes_only=True).encode(0, documents, lambda *_: None)
+            replace(encoder, hashes_only=True).encode(0, joined(corpus), lambda *_: None)
             find_copies(encoder.output, [0], {})
-        shards = encoder.encode(0, documents, progress.add)
-    return shards, left_out_of(encoder.output, [0]) if encoder.options.filters else []
+        return encoder.encode(0, joined(corpus), progress.add), left_out_of(encoder.output, [0])
 
 
 def _filtered(encoder: Encoder, units: WorkUnits, run: Runner) -> tuple[Encoder, WorkUnits, LeftOut]:
@@ -199,8 +202,8 @@ class Encoder:
         return shards
 
     def _hash(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
-        """Record the hashes of the documents of a work unit."""
-        rows = bytearray()
+        """Record the hashes of the documents of a work unit, and return them as a shard."""
+        rows, n_bytes = bytearray(), 0
         for document in documents:
             if document.continues:
                 continue
@@ -208,11 +211,14 @@ class Encoder:
                 text = digest()
                 for block in self.limited(document):
                     text.update(block)
+                    n_bytes += len(block)
                     on_progress(len(block), 0)
                 hashed = text.digest()
             rows += document.number.to_bytes(4, "little") + hashed
         self.output.write_record(f"{unit:05d}.hash", bytes(rows))
-        return []
+        file = FileEntry.describe(f"{unit:05d}.hash", bytes(rows))
+        n_documents = len(rows) // HASH.itemsize
+        return [ShardEntry(n_tokens=0, n_bytes=n_bytes, n_documents=n_documents, files=(file, file))]
 
     def _shard_writer(self, unit: int, shard: int) -> ShardWriter:
         return self.output.shard_writer(f"{unit:05d}-{shard:03d}", self.tokenizer.dtype)

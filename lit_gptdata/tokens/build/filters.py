@@ -9,6 +9,7 @@ hashes for each work unit, and `find_copies` makes of them a record of the docum
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -66,6 +67,17 @@ def kept(
                 yield document
             else:
                 add(left_out, document, problem)
+
+
+def joined(parts: Iterable[Document]) -> Iterator[Document]:
+    """Whole documents: each one with the chunks of the parts that continue it."""
+    parts, same = itertools.tee(parts)
+    numbers = itertools.accumulate(not part.continues for part in same)
+    for _, group in itertools.groupby(zip(numbers, parts, strict=True), lambda pair: pair[0]):
+        document = (part for _, part in group)
+        first = next(document)
+        rest = itertools.chain.from_iterable(part.chunks for part in document)
+        yield replace(first, chunks=itertools.chain(first.chunks, rest))
 
 
 def problem_of(
