@@ -9,7 +9,6 @@ from lit_gptdata._io import progress_bar, write_json
 from lit_gptdata.tokens.build.filters import HASH, digest, later_copies
 from lit_gptdata.tokens.remote.store import RemoteStore
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.windows.packing import document_blocks
 
 BLOCK_TOKENS = 1 << 20  # read at once
 
@@ -33,8 +32,10 @@ def count_duplicates(store: TokenStore) -> int:
     record = store.path.parent / ".requests" / f"{store.fingerprint}.copies"
     with contextlib.suppress(OSError, ValueError):
         return int(json.loads(record.read_bytes()))
-    blocks = list(document_blocks(store, 0, store.n_tokens))
-    starts, ends = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+    indexes = map(store.rows, range(len(store.shards)))
+    starts = np.concatenate([rows["token"][rows["document"] == 1] for rows in indexes])
+    last = store.tokens.gather(starts[1:] - 1, 1)[:, 0]  # separators, if the store has them
+    ends = np.append(starts[1:] - (store.vocab["n_bytes"][last] == 0), store.n_tokens)
     lengths, n_of_length = np.unique(ends - starts, return_counts=True)
     chosen = np.flatnonzero(np.isin(ends - starts, lengths[n_of_length > 1]))
     rows, tokens, first = bytearray(), store.tokens[:0], 0

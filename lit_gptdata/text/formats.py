@@ -124,25 +124,22 @@ def read_documents(file: FileSlice, reading: Reading, keep_bad: bool = False) ->
     format = format_of(file.path)
     try:
         for document in format.read(file, reading):
-            if document.problem and not keep_bad:
-                if document.problem[0] == NULL:
-                    continue
-                raise UnicodeError(document.problem[1])
             if reading.strip_gutenberg and not document.problem:
-                document = _stripped(document, format.suffix == ".txt", keep_bad)
-            yield document
+                document = _stripped(document, format.suffix == ".txt")
+            if keep_bad or not document.problem:
+                yield document
+            elif document.problem[0] != NULL:
+                raise UnicodeError(document.problem[1])
     except (ValueError, OSError) as error:
         raise _naming_download(error, file.path) from error.__cause__
 
 
-def _stripped(document: Document, required: bool, keep_bad: bool) -> Document:
+def _stripped(document: Document, required: bool) -> Document:
     """The document without Project Gutenberg's license: each row of a .parquet can be a book."""
     try:
         text = b"".join(document.chunks).decode()
     except UnicodeError as error:
-        if keep_bad:
-            return replace(document, problem=(INVALID, str(error)))
-        raise
+        return replace(document, problem=(INVALID, str(error)))
     return replace(document, chunks=[strip_gutenberg(text, document.source, required=required).encode()])
 
 
@@ -220,10 +217,8 @@ def _invalid(error: UnicodeDecodeError, source: object, offset: int, advice: str
 def _read_txt(file: FileSlice, reading: Reading) -> Iterator[Document]:
     """The file is one document; a slice after the first continues it."""
     chunks = _text(_chunks(file, reading), file, reading.encoding_errors)
-    continues = file.start > 0
-    yield Document(
-        source=str(file.path), chunks=chunks, continues=continues, number=file.number, place=""
-    )
+    source, continues = str(file.path), file.start > 0
+    yield Document(source=source, chunks=chunks, continues=continues, number=file.number, place="")
 
 
 def _row(file: FileSlice, place: str, read: Callable[[str], bytes | None]) -> Document:

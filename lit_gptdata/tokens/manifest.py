@@ -8,10 +8,13 @@ The names and the order of the fields are the JSON format, so existing stores de
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from operator import itemgetter
 from typing import Any
 
 from lit_gptdata._io import as_json
@@ -20,6 +23,8 @@ from lit_gptdata.text.document import SourceEntry
 FORMAT = 1
 """Version of the store's layout. It is part of the fingerprint, so another version is another store."""
 
+
+EXAMPLES = 3  # of each kind of document that is left out
 
 COUNTS = ("n_tokens", "n_bytes", "n_documents")
 
@@ -118,6 +123,19 @@ class LeftOut:
     def __post_init__(self) -> None:
         if not all(type(count) is int for count in self.counts.values()):
             raise ValueError(f"{self.counts!r} does not count documents")
+
+    @classmethod
+    def merge(cls, parts: Sequence[LeftOut], sources: Sequence[SourceEntry]) -> LeftOut | None:
+        """What parts of a corpus have left out, with the first examples, or None."""
+        counts = sum((Counter(part.counts) for part in parts), Counter())
+        found = sorted((e for part in parts for e in part.examples), key=itemgetter("kind", "source"))
+        # your own corpus is one source, even if it numbers its documents
+        examples = [
+            example | {"source": sources[min(example["source"], len(sources) - 1)].path}
+            for _, group in itertools.groupby(found, itemgetter("kind"))
+            for example in itertools.islice(group, EXAMPLES)
+        ]
+        return cls(counts=dict(sorted(counts.items())), examples=examples) if counts else None
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())

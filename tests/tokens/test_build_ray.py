@@ -132,6 +132,16 @@ def test_the_store_is_the_same_as_without_a_cluster(tmp_path, connected, monkeyp
     assert ray.is_initialized()
 
 
+def test_filters_leave_out_the_same_as_without_a_cluster(tmp_path, connected):
+    mixed(tmp_path / "corpus")
+    write_txt(tmp_path / "corpus" / "z.txt", (tmp_path / "corpus" / "a.txt").read_text("utf-8"))
+    options = {"on_bad_document": "skip", "drop_duplicates": True}
+    serial = build(tmp_path / "corpus", tmp_path / "serial", workers=1, **options)
+    assert serial.manifest.left_out.counts == {"duplicate": 1, "empty": 2, "null": 1}
+    store = build(tmp_path / "corpus", tmp_path / "ray", workers=None, build="ray", **options)
+    assert contents(store) == contents(serial)
+
+
 def test_a_package_that_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
     write_txt(tmp_path / "a.txt", "some text")
     only_here = types.ModuleType("only_here")

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -204,6 +205,22 @@ def test_your_own_corpus_is_filtered(tmp_path):
     assert examples["duplicate"] == ("ListCorpus(6 texts)", "list:4")
 
 
+class PartsCorpus(ListCorpus):
+    """Each text is a document and a part that continues it."""
+
+    def __iter__(self):
+        for document in super().__iter__():
+            for index, chunk in enumerate(document.chunks):
+                yield replace(document, chunks=iter([chunk]), continues=index > 0)
+
+
+def test_a_document_in_parts_is_filtered_as_a_whole(tmp_path):
+    texts = ["a b c d", "a b x y", "a b c d", "", "a", "a b" + " c" * 600]
+    store = build(PartsCorpus(texts), tmp_path / "t", drop_duplicates=True, **SKIP)
+    assert_holds(store, ["a b c d", "a b x y"])
+    assert counts(store) == {"duplicate": 1, "empty": 1, "too long": 1, "too short": 1}
+
+
 def test_copies_are_dropped_across_files_and_units(tmp_path):
     (folder := tmp_path / "books").mkdir()
     long = words(350_000)
@@ -319,7 +336,7 @@ def test_duplicates_of_a_store_are_counted(tmp_path, monkeypatch, block):
     store = build(ListCorpus(texts), tmp_path / "t")
     n = len(texts) - len(set(texts))
     assert count_duplicates(store) == n > 50
-    monkeypatch.setattr("lit_gptdata.report.duplicates.document_blocks", None)
+    monkeypatch.setattr("lit_gptdata.report.duplicates.later_copies", None)
     assert count_duplicates(TokenStore(store.path)) == n  # recorded
 
 

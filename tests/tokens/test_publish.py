@@ -109,6 +109,19 @@ def test_a_store_built_at_a_url_is_the_same_as_on_a_disk(s3, corpus, built, requ
     assert not list(Path.cwd().iterdir())
 
 
+@pytest.mark.heavy  # test_filters.py builds at memory:// by default
+def test_filters_work_at_a_url(s3, tmp_path):
+    (folder := tmp_path / "books").mkdir()
+    for name in ("a.txt", "b.txt"):
+        write_txt(folder / name, words(400_000))
+    (folder / "c.jsonl").write_text('{"text": null}\n{"text": "good"}\n')
+    options = {"on_bad_document": "skip", "drop_duplicates": True}
+    store = build(FilesCorpus(folder), tmp_path / "t", **options)
+    assert store.manifest.left_out.counts == {"duplicate": 1, "null": 1}
+    url = publish_text(FilesCorpus(folder), GPT2, s3.url, BuildOptions(workers=2, **options))
+    assert files_at(url) == contents(store)
+
+
 def test_a_corpus_that_is_not_files(tmp_path):
     """Published to a folder instead of an object store."""
     corpus = ListCorpus([words(150_000), "", "after an empty one"])

@@ -16,25 +16,16 @@ from typing import Any
 
 import numpy as np
 
+import lit_gptdata.tokens.build.filters as filters
 from lit_gptdata._io import as_json, progress_bar
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import FileSlice, Reading, format_of, read_documents
 from lit_gptdata.text.remote_file import map_in_threads, size_of
-from lit_gptdata.tokens.build.filters import (
-    COPY,
-    Problem,
-    add,
-    digest,
-    find_copies,
-    kept,
-    left_out_of,
-    problem_of,
-)
 from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, check_document
 from lit_gptdata.tokens.chunks import safe_chunks
 from lit_gptdata.tokens.engines import Engine, load_engine
-from lit_gptdata.tokens.manifest import LeftOut, total
+from lit_gptdata.tokens.manifest import FileEntry, LeftOut, ShardEntry, total
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int], object]
@@ -73,16 +64,18 @@ def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> tuple[Sh
         finished[first] = replace(encoder, first_unit=first).encode_unit(first, units[first])
     output.remove_unfinished(finished)
     shards = [shard for unit in units for shard in finished[unit]]
-    return shards, [left_out, *(left_out_of(output, units) if plan.options.filters else [])]
+    return shards, [left_out, *(filters.left_out_of(output, units) if plan.options.filters else [])]
 
 
-def _encode_in_one_pass(documents: Iterable[Document], encoder: Encoder) -> tuple[Shards, list[LeftOut]]:
+def _encode_in_one_pass(corpus: Iterable[Document], encoder: Encoder) -> tuple[Shards, list[LeftOut]]:
     with progress_of("tokenizing", None) as progress:
+        if not encoder.options.filters:
+            return encoder.encode(0, corpus, progress.add), []
         if encoder.options.drop_duplicates:
-            replace(encoder, hashes_only=True).encode(0, documents, lambda *_: None)
-            find_copies(encoder.output, [0], {})
-        shards = encoder.encode(0, documents, progress.add)
-    return shards, left_out_of(encoder.output, [0]) if encoder.options.filters else []
+            replace(encoder, hashes_only=True).encode(0, filters.joined(corpus), lambda *_: None)
+            filters.find_copies(encoder.output, [0], {})
+        shards = encoder.encode(0, filters.joined(corpus), progress.add)
+        return shards, filters.left_out_of(encoder.output, [0])
 
 
 def _filtered(encoder: Encoder, units: WorkUnits, run: Runner) -> tuple[Encoder, WorkUnits, LeftOut]:
@@ -107,10 +100,10 @@ def _filtered(encoder: Encoder, units: WorkUnits, run: Runner) -> tuple[Encoder,
         with progress_of("hashing", None) as progress:
             if remaining:
                 run(replace(encoder, hashes_only=True), remaining, progress.add)
-        bad |= dict.fromkeys(find_copies(encoder.output, units, judged), COPY)
+        bad |= dict.fromkeys(filters.find_copies(encoder.output, units, judged), filters.COPY)
         units = _without(units, bad)
     for number in sorted(bad):
-        add(left_out, Document(source="", chunks=(), number=number), bad[number])
+        filters.add(left_out, Document(source="", chunks=(), number=number), bad[number])
     return encoder, units, left_out
 
 
@@ -150,11 +143,11 @@ class Encoder:
         keep_bad = self.options.on_bad_document == "skip"
         return itertools.chain.from_iterable(read_documents(s, self.reading, keep_bad) for s in slices)
 
-    def judge(self, file: FileSlice) -> tuple[Problem | None, bytes]:
+    def judge(self, file: FileSlice) -> tuple[filters.Problem | None, bytes]:
         """What `problem_of` says about the only document of a file, and the hash of its text."""
-        (document,), hashed = self.read([file]), digest()
+        (document,), hashed = self.read([file]), filters.digest()
         if self.options.on_bad_document == "skip":
-            return problem_of(document, self.options, hashed.update), hashed.digest()
+            return filters.problem_of(document, self.options, hashed.update), hashed.digest()
         for block in self.limited(document):
             hashed.update(block)
         return None, hashed.digest()
@@ -165,7 +158,7 @@ class Encoder:
         if self.options.filters:
             is_known = self.options.drop_duplicates and not self.hashes_only
             content = self.output.read_record(f"{unit:05d}.copies") if is_known else b""
-            documents = kept(documents, self.options, self.judged, map(bool, content), left_out)
+            documents = filters.kept(documents, self.options, self.judged, map(bool, content), left_out)
         if self.hashes_only:
             return self._hash(unit, documents, on_progress)
         engine = self.engine  # an unusable engine is reported before any problem with a document
@@ -199,20 +192,22 @@ class Encoder:
         return shards
 
     def _hash(self, unit: int, documents: Iterable[Document], on_progress: OnProgress) -> Shards:
-        """Record the hashes of the documents of a work unit."""
-        rows = bytearray()
+        """Record the hashes of the documents of a work unit, and return one shard for the progress."""
+        rows, n_bytes = bytearray(), 0
         for document in documents:
             if document.continues:
                 continue
             if (hashed := self.judged.get(document.number)) is None:
-                text = digest()
+                text = filters.digest()
                 for block in self.limited(document):
                     text.update(block)
+                    n_bytes += len(block)
                     on_progress(len(block), 0)
                 hashed = text.digest()
             rows += document.number.to_bytes(4, "little") + hashed
         self.output.write_record(f"{unit:05d}.hash", bytes(rows))
-        return []
+        file = FileEntry.describe(f"{unit:05d}.hash", bytes(rows))
+        return [ShardEntry(n_tokens=0, n_bytes=n_bytes, n_documents=0, files=(file, file))]
 
     def _shard_writer(self, unit: int, shard: int) -> ShardWriter:
         return self.output.shard_writer(f"{unit:05d}-{shard:03d}", self.tokenizer.dtype)

@@ -1,6 +1,6 @@
 """Leave out bad documents and later copies of a text, with counts and examples for the manifest.
 
-documents ──kept()──▶ documents to encode, and a `LeftOut` of each work unit ──merged()──▶ the manifest
+documents ──kept()──▶ documents to encode, and a `LeftOut` of each work unit ──▶ the manifest
 
 A duplicate is known only when all texts before it are. So a first pass over the text writes a record of
 hashes for each work unit, and `find_copies` makes of them a record of the documents that are copies.
@@ -9,24 +9,23 @@ hashes for each work unit, and `find_copies` makes of them a record of the docum
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lit_gptdata._io import CHUNK_BYTES
-from lit_gptdata.text.document import Document, SourceEntry
+from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import INVALID
 from lit_gptdata.text.remote_file import map_in_threads
 from lit_gptdata.tokens.build.output import ShardOutput
 from lit_gptdata.tokens.build.plan import BuildOptions
-from lit_gptdata.tokens.manifest import LeftOut
+from lit_gptdata.tokens.manifest import EXAMPLES, LeftOut
 
-EXAMPLES = 3  # of each kind, in a manifest
 SPOOL_BYTES = 16 << 20  # of a document in memory; a longer one is in a temporary file
 PART_HASHES = 1 << 22  # compared at once, in about 200 MB
 BLOCK_HASHES = 1 << 20  # read at once
@@ -68,6 +67,17 @@ def kept(
                 add(left_out, document, problem)
 
 
+def joined(parts: Iterable[Document]) -> Iterator[Document]:
+    """Whole documents: each one with the chunks of the parts that continue it."""
+    parts, same = itertools.tee(parts)
+    numbers = itertools.accumulate(not part.continues for part in same)
+    for _, group in itertools.groupby(zip(numbers, parts, strict=True), lambda pair: pair[0]):
+        document = (part for _, part in group)
+        first = next(document)
+        rest = itertools.chain.from_iterable(part.chunks for part in document)
+        yield replace(first, chunks=itertools.chain(first.chunks, rest))
+
+
 def problem_of(
     document: Document, options: BuildOptions, on_block: Callable[[bytes], object]
 ) -> Problem | None:
@@ -99,25 +109,6 @@ def add(left_out: LeftOut, document: Document, problem: Problem) -> None:
         left_out.examples.append(
             {"source": document.number, "place": place, "kind": kind, "reason": reason}
         )
-
-
-def merged(parts: Iterable[LeftOut], sources: Sequence[SourceEntry]) -> LeftOut | None:
-    """All that was left out, with the first examples in corpus order, which name their source."""
-    counts: Counter[str] = Counter()
-    examples: list[dict[str, Any]] = []
-    for part in parts:
-        counts.update(part.counts)
-        examples += part.examples
-    if not counts:
-        return None
-    first: list[dict[str, Any]] = []
-    for kind in sorted(counts):
-        found = sorted((e for e in examples if e["kind"] == kind), key=lambda e: e["source"])
-        for example in found[:EXAMPLES]:
-            # your own corpus is one source, even if it numbers its documents
-            source = sources[min(example["source"], len(sources) - 1)]
-            first.append(example | {"source": source.path})
-    return LeftOut(counts=dict(sorted(counts.items())), examples=first)
 
 
 def digest() -> Any:

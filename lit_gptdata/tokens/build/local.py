@@ -25,7 +25,6 @@ from filelock import FileLock, Timeout
 from lit_gptdata._io import locked, sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.tokens.build.encode import Runner, encode_corpus
-from lit_gptdata.tokens.build.filters import merged
 from lit_gptdata.tokens.build.output import FolderOutput
 from lit_gptdata.tokens.build.plan import (
     DEFAULT_OPTIONS,
@@ -168,7 +167,7 @@ def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEn
         sources = hashed_sources()
     vocab = vocab_table(plan.tokenizer).tobytes()
     try:
-        manifest = plan.manifest(sources, made[0], vocab, merged(made[1], sources))
+        manifest = plan.manifest(sources, made[0], vocab, made[1])
         manifest = corpus.complete(manifest) if is_ids else manifest
     except (ValueError, RuntimeError):
         shutil.rmtree(folder, ignore_errors=True)  # a later run cannot use the shards

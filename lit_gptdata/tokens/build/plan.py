@@ -162,17 +162,14 @@ class BuildPlan:
     def fingerprint(self, sources: list[SourceEntry]) -> str:
         """The name of the store, which depends on contents and tokenizer, not on paths and times."""
         contents = [[source.format, source.sha256] for source in sources]
-        return _hash([FORMAT, self.tokenizer.fingerprint, self.reading, contents])
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """The options that change the tokens."""
-        return _reading(self.corpus, self.options)
+        reading = _reading(self.corpus, self.options)
+        return _hash([FORMAT, self.tokenizer.fingerprint, reading, contents])
 
     def manifest(
-        self, sources: list[SourceEntry], shards: Shards, vocab: bytes, left_out: LeftOut | None = None
+        self, sources: list[SourceEntry], shards: Shards, vocab: bytes, parts: Sequence[LeftOut] = ()
     ) -> Manifest:
         """The manifest of the store; raises ValueError if empty, RuntimeError if a file has changed."""
+        left_out = LeftOut.merge(parts, sources)
         if not total(shards, "n_bytes"):
             if left_out:
                 advice = "change the limits, or run with on_bad_document=error to see the first problem"
@@ -187,7 +184,7 @@ class BuildPlan:
         return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(**entry),
-            reading=self.reading,
+            reading=_reading(self.corpus, self.options),
             left_out=left_out,
             **counts,
             sources=sources,

@@ -20,7 +20,6 @@ from lit_gptdata.text.document import Corpus
 from lit_gptdata.text.files import PathLike
 from lit_gptdata.text.remote_file import size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
-from lit_gptdata.tokens.build.filters import merged
 from lit_gptdata.tokens.build.local import make_runner
 from lit_gptdata.tokens.build.output import ShardOutput, Shards
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
@@ -79,7 +78,7 @@ def publish_text(
         shards, left_out = encode_corpus(plan, UrlOutput(target, records), runner)
         vocab = vocab_table(tokenizer).tobytes()
         try:
-            manifest = plan.manifest(sources, shards, vocab, merged(left_out, sources))
+            manifest = plan.manifest(sources, shards, vocab, left_out)
         except Exception:
             records.remove_all()  # a later run cannot use the shards
             raise
