@@ -363,7 +363,7 @@ class GPTDataModule(L.LightningDataModule):
     ) -> np.ndarray:  # fmt: skip
         """The indices in `train_windows` that are the batch of a training step: int64 (B,).
 
-        `step` counts batches from 0 over the whole run, or within `epoch`. With
+        `step` counts batches from 0 over the whole run, also skipped ones, or within `epoch`. With
         accumulate_grad_batches=k, optimizer step s has the batches k * s to k * s + k - 1. After
         `GPTDataModule.load_from_checkpoint(path)` and `setup()` the run is the checkpoint's, with every
         change of batch size and ranks so far. `rank` and `world_size` default to this process's. With

@@ -264,8 +264,7 @@ def plan_run(
             advice = f"resume from a checkpoint before batch {begin:,}, or leave out this range"
             raise ValueError(f"skip_steps [{begin:,}, {end:,}): the run has trained on it: {advice}")
     first = count_windows(run, batch)  # `sizes` count from here
-    ahead = [(begin, end) for begin, end in skip if end > batch + skipped]
-    for begin, end in [*ahead, (None, None)]:
+    for pair in [*(pair for pair in skip if pair[1] > batch + skipped), None]:
         # an optimizer step continues after a gap, with the same batch size
         opened = batch - (step % accumulate if step > 0 and run and run[-1].skip else 0)
         windows = count_windows(run, opened)
@@ -277,8 +276,9 @@ def plan_run(
         )
         if step == 0 and run and run[-1].skip and planned[-1].limit and not planned[0].end:
             raise ValueError(_no_batch_of(start.epoch, run[-1]))  # the rest is too small for a batch
-        if begin is None or not planned[-1].limit:
-            return [*run[len(before) :], *planned]
+        if pair is None or not planned[-1].limit:
+            break
+        begin, end = pair
         batch = max(begin - skipped, batch)
         at = [segment for segment in planned if segment.batch <= batch][-1].rest(batch)
         gap = replace(at, skip=end - skipped - batch)
@@ -295,7 +295,7 @@ def plan_run(
             step = 0
         run.append(gap)
         skipped += gap.skip
-    raise AssertionError
+    return [*run[len(before) :], *planned]
 
 
 def _no_batch_of(epoch: int, gap: RunSegment) -> str:
@@ -358,11 +358,11 @@ def find_batch(
     """
     after = None  # the first batch of the following segment
     for segment in reversed(segments):
-        first = segment.number if epoch is None else segment.batch
-        batch = step if epoch is None else segment.batch_of(step, epoch)
-        if segment.limit and batch >= first and (after is None or batch < after):
-            return segment, segment.position(batch - first + segment.batch)
-        after = first
+        skipped = segment.skipped if epoch is None else 0
+        batch = step - skipped if epoch is None else segment.batch_of(step, epoch)
+        if segment.limit and batch >= segment.batch and (after is None or batch + skipped < after):
+            return segment, segment.position(batch)
+        after = segment.batch + skipped
     where = "" if epoch is None else f" of epoch {epoch}"
     first, last = segments[0], segments[-1]
     raise ValueError(
