@@ -103,6 +103,12 @@ def test_a_tokenizer_that_is_missing_or_another_one_is_refused(given, tokenizer,
         connected(given, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize("options", [{"windows": "packed"}, {"eval_windows": "documents"}])
+def test_windows_of_documents_are_refused_because_they_have_padding(options):
+    with pytest.raises(ValueError, match=r"LitGPT cannot train on padding|set eval_windows=sliding"):
+        connected(tokenizer="gpt2", **options)
+
+
 def test_the_tokenizer_of_litgpt_is_used():
     assert connected(OfLitGPT("huggingface", 5)).module.vocab_size == 5
 
