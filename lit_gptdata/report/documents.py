@@ -215,7 +215,7 @@ def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> 
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     n = sum(map(len, losses))
     bins = np.histogram_bin_edges(np.concatenate(losses), min(60, 10 + n // 20))
-    style = "step" if len(sets) > 1 else "stepfilled"
+    style: Any = "step" if len(sets) > 1 else "stepfilled"
     axes.hist(losses, bins.tolist(), histtype=style, log=True, label=[each.name for each in sets])
     axes.set(xlabel=unit, ylabel="documents, on a log scale", ylim=(0.5, None))  # 1 is visible
     axes.set_title(f"loss of {n:,} documents with ≥ {min_tokens} tokens")
