@@ -151,10 +151,10 @@ def check_separator(stem: nn.Module, eot: Any) -> int:
     if eot is None and size != GPT2_VOCABULARY:
         problem = f"document_mask needs eot, the token between documents, for a vocabulary of {size:,}"
         raise ValueError(f"{problem}: set eot to tokenizer.end_of_document")
-    eot: int = check_integer("eot", GPT2_VOCABULARY - 1 if eot is None else eot, 0)
-    if eot >= size:
-        raise ValueError(f"eot must be in 0 … {size - 1}, the stem's vocabulary, got {eot}")
-    return eot
+    found = check_integer("eot", GPT2_VOCABULARY - 1 if eot is None else eot, 0)
+    if found >= size:
+        raise ValueError(f"eot must be in 0 … {size - 1}, the stem's vocabulary, got {found}")
+    return found
 
 
 def stem_arguments(stem: nn.Module) -> dict[str, Any]:
