@@ -8,8 +8,6 @@ from pathlib import Path
 from lit_gptdata._io import aligned
 from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
 from lit_gptdata.configs import as_override
-from lit_gptdata.report.duplicates import describe_duplicates
-from lit_gptdata.report.overview import overview
 
 KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
 
@@ -30,6 +28,9 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """Print counts of documents, tokens, windows and batches."""
+    from lit_gptdata.report.duplicates import describe_duplicates
+    from lit_gptdata.report.overview import overview
+
     data = open_data(args.overrides)
     named, budget = data._data.is_named, budget_of(compose_config(args.overrides), data)
     first, *lines, last = str(data).splitlines()

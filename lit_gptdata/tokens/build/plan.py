@@ -62,7 +62,8 @@ class BuildOptions:
         if self.on_bad_document not in get_args(OnBadDocument):
             choices = "'error', or 'skip' (leave out and count)"
             raise ValueError(f"unknown on_bad_document {self.on_bad_document!r}: choose {choices}")
-        check_flag("drop_duplicates", self.drop_duplicates)
+        drops = check_flag("drop_duplicates", self.drop_duplicates)
+        object.__setattr__(self, "drop_duplicates", drops)
         for name in ("workers", "max_document_bytes", "min_document_bytes"):
             if (value := getattr(self, name)) is not None:
                 option = name.replace("workers", "build_workers")
@@ -144,8 +145,8 @@ class BuildPlan:
     def name(self) -> str:
         """Names the folder of the build; the next build of the same plan continues in it."""
         # with the limits, because finished units are not checked again
-        limits = [self.options.max_document_bytes, self.options.min_document_bytes]
-        details = [FORMAT, self.file_stats, self.shard_bytes, limits[0], *filter(None, limits[1:])]
+        low, high = self.options.min_document_bytes, self.options.max_document_bytes
+        details = [FORMAT, self.file_stats, self.shard_bytes, high, *([low] if low else [])]
         return f"{self.key}-{_hash(details)}"
 
     def work_units(self) -> dict[int, list[FileSlice]]:
