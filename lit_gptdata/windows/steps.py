@@ -116,7 +116,7 @@ class RunSegment:
     def position(self, batch: int) -> Position:
         """Where batch `batch` of the run starts. It must not be before the segment's first batch."""
         ahead = batch - self.batch
-        if self.step + ahead < self.end:  # it may start at an index that its own steps never reach
+        if self.step + ahead < self.end or not self.limit:  # its own steps may never reach its start
             return Position(self.start.epoch, self.start.index + ahead * self.steps.width)
         epochs, step = divmod(self.step + ahead - self.end, self.limit)
         return Position(self.start.epoch + 1 + epochs, step * self.steps.width)
