@@ -64,7 +64,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    "run", ["epochs", "limit", *(pytest.param(run, marks=pytest.mark.heavy) for run in RUNS)]
+    "run", ["limit", *(pytest.param(run, marks=pytest.mark.heavy) for run in RUNS if run != "limit")]
 )
 def test_a_run_trains_on_the_batches_that_are_not_skipped(tmp_path, run):
     data, options = RUNS[run]
@@ -116,7 +116,8 @@ def test_every_checkpoint_of_a_run_with_skips_resumes_exactly(tmp_path, run):
     assert_resumes(tmp_path, {"batch_schedule": None, "skip_steps": SKIP} | data, options, range(99))
 
 
-@pytest.mark.parametrize("stop", [pytest.param("", marks=pytest.mark.heavy), "exception"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("stop", ["", "exception"])
 def test_a_run_resumes_next_to_skipped_batches(tmp_path, stop):
     data, options = RUNS["accumulation"]
     data = {"batch_schedule": SIZES, "skip_steps": SKIP} | data
@@ -151,10 +152,10 @@ def staged(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("step", "skip", "options"),
     [
-        (9, [[12, 14]], {}),
+        pytest.param(9, [[12, 14]], {}, marks=pytest.mark.heavy),
         (9, [[9, 11], [12, 13]], {}),
         (9, [[9, 30]], {}),  # continues in the next epoch
-        (9, [[22, 28]], {"limit_train_batches": 24}),
+        pytest.param(9, [[22, 28]], {"limit_train_batches": 24}, marks=pytest.mark.heavy),
         (18, [[20, 24], [33, 35]], {}),
         (2, [[9, 11], [22, 28]], {"accumulate_grad_batches": 4}),
     ],
