@@ -56,15 +56,10 @@ def _table(data: Sources, budget: int | None) -> list[str]:
         tokens = (f"{end - begin:,}" for begin, end in (split.val, split.test))
         taken = f"{epochs[name]:.2f}" if name in epochs else ""
         text = redacted(repr(source.text.name)) + " (val_corpus)" * source.only_val
-        if isinstance(windows := source.train_windows, PackedWindows):
+        packed = [""] * len(packed)
+        if name in epochs and isinstance(windows := source.train_windows, PackedWindows):
             packed = [f"{100 * windows.padding:.2f} %", f"{windows.index.n_split:,}"]
-        counts = [
-            f"{store.n_tokens:,}",
-            *rates,
-            taken,
-            *(packed if name in epochs else packed[:0]),
-            *tokens,
-        ]
+        counts = [f"{store.n_tokens:,}", *rates, taken, *packed, *tokens]
         rows.append([name, *counts, store.fingerprint[:8], text])
     every = f"every {data.owner.stride} tokens" if kind == "sliding" else "tokens"
     run = f"{budget:,} training tokens" if budget else ""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import itertools
+import math
 import os
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -116,7 +117,13 @@ class Tokens:
 
         Each range is copied with the length of the longest one, as one opaque item, in order. So the
         next range replaces what is too much, and a range costs one memcpy instead of an index per id.
+        Ranges that are much longer than the average are cut, or short ones would copy too much.
         """
+        if lengths.max() > (most := 4 * math.ceil(lengths.mean())):
+            n_cuts = -(-lengths // most)
+            offsets = spread(np.zeros_like(n_cuts), n_cuts) * most
+            starts, shards = np.repeat(starts, n_cuts) + offsets, np.repeat(shards, n_cuts)
+            lengths = np.minimum(np.repeat(lengths, n_cuts) - offsets, most)
         ends, most, item = np.cumsum(lengths), int(lengths.max()), self.dtype.itemsize
         ids = np.empty(int(ends[-1]) + most, self.dtype)
         items = _memory(ids.ctypes.data, len(ids) - most, f"|V{item * most}", item, is_read_only=False)

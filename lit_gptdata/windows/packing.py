@@ -164,15 +164,17 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
         return
     shard_ends = np.cumsum([shard.n_tokens for shard in store.shards])
     first, last = np.searchsorted(shard_ends, begin), np.searchsorted(shard_ends, end, side="right")
-    starts, is_first = np.empty(0, np.int64), True
+    starts, is_first, is_checked = np.empty(0, np.int64), True, False
     for shard in range(int(first), min(int(last) + 1, len(store.shards))):
         rows = store.rows(shard)
         found = rows["token"][rows["document"] == 1]
         found = found[(begin <= found) & (found <= end)]
         if is_first and len(found):
             is_first = False
-            _check_separators(store, found[found > begin][:100] - 1)
             found = found if found[0] <= begin + 1 else np.append(begin, found)
+        if not is_checked and len(inner := found[(begin < found) & (found < end)]):
+            is_checked = True
+            _check_separators(store, inner[:100] - 1)
         starts = np.append(starts, found)
         while len(starts) > 2 * BLOCK_DOCUMENTS:
             yield starts[:BLOCK_DOCUMENTS], starts[1 : BLOCK_DOCUMENTS + 1] - 1
@@ -180,6 +182,8 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
     if is_first:  # the range is inside a document
         starts = np.array([begin])
     ends = np.append(starts[1:] - 1, end)
+    if starts[-1] == end < store.n_tokens and _has_text(store, starts[-1:] - 1)[0]:
+        ends[-2:-1] = end  # an imported split may end without a separator
     # A document that starts at `end` is in the next split, unless it is the store's last one, and empty.
     kept = (starts < end) | (end == store.n_tokens)
     if kept.any():
@@ -188,12 +192,16 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
 
 def _check_separators(store: TokenStore, tokens: np.ndarray) -> None:
     """Raise ValueError if one of `tokens`, those before documents, has text."""
-    ids = store.tokens.gather(tokens, 1)[:, 0]
-    if (has_text := store.vocab["n_bytes"][ids] > 0).any():
+    if (has_text := _has_text(store, tokens)).any():
         token = f"token {int(tokens[has_text][0]):,} of {store.location}"
         problem = f"{token} is the last one before a document, and it is text"
         advice = "Import the files again with --separate, or set windows=sliding"
         raise ValueError(f"windows=packed and documents need separators: {problem}. {advice}")
+
+
+def _has_text(store: TokenStore, tokens: np.ndarray) -> np.ndarray:
+    has_text: np.ndarray = store.vocab["n_bytes"][store.tokens.gather(tokens, 1)[:, 0]] > 0
+    return has_text
 
 
 class Block(NamedTuple):

@@ -270,7 +270,9 @@ def test_print_names_padding_and_the_ignored_stride(folder):
         with_documents(folder, stride=5, windows="sliding").train_windows
     )
     paths = write_documents(folder)
-    corpus = {name: {"path": paths[name], "weight": 1} for name in ("web", "books")}
+    corpus = {
+        name: {"path": paths[name], "weight": n} for name, n in (("web", 1), ("books", 1), ("code", 0))
+    }
     table = str(with_documents(folder, corpus=corpus))
     assert table.splitlines()[1].split()[:7] == [
         "source", "tokens", "share", "epochs", "padding", "documents", "split",

@@ -292,12 +292,20 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
         opened(tmp_path / "windows")
 
 
-def test_documents_without_separators_are_refused(tmp_path):
-    store = FakeStore([4, 4, 4])
+@pytest.mark.parametrize("shard_ends", [[], [2]], ids=["one shard", "a first shard with one document"])
+def test_documents_without_separators_are_refused(tmp_path, shard_ends):
+    store = FakeStore([4, 4, 4], shard_ends)
     store.vocab["n_bytes"][1] = 3
     with pytest.raises(ValueError, match=r"token 4 of a store is .* and it is text\. .* --separate"):
         open_index(store, 0, store.n_tokens, 8, "packed", tmp_path)
     shutil.rmtree(tmp_path / ".locks")
+
+
+def test_a_split_of_other_programs_may_end_without_a_separator(tmp_path):
+    store = FakeStore([4, 3, 5])
+    store.tokens = Tokens([np.where(np.arange(store.n_tokens) == 4, 1, 0)])  # none before token 9
+    index = open_index(store, 0, 9, 8, "documents", tmp_path)
+    assert windows_of(index) == [[(-1, 5)], [(4, 5)]]
 
 
 @settings(max_examples=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -181,3 +182,18 @@ def test_a_million_spaces_are_tokenized():
     ids = dataset.tokens[:].tolist()
     assert dataset.tokenizer.decode(ids) == text
     assert ids[-3:] == dataset.tokenizer.encode(" b" + " " * 10)[-3:]
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_ranges_of_very_different_lengths_take_little_memory(n_shards):
+    """A long document among many short ones: each would be copied with the length of the longest one."""
+    tokens = Tokens(np.array_split(np.arange(60_000, dtype="<u2"), n_shards))
+    lengths = np.array([0, *[3] * 5_000, 40_000, *[2] * 5_000, 45_000, 1])
+    starts = np.random.default_rng(0).integers(0, len(tokens) - lengths + 1)
+    tracemalloc.start()
+    found = tokens.ranges(starts, lengths)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
+    expected = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+    assert np.array_equal(found, np.concatenate(expected))
