@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gptdata._checks import accepted, check_flag, check_integer, check_number
+from lit_gptdata._checks import accepted, check_choice, check_flag, check_integer, check_number
 
 Position = Literal["learned", "sinusoidal", "none"]
 
@@ -59,15 +59,12 @@ class EmbeddingStem(L.LightningModule):
         self.vocab_size = check_integer("vocab_size", vocab_size, 1)
         self.max_length = check_integer("max_length", max_length, 1)
         self.embedding_dim = check_integer("embedding_dim", embedding_dim, 1)
-        if position not in get_args(Position):
-            allowed = ", ".join(repr(name) for name in get_args(Position))
-            raise ValueError(f"position must be one of {allowed}, got {position!r}")
-        self.position = position
+        self.position = check_choice("position", position, get_args(Position))
         # An explicit dict: without it Lightning also reads the arguments of the __init__ that calls
         # this one, and would save the `dropout` of a subclass or of GPT in place of the stem's.
         sizes = {name: getattr(self, name) for name in ("vocab_size", "max_length", "embedding_dim")}
         dropout = check_number("dropout", dropout, 1)
-        options = {"position": str(position), "dropout": dropout}
+        options = {"position": self.position, "dropout": dropout}
         self.save_hyperparameters(sizes | options | ({"freeze": True} if freeze else {}))
 
         self.token_embedding = nn.Embedding(self.vocab_size, self.embedding_dim)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from lit_gptdata._checks import check_choice
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.content import (
@@ -57,8 +58,7 @@ class Reading:
     """Remove Project Gutenberg's license."""
 
     def __post_init__(self) -> None:
-        if (errors := self.encoding_errors) not in get_args(EncodingErrors):
-            raise ValueError(f"unknown encoding_errors {errors!r}: choose 'strict' or 'replace'")
+        check_choice("encoding_errors", self.encoding_errors, get_args(EncodingErrors))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,7 @@ def test_repr_shows_the_sizes():
     ("name", "values", "allowed"),
     [
         *((name, [0, -3, 2.5, "8", None], "an integer ≥ 1") for name in SIZES),
-        ("position", ["rotary"], "one of 'learned', 'sinusoidal', 'none'"),
+        ("position", ["rotary"], "one of .'learned', 'sinusoidal', 'none'."),
         ("dropout", [-0.1, 1, 1.0, 7, math.nan], r"a number in \[0, 1\)"),
     ],
 )

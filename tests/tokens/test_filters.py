@@ -129,7 +129,7 @@ def test_a_limit_applies_to_a_store_that_exists(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_bad_document": "ignore"}, "unknown on_bad_document 'ignore': choose 'error', or 'skip'"),
+        ({"on_bad_document": "ignore"}, "on_bad_document must be one of .*, got 'ignore'"),
         ({"min_document_bytes": 0}, "min_document_bytes must be an integer ≥ 1"),
         ({"min_document_bytes": 9, "max_document_bytes": 8}, "min_document_bytes=9 is larger than max"),
         ({"drop_duplicates": "yes"}, "drop_duplicates must be"),

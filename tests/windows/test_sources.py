@@ -294,7 +294,7 @@ BAD_SOURCES = [
     ({"web": {"path": "a", "strip_gutenberg": "no"}}, "source web: strip_gutenberg.*'no'"),
     ({"web": {"path": "a", "text_column": 3}}, "source web: text_column.*3"),
     ({"web": {"path": "a", "max_document_bytes": 0}}, "source web: max_document_bytes.*0"),
-    ({"web": {"path": "a", "encoding_errors": "x"}}, "source web: unknown encoding_errors 'x'"),
+    ({"web": {"path": "a", "encoding_errors": "x"}}, "source web: encoding_errors must be one of"),
     ({"web": {"store_url": ""}}, "source web: store_url"),
     ({"a": {"path": "a", "weight": 1}, "b": "b", "c": "c"}, "a has a weight, but b, c has none"),
     ({"a": {"path": "a", "weight": 0}, "b": {"path": "b", "weight": 0}}, "weights of all sources are 0"),

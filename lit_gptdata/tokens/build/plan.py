@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from lit_gptdata._checks import check_flag, check_integer, plain
+from lit_gptdata._checks import check_choice, check_flag, check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
 from lit_gptdata.text.files import FilesCorpus, FindCut
 from lit_gptdata.text.formats import FileSlice, format_of
@@ -56,12 +56,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ray_address", plain(self.ray_address))
         check_engine(self.engine)
-        if self.build not in get_args(BuildName):
-            choices = "'processes' (on this machine) or 'ray' (tasks on a Ray cluster)"
-            raise ValueError(f"unknown build {self.build!r}: choose {choices}")
-        if self.on_bad_document not in get_args(OnBadDocument):
-            choices = "'error', or 'skip' (leave out and count)"
-            raise ValueError(f"unknown on_bad_document {self.on_bad_document!r}: choose {choices}")
+        check_choice("build", self.build, get_args(BuildName))
+        check_choice("on_bad_document", self.on_bad_document, get_args(OnBadDocument))
         drops = check_flag("drop_duplicates", self.drop_duplicates)
         object.__setattr__(self, "drop_duplicates", drops)
         for name in ("workers", "max_document_bytes", "min_document_bytes"):
