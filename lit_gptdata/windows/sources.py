@@ -120,8 +120,8 @@ class NamedSource:
     def identity(self) -> dict[str, Any]:
         """What determines the windows, in plain values."""
         val, test = (None, None) if self.store.manifest.cuts else self.fractions
-        windows = self.train_windows
-        packed = {} if windows.kind == "sliding" else {"n_windows": len(windows)}
+        packs = self._owner.windows != "sliding" and self in self._sources.trained.values()
+        packed = {"n_windows": len(self.train_windows)} if packs else {}
         return {
             "store": self.store.fingerprint,
             **asdict(self.reading),

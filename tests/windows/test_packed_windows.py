@@ -273,7 +273,9 @@ def test_print_names_padding_and_the_ignored_stride(folder):
     corpus = {
         name: {"path": paths[name], "weight": n} for name, n in (("web", 1), ("books", 1), ("code", 0))
     }
-    table = str(with_documents(folder, corpus=corpus))
+    data = with_documents(folder, corpus=corpus)
+    sources, table = data._identity["sources"], str(data)
+    assert [name for name in sources if "n_windows" in sources[name]] == ["web", "books"], "which train"
     assert table.splitlines()[1].split()[:7] == [
         "source", "tokens", "share", "epochs", "padding", "documents", "split",
     ]  # fmt: skip
