@@ -63,9 +63,10 @@ class Part:
             if first_here >= stop:
                 continue
             ids = self.store._read(shard.ids, self.store.dtype)  # a mapped shard would stay in memory
-            rows = self.store.rows(number)
-            starts = rows["token"][(rows["document"] == 1) & (rows["token"] > first)]
-            starts = np.unique(np.append(self.begin, starts))  # an empty document is left out
+            starts = self.store.document_rows([number])["token"]
+            starts = np.unique(
+                np.append(self.begin, starts[starts > first])
+            )  # an empty document is left out
             for begin in range(first_here, stop, BLOCK_IDS):
                 end = min(begin + BLOCK_IDS, stop)
                 inside = _within(starts, begin, end)

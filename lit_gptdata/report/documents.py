@@ -39,13 +39,13 @@ class DocumentLosses:
         """`name`: of the source; "" without names. Reads the indexes of the shards with these tokens."""
         self.name, self.store, self.begin, self.end = name, store, begin, end
         first = last = store.row_at("token", begin)[0]
-        found = [_documents(store, first)]
+        found = [store.document_rows([first])]
         while not (found[0]["token"] <= begin + 1).any():  # the document starts in an earlier shard
             first -= 1
-            found.insert(0, _documents(store, first))
+            found.insert(0, store.document_rows([first]))
         while last + 1 < len(store.shards) and not (found[-1]["token"] > end).any():
             last += 1
-            found.append(_documents(store, last))
+            found.append(store.document_rows([last]))
         rows = np.concatenate(found)
         # A document whose separator is the first token of the range has no target in it.
         low, high = np.searchsorted(rows["token"], [begin + 1, end], side="right") - [1, 0]
@@ -89,9 +89,7 @@ class DocumentLosses:
 
     def source(self, index: int) -> str:
         """The path or name of a document's source."""
-        sources = self.store.manifest.sources
-        # your own corpus is one source, even if it numbers its documents
-        return sources[min(int(self._rows["source"][index]), len(sources) - 1)].path
+        return self.store.source_of(self._rows[index])
 
     def text(self, index: int, tokenizer: Any) -> str:
         """The start of a document's scored text, without characters that control a terminal."""
@@ -110,13 +108,6 @@ class DocumentLosses:
             numbers = [self.first + of, begins, ends, self.tokens[of], self.nats[of], bits]
             sources = [self.source(index) for index in of.tolist()]
             yield [[self.name] * len(of), sources, *(each.tolist() for each in numbers)]
-
-
-def _documents(store: TokenStore, shard: int) -> np.ndarray:
-    """The rows of the index of a shard where documents start."""
-    rows = store.rows(shard)
-    starts: np.ndarray = rows[rows["document"] == 1]
-    return starts
 
 
 def check_output(path: Path) -> None:

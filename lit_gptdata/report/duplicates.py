@@ -32,8 +32,7 @@ def count_duplicates(store: TokenStore) -> int:
     record = store.path.parent / ".requests" / f"{store.fingerprint}.copies"
     with contextlib.suppress(OSError, ValueError):
         return int(json.loads(record.read_bytes()))
-    indexes = map(store.rows, range(len(store.shards)))
-    starts = np.concatenate([rows["token"][rows["document"] == 1] for rows in indexes])
+    starts = store.document_rows()["token"]
     last = store.tokens.gather(starts[1:] - 1, 1)[:, 0]  # separators, if the store has them
     ends = np.append(starts[1:] - (store.vocab["n_bytes"][last] == 0), store.n_tokens)
     lengths, n_of_length = np.unique(ends - starts, return_counts=True)

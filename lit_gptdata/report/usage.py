@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from lit_gptdata.tokens.manifest import total
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.mixture import Mixture
 
@@ -100,10 +101,9 @@ def _plot_lengths(axes: Any, stores: Mapping[str, TokenStore], max_length: int |
     """Plot the documents by length, and `max_length` as a line."""
     lengths = []
     for store in stores.values():
-        rows = [store.rows(shard) for shard in range(len(store.shards[:MAX_SHARDS]))]
-        starts = np.concatenate([each["token"][each["document"] == 1] for each in rows])
-        end = sum(shard.n_tokens for shard in store.shards[:MAX_SHARDS])
-        lengths.append(np.diff(starts, append=end))
+        shards = store.shards[:MAX_SHARDS]
+        starts = store.document_rows(range(len(shards)))["token"]
+        lengths.append(np.diff(starts, append=total(shards, "n_tokens")))
     every, n_all = np.concatenate(lengths), sum(store.n_documents for store in stores.values())
     bins = np.geomspace(max(1, every.min()), every.max() + 1, 41)
     axes.hist(lengths, bins.tolist(), stacked=True, label=[*stores])

@@ -8,6 +8,7 @@
 
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +129,18 @@ class TokenStore:
                 rows[unit] += ends[shard - 1]
         return rows
 
+    def document_rows(self, shards: Iterable[int] | None = None) -> np.ndarray:
+        """The `rows` where documents start, of some shards or of all."""
+        shards = range(len(self.shards)) if shards is None else shards
+        rows = np.concatenate([self.rows(shard) for shard in shards])
+        found: np.ndarray = rows[rows["document"] == 1]
+        return found
+
+    def source_of(self, row: np.void) -> str:
+        """The path or name of the source of a row. Your own corpus is one, even if it numbers texts."""
+        sources = self.manifest.sources
+        return sources[min(int(row["source"]), len(sources) - 1)].path
+
     def row_at(self, unit: str, position: int) -> tuple[int, np.ndarray, int]:
         """The shard of a "token" or "byte", its `rows`, and the row; -1: a separator before all rows."""
         shard = int(np.searchsorted(self._ends[unit], position, side="right"))
@@ -143,8 +156,8 @@ class TokenStore:
         ends = self._ends["byte"]
         first, last = np.searchsorted(ends, [byte - within, byte + within]).tolist()
         shards = range(first, min(last + 1, len(self.shards)))
-        rows = np.concatenate([self.rows(shard) for shard in shards])
-        near = (rows["document"] == 1) & (np.abs(rows["byte"] - byte) <= within)
+        rows = self.document_rows(shards)
+        near = np.abs(rows["byte"] - byte) <= within
         rows = rows[near & (rows["byte"] > 0) & (rows["byte"] < self.n_bytes)]
         if not len(rows):
             return None
@@ -170,17 +183,14 @@ class TokenStore:
             shard -= 1
             rows = self.rows(shard)
         start = rows["byte"][np.flatnonzero(rows["document"])[-1]]
-        # your own corpus is one source, even if it numbers its documents
-        source = min(int(chunk["source"]), len(self.manifest.sources) - 1)
-        return Place(self.manifest.sources[source].path, document, byte - int(start))
+        return Place(self.source_of(chunk), document, byte - int(start))
 
     def documents(self, begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
         """The documents with tokens in [begin, end): int64 (N,) each → [(first, last), …], from 1.
 
         Reads all indexes. A separator counts as the last token of the document before it.
         """
-        rows = [self.rows(shard) for shard in range(len(self.shards))]
-        starts = np.concatenate([shard["token"][shard["document"] == 1] for shard in rows])
+        starts = self.document_rows()["token"]
         first, last = (np.searchsorted(starts, t, side="right") for t in (begins, ends - 1))
         size = len(starts) + 2
         opened, closed = np.bincount(first, minlength=size), np.bincount(last + 1, minlength=size)

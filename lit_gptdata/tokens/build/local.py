@@ -84,13 +84,11 @@ def _checked(store: TokenStore, options: BuildOptions) -> TokenStore:
     """The store, which an earlier run may have built; raises ValueError for a bad document."""
     low, high = options.min_document_bytes, options.max_document_bytes
     if (low or high) and options.on_bad_document == "error":
-        rows = np.concatenate([store.rows(shard) for shard in range(len(store.shards))])
-        rows = rows[rows["document"] == 1]
+        rows = store.document_rows()
         lengths = np.diff(rows["byte"], append=store.n_bytes)
         for row in (int(lengths.argmax()), int(lengths.argmin())):
-            sources = store.manifest.sources
-            source = sources[min(int(rows["source"][row]), len(sources) - 1)].path
-            check_document(f"{source}: document {row + 1}", int(lengths[row]), low, high)
+            name = f"{store.source_of(rows[row])}: document {row + 1}"
+            check_document(name, int(lengths[row]), low, high)
     return store
 
 
