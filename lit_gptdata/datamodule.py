@@ -63,9 +63,9 @@ class GPTDataModule(L.LightningDataModule):
         strip_gutenberg: leave out Project Gutenberg's license
         text_column: key or column of jsonl and parquet files that holds the text
         encoding_errors: invalid UTF-8: "strict" (an error) | "replace" (U+FFFD)
-        on_bad_document: invalid UTF-8, or a text outside the limits: "error" | "skip", which leaves out
-            and counts these and empty and null texts
-        min_document_bytes, max_document_bytes: limits in UTF-8 bytes; None: no limit
+        on_bad_document: invalid UTF-8, or outside the limits: "error" | "skip" (also empty, null ones)
+        min_document_bytes: UTF-8 bytes; a shorter document is bad; None: no limit
+        max_document_bytes: UTF-8 bytes; a longer document is bad; None: no limit
         drop_duplicates: leave out each document whose text is the same as that of an earlier one
         store_url: published store to train from instead of `corpus`: a folder, or a URL for fsspec
         Which tokens:

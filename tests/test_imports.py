@@ -50,8 +50,8 @@ FLOW = [
     "interop.blocks", "interop.llmc", "interop.nanogpt", "interop.megatron", "interop.columns",
     "interop.npy", "interop.formats", "interop.importing", "interop.exporting", "interop.litgpt",
     "cli.overrides", "cli.data", "cli.show",
-    "cli.train_tokenizer", "cli.train", "cli.generate", "cli.score", "cli.interop", "cli.rerun", "cli.app",
-    "cli.main", "__main__",
+    "cli.train_tokenizer", "cli.train", "cli.generate", "cli.score", "cli.interop", "cli.rerun",
+    "cli.app", "cli.main", "__main__",
 ]  # fmt: skip
 MAY_IMPORT_LIGHTNING = {
     "_lightning", "resume", "datamodule", "model.stem", "model.scores", "model.gpt",

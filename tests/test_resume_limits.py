@@ -258,7 +258,7 @@ def test_a_checkpoint_of_the_earlier_version_resumes_at_its_window(run, tmp_path
     checkpoint = torch.load(tmp_path / "old.ckpt", weights_only=True)
     state = checkpoint["GPTDataModule"]
     assert state.keys() == {*STATE_OF_0_1, "rng", "steps"}
-    assert state["data"].keys() == {*STATE_OF_0_1["data"], "val"}
+    assert state["data"].keys() == {*STATE_OF_0_1["data"], "val", "windows"}
     checkpoint["GPTDataModule"] = STATE_OF_0_1 | {"rng": state["rng"]}
     checkpoint["datamodule_hyper_parameters"]["contiguous"] = True
     torch.save(checkpoint, tmp_path / "old.ckpt")

@@ -125,7 +125,7 @@ def test_an_empty_name_is_not_the_current_folder(corpus):
 
 def test_an_unknown_error_policy_is_refused():
     with pytest.raises(
-        ValueError, match="encoding_errors must be one of .'strict', 'replace'., got 'ignore'"
+        ValueError, match=r"encoding_errors must be one of .'strict', 'replace'., got 'ignore'"
     ):
         Reading(encoding_errors="ignore")
 
