@@ -165,8 +165,10 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
         return f"Binary data starts near offset {offset + position}: take that part out of the text"
     n_invalid = (decoded := data.decode(errors="replace")).count("\ufffd")
     if sum(not char.isascii() for char in decoded) > 2 * n_invalid:  # iconv would garble the rest
-        return "Most of the text is UTF-8: repair this place, or set encoding_errors=replace"
-    return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
+        advice = "Most of the text is UTF-8: repair this place"
+    else:
+        advice = "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …)"
+    return f"{advice}, or set encoding_errors=replace or on_bad_document=skip"
 
 
 def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:
