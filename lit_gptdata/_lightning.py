@@ -1,6 +1,7 @@
 """What this package has to know about Lightning: its Trainer's state, its warnings, hyperparameters."""
 
 import inspect
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -29,6 +30,8 @@ IGNORED_WARNINGS = (
     ".*functional.all_gather is deprecated.*",  # Lightning uses it when ranks save a checkpoint
 )
 
+log_info = rank_zero_only(logging.getLogger("lightning.pytorch.lit_gptdata").info)
+"""Logs a message in scripts with a Trainer, and in `train`, which hides Lightning's own messages."""
 
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "max_length": lambda value: check_integer("max_length", value, 1, "a window's length in tokens"),
@@ -97,7 +100,7 @@ def log_gaps(segments: Sequence[RunSegment]) -> None:
         if gap.skip:
             end = gap.number + gap.skip
             counts = f"from there the Trainer counts {gap.skipped + gap.skip:,} batches fewer"
-            rank_zero_info(f"skip_steps: no training on batches [{gap.number:,}, {end:,}); {counts}")
+            log_info(f"skip_steps: no training on batches [{gap.number:,}, {end:,}); {counts}")
 
 
 def epoch_is_over(trainer: Any) -> bool:

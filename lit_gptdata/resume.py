@@ -17,7 +17,6 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from lit_gptdata._lightning import (
     has_trained,
     inside_a_step,
     log_gaps,
+    log_info,
     overfits,
     rewrite_loops,
     set_epoch_batches,
@@ -348,7 +348,7 @@ class Resume(L.Callback):
         legs, self._earlier = state["legs"], state.get("earlier", [])
         legs = [leg for leg in legs if leg["batch"] < batch]  # the others are a plan
         if changes:
-            rank_zero_info(f"continue with new data at batch {batch:,}: {'; '.join(changes)}")
+            log_info(f"continue with new data at batch {batch:,}: {'; '.join(changes)}")
             earlier = [{"data": state["data"], "legs": legs}] if legs else []
             self._earlier, legs = [*self._earlier, *earlier], []
         self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]

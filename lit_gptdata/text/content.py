@@ -19,6 +19,7 @@ FEW_NULS = 16  # a text may have this number of NUL bytes, or one in 100 bytes
 SAMPLE_BYTES = 4096  # decoded to recognize UTF-16, searched for a JSON key; a multiple of 4
 _BEFORE_HTML = rb"(?is)(?:[\s\xef\xbb\xbf]|<!--.{,65536}?-->|<\?xml[^>]{,99}\?>)*"
 HTML_HEAD = re.compile(_BEFORE_HTML + rb"<(!doctype\s+html|html|head|body|meta|script)\b")
+ADVICE = "set encoding_errors=replace or on_bad_document=skip"  # for invalid UTF-8
 TABLES = (".csv", ".tsv", ".tab", ".psv")
 
 _GZIP, _ZSTD = rb"\x1f\x8b", rb"\(\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
@@ -165,8 +166,10 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
         return f"Binary data starts near offset {offset + position}: take that part out of the text"
     n_invalid = (decoded := data.decode(errors="replace")).count("\ufffd")
     if sum(not char.isascii() for char in decoded) > 2 * n_invalid:  # iconv would garble the rest
-        return "Most of the text is UTF-8: repair this place, or set encoding_errors=replace"
-    return "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …), or set encoding_errors=replace"
+        advice = "Most of the text is UTF-8: repair this place"
+    else:
+        advice = "Convert it (iconv -f latin1 -t utf-8 …, or cp1252, …)"
+    return f"{advice}, or {ADVICE}"
 
 
 def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] | None:

@@ -24,6 +24,7 @@ from lit_gptdata._checks import check_choice
 from lit_gptdata._fsspec import RemoteError
 from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.content import (
+    ADVICE,
     TABLES,
     check_compressed,
     check_text,
@@ -310,7 +311,7 @@ def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\ud800"
         if reading.encoding_errors == "strict":
             problem = f"holds a lone surrogate {value[error.start]!r}"
-            raise UnicodeError(f"{source} {problem}: set encoding_errors=replace") from None
+            raise UnicodeError(f"{source} {problem}: {ADVICE}") from None
         return utf8(value)
 
 
@@ -351,7 +352,7 @@ def _parquet_text(value: bytes | None, reading: Reading, source: str) -> bytes |
     try:
         return None if value is None else value.decode(errors=reading.encoding_errors).encode()
     except UnicodeDecodeError as error:
-        raise _invalid(error, source, 0, "Repair it, or set encoding_errors=replace") from None
+        raise _invalid(error, source, 0, f"Repair it, or {ADVICE}") from None
 
 
 def _check_single(metadata: Any, path: TextFile) -> None:

@@ -137,6 +137,9 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
         hint = "`lit-gptdata train --help` describes all options."
         if (conf_dir() / found[1]).is_dir() and found[1] not in default_groups():
             return f"{found[1]}=… needs a plus sign: +{found[1]}=…"
+        if found[1] in near and "." in found[1]:  # a dict with other keys than the config's
+            own = "; for your own mixture: data=sources 'data.corpus={…}'" * (found[1] == "data.corpus")
+            return f"{found[1]}=… has keys that the config does not have: ++{found[1]}=… adds them{own}"
         if found[1] in near:  # data=files, with a config in which it replaces all of `data`
             hint = f"leave {node}=… out, because this config has no choices for {node}"
         elif near:

@@ -49,6 +49,8 @@ WRONG = {
     "lit-gptdata prepare missing.txt": "no file or folder has this name",
     "lit-gptdata prepare missing/": "no such file or folder: missing/",
     "lit-gptdata prepare books/ data=mixture": "books/ and data=mixture both name a text",
+    "python train.py data=mixture data.corpus={web:{path:a}}": "++data.corpus=… adds them; for your own"
+    " mixture: data=sources 'data.corpus={…}'",
     "python train.py sweep=context": "sweep=… needs a plus sign: +sweep=…",
     "python train.py +sweep=context threads=1": "python train.py -m +sweep=context threads=1",
     "lit-gptdata train +sweep=width": "lit-gptdata train -m +sweep=width",

@@ -516,7 +516,7 @@ def build(path: Path, root: Path) -> tuple[int, str]:
     return int(megabytes), message
 
 
-TOO_LONG = "the document is longer than max_document_bytes=1,000,000: leave it out"
+TOO_LONG = "the document is longer than max_document_bytes=1,000,000: set on_bad_document=skip"
 LONG_LINE = "the line at byte 0 is longer than 268,435,456 bytes"
 
 

@@ -118,11 +118,11 @@ def test_a_document_that_is_too_long_is_refused_even_if_it_is_cut_into_units(tmp
     path = tmp_path / "a.txt"
     for n_bytes, limit in ((350_000, 300_000), (90_000, 80_000)):
         write_txt(path, words(n_bytes))
-        message = rf"{path}: the document is longer than max_document_bytes={limit:,}: leave it out"
+        message = rf"{path}: the document is longer than max_document_bytes={limit:,}: set on_bad"
         with pytest.raises(ValueError, match=message):
             build(path, tmp_path / "t", workers=workers, max_document_bytes=limit)
     build(path, tmp_path / "t", workers=workers, max_document_bytes=90_000)
-    message = rf"{path}: document 1: the document is longer than max_document_bytes=80,000: leave it out"
+    message = rf"{path}: document 1: the document is longer than max_document_bytes=80,000: set on_bad"
     with pytest.raises(ValueError, match=message):  # also if the store exists
         build(path, tmp_path / "t", workers=workers, max_document_bytes=80_000)
 

@@ -190,7 +190,7 @@ def test_an_invalid_book_is_left_out_before_its_license_is_removed(tmp_path):
 
 def test_if_all_are_left_out_the_error_counts_them(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [None, "", "abc"])
-    message = r"all are left out, 3 documents: 1 empty, 1 null, 1 too short: change the limits"
+    message = r"no text remains \(left out 3 documents: 1 empty, 1 null, 1 too short\): change"
     with pytest.raises(ValueError, match=message):
         build(path, tmp_path / "t", **SKIP)
     assert not litter(tmp_path / "t")
@@ -267,7 +267,7 @@ def test_the_rest_is_encoded_as_if_it_were_all(tmp_path_factory, files, size, dr
         patch.setattr(plan, "SHARD_BYTES", size)
         options = SKIP | {"drop_duplicates": drops, "engine": "tiktoken", "workers": 1}
         if not n_good:
-            with pytest.raises(ValueError, match="all are left out"):
+            with pytest.raises(ValueError, match="no text remains"):
                 build(folder, root, **options)
             return
         store = build(folder, root, **options)

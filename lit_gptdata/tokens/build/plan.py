@@ -170,7 +170,7 @@ class BuildPlan:
         if not total(shards, "n_bytes"):
             if left_out:
                 advice = "change the limits, or run with on_bad_document=error to see the first problem"
-                raise ValueError(f"{self.corpus!r}: all are left out, {left_out}: {advice}")
+                raise ValueError(f"{self.corpus!r}: no text remains (left out {left_out}): {advice}")
             raise ValueError(f"{self.corpus!r} holds no text: give files with text in them")
         self.check_unchanged(sources)
         entry = {field.name: getattr(self.tokenizer, field.name) for field in fields(TokenizerEntry)}
@@ -202,7 +202,7 @@ def check_document(source: object, n_bytes: int, low: int | None, high: int | No
     """Raise ValueError if the length of a document is outside the limits."""
     if high is not None and n_bytes > high:
         problem = f"the document is longer than max_document_bytes={high:,}"
-        raise ValueError(f"{source}: {problem}: leave it out, or raise the limit")
+        raise ValueError(f"{source}: {problem}: set on_bad_document=skip, or raise the limit")
     if low is not None and n_bytes < low:
         problem = f"the document is shorter than min_document_bytes={low:,}"
         raise ValueError(f"{source}: {problem}: set on_bad_document=skip, or lower the limit")
