@@ -179,7 +179,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         if saved != (now := self.identity()):
             is_plain = isinstance(now, list) and self.kind == "sliding"
             what = "[begin, end, max_length, stride] was " if is_plain else "it was "
-            advice = "Set the same corpus, weights, split, max_length and stride"
+            advice = "Set the same corpus, weights, split, windows, max_length and stride"
             problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
