@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_gptdata._io import working_folder
 from lit_gptdata.cli.generate import load_run, split_options
 from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
-from lit_gptdata.configs import quote_value
+from lit_gptdata.configs import quote_value, shorten_warnings
 
 WRITTEN = ("nanogpt", "llmc", "megatron", "parquet")  # the formats of an export
 
@@ -109,6 +109,7 @@ def export_model(folder: Path, words: list[str]) -> None:
         raise ValueError(f"give a checkpoint and nothing else, got {' '.join(words)!r}: {example}")
     check_new(folder)
     model, tokenizer = load_run(**options)
+    shorten_warnings()
     if not hasattr(model, "save_pretrained"):
         raise TypeError(f"{type(model).__name__} has no save_pretrained: only a GPT can be exported")
     model.save_pretrained(folder, tokenizer)
