@@ -114,6 +114,8 @@ def check_output(path: Path) -> None:
     """Raise ValueError, FileNotFoundError or ImportError if the scores cannot be written there."""
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"output must be a .csv or .parquet file, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a folder: set output=… to a file", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
     if not os.access(path.parent, os.W_OK):

@@ -39,6 +39,7 @@ def open_corpus(
     reading: Reading | None = None,
     folder: Path | None = None,
     not_searched: frozenset[str] = frozenset(),
+    keep_empty: bool = False,
 ) -> Corpus:
     """Open `"sample"`, another name, a URL, a path, a folder, a glob or a list of these as a Corpus.
 
@@ -59,7 +60,7 @@ def open_corpus(
     for entry in entries:
         own = entry == "stdlib" and isinstance(entry, str)
         names += _stdlib() if own else [_resolve(entry, downloads, download, downloaded)]
-    return FilesCorpus(names, reading, folder, not_searched)
+    return FilesCorpus(names, reading, folder, not_searched, keep_empty)
 
 
 def corpus_names(corpus: CorpusLike) -> list[PathLike]:

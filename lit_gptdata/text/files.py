@@ -64,13 +64,14 @@ class FilesCorpus:
     order. A search follows links, and leaves out hidden names and the folders `not_searched` (real
     paths). Relative paths start in `folder`. Text is read like `open(path, encoding="utf-8")`.
 
-    Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for an empty file or
-    a file that is named twice, RemoteError (an OSError) for a URL that cannot be read.
+    Raises FileNotFoundError if a name does not exist or matches nothing, ValueError for a file that is
+    named twice or, unless `keep_empty`, an empty one, RemoteError (an OSError) for a URL that cannot be
+    read.
     """
 
     def __init__(
         self, paths: PathLike | Sequence[PathLike], reading: Reading | None = None,
-        folder: Path | None = None, not_searched: frozenset[str] = frozenset(),
+        folder: Path | None = None, not_searched: frozenset[str] = frozenset(), keep_empty: bool = False,
     ) -> None:  # fmt: skip
         self.reading = reading or Reading()
         names = [plain(name) for name in flatten(paths)]
@@ -90,7 +91,7 @@ class FilesCorpus:
             named |= dict.fromkeys(found, index)
             self.files += found.values()
         for file in self.files:
-            if size_of(file) == 0:
+            if size_of(file) == 0 and not keep_empty:
                 raise ValueError(f"{file} is empty (0 bytes): remove it from the corpus, or fill it")
 
     def _list_urls(self) -> dict[str, list[RemoteFile]]:

@@ -141,6 +141,7 @@ def _stripped(document: Document, required: bool) -> Document:
         text = b"".join(document.chunks).decode()
     except UnicodeError as error:
         return replace(document, problem=(INVALID, str(error)))
+    required = required and text != ""  # an empty file may be left out later
     return replace(document, chunks=[strip_gutenberg(text, document.source, required=required).encode()])
 
 

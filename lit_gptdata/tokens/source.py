@@ -95,6 +95,7 @@ class LocalBuild:
         return open_corpus(
             self.corpus, downloads=self.data_dir / "downloads", download=download, stream=self.stream,
             reading=self.reading, folder=self.folder, not_searched=frozenset(own),
+            keep_empty=self.options.on_bad_document == "skip",
         )  # fmt: skip
 
 

@@ -267,8 +267,10 @@ def test_other_models_need_a_predict_step_that_returns_losses_or_logits(capsys):
 
 def test_wrong_options_are_refused_in_one_line(capsys):
     save(made())
+    Path("folder.csv").mkdir()
     capsys.readouterr()
     for word, message in {
+        "output=folder.csv": "folder.csv: Is a folder: set output=… to a file",
         "split=dev": "split must be one of ('val', 'test', 'train', 'all'), got 'dev'",
         "split=test": "there is no test split to score: give a text, split=all, or",
         "model.n_heads=2": "model.n_heads=2 has no effect, because the model is the checkpoint's",

@@ -169,6 +169,20 @@ def test_a_file_that_is_not_text_is_refused_with_any_option(tmp_path):
         build(tmp_path / "a.txt", tmp_path / "t", on_bad_document="skip")
 
 
+def test_an_empty_file_is_left_out(tmp_path):
+    (folder := tmp_path / "texts").mkdir()
+    for name, text in {"a.txt": "", "b.jsonl": "", "c.txt": "good", "d.txt": ""}.items():
+        (folder / name).write_text(text)
+    options = {"max_length": 1, "data_dir": tmp_path / "data", "build_workers": 1}
+    with pytest.raises(ValueError, match=r"a.txt is empty"):
+        GPTDataModule(folder, **options).prepare_data()
+    GPTDataModule(folder, on_bad_document="skip", **options).prepare_data()
+    (manifest,) = (tmp_path / "data/tokens").glob("*/manifest.json")
+    store = TokenStore(manifest.parent)
+    assert_holds(store, ["good"])
+    assert counts(store) == {"empty": 2}
+
+
 def test_invalid_bytes_that_are_replaced_are_not_bad(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [b"x\xff", rb"\ud800", None])
     corpus = FilesCorpus(path, Reading(encoding_errors="replace"))
@@ -183,9 +197,10 @@ def test_an_invalid_book_is_left_out_before_its_license_is_removed(tmp_path):
     (folder := tmp_path / "books").mkdir()
     (folder / "a.txt").write_bytes(marks.format("Bad").encode() + b"\xff")
     (folder / "b.txt").write_text(marks.format("Good"))
-    corpus = FilesCorpus(folder, Reading(strip_gutenberg=True))
+    (folder / "c.txt").write_text("")
+    corpus = FilesCorpus(folder, Reading(strip_gutenberg=True), keep_empty=True)
     store = build(corpus, tmp_path / "t", on_bad_document="skip")
-    assert (store.n_documents, counts(store)) == (1, {"invalid UTF-8": 1})
+    assert (store.n_documents, counts(store)) == (1, {"empty": 1, "invalid UTF-8": 1})
 
 
 def test_if_all_are_left_out_the_error_counts_them(tmp_path):
