@@ -25,8 +25,8 @@ COLUMNS = {
 }  # fmt: skip
 """The columns of the file, with their types in Parquet."""
 BLOCK = 65_536  # documents that become rows at a time
-SHOWN = 20  # documents in each list
-SHOWN_CHARACTERS = 80  # of a document's text; a path has half of them
+LISTED = 20  # documents in each list
+TEXT_CHARACTERS = 80  # of a document's text in a list
 
 
 class DocumentLosses:
@@ -94,8 +94,8 @@ class DocumentLosses:
     def text(self, index: int, tokenizer: Any) -> str:
         """The start of a document's scored text, without characters that control a terminal."""
         begin, end = (int(edges[index]) for edges in self._texts)
-        text = tokenizer.decode(self.store.tokens[begin : min(end, begin + SHOWN_CHARACTERS)].tolist())
-        return visible(text[:SHOWN_CHARACTERS], "⏎", "⇥")
+        text = tokenizer.decode(self.store.tokens[begin : min(end, begin + TEXT_CHARACTERS)].tolist())
+        return visible(text[:TEXT_CHARACTERS], "⏎", "⇥")
 
     def blocks(self) -> Iterator[list[list[Any]]]:
         """The COLUMNS of up to BLOCK documents at a time, without documents that have no target."""
@@ -167,12 +167,12 @@ def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) ->
     values, indices = np.concatenate(losses), np.concatenate([np.arange(len(each)) for each in losses])
     order = np.argsort(values, kind="stable")
     order = order[: np.count_nonzero(~np.isnan(values))]
-    shown = {f"highest {unit}": order[::-1][:SHOWN], f"lowest {unit}": order[:SHOWN]}
-    if len(order) <= 2 * SHOWN:
-        shown = {f"{unit}, the highest first": order[::-1]}
+    lists = {f"highest {unit}": order[::-1][:LISTED], f"lowest {unit}": order[:LISTED]}
+    if len(order) <= 2 * LISTED:
+        lists = {f"{unit}, the highest first": order[::-1]}
     about = f"of the {len(order):,} documents with ≥ {min_tokens} tokens (min_tokens=…)"
     lines = aligned(rows)
-    for title, chosen in shown.items():
+    for title, chosen in lists.items():
         lines += ["", f"{title}, {about}:"]
         rows = [["source", "document", "tokens", "bytes", unit, "text"]]
         for at in chosen.tolist():
@@ -192,11 +192,11 @@ def losses_of(sets: Sequence[DocumentLosses], min_tokens: int) -> tuple[str, lis
 
     The unit is bits per byte, or nats per token if the bytes of none of them are known.
     """
-    shown = [each.tokens >= max(1, min_tokens) for each in sets]
+    is_long = [each.tokens >= max(1, min_tokens) for each in sets]
     unit, losses = "bits per byte", [each.bits for each in sets]
-    if not any(np.isfinite(each[of]).any() for each, of in zip(losses, shown, strict=True)):
+    if not any(np.isfinite(each[of]).any() for each, of in zip(losses, is_long, strict=True)):
         unit, losses = "nats per token", [each.nats / np.maximum(1, each.tokens) for each in sets]
-    return unit, [np.where(of, each, np.nan) for each, of in zip(losses, shown, strict=True)]
+    return unit, [np.where(of, each, np.nan) for each, of in zip(losses, is_long, strict=True)]
 
 
 def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> None:

@@ -33,15 +33,14 @@ OnProgress = Callable[[int, int], object]
 
 WorkUnits = dict[int, list[FileSlice]]
 
-
 Runner = Callable[["Encoder", WorkUnits, OnProgress], dict[int, Shards]]
 """Returns the shards of each unit; raises the errors of `Encoder`, RuntimeError if workers are lost."""
 
 
 def encode_corpus(plan: BuildPlan, output: ShardOutput, run: Runner) -> tuple[Shards, list[LeftOut]]:
-    """Encode the unfinished work units, or all in one pass; returns all shards, in order.
+    """Encode the unfinished work units, or all in one pass.
 
-    And what the filters left out, of each part of the corpus.
+    Returns all shards in order, and what the filters left out of each part of the corpus.
     """
     reading = plan.corpus.reading or Reading()
     encoder = Encoder(plan.tokenizer, plan.options, plan.shard_bytes, reading, output)
