@@ -39,7 +39,6 @@ from lit_gptdata.text.gutenberg import strip_gutenberg
 from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw, size_of
 
 EncodingErrors = Literal["strict", "replace"]
-
 NULL, INVALID = "null", "invalid UTF-8"  # kinds of a `Document.problem`
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
@@ -311,8 +310,8 @@ def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes
         return value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair: "\ud800"
         if reading.encoding_errors == "strict":
-            problem = f"holds a lone surrogate {value[error.start]!r}"
-            raise UnicodeError(f"{source} {problem}: {ADVICE}") from None
+            problem = f"{source} holds a lone surrogate {value[error.start]!r}"
+            raise UnicodeError(f"{problem}: {ADVICE}") from None
         return utf8(value)
 
 
