@@ -170,8 +170,11 @@ class DocumentScores(L.Callback):
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)
-            lines = describe(self.sets, self.min_tokens, trainer.datamodule.tokenizer)
-            self._print(trainer, *lines, "", f"scores   {self.output}", f"picture  {picture}")
+            data = trainer.datamodule
+            lines = describe(self.sets, self.min_tokens, data.tokenizer)
+            windows = f"windows  {data.eval_windows}, {data.max_length} tokens each"
+            files = f"scores   {self.output}", f"picture  {picture}"
+            self._print(trainer, *lines, "", windows, *files)
         trainer.strategy.barrier()  # the sums are kept until the file is complete
         for path in self._files().values():
             path.unlink(missing_ok=True)

@@ -92,8 +92,10 @@ def summarize(data: GPTDataModule, model: Any, metrics: Metrics, last_rows: dict
     n_documents, n_bytes, n_tokens = (
         sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_bytes", "n_tokens")
     )
-    windows = {name: len(getattr(data, f"{name}_windows")) for name in ("train", "val", "test")}
-    window_counts = ", ".join(f"{count:,} {name}" for name, count in windows.items() if count)
+    kinds = {"train": data.windows, "val": data.eval_windows, "test": data.eval_windows}
+    windows = {name: len(getattr(data, f"{name}_windows")) for name in kinds}
+    kinds = {name: "" if kind == "sliding" else f" ({kind})" for name, kind in kinds.items()}
+    window_counts = ", ".join(f"{n:,} {name}{kinds[name]}" for name, n in windows.items() if n)
     corpus = data.hparams["store_url"] or data.hparams["corpus"]
     corpus = ", ".join(corpus) if isinstance(corpus, dict) else redacted(corpus)
     covers = [source.split.val_sources for source in data.sources.values() if not source.name]

@@ -138,9 +138,10 @@ def test_each_set_of_a_mixture_is_scored_with_its_name():
 
 
 @pytest.mark.parametrize("kind", ["packed", "documents"])
-def test_windows_of_documents_score_each_token_and_a_separator(kind):
+def test_windows_of_documents_score_each_token_and_a_separator(kind, capsys):
     expected = save(data := made(eval_windows=kind))
     found = scored()
+    assert f"windows  {kind}, 16 tokens each" in capsys.readouterr().out
     assert mean(found) == pytest.approx(expected["val_loss"], rel=1e-6)
     assert sum(int(row["tokens"]) for row in found) == data.val_windows.n_targets
     utf8 = [text.encode() for text in documents()]

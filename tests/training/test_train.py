@@ -83,6 +83,19 @@ def test_without_a_val_split_main_returns_the_train_loss(capsys):
     assert "val loss" not in Path("run/summary.txt").read_text()
 
 
+def test_the_summary_names_windows_of_documents_and_their_padding(capsys):
+    Path("lines.jsonl").write_text("".join(f'{{"text": "{"word " * n}"}}\n' for n in range(2, 42)))
+    options = ("data.corpus=lines.jsonl", "data.windows=documents", "model.document_mask=true")
+    run_train_here("debug=fast", *options, "threads=1", "output_dir=run")
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"^windows +\d+ train \(documents\), \d+ val, 16 tokens each$", printed, re.MULTILINE
+    )
+    assert re.search(
+        r"^trained on +128 tokens in 4 steps, about [1-9]\d of them padding$", printed, re.M
+    )
+
+
 @pytest.mark.heavy
 def test_train_on_a_url_a_glob_and_a_list_of_files(tmp_path, book):
     with FileServer(book.read_bytes()) as server:
