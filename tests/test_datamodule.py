@@ -280,7 +280,7 @@ def test_sizes_are_checked_when_constructed(name):
 
 @pytest.mark.parametrize("name", ["special_tokens", "encoding_errors", "build"])
 def test_choices_are_checked_when_constructed(name):
-    with pytest.raises(ValueError, match=f"unknown {name} 'no'"):
+    with pytest.raises(ValueError, match=f"{name} .*'no'"):
         GPTDataModule(**{name: "no"})
 
 
