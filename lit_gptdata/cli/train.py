@@ -141,7 +141,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
             data,
             metrics,
             folder,
-            rows | last_rows(cfg, folder, trainer, result),
+            rows | last_rows(cfg, folder, trainer, data, result),
             monitor,
         )
 
@@ -156,10 +156,12 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap does not shrink
 
 
-def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) -> dict[str, str]:
+def last_rows(
+    cfg: DictConfig, folder: Path, trainer: L.Trainer, data: Any, result: Any
+) -> dict[str, str]:
     """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
     rows = {"trained on": f"{result['tokens']:,} tokens in {trainer.global_step:,} steps"}
-    if (windows := trainer.datamodule.train_windows).kind != "sliding":  # type: ignore[attr-defined]
+    if (windows := data.train_windows).kind != "sliding":
         rows["trained on"] += f", about {result['tokens'] * windows.padding:,.0f} of them padding"
     rows |= {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
     if rows["checkpoint"] and not in_sweep():
