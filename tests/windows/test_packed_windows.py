@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -294,6 +293,7 @@ def test_options_that_do_not_go_together_are_refused(folder):
 
 
 def test_a_tokenizer_without_an_end_of_document_is_refused_with_the_source(folder, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     (tmp_path / "a.txt").write_text("a b a a b " * 50)
