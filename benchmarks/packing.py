@@ -42,6 +42,7 @@ from benchmarks.loader import epochs
 from benchmarks.measure import RandomTokens, Round, median, options, ratios, report, run_rounds, three
 from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.shards import ROW
+from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.windows.packing import WindowIndex, build_index, open_index
 
 BASELINE = "best-fit"
@@ -131,6 +132,7 @@ class IndexOfDocuments:
     """The index of a store without ids, as `open_index` reads it, one shard at a time."""
 
     fingerprint = "benchmark"
+    document_rows: Any = TokenStore.document_rows
 
     def __init__(self, n_documents: int, folder: Path) -> None:
         self.n_documents, self.n_tokens, self.folder = n_documents, 0, folder

@@ -66,7 +66,7 @@ class GPTDataModule(L.LightningDataModule):
         on_bad_document: invalid UTF-8, or outside the limits: "error" | "skip" (also empty, null ones)
         min_document_bytes: UTF-8 bytes; a shorter document is bad; None: no limit
         max_document_bytes: UTF-8 bytes; a longer document is bad; None: no limit
-        drop_duplicates: leave out each document whose text is the same as that of an earlier one
+        drop_duplicates: leave out each document that has the same text as an earlier one
         store_url: published store to train from instead of `corpus`: a folder, or a URL for fsspec
         Which tokens:
         tokenizer: tiktoken name | tokenizer.json | folder | .tiktoken or tokenizer.model file |

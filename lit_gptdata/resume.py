@@ -203,7 +203,7 @@ class Resume(L.Callback):
         return self._steps.before(stop, self.all_segments)
 
     def _batch_of(self, step: int) -> int:
-        segments = self.all_segments
+        segments = self.all_segments  # first, because it may load `_steps`
         return self._steps.batch_of(step, segments)
 
     @property

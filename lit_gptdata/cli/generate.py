@@ -104,10 +104,16 @@ def load_run(ckpt: str, tokenizer: Any = None) -> tuple[Any, Tokenizer]:
 
     Raises the errors of `read_checkpoint` and of `Tokenizer`.
     """
+    return load_model(*read_checkpoint(ckpt), tokenizer)
+
+
+def load_model(
+    file: Path, content: dict[str, Any], cfg: Any, tokenizer: Any = None
+) -> tuple[Any, Tokenizer]:
+    """`load_run` for what `read_checkpoint` returned."""
     from hydra.utils import get_class
     from omegaconf import OmegaConf
 
-    file, content, cfg = read_checkpoint(ckpt)
     config = file.absolute().parents[1] / "config.yaml"
     found = find_tokenizer(content.get("datamodule_hyper_parameters", {}), tokenizer, config.parent)
     name = OmegaConf.select(cfg, "model._target_") or OmegaConf.select(cfg, "model.class_path")

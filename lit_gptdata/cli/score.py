@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_gptdata._checks import accepted, check_choice, check_integer
 from lit_gptdata._io import is_terminal
-from lit_gptdata.cli.generate import load_run, read_checkpoint, split_options
+from lit_gptdata.cli.generate import load_model, read_checkpoint, split_options
 from lit_gptdata.cli.overrides import as_overrides, compose_config
 
 OPTIONS = {"split": None, "output": None, "min_tokens": 32}
@@ -58,7 +58,7 @@ def score(args: argparse.Namespace) -> None:
     if is_other:  # these belong to the text of the run
         saved |= dict.fromkeys(("store_url", "val_corpus", "stages"))
     saved |= {"batch_schedule": None, "drop_padded": False, "windows": "sliding"}
-    model, tokenizer = load_run(args.ckpt, given.pop("tokenizer", None))
+    model, tokenizer = load_model(file, content, cfg, given.pop("tokenizer", None))
     check_model(model)
     takes = accepted(ScoredData)
     arguments = {name: value for name, value in (saved | given).items() if name in takes}

@@ -64,9 +64,8 @@ class Part:
                 continue
             ids = self.store._read(shard.ids, self.store.dtype)  # a mapped shard would stay in memory
             starts = self.store.document_rows([number])["token"]
-            starts = np.unique(
-                np.append(self.begin, starts[starts > first])
-            )  # an empty document is left out
+            # an empty document is left out
+            starts = np.unique(np.append(self.begin, starts[starts > first]))
             for begin in range(first_here, stop, BLOCK_IDS):
                 end = min(begin + BLOCK_IDS, stop)
                 inside = _within(starts, begin, end)

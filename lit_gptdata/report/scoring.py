@@ -28,6 +28,8 @@ from lit_gptdata.model.gpt import inputs_and_targets
 from lit_gptdata.model.scores import IGNORE_INDEX
 from lit_gptdata.report.documents import DocumentLosses, describe, draw_scores, write_scores
 from lit_gptdata.training.scores import read_losses
+from lit_gptdata.windows.dataset import ChainedWindows
+from lit_gptdata.windows.order import groups_of
 from lit_gptdata.windows.sampler import positions_of
 from lit_gptdata.windows.steps import Position
 
@@ -79,7 +81,7 @@ class DocumentScores(L.Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         data = trainer.datamodule
         sources = [source for source in data._data.all if len(source.val_windows)]
-        self.windows = [source.val_windows for source in sources]
+        self.windows = ChainedWindows([source.val_windows for source in sources])
         self.sets = [DocumentLosses(s.name, s.store, *s.split.val) for s in sources]
         ends = np.cumsum([each.sums.shape[1] for each in self.sets])
         self.sums = np.zeros((2, int(ends[-1])))  # of all sets, whose sums are views of it
@@ -88,7 +90,7 @@ class DocumentScores(L.Callback):
         self.rank, size = data._ranks
         self.steps = data._steps(len(data.val_windows))
         identity = [[s.name, s.store.fingerprint, *s.split.val] for s in sources]
-        identity += [[data.batch_size, size], *(windows.identity() for windows in self.windows)]
+        identity += [[data.batch_size, size], *(part.identity() for part in self.windows.parts)]
         key = hashlib.sha256(json.dumps([*self.origin, identity]).encode()).hexdigest()[:16]
         self.saved = f".{self.output.name}.{key}.{self.rank}-of-{size}."
         for path in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.npy"):
@@ -136,12 +138,10 @@ class DocumentScores(L.Callback):
         losses = found.cpu().double().numpy()
         done = trainer.datamodule.done + batch_idx
         indices = positions_of(self.steps, done, self.rank)
-        for windows, each in zip(self.windows, self.sets, strict=True):
-            rows = np.flatnonzero((indices >= 0) & (indices < len(windows)))
-            if len(rows):
-                of = scored[rows]
-                each.add(losses[rows][of], windows.target_tokens(indices[rows])[of])
-            indices = indices - len(windows)
+        tokens = self.windows.target_tokens(indices)
+        for number, rows in groups_of(self.windows.locate_parts(indices)[0]):
+            of = scored[rows]
+            self.sets[number].add(losses[rows][of], tokens[rows][of])
         if done + 1 == self.next:
             self._save(trainer, done + 1)
 

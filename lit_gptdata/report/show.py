@@ -101,7 +101,7 @@ def _div(text: str) -> str:
 
 
 def _origins(part: Windows, index: int, sources: Sources) -> str:
-    """The tokens of a window's inputs and where they come from; of documents, those of the targets."""
+    """The tokens of a window's inputs, or of its targets if it has documents, and their origin."""
     begins, ends = (edges.tolist() for edges in part.ranges([index]))
     if part.kind == "sliding":
         ends = [begins[0] + part.spans.max_length]

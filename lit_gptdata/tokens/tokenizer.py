@@ -162,13 +162,13 @@ class Tokenizer(NamedTokenizer):
     @property
     def end_of_document(self) -> int:
         """The id that separates documents; raises ValueError if there is none, or several."""
-        if (end := self._end) is None:
+        if (id := self.separator) is None:
             options = f"set end_of_document to one of {_some(self.special_ids)}, or give one document"
             raise ValueError(
                 f"tokenizer {self.name!r} does not tell which token ends a document: "
                 f"{options if self.special_ids else 'it has no special tokens, so give one document'}"
             )
-        return self.special_ids[end]
+        return id
 
     @functools.cached_property
     def begin(self) -> str | None:

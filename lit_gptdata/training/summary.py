@@ -93,9 +93,9 @@ def summarize(data: GPTDataModule, model: Any, metrics: Metrics, last_rows: dict
         sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_bytes", "n_tokens")
     )
     kinds = {"train": data.windows, "val": data.eval_windows, "test": data.eval_windows}
-    windows = {name: len(getattr(data, f"{name}_windows")) for name in kinds}
-    kinds = {name: "" if kind == "sliding" else f" ({kind})" for name, kind in kinds.items()}
-    window_counts = ", ".join(f"{n:,} {name}{kinds[name]}" for name, n in windows.items() if n)
+    titles = {name: name if kind == "sliding" else f"{name} ({kind})" for name, kind in kinds.items()}
+    counts = {name: len(getattr(data, f"{name}_windows")) for name in titles}
+    window_counts = ", ".join(f"{n:,} {titles[name]}" for name, n in counts.items() if n)
     corpus = data.hparams["store_url"] or data.hparams["corpus"]
     corpus = ", ".join(corpus) if isinstance(corpus, dict) else redacted(corpus)
     covers = [source.split.val_sources for source in data.sources.values() if not source.name]

@@ -166,8 +166,7 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
     first, last = np.searchsorted(shard_ends, begin), np.searchsorted(shard_ends, end, side="right")
     starts, is_first, is_checked = np.empty(0, np.int64), True, False
     for shard in range(int(first), min(int(last) + 1, len(store.shards))):
-        rows = store.rows(shard)
-        found = rows["token"][rows["document"] == 1]
+        found = store.document_rows([shard])["token"]
         found = found[(begin <= found) & (found <= end)]
         if is_first and len(found):
             is_first = False

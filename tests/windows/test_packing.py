@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lit_gptdata import GPTDataModule
 from lit_gptdata.tokens.build.local import prepare_store
 from lit_gptdata.tokens.shards import ROW, Tokens
+from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
 from lit_gptdata.windows import packing
 from lit_gptdata.windows.dataset import IGNORE_INDEX
@@ -40,6 +41,8 @@ class FakeStore:
     shard_ends: list[int] = field(default_factory=list)
     fingerprint: str = "f"
     location: str = "a store"
+
+    document_rows = TokenStore.document_rows
 
     def __post_init__(self) -> None:
         lengths = np.array(self.lengths, np.int64)
