@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,8 +151,8 @@ def find_checkpoint(path: Path) -> Path:
         if not found:
             raise FileNotFoundError(f"{path} has no .ckpt file: give the folder of a run, outputs/…")
         path = max(found, key=lambda file: (file.name == "last.ckpt", file.stat().st_mtime))
-    if path.is_dir():  # of FSDP
-        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+    if path.is_dir():  # the tool of lightning.pytorch fails with the parts that trainer=fsdp saves
+        command = f"python -m lightning.fabric.utilities.consolidate_checkpoint {shlex.quote(str(path))}"
         raise ValueError(f"{path} has the parts of a checkpoint. Make one file of them: {command}")
     return path
 

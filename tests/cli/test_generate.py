@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from lit_gptdata import GPT, EmbeddingStem, GPTDataModule, Tokenizer
 from lit_gptdata.cli.generate import stream_text
 from lit_gptdata.cli.main import main
-from tests.training.run_train import STORY, run_train_here
+from tests.training.run_train import STORY, run_train, run_train_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -188,6 +190,19 @@ def test_a_checkpoint_without_a_data_module_needs_a_tokenizer(capsys):
     assert main(["generate", "a.ckpt", "Hello"]) == 1
     assert "names no tokenizer: give tokenizer=…, such as tokenizer=gpt2" in capsys.readouterr().err
     out = generated(capsys, "a.ckpt", "Hello", "tokenizer=gpt2", "max_new_tokens=2")
+    assert out.startswith("Hello")
+
+
+@pytest.mark.heavy
+def test_the_parts_of_a_checkpoint_become_one_file_with_the_printed_command(capsys):
+    options = ("data.corpus=story.txt", "debug=fast", "output_dir=a run", "trainer.accelerator=cpu")
+    Path("story.txt").write_text(STORY)
+    parts = ("trainer=fsdp", "trainer.strategy.save_distributed_checkpoint=true")
+    run_train(*options, *parts, cwd=Path.cwd())
+    assert main(["generate", "a run", "Hello"]) == 1
+    module, file = shlex.split(capsys.readouterr().err.partition("python -m ")[2])
+    subprocess.run([sys.executable, "-m", module, file], check=True)
+    out = generated(capsys, f"{file}.consolidated", "Hello", "max_new_tokens=2")
     assert out.startswith("Hello")
 
 
