@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_integer
 from lit_gptdata._lightning import (
+    OptimizerSteps,
     epoch_is_over,
     has_trained,
     inside_a_step,
@@ -38,7 +39,6 @@ from lit_gptdata.windows.identity import check_complete, check_same, differences
 from lit_gptdata.windows.loader import check_not_empty
 from lit_gptdata.windows.sampler import WindowSampler, positions_of, windows_of_batch
 from lit_gptdata.windows.steps import (
-    OptimizerSteps,
     Position,
     RunSegment,
     Steps,
