@@ -1,10 +1,11 @@
-"""What this package has to know about Lightning: its Trainer's state, its warnings, hyperparameters."""
+"""What this package has to know about Lightning: its Trainer's state and steps, warnings, options."""
 
 import inspect
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from lit_gptdata._checks import check_choice, check_flag, check_integer
 from lit_gptdata.windows.dataset import FORMATS, IGNORE_INDEX, BatchFormat, WindowKind, Windows
 from lit_gptdata.windows.ranks import Ranks
 from lit_gptdata.windows.split import check_fractions
-from lit_gptdata.windows.steps import RunSegment
+from lit_gptdata.windows.steps import RunSegment, count_updates
 
 # Lightning's warnings that no user of this module can act on.
 IGNORED_WARNINGS = (
@@ -252,3 +253,31 @@ def _validation_is_due(trainer: L.Trainer, segment: RunSegment, n_batches: int) 
 
 def _tracker(ready: int, processed: int, completed: int) -> dict[str, int]:
     return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
+
+
+class OptimizerSteps:
+    """Which batches of a run an optimizer step has; their number may change when the run resumes."""
+
+    def __init__(self, starts: Iterable[Sequence[int]] = ((0, 0, 1),)) -> None:
+        """`starts`: (batch, optimizer step, batches per step) of each change, the first one at 0."""
+        self.starts = [list(start) for start in starts]
+
+    def before(self, batch: int, segments: Sequence[RunSegment]) -> int:
+        """The number of optimizer steps that end in the run's first `batch` batches."""
+        begun = [start for start in self.starts if start[0] <= batch]
+        first, step, accumulate = (begun or self.starts)[-1]
+        first, last = (count_updates(segments, end, accumulate) for end in (first, batch))
+        return step + last - first
+
+    def batch_of(self, step: int, segments: Sequence[RunSegment]) -> int:
+        """The number of batches before an optimizer step."""
+        first, done, accumulate = self.starts[-1]
+        ahead = max(0, step - done)  # each of these steps has 1 to `accumulate` batches
+        least, batches = first + ahead if step >= done else 0, range(first + ahead * accumulate)
+        return bisect_left(batches, step, least, key=lambda batch: self.before(batch, segments))
+
+    def resume(self, batch: int, step: int, accumulate: int, segments: Sequence[RunSegment]) -> None:
+        """Note that a run is at this batch and step, and how many batches its next steps have."""
+        self.starts = [start for start in self.starts if start[0] <= batch] or [[0, 0, accumulate]]
+        if self.starts[-1][2] != accumulate or self.before(batch, segments) != step:
+            self.starts.append([batch, step, accumulate])

@@ -10,7 +10,6 @@ exception one is ahead. Loading rewrites them to their values right after a batc
 import math
 from bisect import bisect_right
 from dataclasses import asdict, replace
-from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from lit_gptdata._checks import check_choice, check_integer
 from lit_gptdata._lightning import (
+    OptimizerSteps,
     epoch_is_over,
     has_trained,
     inside_a_step,
@@ -38,7 +38,6 @@ from lit_gptdata.windows.identity import check_complete, check_same, differences
 from lit_gptdata.windows.loader import check_not_empty
 from lit_gptdata.windows.sampler import WindowSampler, positions_of, windows_of_batch
 from lit_gptdata.windows.steps import (
-    OptimizerSteps,
     Position,
     RunSegment,
     Steps,
@@ -162,25 +161,24 @@ class Resume(L.Callback):
 
     def _history_of_data(self, world_size: int | None) -> list[RunSegment]:
         """The segments of this run or of a loaded checkpoint; for another `world_size`, of a new run."""
-        if self._segments and world_size in (None, self._segments[-1].steps.world_size):
-            return self._segments
-        steps = self._data.train_steps
-        if self.loaded_state is not None and not self._segments:
+        segments = self._segments
+        if self.loaded_state and not segments:
             check_same(self.loaded_state["data"], self._data._identity)
-            segments = [RunSegment.from_dict(leg, steps.n) for leg in self.loaded_state["legs"]]
-            self._earlier = self.loaded_state.get("earlier", [])
-            self._steps = OptimizerSteps(self.loaded_state.get("steps", [[0, 0, 1]]))
-            if world_size in (None, segments[-1].steps.world_size):
-                return segments
+            segments = segments_of(self.loaded_state)
+        if segments and world_size in (None, segments[-1].steps.world_size):
+            return segments
+        steps = self._data.train_steps
         steps = replace(steps, world_size=world_size or steps.world_size)
         return self.plan(0, Position(0, 0), [], steps=steps)
 
     def tokens_at(self, batch: int | None = None, step: int | None = None) -> int | float:
         """See `GPTDataModule.tokens_at`."""
-        if batch is None:
-            batch = self._end if step is None else self._batch_of(check_integer("step", step, 0))
-        else:
+        if batch is not None:
             batch = trained_before(self.all_segments, check_integer("batch", batch, 0))
+        elif step is not None:
+            batch = self._steps.batch_of(check_integer("step", step, 0), self.all_segments)
+        else:
+            batch = self._end
         return math.inf if batch is None else self.tokens_before(batch)
 
     def tokens_before(self, batch: int, segments: list[RunSegment] | None = None) -> int:
@@ -202,10 +200,6 @@ class Resume(L.Callback):
         stop = start + bisect_right(batches, tokens, key=self.tokens_before)
         return self._steps.before(stop, self.all_segments)
 
-    def _batch_of(self, step: int) -> int:
-        segments = self.all_segments  # first, because it may load `_steps`
-        return self._steps.batch_of(step, segments)
-
     @property
     def _earlier_ones(self) -> list[RunSegment]:
         return [segment for data in self._earlier for segment in segments_of(data)]
@@ -213,15 +207,16 @@ class Resume(L.Callback):
     @property
     def all_segments(self) -> list[RunSegment]:
         """The segments of all data of the run."""
-        present = self._history_of_data(None)  # it may load the earlier ones
-        return [*self._earlier_ones, *present]
+        return [*self._earlier_ones, *self._history_of_data(None)]
 
     @property
     def _end(self) -> int | None:
         """The number of batches after which the Trainer's limits end the run; None: no limit."""
         if (trainer := self._data.trainer) is None:
             return None
-        ends = [self._batch_of(trainer.max_steps)] if trainer.max_steps != -1 else []
+        ends = []
+        if trainer.max_steps != -1:
+            ends.append(self._steps.batch_of(trainer.max_steps, self.all_segments))
         if (epochs := trainer.max_epochs) not in (None, -1):
             segments = self._history_of_data(None)
             started = [segment for segment in segments if segment.start.epoch <= epochs]
@@ -239,8 +234,11 @@ class Resume(L.Callback):
         if self._data._draws and not self._data._drawn_seed.is_shared:
             raise RuntimeError("seed=None: the ranks share a seed when they read their first batch")
         runs = [(data["data"], segments_of(data)) for data in self.history(n)]
-        first, at = (attrgetter("number"), step) if epoch is None else (attrgetter("start.epoch"), epoch)
-        data, segments = ([run for run in runs if first(run[1][0]) <= at] or runs)[-1]
+        if epoch is None:
+            begun = [run for run in runs if run[1][0].number <= step]
+        else:
+            begun = [run for run in runs if run[1][0].start.epoch <= epoch]
+        data, segments = (begun or runs)[-1]
         windows = self._data.train_windows
         if data is not runs[-1][0]:
             windows = windows_of(data, self._data._data)
@@ -292,7 +290,8 @@ class Resume(L.Callback):
     def load_alone(self, state: dict[str, Any]) -> None:
         """The same without a Trainer, for the next loader and, with an open store, the followed one."""
         check_complete(state, self.key)
-        self.loaded_state = state
+        self.loaded_state, self._earlier = state, state.get("earlier", [])
+        self._steps = OptimizerSteps(state.get("steps", [[0, 0, 1]]))
         if self._sampler is not None and self._data._data.is_open:
             self._follow_alone(self._sampler, self._sampler)
 

@@ -334,7 +334,7 @@ def _architecture(hparams: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"model.{name}": hparams[name] for name in ("n_layers", "n_heads") if name in hparams}
     if found:
         found["model.document_mask"] = hparams.get("document_mask", False)
-        found["model.eot"] = hparams.get("eot") if found["model.document_mask"] else None
+        found |= {"model.eot": hparams.get("eot")} if found["model.document_mask"] else {}
     if isinstance(stem := hparams.get("stem"), Mapping):
         stem = {"_target_": "EmbeddingStem", **stem}
         found |= {f"stem.{k}": value for k, value in stem.items() if k not in ("dropout", "freeze")}

@@ -56,7 +56,10 @@ class EpochSlice:
 
 
 def epoch_parts(segments: Sequence[RunSegment], start: Position) -> list[tuple[int, Steps, int]]:
-    """The sizes of an epoch from `start` on: [(index, steps, number of steps), …], without a limit."""
+    """The sizes of an epoch from `start` on: [(index, steps, number of steps), …].
+
+    The Trainer may take fewer: see `epoch_batches`.
+    """
     before = [s for s in segments if (s.start.epoch, s.start.index) <= (start.epoch, start.index)]
     later = [s for s in segments if s.start.epoch == start.epoch and s.start.index > start.index]
     parts, index = [], start.index

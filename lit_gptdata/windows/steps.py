@@ -11,8 +11,8 @@ tail                      8 9         dropped with drop_last, otherwise a smalle
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Tail = Literal["drop", "share", "pad"]
@@ -78,9 +78,6 @@ class Steps:
         return index + rank * windows // self.world_size, index + (rank + 1) * windows // self.world_size
 
 
-OPTIONAL = ("text_order", "step", "end", "skipped", "skip")  # older checkpoints have fewer of these
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSegment:
     """A part of a run during which the batch size and the number of ranks stay the same."""
@@ -115,11 +112,18 @@ class RunSegment:
 
     def position(self, batch: int) -> Position:
         """Where batch `batch` of the run starts. It must not be before the segment's first batch."""
-        ahead = batch - self.batch
-        if self.step + ahead < self.end or not self.limit:  # its own steps may never reach its start
-            return Position(self.start.epoch, self.start.index + ahead * self.steps.width)
-        epochs, step = divmod(self.step + ahead - self.end, self.limit)
-        return Position(self.start.epoch + 1 + epochs, step * self.steps.width)
+        epoch, step = self.step_of(batch)
+        if epoch == self.start.epoch:  # its steps may have another size before its start
+            return Position(epoch, self.start.index + (step - self.step) * self.steps.width)
+        return Position(epoch, step * self.steps.width)
+
+    def step_of(self, batch: int) -> tuple[int, int]:
+        """The epoch of batch `batch`, and its number in the epoch, as Lightning counts."""
+        step = self.step + batch - self.batch
+        if step < self.end or not self.limit:
+            return self.start.epoch, step
+        epochs, step = divmod(step - self.end, self.limit)
+        return self.start.epoch + 1 + epochs, step
 
     @property
     def number(self) -> int:
@@ -159,18 +163,17 @@ class RunSegment:
         As in Lightning, the batches that accumulate are counted from an epoch's start, and its last
         optimizer step may have fewer.
         """
-        rest = self.rest(batch)
-        updates = rest.step // accumulate - self.step // accumulate
-        if later := rest.start.epoch - self.start.epoch:
+        epoch, step = self.step_of(batch)
+        updates = step // accumulate - self.step // accumulate
+        if later := epoch - self.start.epoch:
             updates += -(-self.end // accumulate) + (later - 1) * -(-self.limit // accumulate)
         return updates
 
     def rest(self, batch: int) -> RunSegment:
         """The segment from batch `batch` on."""
-        start = self.position(batch)
-        end = self.end if start.epoch == self.start.epoch else self.limit
-        step = batch - self.first_batch(start.epoch)
-        return replace(self, batch=batch, start=start, step=step, end=end)
+        epoch, step = self.step_of(batch)
+        end = self.end if epoch == self.start.epoch else self.limit
+        return replace(self, batch=batch, start=self.position(batch), step=step, end=end)
 
     def as_dict(self) -> dict[str, Any]:
         """The segment in plain values, as a checkpoint holds it. These keys are an on-disk format."""
@@ -184,61 +187,8 @@ class RunSegment:
         """Read what `as_dict` wrote, for a run over `n` windows."""
         steps = Steps(n=n, **{name: values[name] for name in ("batch_size", "world_size", "tail")})
         start = Position(values["epoch"], values["index"])
-        newer = {name: values[name] for name in OPTIONAL if name in values}
-        return cls(batch=values["batch"], start=start, steps=steps, limit=values["limit"], **newer)
-
-
-def plan_segments(
-    batch: int,
-    start: Position,
-    sizes: Sequence[tuple[int | None, Steps]],
-    *,
-    limit: int | float = 1.0,
-    accumulate: int = 1,
-    step: int = -1,
-    text_order: bool = False,
-    done: int = 0,
-    missed: int = 0,
-    skipped: int = 0,
-) -> list[RunSegment]:
-    """The segments of a run from batch `batch` on, which starts at `start`.
-
-    `sizes`: the windows of all ranks before the next size, and the steps; the last one has no end. A
-    size starts with the first optimizer step after these windows. They are counted from the first batch
-    of the present optimizer step, which has `done` windows already. `step`, `skipped`: as in RunSegment.
-    `missed`: batches of the first epoch that were skipped. `limit`, `accumulate`: the Trainer's
-    limit_train_batches and accumulate_grad_batches.
-    """
-    segments: list[RunSegment] = []
-    epoch, left = start.epoch, (start, step)
-
-    def limit_of(epoch_: int) -> int | float:
-        return limit - missed if isinstance(limit, int) and epoch_ == epoch else limit
-
-    for windows, steps in sizes:
-        if windows is not None and windows <= (done if segments else 0):
-            continue
-        if steps.remaining(left[0].index):
-            start, step = left
-        step = max(0, steps.done(start.index) - missed) if step < 0 else step
-        end = max(step, steps.limited(limit_of(start.epoch), step, start.index))
-        where: Any = {"batch": batch, "start": start, "step": step, "end": end, "skipped": skipped}
-        segment = RunSegment(steps=steps, limit=steps.limited(limit), text_order=text_order, **where)
-        segments.append(segment)
-        if windows is None or not segment.limit:
-            break
-        batches = range(batch, batch + windows - done)  # a batch has at least one window
-        batch += bisect_left(batches, windows - done, key=segment.windows_before)
-        rest = segment.rest(batch)
-        batch += min(rest.end, -(-rest.step // accumulate) * accumulate) - rest.step
-        done, start = done + segment.windows_before(batch), segment.position(batch)
-        step, last = batch - segment.first_batch(start.epoch), segment.position(batch - 1)
-        left, taken = (start, step), batch - segment.first_batch(last.epoch)
-        most = limit_of(last.epoch)
-        is_over = start.epoch > last.epoch and not (isinstance(most, int) and taken >= most)
-        if is_over and taken % accumulate == 0:  # a smaller batch may fit into the rest of the epoch
-            left = Position(last.epoch, last.index + steps.width), taken
-    return segments
+        own = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        return cls(start=start, steps=steps, **own)
 
 
 def plan_run(
@@ -249,53 +199,131 @@ def plan_run(
     skip: Sequence[Sequence[int]] = (),
     before: Sequence[RunSegment] = (),
     step: int = -1,
+    limit: int | float = 1.0,
     accumulate: int = 1,
-    **options: Any,
+    text_order: bool = False,
 ) -> list[RunSegment]:
-    """The segments of a run after the segments `before`, as in `plan_segments`, and its gaps.
+    """The segments of a run from batch `batch` on, which starts at `start` after the segments `before`.
 
-    `skip`: sorted ranges [begin, end) of batches that do not train, in the numbers of the run. Raises
-    ValueError if an epoch has no other batches.
+    `sizes`: the batch sizes in turn, [(windows, steps), …]. A size ends with the optimizer step in which
+    the run has trained on `windows` windows of all ranks since `batch`; the last one has None. `skip`:
+    sorted ranges [begin, end) of batches that do not train, in the numbers of the run. `step`: as in
+    RunSegment. `limit`, `accumulate`: the Trainer's limit_train_batches and accumulate_grad_batches.
+    Raises ValueError for a range that has trained, or that leaves no batch of an epoch.
     """
-    run, skipped = list(before), before[-1].skipped + before[-1].skip if before else 0
+    skipped = before[-1].skipped + before[-1].skip if before else 0
     for begin, end in skip:
-        first, last = (trained_before(run, min(n, batch + skipped)) for n in (begin, end))
+        first, last = (trained_before(before, min(n, batch + skipped)) for n in (begin, end))
         if first < last:
             advice = f"resume from a checkpoint before batch {begin:,}, or leave out this range"
             raise ValueError(f"skip_steps [{begin:,}, {end:,}): the run has trained on it: {advice}")
-    first = count_windows(run, batch)  # `sizes` count from here
-    for pair in [*(pair for pair in skip if pair[1] > batch + skipped), None]:
-        # an optimizer step continues after a gap, with the same batch size
-        opened = batch - (step % accumulate if step > 0 and run and run[-1].skip else 0)
-        windows = count_windows(run, opened)
-        rest = [(size and size + first - windows, steps) for size, steps in sizes]
-        options["missed"] = sum(gap.skipped_in(start.epoch) for gap in run if gap.skip)
-        options["done"] = count_windows(run, batch) - windows
-        planned = plan_segments(
-            batch, start, rest, step=step, accumulate=accumulate, skipped=skipped, **options
+    planner = _Planner(
+        sizes=sizes, skip=skip, limit=limit, accumulate=accumulate, text_order=text_order,
+        start=start, batch=batch, skipped=skipped, step=step,
+        missed=sum(segment.skipped_in(start.epoch) for segment in before),
+    )  # fmt: skip
+    if before and before[-1].skip:  # the optimizer step may have started before this gap
+        planner.gap, opened = before[-1], batch - max(0, step) % accumulate
+        planner.windows_of_step = count_windows(before, opened) - count_windows(before, batch)
+    return planner.plan()
+
+
+@dataclass(kw_only=True)
+class _Planner:
+    """Walks ahead in a run, from event to event: a size ends, a gap starts, an epoch ends."""
+
+    sizes: Sequence[tuple[int | None, Steps]]
+    skip: Sequence[Sequence[int]]
+    limit: int | float
+    accumulate: int
+    text_order: bool
+    planned: list[RunSegment] = field(default_factory=list)
+    # Where the walk is. After an epoch's last batch it is still in this epoch, because a smaller batch
+    # may fit into the rest.
+    start: Position
+    batch: int  # batches of the run that have trained
+    skipped: int  # batches of the run that were skipped
+    step: int  # batches of the epoch that have trained; -1 at first: measured in the first size
+    missed: int  # batches of the epoch that were skipped
+    gap: RunSegment | None = None  # the gap that ends here
+    windows: int = 0  # windows of all ranks that have trained since the walk started
+    windows_of_step: int = 0  # `windows` when the optimizer step started; they decide its batch size
+
+    def plan(self) -> list[RunSegment]:
+        """Walk until no event is ahead."""
+        while True:
+            until, here = self.segment()
+            gap = next((pair for pair in self.skip if pair[1] > here.number), None)
+            if not here.limit:  # the Trainer takes no batch
+                return [*self.planned, here]
+            if here.step == here.end:
+                self.end_epoch()
+            elif gap and gap[0] <= here.number:
+                self.skip_over(replace(here, skip=gap[1] - here.number))
+            else:
+                self.planned.append(here)
+                stops = [gap[0] - here.skipped] if gap else []
+                stops += [self.end_of_size(until)] if until is not None else []
+                if not stops:
+                    return self.planned
+                self.train_to(min(stops))
+
+    def segment(self) -> tuple[int | None, RunSegment]:
+        """The windows with which the present size ends, and the segment that starts here."""
+        if self.step % self.accumulate == 0:  # an optimizer step starts
+            self.windows_of_step = self.windows
+        until, steps = next(
+            size for size in self.sizes if size[0] is None or size[0] > self.windows_of_step
         )
-        if step == 0 and run and run[-1].skip and planned[-1].limit and not planned[0].end:
-            raise ValueError(_no_batch_of(start.epoch, run[-1]))  # the rest is too small for a batch
-        if pair is None or not planned[-1].limit:
-            break
-        begin, end = pair
-        batch = max(begin - skipped, batch)
-        at = [segment for segment in planned if segment.batch <= batch][-1].rest(batch)
-        gap = replace(at, skip=end - skipped - batch)
-        start, step = gap.position(batch + gap.skip), gap.step
-        run += [segment for segment in planned if segment.batch < batch]
-        if start.epoch > gap.start.epoch:
-            empty = gap.start.epoch + (step > 0)
-            if start.epoch > empty:
-                raise ValueError(_no_batch_of(empty, gap))
-            if step and planned[0].batch < batch:  # the gap ends the epoch
-                if run[-1].start.epoch < gap.start.epoch:
-                    run.append(run[-1].rest(batch - step))
-                run[-1] = replace(run[-1], end=step)
-            step = 0
-        run.append(gap)
-        skipped += gap.skip
-    return [*run[len(before) :], *planned]
+        if self.step < 0:
+            self.step = max(0, steps.done(self.start.index) - self.missed)
+        limit = self.limit - self.missed if isinstance(self.limit, int) else self.limit
+        return until, RunSegment(
+            batch=self.batch, start=self.start, steps=steps, limit=steps.limited(self.limit),
+            text_order=self.text_order, step=self.step, skipped=self.skipped,
+            end=max(self.step, steps.limited(limit, self.step, self.start.index)),
+        )  # fmt: skip
+
+    def end_of_size(self, until: int) -> int:
+        """The batch before which `until` windows have trained and an optimizer step ends."""
+        here, missing = self.planned[-1], until - self.windows
+        batches = range(here.batch, here.batch + missing)  # a batch has at least one window
+        batch = here.batch + bisect_left(batches, missing, key=here.windows_before)
+        rest = here.rest(batch)
+        return batch + min(rest.end, -(-rest.step // self.accumulate) * self.accumulate) - rest.step
+
+    def train_to(self, batch: int) -> None:
+        """Go to the end of batch `batch` - 1."""
+        here = self.planned[-1]
+        last = here.rest(batch - 1)
+        if last.start.epoch > here.start.epoch:
+            self.missed = 0
+        self.windows += here.windows_before(batch)
+        self.batch, self.step, self.gap = batch, last.step + 1, None
+        self.start = Position(last.start.epoch, last.start.index + last.steps.width)
+
+    def skip_over(self, gap: RunSegment) -> None:
+        """Go to the end of a gap. Raises ValueError if an epoch ends in it without a batch."""
+        after = gap.position(gap.batch + gap.skip)  # as if its batches trained
+        self.gap = gap
+        while self.start.epoch < after.epoch:
+            self.end_epoch()
+        self.planned.append(gap)
+        self.start, self.skipped = after, self.skipped + gap.skip
+        self.missed += gap.skipped_in(after.epoch)
+
+    def end_epoch(self) -> None:
+        """Start the next epoch. If the last segment would continue in this one, shorten it."""
+        epoch = self.start.epoch
+        if self.gap and not self.step:
+            raise ValueError(_no_batch_of(epoch, self.gap))
+        if self.planned and self.planned[-1].position(self.batch).epoch == epoch:
+            *self.planned, last = self.planned
+            if last.start.epoch < epoch:
+                self.planned.append(last)
+                last = last.rest(self.batch - self.step)
+            self.planned.append(replace(last, end=self.step))
+        self.start, self.step, self.missed = Position(epoch + 1, 0), 0, 0
 
 
 def _no_batch_of(epoch: int, gap: RunSegment) -> str:
@@ -370,31 +398,3 @@ def find_batch(
         f"{first.start.epoch}, and an epoch has {last.limit} steps of "
         f"batch_size={last.steps.batch_size} on {last.steps.world_size} ranks"
     )
-
-
-class OptimizerSteps:
-    """Which batches of a run an optimizer step has; their number may change when the run resumes."""
-
-    def __init__(self, starts: Iterable[Sequence[int]] = ((0, 0, 1),)) -> None:
-        """`starts`: (batch, optimizer step, batches per step) of each change, the first one at 0."""
-        self.starts = [list(start) for start in starts]
-
-    def before(self, batch: int, segments: Sequence[RunSegment]) -> int:
-        """The number of optimizer steps that end in the run's first `batch` batches."""
-        begun = [start for start in self.starts if start[0] <= batch]
-        first, step, accumulate = (begun or self.starts)[-1]
-        first, last = (count_updates(segments, end, accumulate) for end in (first, batch))
-        return step + last - first
-
-    def batch_of(self, step: int, segments: Sequence[RunSegment]) -> int:
-        """The number of batches before an optimizer step."""
-        first, done, accumulate = self.starts[-1]
-        ahead = max(0, step - done)  # each of these steps has 1 to `accumulate` batches
-        least, batches = first + ahead if step >= done else 0, range(first + ahead * accumulate)
-        return bisect_left(batches, step, least, key=lambda batch: self.before(batch, segments))
-
-    def resume(self, batch: int, step: int, accumulate: int, segments: Sequence[RunSegment]) -> None:
-        """Note that a run is at this batch and step, and how many batches its next steps have."""
-        self.starts = [start for start in self.starts if start[0] <= batch] or [[0, 0, accumulate]]
-        if self.starts[-1][2] != accumulate or self.before(batch, segments) != step:
-            self.starts.append([batch, step, accumulate])

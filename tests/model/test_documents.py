@@ -302,9 +302,9 @@ def test_a_checkpoint_keeps_the_mask_and_refuses_another_one_by_name(tmp_path):
     assert loaded.hparams == model.hparams
     saved = torch.load(path, weights_only=True)
     plain = GPT(EmbeddingStem(V, 8, D), n_layers=1, n_heads=2)
-    with pytest.raises(ValueError, match=r"model\.document_mask was True, now False"):
+    with pytest.raises(ValueError, match=r"model\.document_mask was True, now False\. Set"):
         plain.on_load_checkpoint(saved)
-    with pytest.raises(ValueError, match=r"model\.document_mask was False, now True"):
+    with pytest.raises(ValueError, match=r"model\.document_mask was False, now True\. Set"):
         model.on_load_checkpoint({"hyper_parameters": dict(plain.hparams)})
     with pytest.raises(ValueError, match=r"model\.eot was 49, now 3"):
         GPT(stem, n_layers=1, n_heads=2, document_mask=True, eot=3).on_load_checkpoint(saved)
