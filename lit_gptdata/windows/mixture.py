@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from lit_gptdata.tokens.shards import join
 from lit_gptdata.windows.dataset import JoinedWindows, Windows
 from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, groups_of, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
@@ -169,19 +168,12 @@ class Mixture(JoinedWindows):
         first_epoch: int = 0,
     ) -> None:
         """Each stage has a weight per source. The mixture starts in `first_epoch` of the run."""
-        any_source = next(iter(sources.values()))
-        super().__init__(
-            join([windows.tokens for windows in sources.values()]), begin=0, end=0,
-            max_length=any_source.spans.max_length, stride=any_source.spans.stride,
-            pad=any_source.spans.pad,
-        )  # fmt: skip
-        self.sources, self.kind = dict(sources), any_source.kind
+        parts = list(sources.values())
+        super().__init__(parts, pad=parts[0].spans.pad)
+        self.sources = dict(sources)
         self.sizes = {name: len(windows) for name, windows in sources.items()}
         self.stages, self.seed, self.first_epoch = tuple(stages), seed, first_epoch
-        lengths = [len(windows.tokens) for windows in sources.values()]
-        self._offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-        self._begins = self._offsets + [windows.begin for windows in sources.values()]
-        self.end = int(np.sum(lengths))
+        self._begins = self.offsets + [windows.begin for windows in parts]
         self._orders: dict[int | None, MixtureOrder] = {}
 
     def __len__(self) -> int:
@@ -230,20 +222,9 @@ class Mixture(JoinedWindows):
         return self._order.at(local)
 
     @property
-    def parts(self) -> list[Windows]:  # type: ignore[override]
-        return list(self.sources.values())
-
-    @property
     def padding(self) -> float:
         counts = self._order.count(len(self))  # of its first epoch
         return float(np.average([part.padding for part in self.parts], weights=counts))
-
-    def _edges(self, indices: np.ndarray) -> np.ndarray:
-        if not self.spans.pad:
-            return super()._edges(indices)
-        numbers, local = self.locate_parts(indices)
-        groups, parts = groups_of(numbers), self.parts
-        return np.concatenate([parts[n]._edges(local[rows]) + self._offsets[n] for n, rows in groups])
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -259,8 +240,8 @@ class Mixture(JoinedWindows):
         super().restore(saved)
 
     def __getstate__(self) -> dict[str, Any]:  # caches of functions cannot be pickled
-        sources = self.sources if self.spans.pad else {}  # else all is in `tokens`
-        return {**vars(self), "_orders": {}, "sources": sources}
+        state = {**vars(self), "_orders": {}}
+        return state if self.spans.pad else {**state, "sources": {}, "parts": []}  # `tokens` has all
 
     def __str__(self) -> str:
         every = f"every {self.spans.stride} tokens" if self.kind == "sliding" else f"tokens, {self.kind}"

@@ -31,7 +31,7 @@ class FakeIndex(SimpleNamespace):
     """A WindowIndex in memory."""
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        edges = np.append(self.firsts, len(self.starts))
+        edges = np.append(self.firsts, [len(self.starts)] * (2 + max(windows, default=0)))
         counts = edges[windows + 1] - edges[windows]
         chosen = [np.arange(edges[w], edges[w + 1]) for w in windows.tolist()]
         chosen = np.concatenate([np.empty(0, np.int64), *chosen])
