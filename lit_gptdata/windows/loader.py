@@ -144,18 +144,10 @@ def collate(pairs: Sequence[tuple[Tensor, Tensor]], batch_format: BatchFormat) -
 
 
 def window_loader(
-    windows: Windows,
-    steps: Steps,
-    *,
-    seed: int | DrawnSeed | None,
-    rank: int | None = None,
-    num_workers: int = 0,
-    batch_format: BatchFormat = "tuple",
-    is_compact: bool = False,
-    keeps_state: bool = True,
-    may_be_empty: bool = False,
-    order: type[EpochPermutation] | None = None,
-) -> WindowLoader:
+    windows: Windows, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None,
+    num_workers: int = 0, batch_format: BatchFormat = "tuple", is_compact: bool = False,
+    keeps_state: bool = True, may_be_empty: bool = False, order: type[EpochPermutation] | None = None,
+) -> WindowLoader:  # fmt: skip
     """Make a DataLoader of one rank's batches, int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
