@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata.tokens.engines import encode_text
-from lit_gptdata.tokens.shards import Tokens, join, spread
+from lit_gptdata.tokens.shards import Tokens, spread
 from lit_gptdata.tokens.tokenizer import Tokenizer
-from lit_gptdata.windows.order import EpochPermutation, groups_of
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.packing import WindowIndex
 
 if TYPE_CHECKING:
@@ -236,70 +236,6 @@ class PackedWindows(Windows):
 
     def identity(self) -> Any:
         return [self.begin, self.end, self.spans.max_length, self.kind, len(self)]
-
-
-class JoinedWindows(Windows):
-    """The windows of several parts. A subclass has an order of them."""
-
-    def __init__(self, parts: Sequence[Windows], *, pad: bool) -> None:
-        """`pad`: whether windows of `parts` may have padding."""
-        tokens, spans = join([part.tokens for part in parts]), parts[0].spans
-        lengths = {"max_length": spans.max_length, "stride": spans.stride}
-        super().__init__(tokens, begin=0, end=len(tokens), **lengths, pad=pad)
-        self.parts, self.kind = parts, parts[0].kind
-        sizes = [len(part.tokens) for part in parts]
-        self.offsets = np.cumsum(sizes) - sizes  # of the parts' tokens in `tokens`
-
-    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The number of the part of each window, and its index there: (B,) → int64 (B,) each."""
-        raise NotImplementedError
-
-    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers, local = self.locate_parts(indices)
-        rows = np.empty((len(local), self.spans.max_length + 1), self.tokens.dtype)
-        n_ids = np.empty(len(local), np.int64)
-        for number, chosen in groups_of(numbers):
-            rows[chosen], n_ids[chosen] = self.parts[number]._read(local[chosen])
-        return rows, n_ids
-
-    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `Windows.target_tokens`; each number is in the store of the window's part."""
-        numbers, local = self.locate_parts(indices)
-        tokens = np.empty((len(local), self.spans.max_length), np.int64)
-        for number, chosen in groups_of(numbers):
-            tokens[chosen] = self.parts[number].target_tokens(local[chosen])
-        return tokens
-
-    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raise TypeError(f"{self!r} have several stores: use `locate_parts`, and the windows in `parts`")
-
-    def _edges(self, indices: np.ndarray) -> np.ndarray:
-        numbers, local = self.locate_parts(indices)
-        groups = groups_of(numbers)
-        return np.concatenate([self.parts[n]._edges(local[of]) + self.offsets[n] for n, of in groups])
-
-
-class ChainedWindows(JoinedWindows):
-    """The val or test windows of several sets, one set after the other."""
-
-    def __init__(self, sets: Sequence[Windows]) -> None:
-        super().__init__(sets, pad=True)
-        self.ends = np.cumsum([len(windows) for windows in sets])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __str__(self) -> str:
-        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self.parts)} sets"
-
-    @property
-    def n_targets(self) -> int:
-        return sum(part.n_targets for part in self.parts)
-
-    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.asarray(indices, dtype=np.int64)
-        numbers = np.minimum(np.searchsorted(self.ends, indices, side="right"), len(self.ends) - 1)
-        return numbers, indices - np.append(0, self.ends)[numbers]
 
 
 def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:

@@ -26,8 +26,8 @@ from lit_gptdata.tokens.options import (
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.windows.dataset import ChainedWindows, PackedWindows, WindowKind, Windows, check_enough
-from lit_gptdata.windows.mixture import Mixture, Stage
+from lit_gptdata.windows.dataset import PackedWindows, WindowKind, Windows, check_enough
+from lit_gptdata.windows.mixture import ChainedWindows, Mixture, Stage
 from lit_gptdata.windows.packing import WindowIndex, open_index
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
