@@ -188,10 +188,10 @@ class GPT(L.LightningModule):
         elif caches:
             options["positions"] = torch.arange(begin, ids.shape[1], device=ids.device)
         x = self.stem(ids[:, begin:], **options)  # (B, T - begin, D)
-        mask = self._mask(ids, begin) if self.document_mask else None
+        # your own block need not take a mask
+        masks = {"mask": self._mask(ids, begin)} if self.document_mask else {}
         for i, block in enumerate(self.blocks):
-            # Your own block need not take a mask.
-            x = block(x, *caches[i : i + 1]) if mask is None else block(x, *caches[i : i + 1], mask=mask)
+            x = block(x, *caches[i : i + 1], **masks)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def _mask(self, ids: Tensor, begin: int) -> Mask:

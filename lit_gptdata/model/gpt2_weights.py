@@ -24,7 +24,11 @@ _SUPPORTED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+# Sizes in GPT2Config → ours.
+_SIZES = {
+    "vocab_size": "vocab_size", "n_positions": "max_length", "n_embd": "embedding_dim",
+    "n_layer": "n_layers", "n_head": "n_heads",
+}  # fmt: skip
 
 # Hugging Face's module → ours, outside of and inside of the blocks.
 _MODULES = {"wte": "stem.token_embedding", "wpe": "stem.position_embedding", "ln_f": "final_norm"}
@@ -42,24 +46,22 @@ INDEX = "model.safetensors.index.json"  # which shard has which tensor
 def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a GPT-2: arguments of GPT, and weights under GPT's names.
 
-    `path`: a folder, its .safetensors file, or a name on the hub (see `GPT.from_gpt2`). Raises
-    FileNotFoundError, ImportError without the package safetensors, ConnectionError for the hub, and
-    ValueError for files that our GPT does not support. Nothing is unpickled.
+    `path`: a folder, or a name on the hub (see `GPT.from_gpt2`). Raises FileNotFoundError, ImportError
+    without the package safetensors, ConnectionError for the hub, and ValueError for files that our GPT
+    does not support. Nothing is unpickled.
     """
     folder = _download(name) if (name := _hub_name(path)) else Path(path)
-    weights = folder if folder.suffix == ".safetensors" else folder / "model.safetensors"
-    config_file, index = weights.with_name("config.json"), weights.with_name(INDEX)
+    weights, index = folder / "model.safetensors", folder / INDEX
     files = _shards(index) if index.exists() and not weights.exists() else [weights]
-    for file in (config_file, *files):
+    for file in (folder / "config.json", *files):
         if not file.is_file():
             get = "hf download openai-community/gpt2 config.json model.safetensors --local-dir gpt2"
             problem = f"{file} is missing, and GPT.from_gpt2 does not read pickled .bin files"
             raise FileNotFoundError(f"{problem}. Get GPT-2: {get}")
-    config = _read_config(config_file)
-    vocab_size, max_length, embedding_dim, n_layers, n_heads = (config[size] for size in _SIZES)
-    stem = {"vocab_size": vocab_size, "max_length": max_length, "embedding_dim": embedding_dim}
-    tensors = _read_tensors(files, _names(n_layers))
-    return {"stem": stem, "n_layers": n_layers, "n_heads": n_heads}, tensors
+    config = _read_config(folder / "config.json")
+    sizes = {ours: config[theirs] for theirs, ours in _SIZES.items()}
+    stem = {name: sizes.pop(name) for name in ("vocab_size", "max_length", "embedding_dim")}
+    return {"stem": stem, **sizes}, _read_tensors(files, _names(sizes["n_layers"]))
 
 
 def _hub_name(path: str | Path) -> str:
@@ -104,15 +106,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         names = ", ".join(missing)
         raise ValueError(f"{path} must have an integer for {names}: check that it describes a GPT-2")
     allowed = _SUPPORTED | {"n_inner": 4 * config["n_embd"]}
-    found = allowed | config
-    found["n_inner"] = found["n_inner"] or allowed["n_inner"]  # null: the default
-    unsupported = [
-        f"{name}={found[name]!r} (allowed: {value!r})"
-        for name, value in allowed.items()
-        if found[name] != value
-    ]
-    if unsupported:
-        raise ValueError(f"{path} has options that our GPT does not support: {'; '.join(unsupported)}")
+    config["n_inner"] = config.get("n_inner") or allowed["n_inner"]  # null: the default
+    wrong = {name: value for name, value in allowed.items() if config.get(name, value) != value}
+    if wrong:
+        options = "; ".join(f"{n}={config[n]!r} (allowed: {value!r})" for n, value in wrong.items())
+        raise ValueError(f"{path} has options that our GPT does not support: {options}")
     return config
 
 
@@ -158,13 +156,12 @@ def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: 
     """
     save = needs("safetensors.torch", "hf", "GPT.save_pretrained").save
     stem, n_layers = model.stem, len(model.blocks)
-    files: dict[str, bytes] = {}
     names = {ours: theirs for theirs, ours in _names(n_layers).items()}
-    position = getattr(stem, "position", None)
     problems = [f"own code in {name}" for name in model._own_code]
     problems += [] if n_layers else ["n_layers=0"]
     problems += [f"the tensor {name}" for name in weights if name not in names]
-    problems += [] if position == "learned" else [f"position={position!r}"]
+    if (position := getattr(stem, "position", None)) != "learned":
+        problems.append(f"position={position!r}")
     if problems:
         raise ValueError(f"GPT-2's architecture cannot hold this model: {'; '.join(problems)}")
     block, dtype = model.blocks[0], stem.token_embedding.weight.dtype
@@ -175,6 +172,7 @@ def write_gpt2(folder: Path, model: Any, weights: dict[str, Tensor], tokenizer: 
         "attn_pdrop": block.attention.dropout, "resid_pdrop": block.dropout.p,
         "bos_token_id": None, "eos_token_id": None,  # without them, transformers takes GPT-2's 50256
     }  # fmt: skip
+    files: dict[str, bytes] = {}
     if tokenizer is not None:
         from lit_gptdata.tokens.libraries.files import transformers_files
 

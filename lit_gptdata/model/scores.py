@@ -5,7 +5,6 @@
 B: batch, T: tokens in a sequence, V: vocab_size, or more with columns that are never targets.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -65,30 +64,23 @@ class ScoreSums:
         if (n := len(self.sums)) != len(sets):  # a single loader over all sets, or unknown loaders
             sets = [(str(i) if n > 1 else "", True) for i in range(n)]
             scored_bytes = None
-        scores, in_total = [], [trains for _, trains in sets]
-        for (name, _), sums in zip(sets, self.sums.tolist(), strict=True):
-            nats, n_targets, n_bytes, n_special = sums
+        scores = self.sums.tolist()
+        for (name, _), score in zip(sets, scores, strict=True):
             if scored_bytes:
-                counts = int(n_targets), int(n_bytes), int(n_special)
-                n_bytes = scored_bytes(split, *counts, *([name] if name else []))
-            scores.append((nats, n_targets, n_bytes))
+                counts = map(int, score[1:])
+                score[2] = scored_bytes(split, *counts, *([name] if name else []))
             if name:
-                self._log_set(log, split, f"/{name}", *scores[-1])
-        if any(in_total):  # if no source has a val split, the total covers `val_corpus`
-            scores = list(itertools.compress(scores, in_total))
-        nats, n_targets, n_bytes = zip(*scores, strict=True)
-        known = all(b for n, b in zip(n_targets, n_bytes, strict=True) if n)  # 0 bytes: not known
-        self._log_set(log, split, "", sum(nats), sum(n_targets), sum(n_bytes) if known else 0)
+                self._log_set(log, split, f"/{name}", score)
+        # If no source that trains has a val split, the total covers `val_corpus`.
+        scores = [score for (_, trains), score in zip(sets, scores, strict=True) if trains] or scores
+        total = [sum(column) for column in zip(*scores, strict=True)]
+        if any(n_targets and not n_bytes for _, n_targets, n_bytes, _ in scores):
+            total[2] = 0  # not known, as for this set
+        self._log_set(log, split, "", total)
 
-    def _log_set(
-        self,
-        log: Callable[..., None],
-        split: str,
-        suffix: str,
-        nats: float,
-        n_targets: int,
-        n_bytes: int,
-    ) -> None:
+    def _log_set(self, log: Callable[..., None], split: str, suffix: str, score: list[float]) -> None:
+        """Log the metrics of a row of `sums`; without the bits per byte, if it has no bytes."""
+        nats, n_targets, n_bytes, _ = score
         if not n_targets:
             rank_zero_warn(f"{split}_loss{suffix} is not logged: every target was {IGNORE_INDEX}")
             return

@@ -62,10 +62,10 @@ class EmbeddingStem(L.LightningModule):
         self.position = check_choice("position", position, get_args(Position))
         # An explicit dict: without it Lightning also reads the arguments of the __init__ that calls
         # this one, and would save the `dropout` of a subclass or of GPT in place of the stem's.
-        sizes = {name: getattr(self, name) for name in ("vocab_size", "max_length", "embedding_dim")}
-        dropout = check_number("dropout", dropout, 1)
-        options = {"position": self.position, "dropout": dropout}
-        self.save_hyperparameters(sizes | options | ({"freeze": True} if freeze else {}))
+        names = ("vocab_size", "max_length", "embedding_dim", "position")
+        options = {name: getattr(self, name) for name in names}
+        options["dropout"] = check_number("dropout", dropout, 1)
+        self.save_hyperparameters(options | ({"freeze": True} if freeze else {}))
 
         self.token_embedding = nn.Embedding(self.vocab_size, self.embedding_dim)
         nn.init.normal_(self.token_embedding.weight, std=INIT_STD)
@@ -128,9 +128,7 @@ def check_stem(stem: Any) -> nn.Module:
     lacks += [] if isinstance(table, Tensor) else ["token_embedding.weight"]
     if isinstance(stem, nn.Module) and not lacks:
         return stem
-    allowed = (
-        "an EmbeddingStem or a mapping of its arguments, or a module with max_length, embedding_dim"
-    )
+    allowed = "an EmbeddingStem or its arguments, or a module with max_length, embedding_dim"
     got = f"got {type(stem).__name__} without {', '.join(lacks)}"
     raise TypeError(f"stem must be {allowed} and token_embedding.weight, which is the head, {got}")
 
@@ -145,11 +143,12 @@ def check_separator(stem: nn.Module, eot: Any) -> int:
         problem = f"document_mask restarts positions, but {type(stem).__name__}.forward takes none"
         raise TypeError(f"{problem}: add positions=None, integers (B, T), as in EmbeddingStem")
     size: int = len(stem.token_embedding.weight)  # type: ignore[arg-type, union-attr]
-    if eot is None and size != GPT2_VOCABULARY:
+    if eot is None and size == GPT2_VOCABULARY:
+        return GPT2_VOCABULARY - 1
+    if eot is None:
         problem = f"document_mask needs eot, the token between documents, for a vocabulary of {size:,}"
         raise ValueError(f"{problem}: set eot to tokenizer.end_of_document")
-    found = check_integer("eot", GPT2_VOCABULARY - 1 if eot is None else eot, 0)
-    if found >= size:
+    if (found := check_integer("eot", eot, 0)) >= size:
         raise ValueError(f"eot must be in 0 … {size - 1}, the stem's vocabulary, got {found}")
     return found
 

@@ -28,7 +28,7 @@ from lit_gptdata.model.gpt import inputs_and_targets
 from lit_gptdata.model.scores import IGNORE_INDEX
 from lit_gptdata.report.documents import DocumentLosses, describe, draw_scores, write_scores
 from lit_gptdata.training.scores import read_losses
-from lit_gptdata.windows.dataset import ChainedWindows
+from lit_gptdata.windows.mixture import ChainedWindows
 from lit_gptdata.windows.order import groups_of
 from lit_gptdata.windows.sampler import positions_of
 from lit_gptdata.windows.steps import Position

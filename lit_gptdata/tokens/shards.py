@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import itertools
 import math
 import os
 import types
@@ -171,56 +170,8 @@ class Tokens:
         return Tokens, (self._arrays,)
 
 
-class JoinedTokens(Tokens):
-    """Several sequences as one, each of which reads in its own way."""
-
-    read_at_once = 1
-
-    def __init__(self, parts: Sequence[Tokens]) -> None:
-        super().__init__([np.empty(0, parts[0].dtype)])
-        self._arrays: list[Any] = list(parts)
-        self._set_lengths([len(part) for part in parts])
-
-    def _reader(self, starts: np.ndarray, shards: np.ndarray, length: int) -> Read:
-        def read(chosen: slice | np.ndarray) -> np.ndarray:
-            ids = np.empty((len(shards[chosen]), length), self.dtype)
-            for number in np.unique(shards[chosen]).tolist():
-                rows = shards[chosen] == number
-                begins = starts[chosen][rows] - self._begins[number]
-                ids[rows] = self._arrays[number].gather(begins, length)
-            return ids
-
-        return read
-
-    def _read_ranges(self, starts: np.ndarray, lengths: np.ndarray, shards: np.ndarray) -> np.ndarray:
-        ids = np.empty(int(lengths.sum()), self.dtype)
-        for number in np.unique(shards).tolist():
-            chosen = shards == number
-            part, begins = self._arrays[number], starts[chosen] - self._begins[number]
-            ids[np.repeat(chosen, lengths)] = part.ranges(begins, lengths[chosen])
-        return ids
-
-    def ahead(self, batches: Iterator[Any], plan: Iterator[np.ndarray]) -> Iterator[Any]:
-        for number, part in enumerate(self._arrays):
-            plan, copy = itertools.tee(plan)
-            batches = part.ahead(batches, self._only(number, copy))
-        return batches
-
-    def _only(self, number: int, plan: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The tokens that are in one part, counted from its start."""
-        begin, end = self._begins[number], self._ends[number]
-        return (tokens[(begin <= tokens) & (tokens < end)] - begin for tokens in plan)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return JoinedTokens, (self._arrays,)
-
-
 def join(parts: Sequence[Tokens]) -> Tokens:
-    """Several sequences as one. Files of this machine are joined, so that a batch stays one gather."""
-    if len(parts) == 1:
-        return parts[0]
-    if any(type(part) is not Tokens for part in parts):
-        return JoinedTokens(parts)
+    """Several sequences in memory or in files of this machine as one."""
     paths = [path for part in parts for path in part._paths]
     return Tokens([array for part in parts for array in part._arrays], paths)
 

@@ -6,11 +6,12 @@ WindowDataset("…", "gpt2", max_length=4, stride=4)[0]  ->  inputs (4,), and ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +19,7 @@ from lit_gptdata._checks import check_integer
 from lit_gptdata.tokens.engines import encode_text
 from lit_gptdata.tokens.shards import Tokens, spread
 from lit_gptdata.tokens.tokenizer import Tokenizer
-from lit_gptdata.windows.order import EpochPermutation, groups_of
+from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.packing import WindowIndex
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         n = len(self)
         if not -n <= index < n:
             raise IndexError(f"window {index} of {n}: give an index in [{-n}, {n})")
-        inputs, targets = self.batch([index % n])
-        return inputs[0], targets[0]
+        return self.__getitems__([index % n])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """The same for several windows, which a DataLoader asks for at once."""
@@ -122,14 +122,13 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
                 yield _mark_padding(rows[i : i + size], n_ids[i : i + size])
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in the dtype of the tokens, and how many ids of each are not padding, int64 (B,)."""
+        """Rows in the dtype of the tokens, and how many ids of each are not padding, int64 (B,).
+
+        The padding of these rows has any ids.
+        """
         starts, most = self.starts(indices), self.spans.max_length + 1
         n_ids = np.where(starts < self.end - 1, np.minimum(self.end - starts, most), 0)
-        rows, is_full = np.zeros((len(starts), most), self.tokens.dtype), n_ids == most
-        rows[is_full] = self.tokens.gather(starts[is_full], most)
-        for row in np.flatnonzero(~is_full).tolist():
-            rows[row, : n_ids[row]] = self.tokens[int(starts[row]) : int(starts[row] + n_ids[row])]
-        return rows, n_ids
+        return _as_rows(self.tokens.ranges(starts, n_ids), n_ids, most), n_ids
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
@@ -167,8 +166,8 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
     def _edges(self, indices: np.ndarray) -> np.ndarray:
         """Tokens of each shard that windows read, as their numbers in `tokens`."""
-        starts = self.starts(indices)
-        return np.concatenate([starts, starts + self.spans.max_length])
+        begins, ends = self.ranges(indices)
+        return np.concatenate([begins, ends - 1])
 
     def identity(self) -> Any:
         """What determines the windows of these tokens, in plain values."""
@@ -177,10 +176,8 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def restore(self, saved: Any) -> None:
         """Raise ValueError if `saved`, an identity, is of other windows."""
         if saved != (now := self.identity()):
-            is_plain = isinstance(now, list) and self.kind == "sliding"
-            what = "[begin, end, max_length, stride] was " if is_plain else "it was "
+            problem = f"the state was saved with other windows: it was {saved}, now {now}"
             advice = "Set the same corpus, weights, split, windows, max_length and stride"
-            problem = f"the state was saved with other windows: {what}{saved}, now {now}"
             raise ValueError(f"{problem}. {advice}")
 
 
@@ -210,21 +207,11 @@ class PackedWindows(Windows):
         return self.index.n_targets
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        known, most = np.flatnonzero(indices < len(self)), self.spans.max_length + 1
-        starts, lengths, counts = self.index.pieces(indices[known])
-        last = np.cumsum(counts) - 1
+        starts, lengths, counts = self.index.pieces(indices)
+        last = np.cumsum(counts)[counts > 0] - 1
         lengths[last] += 1  # with the last target; the other last targets are first inputs, too
-        ids, n_ids = self._ids(starts, lengths), np.zeros(len(indices), np.int64)
-        n_ids[known] = np.diff(np.cumsum(lengths)[last], prepend=0)
-        padded, done = np.flatnonzero(n_ids < most), 0
-        if not len(padded):
-            return ids.reshape(-1, most), n_ids
-        rows, begin = np.zeros((len(indices), most), ids.dtype), 0
-        stops = np.cumsum(n_ids)[padded].tolist()
-        for row, stop in zip([*padded.tolist(), len(rows)], [*stops, len(ids)], strict=True):
-            rows.ravel()[begin : begin + stop - done] = ids[done:stop]
-            begin, done = (row + 1) * most, stop
-        return rows, n_ids
+        n_ids = _sums(lengths, counts)
+        return _as_rows(self._ids(starts, lengths), n_ids, self.spans.max_length + 1), n_ids
 
     def _ids(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """`Tokens.ranges`, which may have one token before and after the split."""
@@ -241,84 +228,30 @@ class PackedWindows(Windows):
         return starts + 1, np.minimum(starts + 1 + lengths, self.end)
 
     def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices, dtype=np.int64)
-        known = indices < len(self)
-        starts, lengths, counts = self.index.pieces(indices[known])
-        sizes = np.zeros(len(indices), np.int64)
-        sizes[known] = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
-        targets: np.ndarray = np.full((len(indices), self.spans.max_length), -1)
-        tokens = spread(starts + 1, lengths)
-        targets[np.arange(targets.shape[1]) < sizes[:, None]] = np.where(tokens < self.end, tokens, -1)
+        starts, lengths, counts = self.index.pieces(np.asarray(indices, dtype=np.int64))
+        is_target = np.arange(self.spans.max_length) < _sums(lengths, counts)[:, None]
+        tokens, targets = spread(starts + 1, lengths), np.full(is_target.shape, -1)
+        targets[is_target] = np.where(tokens < self.end, tokens, -1)
         return targets
-
-    def _edges(self, indices: np.ndarray) -> np.ndarray:
-        starts, lengths, _ = self.index.pieces(indices)
-        return np.concatenate([starts, starts + lengths]).clip(self.begin, self.end - 1)
 
     def identity(self) -> Any:
         return [self.begin, self.end, self.spans.max_length, self.kind, len(self)]
 
 
-class JoinedWindows(Windows):
-    """The windows of several parts. A subclass has an order of them."""
-
-    parts: Sequence[Windows]
-
-    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The number of the part of each window, and its index there: (B,) → int64 (B,) each."""
-        raise NotImplementedError
-
-    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers, local = self.locate_parts(indices)
-        rows = np.empty((len(local), self.spans.max_length + 1), self.tokens.dtype)
-        n_ids = np.empty(len(local), np.int64)
-        for number, chosen in groups_of(numbers):
-            rows[chosen], n_ids[chosen] = self.parts[number]._read(local[chosen])
-        return rows, n_ids
-
-    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `Windows.target_tokens`; each number is in the store of the window's part."""
-        numbers, local = self.locate_parts(indices)
-        tokens = np.empty((len(local), self.spans.max_length), np.int64)
-        for number, chosen in groups_of(numbers):
-            tokens[chosen] = self.parts[number].target_tokens(local[chosen])
-        return tokens
-
-    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raise TypeError(f"{self!r} have several stores: use `locate_parts`, and the windows in `parts`")
-
-
-class ChainedWindows(JoinedWindows):
-    """The val or test windows of several sets, one set after the other."""
-
-    def __init__(self, sets: Sequence[Windows]) -> None:
-        self.parts, self.begin, self.kind = sets, 0, sets[0].kind
-        self.ends = np.cumsum([len(windows) for windows in sets])
-        self.end = int(self.ends[-1])
-        self.spans, self.tokens = replace(sets[0].spans, pad=True), sets[0].tokens
-
-    def __len__(self) -> int:
-        return self.end
-
-    def __str__(self) -> str:
-        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self.parts)} sets"
-
-    @property
-    def n_targets(self) -> int:
-        return sum(part.n_targets for part in self.parts)
-
-    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.asarray(indices, dtype=np.int64)
-        numbers = np.minimum(np.searchsorted(self.ends, indices, side="right"), len(self.ends) - 1)
-        return numbers, indices - np.append(0, self.ends)[numbers]
-
-    def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
-        return batches
-
-
 def batches_of(blocks: Iterable[Block]) -> Iterator[np.ndarray]:
     """Cut each block into batches of its size, and a smaller last one."""
     return (block[i : i + size] for block, size in blocks for i in range(0, len(block), size))
+
+
+def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The sum of each group of values: [5, 2, 4], counts [2, 0, 1] → [7, 0, 4]."""
+    return np.diff(np.append(0, np.cumsum(values))[np.cumsum(counts)], prepend=0)
+
+
+def _as_rows(ids: np.ndarray, n_ids: np.ndarray, length: int) -> np.ndarray:
+    """Rows (B, length) of ids that come one row after the other; a short row ends with any ids."""
+    every_row = sliding_window_view(np.append(ids, np.zeros(length, ids.dtype)), length)
+    return every_row[np.cumsum(n_ids) - n_ids]  # type: ignore[no-any-return]
 
 
 def _mark_padding(rows: np.ndarray, n_ids: np.ndarray) -> np.ndarray:
@@ -389,10 +322,9 @@ class GPTDatasetV1(WindowDataset):
 
 def check_enough(n_tokens: int, max_length: int, name: str, kind: WindowKind = "sliding") -> None:
     """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no window."""
-    if kind != "sliding" and not n_tokens:
-        raise ValueError(f"{name} has no tokens: give more text")
-    if kind == "sliding" and n_tokens < max_length + 1:
+    needed = max_length + 1 if kind == "sliding" else 1
+    if n_tokens < needed:
         shorter = f", or set max_length <= {n_tokens - 1}" if n_tokens > 1 else ""
-        needs = f"max_length={max_length} needs {max_length + 1:,}, targets included"
+        needs = f"max_length={max_length} needs {needed:,}, targets included"
         problem = f"{name} has {n_tokens:,} tokens, too few for one window"
         raise ValueError(f"{problem}: {needs}. Give more text{shorter}")

@@ -57,21 +57,27 @@ def differences(saved: dict[str, Any], now: dict[str, Any], owner: str = "") -> 
     return found + [f"{owner}{name} was {saved[name]!r}, now {now.get(name)!r}" for name in names]
 
 
+def _trained(identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The identities of the sources that train, by name; a corpus without names is "corpus"."""
+    if "sources" not in identity:
+        return {"corpus": identity}
+    names = identity["mixture"]["stages"][0][1]
+    return {name: identity["sources"][name] for name in names}
+
+
 def windows_of(identity: dict[str, Any], data: Sources) -> Windows:
     """The train windows that an identity describes; `data` opens the stores."""
-    spans = {name: identity[name] for name in ("max_length", "stride")}
-
-    def windows(source: dict[str, Any]) -> Windows:
+    options = {name: identity[name] for name in ("max_length", "stride")}
+    options["kind"] = identity.get("windows", "sliding")
+    windows = {}
+    for name, source in _trained(identity).items():
         store, span = data.open_store(source["store"], source["corpus"]), tuple(source["train_tokens"])
-        return data.open_windows(store, span, kind=identity.get("windows", "sliding"), **spans)
-
-    if "sources" not in identity:
-        return windows(identity)
-    stages = [Stage(begin, tuple(weights.values())) for begin, weights in identity["mixture"]["stages"]]
-    names = identity["mixture"]["stages"][0][1]
-    sources = {name: windows(identity["sources"][name]) for name in names}
+        windows[name] = data.open_windows(store, span, **options)
+    if (mixture := identity.get("mixture")) is None:
+        return windows["corpus"]
+    stages = [Stage(begin, tuple(weights.values())) for begin, weights in mixture["stages"]]
     seed = identity["seed"] if identity["shuffle"] else None
-    return Mixture(sources, stages, seed=seed, first_epoch=identity["mixture"]["first_epoch"])
+    return Mixture(windows, stages, seed=seed, first_epoch=mixture["first_epoch"])
 
 
 def segments_of(data: dict[str, Any]) -> list[RunSegment]:
@@ -79,12 +85,9 @@ def segments_of(data: dict[str, Any]) -> list[RunSegment]:
 
     The number of windows follows from the identity.
     """
-    identity, sources = data["data"], [data["data"]]
-    if "sources" in identity:
-        sources = [identity["sources"][name] for name in identity["mixture"]["stages"][0][1]]
-    spans = {name: identity[name] for name in ("max_length", "stride")}
+    spans = {name: data["data"][name] for name in ("max_length", "stride")}
     n = 0
-    for source in sources:
+    for source in _trained(data["data"]).values():
         begin, end = source["train_tokens"]
         n += source.get("n_windows") or len(Spans(n_tokens=end - begin, **spans))
     return [RunSegment.from_dict(leg, n) for leg in data["legs"]]
@@ -121,8 +124,7 @@ def seen(history: list[dict[str, Any]], stop: int, present: Sources) -> list[dic
     ends = [min(stop, run[0].number) for run in runs[1:]] + [stop]
     for data, segments, end in zip(history, runs, ends, strict=True):
         identity = data["data"]
-        windows = windows_of(identity, present)
-        sources = identity.get("sources", {"corpus": identity})
+        windows, sources = windows_of(identity, present), _trained(identity)
         ranges = trained_ranges(segments, trained_before(segments, end))
         if isinstance(windows, Mixture):
             taken = windows.taken(ranges)

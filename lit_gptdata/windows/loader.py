@@ -36,14 +36,14 @@ WORKER_OPTIONS = (
 )  # fmt: skip
 
 
-class _StoredWindows(Dataset[Tensor]):
+class _StoredWindows(Dataset[np.ndarray]):
     """Windows as worker processes send them: as in the store, an eighth of the bytes of a batch."""
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
 
-    def __getitems__(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.windows.rows(indices))
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self.windows.rows(indices)
 
 
 class WindowLoader(DataLoader[Any]):
@@ -94,8 +94,8 @@ class WindowLoader(DataLoader[Any]):
     def _loaded(self, epoch: EpochSlice) -> Iterator[np.ndarray]:
         """The rows from worker processes. The main process splits them."""
         options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
-        options["batch_sampler"] = batches_of(epoch.blocks())
-        for rows in DataLoader(_StoredWindows(self.dataset), collate_fn=_identity, **options):
+        windows, indices = _StoredWindows(self.dataset), batches_of(epoch.blocks())
+        for rows in DataLoader(windows, batch_size=None, sampler=indices, **options):
             yield rows.numpy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,28 +143,15 @@ def collate(pairs: Sequence[tuple[Tensor, Tensor]], batch_format: BatchFormat) -
     return FORMATS[batch_format](torch.stack(inputs), torch.stack(targets))
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
 def window_loader(
-    windows: Windows,
-    steps: Steps,
-    *,
-    seed: int | DrawnSeed | None,
-    rank: int | None = None,
-    num_workers: int = 0,
-    batch_format: BatchFormat = "tuple",
-    is_compact: bool = False,
-    keeps_state: bool = True,
-    may_be_empty: bool = False,
-    order: type[EpochPermutation] | None = None,
-) -> WindowLoader:
+    windows: Windows, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None,
+    num_workers: int = 0, batch_format: BatchFormat = "tuple", is_compact: bool = False,
+    keeps_state: bool = True, may_be_empty: bool = False, order: type[EpochPermutation] | None = None,
+) -> WindowLoader:  # fmt: skip
     """Make a DataLoader of one rank's batches, int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
-    starts. `order=None`: that of the windows. Raises ValueError
-    if there is no batch.
+    starts. `order=None`: the order of the windows. Raises ValueError if there is no batch.
     """
     check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
     if not may_be_empty:

@@ -5,19 +5,23 @@ j           ──EndlessOrder──▶  a window of s, in epoch j // n_windows 
 
 Positions never end. The length of an epoch is the number of windows of all sources. A small source with
 a large weight repeats within it. A large one continues in the next epoch, where it stopped.
+
+To evaluate, windows of several sources follow each other; see `ChainedWindows`.
 """
 
 import functools
 import hashlib
+import itertools
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from lit_gptdata.tokens.shards import join
-from lit_gptdata.windows.dataset import JoinedWindows, Windows
+from lit_gptdata.tokens.shards import Tokens, join
+from lit_gptdata.windows.dataset import Block, Windows, batches_of
 from lit_gptdata.windows.order import EpochPositions, epoch_key, feistel, groups_of, mix, sort_epochs
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.steps import RunSegment, count_windows, find_batch, number_after
@@ -152,6 +156,80 @@ class MixtureOrder:
         return total
 
 
+class JoinedWindows(Windows):
+    """The windows of several parts. A subclass has an order of them.
+
+    A batch is one gather in the tokens of all parts, if windows have no padding and all tokens are on
+    this machine. Otherwise each part reads its own windows.
+    """
+
+    def __init__(self, parts: Sequence[Windows], *, pad: bool) -> None:
+        """`pad`: whether windows of `parts` may have padding."""
+        tokens, spans = [part.tokens for part in parts], parts[0].spans
+        pad = pad or any(type(each) is not Tokens for each in tokens)
+        joined = min(tokens, key=attrgetter("read_at_once")) if pad else join(tokens)
+        lengths = {"max_length": spans.max_length, "stride": spans.stride}
+        super().__init__(joined, begin=0, end=sum(map(len, tokens)), **lengths, pad=pad)
+        self.parts, self.kind = parts, parts[0].kind
+
+    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the part of each window, and its index there: (B,) → int64 (B,) each."""
+        raise NotImplementedError
+
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        numbers, local = self.locate_parts(indices)
+        rows = np.empty((len(local), self.spans.max_length + 1), self.tokens.dtype)
+        n_ids = np.empty(len(local), np.int64)
+        for number, chosen in groups_of(numbers):
+            rows[chosen], n_ids[chosen] = self.parts[number]._read(local[chosen])
+        return rows, n_ids
+
+    def target_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `Windows.target_tokens`; each number is in the store of the window's part."""
+        numbers, local = self.locate_parts(indices)
+        tokens = np.empty((len(local), self.spans.max_length), np.int64)
+        for number, chosen in groups_of(numbers):
+            tokens[chosen] = self.parts[number].target_tokens(local[chosen])
+        return tokens
+
+    def ranges(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise TypeError(f"{self!r} have several stores: use `locate_parts`, and the windows in `parts`")
+
+    def ahead(self, batches: Iterator[Any], blocks: Iterator[Block]) -> Iterator[Any]:
+        plans = itertools.tee(map(self.locate_parts, batches_of(blocks)), len(self.parts))
+        for number, plan in enumerate(plans):
+            edges = map(functools.partial(self._edges_in, number), plan)
+            batches = self.parts[number].tokens.ahead(batches, edges)
+        return batches
+
+    def _edges_in(self, part: int, located: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        numbers, local = located
+        return self.parts[part]._edges(local[numbers == part])
+
+
+class ChainedWindows(JoinedWindows):
+    """The val or test windows of several sets, one set after the other."""
+
+    def __init__(self, sets: Sequence[Windows]) -> None:
+        super().__init__(sets, pad=True)
+        self.ends = np.cumsum([len(windows) for windows in sets])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __str__(self) -> str:
+        return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self.parts)} sets"
+
+    @property
+    def n_targets(self) -> int:
+        return sum(part.n_targets for part in self.parts)
+
+    def locate_parts(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.asarray(indices, dtype=np.int64)
+        numbers = np.minimum(np.searchsorted(self.ends, indices, side="right"), len(self.ends) - 1)
+        return numbers, indices - np.append(0, self.ends)[numbers]
+
+
 class Mixture(JoinedWindows):
     """The train windows of named sources, at the positions of a run: 0, 1, 2, … without end.
 
@@ -161,27 +239,17 @@ class Mixture(JoinedWindows):
     order = EpochPositions
 
     def __init__(
-        self,
-        sources: Mapping[str, Windows],
-        stages: Sequence[Stage],
-        *,
-        seed: int | DrawnSeed | None,
+        self, sources: Mapping[str, Windows], stages: Sequence[Stage], *, seed: int | DrawnSeed | None,
         first_epoch: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Each stage has a weight per source. The mixture starts in `first_epoch` of the run."""
-        any_source = next(iter(sources.values()))
-        super().__init__(
-            join([windows.tokens for windows in sources.values()]), begin=0, end=0,
-            max_length=any_source.spans.max_length, stride=any_source.spans.stride,
-            pad=any_source.spans.pad,
-        )  # fmt: skip
-        self.sources, self.kind = dict(sources), any_source.kind
+        parts = list(sources.values())
+        super().__init__(parts, pad=parts[0].spans.pad)
+        self.sources = dict(sources)
         self.sizes = {name: len(windows) for name, windows in sources.items()}
         self.stages, self.seed, self.first_epoch = tuple(stages), seed, first_epoch
-        lengths = [len(windows.tokens) for windows in sources.values()]
-        self._offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-        self._begins = self._offsets + [windows.begin for windows in sources.values()]
-        self.end = int(np.sum(lengths))
+        lengths = [len(windows.tokens) for windows in parts]
+        self._begins = np.cumsum(lengths) - lengths + [windows.begin for windows in parts]
         self._orders: dict[int | None, MixtureOrder] = {}
 
     def __len__(self) -> int:
@@ -230,25 +298,15 @@ class Mixture(JoinedWindows):
         return self._order.at(local)
 
     @property
-    def parts(self) -> list[Windows]:  # type: ignore[override]
-        return list(self.sources.values())
-
-    @property
     def padding(self) -> float:
         counts = self._order.count(len(self))  # of its first epoch
         return float(np.average([part.padding for part in self.parts], weights=counts))
 
-    def _edges(self, indices: np.ndarray) -> np.ndarray:
-        if not self.spans.pad:
-            return super()._edges(indices)
-        numbers, local = self.locate_parts(indices)
-        groups, parts = groups_of(numbers), self.parts
-        return np.concatenate([parts[n]._edges(local[rows]) + self._offsets[n] for n, rows in groups])
-
     def identity(self) -> dict[str, Any]:
+        stride = self.spans.stride if self.kind == "sliding" else self.kind
         return {
             "sizes": self.sizes,
-            "lengths": [self.spans.max_length, self.kind if self.spans.pad else self.spans.stride],
+            "lengths": [self.spans.max_length, stride],
             "first_epoch": self.first_epoch,
             "stages": [[stage.begin, list(stage.weights)] for stage in self.stages],
         }
@@ -259,8 +317,8 @@ class Mixture(JoinedWindows):
         super().restore(saved)
 
     def __getstate__(self) -> dict[str, Any]:  # caches of functions cannot be pickled
-        sources = self.sources if self.spans.pad else {}  # else all is in `tokens`
-        return {**vars(self), "_orders": {}, "sources": sources}
+        state = {**vars(self), "_orders": {}}
+        return state if self.spans.pad else {**state, "sources": {}, "parts": []}  # `tokens` has all
 
     def __str__(self) -> str:
         every = f"every {self.spans.stride} tokens" if self.kind == "sliding" else f"tokens, {self.kind}"

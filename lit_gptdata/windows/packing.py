@@ -70,16 +70,17 @@ class WindowIndex:
         return type(self), (self.folder,)
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pieces of windows in [0, n_windows): int64 (B,) → starts, lengths, counts, int64.
+        """The pieces of windows, each at least 0: int64 (B,) → starts, lengths, counts, int64.
 
         starts (P,): the token that is a piece's first input; one before the split must not be read.
         lengths (P,): its positions. counts (B,): the pieces of each window, which come in this order.
+        From `n_windows` on, windows have no pieces.
         """
-        pieces, counts = windows, np.ones(len(windows), np.int64)
+        firsts, ends = np.minimum([windows, windows + 1], self.n_windows)
         if len(self._firsts):
-            firsts = self._firsts[windows].astype(np.int64)
-            counts = self._firsts[windows + 1].astype(np.int64) - firsts
-            pieces = spread(firsts, counts)
+            firsts, ends = self._firsts[firsts].astype(np.int64), self._firsts[ends].astype(np.int64)
+        counts = ends - firsts
+        pieces = spread(firsts, counts)
         return self._starts[pieces], self._lengths[pieces].astype(np.int64), counts
 
 

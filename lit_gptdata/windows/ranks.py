@@ -45,10 +45,9 @@ def check_launched() -> None:
         if rank_name in os.environ and size.isdigit() and int(size) > 1:
             names = f"{rank_name}={os.environ[rank_name]} and {size_name}={size}"
             raise RuntimeError(
-                f"this process is one of several ({names}), but torch.distributed is not initialized, "
-                "so every process would read the same batches. Before you iterate, call "
-                "torch.distributed.init_process_group(), Fabric.launch() or Accelerator(), or fit with "
-                "Trainer.fit(model, datamodule=data). For a single process, unset these variables"
+                f"this process is one of several ({names}), but without torch.distributed each of them "
+                "would read the same batches. First call torch.distributed.init_process_group(), "
+                "Fabric.launch() or Accelerator(). For a single process, unset these variables"
             )
 
 

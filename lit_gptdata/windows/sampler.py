@@ -82,14 +82,9 @@ def positions_of(steps: Steps, step: int, rank: int, world_size: int | None = No
 
 
 def windows_of_batch(
-    segments: Sequence[RunSegment],
-    step: int,
-    epoch: int | None,
-    *,
-    rank: int,
-    seed: int | None,
+    segments: Sequence[RunSegment], step: int, epoch: int | None, *, rank: int, seed: int | None,
     order: type[EpochPermutation] = EpochPermutation,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """The windows of a rank in the batch that `find_batch` finds: int64 (B,)."""
     segment, position = find_batch(segments, step, epoch)
     steps = segment.steps
@@ -110,13 +105,9 @@ class WindowSampler(DistributedSampler[Any]):
     """
 
     def __init__(
-        self,
-        steps: Steps,
-        *,
-        seed: int | DrawnSeed | None,
-        rank: int | None = None,
+        self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None,
         order: type[EpochPermutation] = EpochPermutation,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._steps, self._rank, self.order_seed, self._order = steps, rank, seed, order
         self._plan: Sequence[RunSegment] = ()
         self.start_at(Position(0, 0))
@@ -170,14 +161,14 @@ class WindowSampler(DistributedSampler[Any]):
         steps = replace(self._steps, world_size=world_size)
         start, seed = Position(self.epoch, self._index), self.order_seed
         seed = seed.share() if isinstance(seed, DrawnSeed) else seed
-        permutation = self._order(n=steps.n, seed=seed, epoch=self.epoch)
+        permutation = self._order(n=steps.n, seed=seed, epoch=start.epoch)
         alone = [(start.index, steps, steps.remaining(start.index))]
         parts = epoch_parts(self._plan, start) if self._plan else alone
         self._current = EpochSlice(
             steps=steps, rank=rank, start=start, permutation=permutation, parts=parts
         )
         self._n_batches = 0
-        self.start, self.epoch = Position(self.epoch + 1, 0), self.epoch + 1
+        self.start, self.epoch = Position(start.epoch + 1, 0), start.epoch + 1
         return self._current
 
     @property

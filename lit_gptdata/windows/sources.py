@@ -26,8 +26,8 @@ from lit_gptdata.tokens.options import (
 from lit_gptdata.tokens.shards import allow_open_files
 from lit_gptdata.tokens.source import LocalBuild, PublishedStore, choose_source, shuffle_warning
 from lit_gptdata.tokens.store import TokenStore
-from lit_gptdata.windows.dataset import ChainedWindows, PackedWindows, WindowKind, Windows, check_enough
-from lit_gptdata.windows.mixture import Mixture, Stage
+from lit_gptdata.windows.dataset import PackedWindows, WindowKind, Windows, check_enough
+from lit_gptdata.windows.mixture import ChainedWindows, Mixture, Stage
 from lit_gptdata.windows.packing import WindowIndex, open_index
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.split import Split, check_fractions, scored_bytes, split_tokens
@@ -43,15 +43,17 @@ class NamedSource:
 
     def __init__(self, owner: Sources, name: str, given: Source, *, only_val: bool = False) -> None:
         """`name`: "" for a corpus without a name. `only_val`: the whole source is its val set."""
-        options = {**owner.options, "corpus": given.path, **given.given()}
         self._owner, self._sources = owner.owner, owner
-        local = local_build(options, self._owner.tokenizer, self._owner.data_dir)
-        self.text = choose_source(local, given.store_url, options["cache_gb"])
         self.name, self.weight, self.only_val = name, given.weight, only_val
+        self.hparams = given.given()
+        options = {**owner.options, "corpus": given.path, **self.hparams}
+        with naming(name):
+            local = local_build(options, self._owner.tokenizer, self._owner.data_dir)
+            self.text = choose_source(local, given.store_url, options["cache_gb"])
+            _ = self.fractions  # checks them
         self.reading = local.reading
-        self._given = given
-        check_fractions(*self.fractions)
-        self.hparams = given.given() if given.path is None else {**given.given(), "path": local.name}
+        if given.path is not None:
+            self.hparams["path"] = local.name
 
     @property
     def store(self) -> TokenStore:
@@ -63,22 +65,23 @@ class NamedSource:
     @property
     def fractions(self) -> tuple[float, float]:
         """Of val and test."""
-        val, test = self._given.val_fraction, self._given.test_fraction
-        val = self._owner.val_fraction if val is None else val
-        return check_fractions(val, self._owner.test_fraction if test is None else test)
+        names = ("val_fraction", "test_fraction")
+        val, test = (self.hparams.get(name, getattr(self._owner, name)) for name in names)
+        return check_fractions(val, test)
 
     def open(self, store: TokenStore, *, trains: bool) -> bool:
         """Cut a store into train, val and test; returns whether it or the fractions are new."""
         cut = store.fingerprint, self.fractions
         if cut == self._cut:
             return False
-        n = store.n_tokens
-        all_val = Split(train=(0, 0), val=(0, n), test=(n, n))
-        split = all_val if self.only_val else split_tokens(store, *self.fractions)
-        if trains and not self.only_val:
-            owner = f"the train split of {redacted(repr(self.text.name))}"
-            n_train, kind = split.train[1] - split.train[0], self._owner.windows
-            check_enough(n_train, self._owner.max_length, owner, kind)
+        if self.only_val:
+            n = store.n_tokens
+            split = Split(train=(0, 0), val=(0, n), test=(n, n))
+        else:
+            split = split_tokens(store, *self.fractions)
+            if trains:
+                text, owner = f"the train split of {redacted(repr(self.text.name))}", self._owner
+                check_enough(split.train[1] - split.train[0], owner.max_length, text, owner.windows)
         self._store, self.split, self._cut, self.is_open = store, split, cut, True
         return True
 
@@ -97,14 +100,13 @@ class NamedSource:
         return self._windows("test")
 
     def _windows(self, split: str) -> Windows:
-        owner, length, is_train = self._owner, self._owner.max_length, split == "train"
-        spans = {"kind": owner.windows if is_train else owner.eval_windows, "max_length": length}
-        spans |= {"stride": owner.stride if is_train else length}
+        owner, length = self._owner, self._owner.max_length
+        options = {"kind": owner.eval_windows, "stride": length, "pad": not owner.drop_padded}
+        if split == "train":
+            options = {"kind": owner.windows, "stride": owner.stride}
         with naming(self.name):
-            return self._sources.open_windows(
-                self.store, getattr(self.split, split), **spans,
-                pad=not is_train and not owner.drop_padded,
-            )  # fmt: skip
+            span = getattr(self.split, split)
+            return self._sources.open_windows(self.store, span, max_length=length, **options)
 
     def scored_bytes(self, split: str, n: int, ordinary: int, special: int) -> int:
         """`windows.split.scored_bytes` of a split; says once why they are not known."""
@@ -121,16 +123,10 @@ class NamedSource:
         """What determines the windows, in plain values."""
         val, test = (None, None) if self.store.manifest.cuts else self.fractions
         packs = self._owner.windows != "sliding" and self in self._sources.trained.values()
-        packed = {"n_windows": len(self.train_windows)} if packs else {}
         return {
-            "store": self.store.fingerprint,
-            **asdict(self.reading),
-            "val_fraction": val,
-            "test_fraction": test,
-            "corpus": self.text.name,
-            "train_tokens": list(self.split.train),
-            **packed,
-        }
+            "store": self.store.fingerprint, **asdict(self.reading), "val_fraction": val,
+            "test_fraction": test, "corpus": self.text.name, "train_tokens": list(self.split.train),
+        } | ({"n_windows": len(self.train_windows)} if packs else {})  # fmt: skip
 
     def __repr__(self) -> str:
         return f"NamedSource({self.name!r}, {redacted(repr(self.text.name))})"
@@ -170,12 +166,10 @@ class Sources:
                 raise ValueError(f"val_corpus.{name} {problem}, but all of it is val: change this")
         self.stages = None if stages is None else read_stages(stages, given)
         self.batch_schedule, self.skip_steps = read_batch_schedule(options), read_skip_steps(options)
-        self.sources: dict[str, NamedSource] = {}
-        self.val_corpus: dict[str, NamedSource] = {}
-        for name, source in [*given.items(), *val_given.items()]:
-            group, only_val = (self.val_corpus, True) if name in val_given else (self.sources, False)
-            with naming(name):
-                group[name or "corpus"] = NamedSource(self, name, source, only_val=only_val)
+        self.sources = {n or "corpus": NamedSource(self, n, source) for n, source in given.items()}
+        self.val_corpus = {
+            n: NamedSource(self, n, source, only_val=True) for n, source in val_given.items()
+        }
         self.all = [*self.sources.values(), *self.val_corpus.values()]
         self.first = self.all[0]
         if not any(self._weights[-1].values()):
@@ -366,16 +360,17 @@ class Sources:
 
     def open_store(self, fingerprint: str, corpus: Any) -> TokenStore:
         """A store of this data, or of earlier data: in the same folder, or published at `corpus`."""
-        stores = (source.store for source in self.all)
-        found = next((store for store in stores if store.fingerprint == fingerprint), None)
-        folder = self.owner.data_dir / "tokens" / fingerprint
-        if found is None and str(corpus).rstrip("/").endswith(fingerprint):
+        for source in self.all:
+            if source.store.fingerprint == fingerprint:
+                return source.store
+        if str(corpus).rstrip("/").endswith(fingerprint):
             local = local_build(self.options, self.owner.tokenizer, self.owner.data_dir)
-            found = choose_source(local, corpus, self.options["cache_gb"]).prepare()
-        if found is None and not folder.is_dir():
+            return choose_source(local, corpus, self.options["cache_gb"]).prepare()
+        folder = self.owner.data_dir / "tokens" / fingerprint
+        if not folder.is_dir():
             problem = f"the store of earlier data, {redacted(repr(corpus))}, is not in {folder} any more"
             raise FileNotFoundError(f"{problem}: set the data_dir of that run, or ask for later batches")
-        return found or TokenStore(folder)
+        return TokenStore(folder)
 
     def named(self, name: str) -> NamedSource:
         """The source of a set."""

@@ -1,9 +1,9 @@
 """Train, val and test ranges of a store, cut before windows exist, so no window crosses a cut."""
 
 import math
-import numbers
 from dataclasses import dataclass, replace
 
+from lit_gptdata._checks import check_number
 from lit_gptdata.tokens.coverage import covered, describe
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
 from lit_gptdata.tokens.store import TokenStore
@@ -27,7 +27,6 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
     word. A store with its own split keeps it. Raises ValueError for a fraction that leaves val or test
     without a target.
     """
-    val_fraction, test_fraction = check_fractions(val_fraction, test_fraction)
     n = store.n_tokens
     if cuts := store.manifest.cuts:
         return Split(train=(0, cuts[0]), val=cuts, test=(cuts[1], n))
@@ -47,14 +46,12 @@ def split_tokens(store: TokenStore, val_fraction: float, test_fraction: float) -
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> tuple[float, float]:
-    """Return both as plain floats; numpy's numbers are accepted.
+    """Return both as plain floats; raises TypeError or ValueError.
 
-    Raises ValueError unless both are numbers in [0, 1) and leave some text to train on.
+    They must be numbers in [0, 1) and leave some text to train on.
     """
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
-            raise ValueError(f"{name} must be a number in [0, 1), such as 0.1, got {value!r}")
-    val_fraction, test_fraction = float(val_fraction), float(test_fraction)
+    val_fraction = check_number("val_fraction", val_fraction, 1)
+    test_fraction = check_number("test_fraction", test_fraction, 1)
     if (total := val_fraction + test_fraction) >= 1:
         options = f"val_fraction={val_fraction} and test_fraction={test_fraction}"
         raise ValueError(f"{options} sum to {total:g}: they must sum to less than 1")
@@ -74,12 +71,10 @@ def scored_bytes(
     bytes of a whole split are known, from those of its text. `n_all`: the number of targets of windows
     of documents, which score the split in another order, with its first token; None: sliding windows.
     """
-    begin, stop = split[0] + 1, split[0] + 1 + n_targets
     tokenizer = store.manifest.tokenizer
-    if n_all is not None:
-        begin, stop = split
-        if n_targets != n_all:
-            return ordinary if tokenizer.is_lossless else 0
+    begin, stop = split if n_all is not None else (split[0] + 1, split[0] + 1 + n_targets)
+    if n_all not in (None, n_targets):
+        return ordinary if tokenizer.is_lossless else 0
     if not tokenizer.is_lossless:
         known = stop == split[1] and store.is_exact_at(begin) and store.is_exact_at(stop)
         return store.byte_at(stop) - store.byte_at(begin) if known else 0

@@ -333,5 +333,7 @@ def test_options_out_of_range_are_rejected(name, value, allowed):
 
 
 def test_a_stem_of_another_class_is_rejected():
-    with pytest.raises(TypeError, match=r"stem must be an EmbeddingStem or a mapping .* got Embedding"):
+    with pytest.raises(
+        TypeError, match=r"stem must be an EmbeddingStem or its arguments, .* got Embedding"
+    ):
         GPT(torch.nn.Embedding(V, D))

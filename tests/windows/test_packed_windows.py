@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gptdata._lightning import split_on_device
-from lit_gptdata.tokens.shards import JoinedTokens, Tokens
-from lit_gptdata.windows.dataset import IGNORE_INDEX, ChainedWindows, PackedWindows
+from lit_gptdata.tokens.shards import Tokens
+from lit_gptdata.windows.dataset import IGNORE_INDEX, PackedWindows
 from lit_gptdata.windows.loader import window_loader
-from lit_gptdata.windows.mixture import Mixture, Stage
+from lit_gptdata.windows.mixture import ChainedWindows, Mixture, Stage
 from lit_gptdata.windows.packing import build_index
 from lit_gptdata.windows.steps import Steps
 from tests.runs import make_data, opened, write_documents
@@ -31,7 +31,7 @@ class FakeIndex(SimpleNamespace):
     """A WindowIndex in memory."""
 
     def pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        edges = np.append(self.firsts, len(self.starts))
+        edges = np.append(self.firsts, [len(self.starts)] * (2 + max(windows, default=0)))
         counts = edges[windows + 1] - edges[windows]
         chosen = [np.arange(edges[w], edges[w + 1]) for w in windows.tolist()]
         chosen = np.concatenate([np.empty(0, np.int64), *chosen])
@@ -108,12 +108,9 @@ def test_each_target_of_a_split_comes_once_after_the_token_before_it(
 
 
 @pytest.mark.parametrize("kind", ["packed", "documents"])
-@pytest.mark.parametrize("joined", [False, True], ids=["files", "joined"])
-def test_batches_are_the_same_inline_from_workers_compact_and_from_joined_tokens(kind, joined):
+def test_batches_are_the_same_inline_from_workers_and_compact(kind):
     lengths = np.random.default_rng(0).integers(0, 40, 120).tolist()
     windows = packed(numbered(lengths), 5, 2000, 16, kind, cuts=[3, 500, 501, 1700])
-    if joined:  # as tokens of which some are remote
-        windows.tokens = JoinedTokens([Tokens([array]) for array in windows.tokens._arrays])
     steps = Steps(n=len(windows), batch_size=7, tail="pad")
     expected = [windows.batch(range(i, min(i + 7, len(windows)))) for i in range(0, len(windows), 7)]
     assert {row.dtype for row in windows.ids(np.arange(len(windows)), 7)} >= {np.dtype(np.int32)}

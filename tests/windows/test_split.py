@@ -128,8 +128,8 @@ def test_bytes_of_targets_that_are_not_the_splits_first_ones_come_from_their_ids
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 1.0}, r"val_fraction must be a number in \[0, 1\), .* got 1\.0"),
-        ({"test_fraction": -0.1}, r"test_fraction must be .* got -0\.1"),
+        ({"val_fraction": 1.0}, r"val_fraction must be a number in \[0, 1\), got 1\.0"),
+        ({"test_fraction": -0.1}, r"test_fraction must be .*, got -0\.1"),
         ({"val_fraction": "0.1"}, r"val_fraction must be .* got '0\.1'"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, r"sum to 1: they must sum to less than 1"),
         ({"val_fraction": float("nan")}, r"val_fraction must be .* got nan"),
@@ -139,7 +139,7 @@ def test_bytes_of_targets_that_are_not_the_splits_first_ones_come_from_their_ids
     ],
 )
 def test_fractions_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         GPTDataModule(**options)
 
 
