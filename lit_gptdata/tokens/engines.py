@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lit_gptdata.text.document import utf8
-from lit_gptdata.tokens.chunks import Ids, safe_chunks
+from lit_gptdata.tokens.chunks import Ids, encode_chunk, safe_chunks
 from lit_gptdata.tokens.gigatoken import GigatokenEngine, load_gigatoken
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -34,9 +34,7 @@ class ReferenceEngine:
         not the first one of its text. Raises ValueError for a special string if the tokenizer's policy
         is "error".
         """
-        if continues and self._rule:
-            return self._rule.continued(self._encode_text, chunk)
-        return self._encode_text(chunk)
+        return encode_chunk(self._encode_text, chunk, continues, self._rule)
 
     def _encode_text(self, text_bytes: bytes) -> Ids:
         text = text_bytes.decode()

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges, encode_chunk
 from lit_gptdata.tokens.libraries.hugging_face import BYTES, steps
 from lit_gptdata.tokens.libraries.reference import Reference
+from lit_gptdata.tokens.libraries.sentencepiece_model import SentencePieceReference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -108,9 +109,7 @@ class GigatokenEngine:
         is_refused = any(special in chunk for special in self._refused)
         if self.name != "gigatoken" or is_refused or _classes_differ(chunk, self._differ):
             return self._reference(chunk, continues)
-        encode = self._gigatoken.encode
-        ids = self._rule.continued(encode, chunk) if continues and self._rule else encode(chunk)
-        return ids.astype(self._dtype)
+        return encode_chunk(self._gigatoken.encode, chunk, continues, self._rule).astype(self._dtype)
 
     def _compare(self, chunk: bytes) -> None:
         """Encode the start of a build with both engines; switch to the library if the ids differ."""
@@ -198,8 +197,8 @@ def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Calla
     content, from_json = reference.content(), gigatoken.Tokenizer.from_json
     if reference.library == "tokenizers":
         return [functools.partial(from_json, _checked_json(content, special_ids))]
-    if reference.library == "sentencepiece":
-        return [functools.partial(from_json, _sentencepiece_as_json(content))]
+    if isinstance(reference, SentencePieceReference):
+        return [functools.partial(from_json, _sentencepiece_as_json(reference))]
     rule = RULES[reference.rule]
     as_json = functools.cache(lambda: ranks_as_json(content, rule.regex, special_ids))
     from_ranks = functools.partial(_from_ranks, content, rule.scheme, special_ids)
@@ -257,17 +256,15 @@ def _can_overlap(a: str, b: str) -> bool:
     return a in b or b in a or any(a[:n] == b[-n:] or a[-n:] == b[:n] for n in lengths)
 
 
-def _sentencepiece_as_json(content: bytes) -> str:
+def _sentencepiece_as_json(reference: SentencePieceReference) -> str:
     """A tokenizer.json of a sentencepiece model, without special tokens: they are text in a text."""
-    import sentencepiece
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
-    model = sentencepiece.SentencePieceProcessor()
-    model.LoadFromSerializedProto(content)
+    model = reference.model
     ids = range(model.GetPieceSize())
     special = [model.IsControl(id) or model.IsUnknown(id) or model.IsByte(id) for id in ids]
     scores = [model.GetScore(id) for id in ids if not special[id] and model.IdToPiece(id).strip("▁")]
-    values = json.loads(sentencepiece_to_tokenizer_json(content))
+    values = json.loads(sentencepiece_to_tokenizer_json(reference.content()))
     values["added_tokens"] = [each for each in values["added_tokens"] if not each["special"]]
     if values["added_tokens"] or any(map(model.IsUnused, ids)) or len({*scores}) < len(scores):
         raise ValueError("it ignores pieces of the user, unused pieces and equal scores")

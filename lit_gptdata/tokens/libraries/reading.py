@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lit_gptdata._checks import plain
 from lit_gptdata._io import working_folder, write_whole
-from lit_gptdata.tokens.libraries.hub import check_hub_name, find_on_hub
+from lit_gptdata.tokens.libraries.hub import CONFIG, MODELS, check_hub_name, find_on_hub
 from lit_gptdata.tokens.libraries.reference import MAX_VOCAB, Reference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import (
     ENCODING_FILE,
@@ -139,16 +139,15 @@ def _read_text(text: str, data_dir: Path) -> NamedTokenizer:
 def read_file(path: Path) -> Reference:
     """The tokenizer of a file, or of a folder with one; its content decides the format."""
     if path.is_dir():
-        names = ("tokenizer.json", "tokenizer.model", ENCODING_FILE)
-        found = [path / name for name in names if (path / name).is_file()]
+        found = [path / name for name in (*MODELS, ENCODING_FILE) if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"the folder {path} has neither tokenizer.json nor tokenizer.model")
+            raise FileNotFoundError(f"the folder {path} has neither {' nor '.join(MODELS)}")
         path = found[0]
     try:
         reference = _read_content(path.read_bytes())
         # beside a file of another name it may belong to another tokenizer
-        config = path.with_name("tokenizer_config.json")
-        if path.name in ("tokenizer.json", "tokenizer.model") and config.is_file():
+        config = path.with_name(CONFIG)
+        if path.name in MODELS and config.is_file():
             path = config
             reference.name_specials(json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
