@@ -89,7 +89,7 @@ def library_batch(tokenizer: str) -> Callable[[list[Path], Path], Callable[[], i
         if reference.library == "tokenizers":
             backend = reference._tokenizer
             return lambda: sum(len(each.ids) for each in backend.encode_batch(documents))
-        return lambda: sum(map(len, reference._model.Encode(documents, num_threads=1)))
+        return lambda: sum(map(len, reference.model.Encode(documents, num_threads=1)))
 
     return candidate
 

@@ -126,7 +126,7 @@ class CutRule:
     differ: Ranges = CLASSES_DIFFER
     """Code points that send a text to the library."""
     adds_space: bool = False
-    """Whether the library puts a space before each text, and `continued` leaves it out."""
+    """Whether the library puts a space before each text, and `encode_chunk` leaves it out."""
 
     def first_cut(self, buffer: bytes | bytearray, start: int) -> int:
         """The first cut at or after `start` (never 0), or -1 if the buffer has none.
@@ -138,13 +138,6 @@ class CutRule:
         """
         found = self.cut.search(buffer, start)
         return found.start() if found else -1
-
-    def continued(self, encode: Callable[[bytes], Ids], chunk: bytes) -> Ids:
-        """The ids of a chunk that is not the first of its text; `encode` takes whole texts."""
-        if not self.adds_space:
-            return encode(chunk)
-        # a cut is before a space, which the library adds again, or a line end, which joins no piece
-        return encode(chunk[1:]) if chunk[:1] == b" " else encode(chunk)[1:]
 
 
 # tiktoken_ext/openai_public.py, versions 0.9 to 0.14.
@@ -210,6 +203,16 @@ def cut_rule(reference: Reference) -> CutRule | None:
         if all(each.first_cut(string.encode(), 1) < 0 for string in reference.whole_strings):
             return each
     return None
+
+
+def encode_chunk(
+    encode: Callable[[bytes], Ids], chunk: bytes, continues: bool, rule: CutRule | None
+) -> Ids:
+    """The ids of a chunk; `encode` takes whole texts. `continues`: it is not the first of its text."""
+    if not continues or rule is None or not rule.adds_space:
+        return encode(chunk)
+    # a cut is before a space, which the library adds again, or a line end, which joins no piece
+    return encode(chunk[1:]) if chunk[:1] == b" " else encode(chunk)[1:]
 
 
 def safe_chunks(

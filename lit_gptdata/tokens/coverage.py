@@ -87,8 +87,7 @@ def changed_val(root: Path, key: Any, val: list[Covered]) -> str | None:
         write_json(record, now)
     if not isinstance(last, dict) or last.keys() != now.keys() or last["sha256"] == now["sha256"]:
         return None
-    whole = all((part.begin, part.end) == (0, 1) for part in val)
-    was = "new contents of" if whole else "other contents or borders of"
+    was = "other contents or borders of"
     if last["covers"] != now["covers"]:
         was = f"it was {last['covers']}, now it is"
     return f"val changed since the last run: {was} {now['covers']}; val losses of the two do not compare"
@@ -97,13 +96,13 @@ def changed_val(root: Path, key: Any, val: list[Covered]) -> str | None:
 def _source_at(store: TokenStore, byte: int) -> int:
     """The source of a byte of the store's text."""
     _, rows, row = store.row_at("byte", byte)
-    return min(int(rows["source"][row]), len(store.manifest.sources) - 1)
+    return store.source_number(rows[row])
 
 
 def _first_byte(store: TokenStore, source: int) -> int:
     """The first byte of a source, or the end of the store's text after the last source."""
-    if source in (0, len(store.manifest.sources)):
-        return store.n_bytes if source else 0
+    if source == len(store.manifest.sources):
+        return store.n_bytes
     last_of = lambda shard: store.rows(shard)["source"][-1]  # noqa: E731
     shard = bisect.bisect_left(range(len(store.shards)), source, key=last_of)
     if shard == len(store.shards):  # the remaining sources have no documents

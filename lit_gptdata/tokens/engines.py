@@ -5,12 +5,12 @@
 The library is the reference. The ids never depend on the engine.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from lit_gptdata.text.document import utf8
-from lit_gptdata.tokens.chunks import Ids, safe_chunks
+from lit_gptdata.tokens.chunks import Ids, encode_chunk, safe_chunks
 from lit_gptdata.tokens.gigatoken import GigatokenEngine, load_gigatoken
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -34,9 +34,7 @@ class ReferenceEngine:
         not the first one of its text. Raises ValueError for a special string if the tokenizer's policy
         is "error".
         """
-        if continues and self._rule:
-            return self._rule.continued(self._encode_text, chunk)
-        return self._encode_text(chunk)
+        return encode_chunk(self._encode_text, chunk, continues, self._rule)
 
     def _encode_text(self, text_bytes: bytes) -> Ids:
         text = text_bytes.decode()
@@ -51,16 +49,10 @@ Engine = ReferenceEngine | GigatokenEngine
 
 def load_engine(tokenizer: Tokenizer, engine: EngineName = "auto") -> Engine:
     """The engine of a tokenizer; "auto": gigatoken if possible. Raises what `load_gigatoken` raises."""
-    check_engine(engine)
     reference = ReferenceEngine(tokenizer)
     if engine in ("reference", "tiktoken"):
         return reference
     return load_gigatoken(tokenizer, reference.encode, required=engine == "gigatoken") or reference
-
-
-def check_engine(engine: str) -> None:
-    if engine not in get_args(EngineName):
-        raise ValueError(f"unknown engine {engine!r}: choose 'auto', 'reference' or 'gigatoken'")
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> Ids:

@@ -7,7 +7,6 @@ compared.
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import ctypes
 import functools
@@ -25,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from lit_gptdata.text.formats import needs
-from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges
-from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference, steps
+from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges, encode_chunk
+from lit_gptdata.tokens.libraries.hugging_face import BYTES, steps
 from lit_gptdata.tokens.libraries.reference import Reference
+from lit_gptdata.tokens.libraries.sentencepiece_model import SentencePieceReference
+from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 COMPARED_BYTES = 1 << 16  # at the start of a build, encoded by both engines; takes 3 ms
 CHECK_EVERY = 4 << 20  # bytes of text between two looks at the memory
-RENEW_EVERY = 64 << 20  # bytes of text after which a new instance is made without /proc, as on macOS
 
 CACHE_LIMIT = 96 << 20
 """Bytes of memory by which an instance may grow before a new one replaces it, which costs 0.1 s.
@@ -69,10 +69,8 @@ def load_gigatoken(tokenizer: Tokenizer, reference: Encode, *, required: bool) -
     else:
         try:
             return GigatokenEngine(tokenizer, reference)
-        except (KeyboardInterrupt, SystemExit, MemoryError, OSError):
-            raise
-        except BaseException as error:  # a panic of gigatoken is not an Exception
-            problem = f"gigatoken cannot read {name!r} ({str(error).partition(chr(10))[0]})"
+        except ValueError as error:
+            problem = f"gigatoken cannot read {name!r} ({error})"
     if required:
         raise ValueError(f"engine='gigatoken' is refused: {problem}. Use 'auto' or 'reference'")
     log.info("%s; %s is used, which is slower", problem, library)
@@ -92,33 +90,26 @@ def _untested_versions(library: str) -> str:
 class GigatokenEngine:
     """gigatoken where it gives the ids of the library, otherwise `reference`, which is the library.
 
-    Raises whatever gigatoken raises for a tokenizer that it cannot read, also a BaseException.
+    Raises ValueError for a tokenizer that gigatoken cannot read.
     """
 
     def __init__(self, tokenizer: Tokenizer, reference: Encode) -> None:
         self.name = "gigatoken"
-        self._tokenizer = tokenizer
-        self._reference = reference
-        self._rule = tokenizer.cut_rule
+        self._library, self._reference = tokenizer.reference.library, reference
+        self._rule, self._dtype = tokenizer.cut_rule, tokenizer.dtype
         self._differ = RULES[tokenizer.reference.rule].differ
         self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
-        refuse = tokenizer.special_tokens == "error"
-        self._refused = [special.encode() for special in tokenizer.special_ids] if refuse else []
-        self._overlapping = _overlapping(tokenizer.reference, tokenizer.allowed_special)
+        is_refused = tokenizer.special_tokens == "error"  # the library raises the error
+        self._refused = [special.encode() for special in tokenizer.special_ids if is_refused]
         self._bytes_to_compare = COMPARED_BYTES
-        self._dtype = tokenizer.dtype
 
     def encode(self, chunk: bytes, continues: bool = False) -> Ids:
         if self._bytes_to_compare > 0:
             self._compare(chunk)
-        overlaps = any(text in chunk for text in self._overlapping)
-        if self.name != "gigatoken" or overlaps or _classes_differ(chunk, self._differ):
+        is_refused = any(special in chunk for special in self._refused)
+        if self.name != "gigatoken" or is_refused or _classes_differ(chunk, self._differ):
             return self._reference(chunk, continues)
-        if any(special in chunk for special in self._refused):
-            self._tokenizer.check_special(chunk.decode())
-        encode = self._gigatoken.encode
-        ids = self._rule.continued(encode, chunk) if continues and self._rule else encode(chunk)
-        return ids.astype(self._dtype)
+        return encode_chunk(self._gigatoken.encode, chunk, continues, self._rule).astype(self._dtype)
 
     def _compare(self, chunk: bytes) -> None:
         """Encode the start of a build with both engines; switch to the library if the ids differ."""
@@ -126,19 +117,14 @@ class GigatokenEngine:
         self._bytes_to_compare -= len(chunk)
         if _classes_differ(head, self._differ):
             return
-        expected, actual = self._reference(head, False), self._gigatoken.encode(head)
-        if np.array_equal(expected, actual):
+        if np.array_equal(self._reference(head, False), self._gigatoken.encode(head)):
             return
-        self.name = self._tokenizer.reference.library
+        self.name = self._library
         self._bytes_to_compare = 0
-        pairs = enumerate(itertools.zip_longest(expected.tolist(), actual.tolist()))
-        position, (want, got) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
-        warnings.warn(
-            f"falling back to {self.name}, because gigatoken gives other ids: id {position} of a text "
-            f"that starts with {head[:40].decode(errors='replace')!r} is {got} instead of {want}. "
-            "Please report this; engine='reference' avoids gigatoken",
-            stacklevel=3,
-        )
+        start = head[:40].decode(errors="replace")
+        problem = f"because gigatoken gives other ids to a text that starts with {start!r}"
+        advice = "Please report this; engine='reference' avoids gigatoken"
+        warnings.warn(f"falling back to {self.name}, {problem}. {advice}", stacklevel=3)
 
 
 class _Gigatoken:
@@ -154,7 +140,7 @@ class _Gigatoken:
         self._encoded_bytes += len(chunk)
         if self._encoded_bytes >= self._next_check:
             self._next_check += CHECK_EVERY
-            if self._is_large():
+            if _anonymous_memory(self._encoded_bytes) - self._memory_at_start > CACHE_LIMIT:
                 self._load()
         return ids
 
@@ -168,28 +154,22 @@ class _Gigatoken:
                     self._instance = self._loaders[0]()
             except (KeyboardInterrupt, SystemExit, MemoryError, OSError):
                 raise
-            except BaseException:  # a panic of gigatoken is not an Exception
+            except BaseException as error:  # a panic of gigatoken is not an Exception
                 if len(self._loaders) == 1:
-                    raise
+                    raise ValueError(str(error).partition("\n")[0]) from None
                 del self._loaders[0]
         self._instance.encode(b"a")  # loads numpy's C API; Ctrl-C in the middle of that is a panic
-        self._memory_at_start = _anonymous_memory()
+        self._memory_at_start = _anonymous_memory(0)
         self._encoded_bytes = 0
         self._next_check = CHECK_EVERY
 
-    def _is_large(self) -> bool:
-        memory = _anonymous_memory()
-        if memory is None or self._memory_at_start is None:
-            return self._encoded_bytes >= RENEW_EVERY
-        return memory - self._memory_at_start > CACHE_LIMIT
 
-
-def _anonymous_memory() -> int | None:
-    """Bytes of this process's memory that no file backs; None on systems without /proc."""
+def _anonymous_memory(encoded_bytes: int) -> float:
+    """Bytes of this process's memory that no file backs; an estimate without /proc, as on macOS."""
     try:
         _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_bytes().split())
     except OSError:
-        return None
+        return 1.5 * encoded_bytes
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -217,8 +197,8 @@ def _loaders(reference: Reference, special_ids: Mapping[str, int]) -> list[Calla
     content, from_json = reference.content(), gigatoken.Tokenizer.from_json
     if reference.library == "tokenizers":
         return [functools.partial(from_json, _checked_json(content, special_ids))]
-    if reference.library == "sentencepiece":
-        return [functools.partial(from_json, _sentencepiece_as_json(content))]
+    if isinstance(reference, SentencePieceReference):
+        return [functools.partial(from_json, _sentencepiece_as_json(reference))]
     rule = RULES[reference.rule]
     as_json = functools.cache(lambda: ranks_as_json(content, rule.regex, special_ids))
     from_ranks = functools.partial(_from_ranks, content, rule.scheme, special_ids)
@@ -238,10 +218,8 @@ def _from_ranks(ranks: bytes, scheme: str, special_ids: Mapping[str, int]) -> An
 
 def ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> str:
     """A tokenizer.json that merges as tiktoken does: whole matches first, then the lowest rank."""
-    names = {}
-    for line in ranks.splitlines():
-        token, rank = line.split()
-        names[binascii.a2b_base64(token).decode("latin-1").translate(CHARACTERS)] = int(rank)
+    tokens = read_ranks(ranks).items()
+    names = {token.decode("latin-1").translate(CHARACTERS): rank for token, rank in tokens}
     merges = [
         f"{name[:i]} {name[i:]}" for name in names for i in range(1, len(name))
         if name[:i] in names and name[i:] in names
@@ -255,36 +233,21 @@ def ranks_as_json(ranks: bytes, regex: str, special_ids: Mapping[str, int]) -> s
 def _checked_json(content: bytes, special_ids: Mapping[str, int]) -> str:
     """A tokenizer.json without the special tokens that a text may not contain."""
     values = json.loads(content)
-    added = [
-        each for each in values["added_tokens"] if not each["special"] or each["content"] in special_ids
-    ]
+    tokens = values["added_tokens"]
+    added = [each for each in tokens if not each["special"] or each["content"] in special_ids]
     ignored = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     wrong = [key for key in ignored if values["model"].get(key)]
     # gigatoken looks for added tokens before it normalizes
     flags = ["lstrip", "rstrip", "single_word"] + ["normalized"] * bool(steps(values["normalizer"]))
     wrong += [flag for flag in flags if any(each[flag] for each in added)]
+    # tokenizers looks for tokens with `normalized` after the others, gigatoken for all at once
+    groups = [(each["content"], each["normalized"] if each in added else "left out") for each in tokens]
+    pairs = itertools.combinations(groups, 2)
+    if any(a_group != b_group and _can_overlap(a, b) for (a, a_group), (b, b_group) in pairs):
+        wrong.append("the order of added tokens that overlap")
     if wrong:
         raise ValueError(f"it ignores {' and '.join(wrong)}")
-    if added == values["added_tokens"]:
-        return content.decode()
-    return json.dumps(values | {"added_tokens": added})
-
-
-def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[bytes]:
-    """The added tokens that may overlap others in a text, where the library's choice is its own.
-
-    tokenizers looks for tokens with `normalized` after those without, and leaves out special ones if the
-    policy asks for it. gigatoken looks for all that it has at once.
-    """
-    if not isinstance(reference, HuggingFaceReference):
-        return []
-    groups: list[list[str]] = [[], [], []]  # in the order of the search; the last one is left out
-    for each in reference.added_tokens:
-        is_kept = not each["special"] or each["content"] in special_ids
-        groups[each["normalized"] if is_kept else 2].append(each["content"])
-    first, second, left_out = groups
-    pairs = [*itertools.product(second, first + left_out), *itertools.product(first, left_out)]
-    return [*{text.encode() for text, other in pairs if _can_overlap(text, other)}]
+    return content.decode() if added == tokens else json.dumps(values | {"added_tokens": added})
 
 
 def _can_overlap(a: str, b: str) -> bool:
@@ -293,17 +256,15 @@ def _can_overlap(a: str, b: str) -> bool:
     return a in b or b in a or any(a[:n] == b[-n:] or a[-n:] == b[:n] for n in lengths)
 
 
-def _sentencepiece_as_json(content: bytes) -> str:
+def _sentencepiece_as_json(reference: SentencePieceReference) -> str:
     """A tokenizer.json of a sentencepiece model, without special tokens: they are text in a text."""
-    import sentencepiece
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
-    model = sentencepiece.SentencePieceProcessor()
-    model.LoadFromSerializedProto(content)
+    model = reference.model
     ids = range(model.GetPieceSize())
     special = [model.IsControl(id) or model.IsUnknown(id) or model.IsByte(id) for id in ids]
     scores = [model.GetScore(id) for id in ids if not special[id] and model.IdToPiece(id).strip("▁")]
-    values = json.loads(sentencepiece_to_tokenizer_json(content))
+    values = json.loads(sentencepiece_to_tokenizer_json(reference.content()))
     values["added_tokens"] = [each for each in values["added_tokens"] if not each["special"]]
     if values["added_tokens"] or any(map(model.IsUnused, ids)) or len({*scores}) < len(scores):
         raise ValueError("it ignores pieces of the user, unused pieces and equal scores")
@@ -320,11 +281,10 @@ def _classes_differ(chunk: bytes, ranges: Ranges = CLASSES_DIFFER) -> bool:
     characters, tables = _prefix_tables(ranges)
     for lead, (second, third) in tables.items():
         if lead in chunk:
-            codes = np.frombuffer(chunk, dtype=np.uint8)
+            codes = np.frombuffer(chunk + b"\0", np.uint8)  # the last character may have two bytes
             found = np.flatnonzero(codes == lead)
             found = found[second[codes[found + 1]]]
-            # a character of two bytes may be the last one
-            found = found[third[codes[found + 1], codes.take(found + 2, mode="clip")]]
+            found = found[third[codes[found + 1], codes[found + 2]]]
             if any(chunk[i : i + 4].decode(errors="ignore")[:1] in characters for i in found.tolist()):
                 return True
     return False
@@ -334,11 +294,8 @@ def _classes_differ(chunk: bytes, ranges: Ranges = CLASSES_DIFFER) -> bool:
 def _prefix_tables(ranges: Ranges) -> tuple[frozenset[str], dict[int, tuple[np.ndarray, np.ndarray]]]:
     """The characters; first byte -> may a second byte follow (256,), a second and a third (256, 256)."""
     characters = frozenset(chr(c) for a, b in ranges for c in range(a, b + 1))
-    tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    tables: dict[int, Any] = {}
     for lead, second, *rest in {c.encode()[:3] for c in characters}:
-        seconds, thirds = tables.setdefault(
-            lead, (np.zeros(256, np.bool_), np.zeros((256, 256), np.bool_))
-        )
-        seconds[second] = True
-        thirds[second, rest or slice(None)] = True
-    return characters, tables
+        table = tables.setdefault(lead, np.zeros((256, 256), np.bool_))
+        table[second, rest or slice(None)] = True
+    return characters, {lead: (table.any(axis=1), table) for lead, table in tables.items()}

@@ -58,13 +58,13 @@ def read_sources(option: str, sources: Mapping[Any, Any]) -> dict[str, Source]:
     if not sources:
         raise ValueError(f"{option} is an empty mapping: name at least one source")
     found = {name: _read_source(f"{option}.{name}", name, value) for name, value in sources.items()}
-    with_weight = [name for name, source in found.items() if source.weight is not None]
-    if with_weight and len(with_weight) < len(found):
-        without = ", ".join(name for name in found if name not in with_weight)
-        raise ValueError(
-            f"{option}: {', '.join(with_weight)} has a weight, but {without} has none. Give each source "
-            "a weight (0: validation only), or none of them, to count sources by their size"
+    without = [name for name, source in found.items() if source.weight is None]
+    if 0 < len(without) < len(found):
+        problem = f"{option}: {', '.join(without)} has no weight, but another source has one"
+        advice = (
+            "Give each source a weight (0: validation only), or none, to count sources by their size"
         )
+        raise ValueError(f"{problem}. {advice}")
     return found
 
 
@@ -97,18 +97,16 @@ def read_stages(
     if any(source.weight is not None for source in sources.values()):
         raise ValueError("stages replace the weights of the sources: remove `weight` from each source")
     found = []
-    for option, stage, is_last in _parts("stages", stages, "weights", "{…}"):
+    for option, stage, tokens in _parts("stages", stages, "weights", "{…}"):
         key = f"{option}.weights"
         if not isinstance(given := stage["weights"], Mapping):
             raise TypeError(f"{key} must be a mapping, {{source: weight, …}}, got {given!r}")
         weights = {name: check_number(f"{key}.{name}", share, math.inf) for name, share in given.items()}
-        if missing := [name for name in sources if name not in weights]:
-            raise ValueError(f"{key} must name every source: {missing[0]} is missing (0 is allowed)")
-        if unknown := [name for name in weights if name not in sources]:
-            raise ValueError(f"{key} names {unknown[0]}, but the sources are {', '.join(sources)}")
+        if weights.keys() != sources.keys():
+            names = f"{', '.join(sources)} (0 is allowed)"
+            raise ValueError(f"{key} must name the sources {names}, got {[*weights]}")
         if not any(weights.values()):
-            raise ValueError(f"{option}.weights are all 0: at least one source must train")
-        tokens = _read_length(option, stage.get("tokens"), is_last)
+            raise ValueError(f"{key} are all 0: at least one source must train")
         found.append({"tokens": tokens, "weights": {name: weights[name] for name in sources}})
     return found
 
@@ -118,9 +116,8 @@ def read_batch_schedule(options: Mapping[str, Any]) -> list[dict[str, Any]] | No
     if (schedule := options["batch_schedule"]) is None:
         return None
     found = []
-    for option, part, is_last in _parts("batch_schedule", schedule, "batch_size", "…"):
+    for option, part, tokens in _parts("batch_schedule", schedule, "batch_size", "…"):
         size = check_integer(f"{option}.batch_size", part["batch_size"], 1, "the windows in a batch")
-        tokens = _read_length(option, part.get("tokens"), is_last)
         found.append({"tokens": tokens, "batch_size": size})
     return found
 
@@ -130,7 +127,7 @@ def read_skip_steps(options: Mapping[str, Any]) -> list[list[int]] | None:
     if (ranges := options["skip_steps"]) is None:
         return None
     form = "[begin, end], two numbers of batches"
-    if isinstance(ranges, (str, Mapping)) or not isinstance(ranges, Sequence):
+    if isinstance(ranges, str) or not isinstance(ranges, Sequence):
         raise TypeError(f"skip_steps must be a list of {form} each, got {ranges!r}")
     found: list[list[int]] = []
     for i, pair in enumerate(ranges):
@@ -148,24 +145,26 @@ def read_skip_steps(options: Mapping[str, Any]) -> list[list[int]] | None:
     return merged
 
 
-def _parts(name: str, parts: Any, key: str, form: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """The parts of a run in the option `name`, {tokens, `key`} each: (option, part, is it the last)."""
-    if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:
+def _parts(
+    name: str, parts: Any, key: str, form: str
+) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
+    """The parts of a run in the option `name`, {tokens, `key`} each: (option, part, its tokens).
+
+    The last part has no end, so its tokens are None.
+    """
+    if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
         raise TypeError(f"{name} must be a list of {{tokens: …, {key}: {form}}}, got {parts!r}")
     for number, part in enumerate(parts):
         if not isinstance(part, Mapping) or not {key} <= set(part) <= {"tokens", key}:
             raise ValueError(f"{name}[{number}] must have the keys tokens and {key}, got {part!r}")
-        yield f"{name}[{number}]", part, number == len(parts) - 1
-
-
-def _read_length(option: str, tokens: Any, is_last: bool) -> int | None:
-    """The length of a part of a run in tokens; the last part has None."""
-    if (tokens is None) != is_last:
-        rule = f"{'' if is_last else 'only '}the last one has no end"
-        advice = f"give tokens to the others of {option.partition('[')[0]}"
-        raise ValueError(f"{option}.tokens is {tokens}, but {rule}: {advice}")
-    meaning = "a length in input tokens of all ranks"
-    return None if tokens is None else check_integer(f"{option}.tokens", tokens, 1, meaning)
+        option, tokens = f"{name}[{number}]", part.get("tokens")
+        if (tokens is None) != (number == len(parts) - 1):
+            rule = f"only the last one of {name} has no end: give tokens to all others"
+            raise ValueError(f"{option}.tokens is {tokens}, but {rule}")
+        if tokens is not None:
+            meaning = "a length in input tokens of all ranks"
+            tokens = check_integer(f"{option}.tokens", tokens, 1, meaning)
+        yield option, part, tokens
 
 
 def local_build(options: Mapping[str, Any], tokenizer: Tokenizer, data_dir: Path) -> LocalBuild:

@@ -84,16 +84,11 @@ class Tokens:
         read = self._reader(starts, shards, length)
         for number, begin in enumerate(range(0, len(starts), size)):
             batch = slice(begin, begin + size)
-            if number not in special:
+            if number in special:
+                lengths = np.full(len(starts[batch]), length)
+                yield self.ranges(starts[batch], lengths).reshape(-1, length)
+            else:
                 yield read(batch)
-                continue
-            inside = ~straddling[batch]
-            ids = np.empty((len(inside), length), self.dtype)
-            ids[inside] = read(begin + np.flatnonzero(inside))
-            for row in np.flatnonzero(~inside).tolist():
-                start = int(starts[begin + row])
-                ids[row] = self[start : start + length]
-            yield ids
 
     def ranges(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The ids [s, s + n) of all ranges, one range after the other: int64 (P,) each → (sum,)."""

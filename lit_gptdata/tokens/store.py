@@ -54,10 +54,7 @@ class TokenStore:
         except (FileNotFoundError, NotADirectoryError):
             problem = "is not a token store: it has no manifest.json"
             raise FileNotFoundError(f"{self.path} {problem}. Call prepare_data() to build it") from None
-        except PermissionError as error:
-            remedy = "make the token store readable for this user, or set another data_dir"
-            raise PermissionError(error.errno, f"{error.strerror}: {remedy}", str(manifest)) from None
-        except (ValueError, IsADirectoryError) as error:
+        except ValueError as error:
             problem = f"{manifest} cannot be read ({error})"
             raise ValueError(f"the token store is damaged: {problem}. {self._remedy}") from None
         self.fingerprint: str = self.manifest.fingerprint
@@ -136,10 +133,13 @@ class TokenStore:
         found: np.ndarray = rows[rows["document"] == 1]
         return found
 
+    def source_number(self, row: np.void) -> int:
+        """The index of the source of a row. Your own corpus is one source, even if it numbers texts."""
+        return min(int(row["source"]), len(self.manifest.sources) - 1)
+
     def source_of(self, row: np.void) -> str:
-        """The path or name of the source of a row. Your own corpus is one, even if it numbers texts."""
-        sources = self.manifest.sources
-        return sources[min(int(row["source"]), len(sources) - 1)].path
+        """The path or name of the source of a row."""
+        return self.manifest.sources[self.source_number(row)].path
 
     def row_at(self, unit: str, position: int) -> tuple[int, np.ndarray, int]:
         """The shard of a "token" or "byte", its `rows`, and the row; -1: a separator before all rows."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from lit_gptdata._checks import check_flag, check_string, plain
+from lit_gptdata._checks import check_choice, check_flag, check_string
 from lit_gptdata.tokens.chunks import CutRule, cut_rule
 from lit_gptdata.tokens.libraries.reading import NamedTokenizer, read_tokenizer
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT
@@ -56,25 +56,15 @@ class Tokenizer(NamedTokenizer):
         bos: bool = False,
         data_dir: Path = Path("data"),
     ) -> None:
-        if special_tokens not in get_args(SpecialTokens):
-            raise ValueError(
-                f"unknown special_tokens {special_tokens!r}: choose 'allow' ({END_OF_TEXT} in a text is "
-                "the special token), 'text' (ordinary characters) or 'error' (refuse the text)"
-            )
-        special_tokens, bos = plain(special_tokens), check_flag("bos", bos)
-        if isinstance(tokenizer, Tokenizer):
-            policies = {tokenizer.special_tokens, special_tokens} - {"allow"} or {"allow"}
-            if len(policies) > 1:
-                raise ValueError(
-                    f"special_tokens={special_tokens!r} differs from {tokenizer!r}: give one"
-                )
-            (special_tokens,) = policies
-            if None not in (ends := (tokenizer.own_end, end_of_document)) and len({*ends}) > 1:
-                raise ValueError(f"end_of_document={end_of_document!r} differs from {tokenizer!r}")
-            end_of_document, bos = end_of_document or tokenizer.own_end, bos or tokenizer.bos
+        policy: Any = check_choice("special_tokens", special_tokens, get_args(SpecialTokens))
         if end_of_document is not None:
             end_of_document = check_string("end_of_document", end_of_document)
-        self.special_tokens: SpecialTokens = special_tokens
+        bos = check_flag("bos", bos)
+        if isinstance(tokenizer, Tokenizer):
+            policy = _either("special_tokens", policy, tokenizer.special_tokens, "allow")
+            end_of_document = _either("end_of_document", end_of_document, tokenizer.own_end, None)
+            bos = bos or tokenizer.bos
+        self.special_tokens: SpecialTokens = policy
         self.own_end: str | None = end_of_document
         self.bos: bool = bos
         found = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer, data_dir)
@@ -107,10 +97,8 @@ class Tokenizer(NamedTokenizer):
         if self.special_tokens != "allow" or self.reference.library == "sentencepiece":
             if end is not None and self.special_ids[end] in self.reference.encode(end, frozenset()):
                 problem = f"{self.name!r} reads {end!r} in a text as the special token"
-                raise ValueError(
-                    f"special_tokens={self.special_tokens!r} is not possible: {problem}. "
-                    "Set special_tokens='allow'"
-                )
+                advice = f"Set special_tokens='allow' instead of {self.special_tokens!r}"
+                raise ValueError(f"{problem}. {advice}")
             return {}
         if self.reference.library == "tokenizers":
             return self.special_ids
@@ -147,10 +135,8 @@ class Tokenizer(NamedTokenizer):
         """The special string between documents; None if there is none, or several."""
         if self.own_end is not None:
             if self.own_end not in self.special_ids:
-                raise ValueError(
-                    f"end_of_document={self.own_end!r} is no special token of {self.name!r}: choose one "
-                    f"of {_some(self.special_ids)}"
-                )
+                problem = f"end_of_document={self.own_end!r} is not a special token of {self.name!r}"
+                raise ValueError(f"{problem}: choose one of {_some(self.special_ids)}")
             return self.own_end
         return _only(self.reference.ends, ENDS, self.special_ids)
 
@@ -163,11 +149,9 @@ class Tokenizer(NamedTokenizer):
     def end_of_document(self) -> int:
         """The id that separates documents; raises ValueError if there is none, or several."""
         if (id := self.separator) is None:
-            options = f"set end_of_document to one of {_some(self.special_ids)}, or give one document"
-            raise ValueError(
-                f"tokenizer {self.name!r} does not tell which token ends a document: "
-                f"{options if self.special_ids else 'it has no special tokens, so give one document'}"
-            )
+            problem = f"tokenizer {self.name!r} does not tell which token ends a document"
+            advice = f"set end_of_document to one of {_some(self.special_ids)}, or give one document"
+            raise ValueError(f"{problem}: {advice}")
         return id
 
     @functools.cached_property
@@ -242,6 +226,13 @@ class Tokenizer(NamedTokenizer):
         options += "" if self.own_end is None else f", end_of_document={self.own_end!r}"
         options += ", bos=True" if self.bos else ""
         return f"Tokenizer({self.name!r}{options})"
+
+
+def _either(option: str, value: Any, own: Any, default: Any) -> Any:
+    """`value`, or what a given tokenizer has of its `own`; raises ValueError if the two differ."""
+    if default not in (value, own) and value != own:
+        raise ValueError(f"{option}={value!r} differs from {own!r} of the given tokenizer: give one")
+    return own if value == default else value
 
 
 def _only(own: Sequence[str], known: Sequence[str], special_ids: dict[str, int]) -> str | None:

@@ -123,7 +123,9 @@ def test_other_contents_of_the_same_files_are_a_warning_but_a_move_is_none(tmp_p
     assert changed_val(tmp_path, KEY, [part("elsewhere/z.txt")]) is None
     warning = changed_val(tmp_path, KEY, [part("elsewhere/z.txt", sha256="1" * 64)])
     assert warning is not None
-    assert "since the last run: new contents of all of elsewhere/z.txt; val losses" in warning
+    assert (
+        "since the last run: other contents or borders of all of elsewhere/z.txt; val losses" in warning
+    )
     part_of = part("z.txt", begin=0.5)
     changed_val(tmp_path, KEY, [part_of])
     warning = changed_val(tmp_path, KEY, [part("z.txt", begin=0.5001)])

@@ -230,7 +230,7 @@ def test_an_unknown_end_of_document_has_to_be_named(tmp_path):
     ):
         _ = Tokenizer(tokenizer).end_of_document
     assert Tokenizer(tokenizer, end_of_document="</s>").end_of_document == 400
-    with pytest.raises(ValueError, match=r"end_of_document='</x>' is no special token of .* choose one"):
+    with pytest.raises(ValueError, match=r"end_of_document='</x>' is not a special token of .* choose"):
         _ = Tokenizer(tokenizer, end_of_document="</x>").end_of_document
     with pytest.raises(ValueError, match=r"bos=True, but tokenizer 'gpt2' has no BOS token"):
         _ = Tokenizer("gpt2", bos=True).bos_id
@@ -317,9 +317,7 @@ def test_the_places_of_a_tokenizer_that_changes_the_text_stay_inside_it(make, tm
 
 def test_text_cannot_stay_text_where_a_special_string_is_a_word_of_the_vocabulary():
     assert Tokenizer(word_level()).encode("ab </s> cd") == [2, 1, 3]
-    with pytest.raises(
-        ValueError, match=r"special_tokens='text' is not possible: .* Set special_tokens"
-    ):
+    with pytest.raises(ValueError, match=r"reads '</s>' .* Set special_tokens='allow' instead"):
         Tokenizer(word_level(), "text").encode("ab </s> cd")
 
 
@@ -376,7 +374,7 @@ def test_objects_stay_below_the_data_dir_whatever_their_name(tmp_path):
 def test_two_options_that_differ_are_refused():
     tokenizer = byte_level()
     tokenizer.add_special_tokens(["</s>"])
-    with pytest.raises(ValueError, match="end_of_document='<s>' differs from Tokenizer"):
+    with pytest.raises(ValueError, match="end_of_document='<s>' differs from '</s>' of the given"):
         Tokenizer(Tokenizer(tokenizer, end_of_document="</s>"), end_of_document="<s>")
 
 
@@ -504,10 +502,10 @@ def test_added_tokens_that_overlap_are_found_in_the_librarys_order():
     pytest.importorskip("gigatoken")
     tokenizer = byte_level()
     tokenizer.add_tokens(["<a>b", tokenizers.AddedToken("<|end", normalized=False)])
+    assert load_engine(Tokenizer(tokenizer)).name == "gigatoken"
+    with pytest.raises(ValueError, match="it ignores the order of added tokens that overlap"):
+        load_engine(Tokenizer(tokenizer, "text"), "gigatoken")
     tokenizer.add_special_tokens(["<a>"])
     for policy, text in (("allow", "x<a>b"), ("text", "x<|endoftext|>"), ("allow", "x<a>b<|end<a>")):
         own = Tokenizer(tokenizer, policy)
-        engine = load_engine(own)
-        engine.encode(b"a" * (1 << 17))  # the sample at the start of a build is over
-        assert engine.name == "gigatoken"
-        assert engine.encode(text.encode()).tolist() == own.encode(text)
+        assert load_engine(own).encode(text.encode()).tolist() == own.encode(text)

@@ -296,7 +296,7 @@ BAD_SOURCES = [
     ({"web": {"path": "a", "max_document_bytes": 0}}, "source web: max_document_bytes.*0"),
     ({"web": {"path": "a", "encoding_errors": "x"}}, "source web: encoding_errors must be one of"),
     ({"web": {"store_url": ""}}, "source web: store_url"),
-    ({"a": {"path": "a", "weight": 1}, "b": "b", "c": "c"}, "a has a weight, but b, c has none"),
+    ({"a": {"path": "a", "weight": 1}, "b": "b", "c": "c"}, "b, c has no weight, but another"),
     ({"a": {"path": "a", "weight": 0}, "b": {"path": "b", "weight": 0}}, "weights of all sources are 0"),
 ]  # fmt: skip
 
@@ -335,10 +335,10 @@ BAD_STAGES = [
     ([{"tokens": 0, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got 0"),
     ([{"tokens": -5, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got -5"),
     ([{"tokens": 1.5, "weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens must be .* got 1\.5"),
-    ([{"tokens": 5, "weights": GOOD}], r"stages\[0\]\.tokens is 5, but the last one has no end"),
+    ([{"tokens": 5, "weights": GOOD}], r"stages\[0\]\.tokens is 5, but only the last one of"),
     ([{"weights": GOOD}, {"weights": GOOD}], r"stages\[0\]\.tokens is None, but only the last"),
-    ([{"weights": {"a": 1}}], r"stages\[0\]\.weights must name every source: b is missing"),
-    ([{"weights": {**GOOD, "c": 1}}], r"stages\[0\]\.weights names c, but the sources are a, b"),
+    ([{"weights": {"a": 1}}], r"weights must name the sources a, b .*, got \['a'\]"),
+    ([{"weights": {**GOOD, "c": 1}}], r"weights must name the sources a, b .*, got \['a', 'b', 'c'\]"),
     ([{"weights": {"a": 0, "b": 0}}], r"stages\[0\]\.weights are all 0"),
     ([{"weights": {"a": -1, "b": 1}}], r"stages\[0\]\.weights\.a must be .* got -1"),
     ([{"weights": {"a": "1", "b": 1}}], r"stages\[0\]\.weights\.a must be .* got '1'"),

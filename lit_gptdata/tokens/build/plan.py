@@ -11,7 +11,7 @@ from lit_gptdata.text.files import FilesCorpus, FindCut
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
 from lit_gptdata.tokens.build.output import Shards
-from lit_gptdata.tokens.engines import EngineName, check_engine
+from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
 from lit_gptdata.tokens.manifest import (
     COUNTS,
@@ -55,7 +55,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ray_address", plain(self.ray_address))
-        check_engine(self.engine)
+        check_choice("engine", self.engine, get_args(EngineName))
         check_choice("build", self.build, get_args(BuildName))
         check_choice("on_bad_document", self.on_bad_document, get_args(OnBadDocument))
         drops = check_flag("drop_duplicates", self.drop_duplicates)

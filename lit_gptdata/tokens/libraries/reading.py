@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lit_gptdata._checks import plain
 from lit_gptdata._io import working_folder, write_whole
-from lit_gptdata.tokens.libraries.hub import check_hub_name, find_on_hub
+from lit_gptdata.tokens.libraries.hub import CONFIG, MODELS, check_hub_name, find_on_hub
 from lit_gptdata.tokens.libraries.reference import MAX_VOCAB, Reference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import (
     ENCODING_FILE,
@@ -95,25 +95,18 @@ def read_tokenizer(value: Any, data_dir: Path) -> NamedTokenizer:
     """
     if isinstance(value, (str, os.PathLike)):
         return _read_text(plain(value), data_dir)
-    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
-    if "tiktoken" in packages and hasattr(value, "_mergeable_ranks"):
+    if hasattr(value, "_mergeable_ranks"):
         return _read_encoding(value, data_dir)
-    if "transformers" in packages and not hasattr(value, "backend_tokenizer"):
-        raise TypeError(f"{kind} has no backend of the package tokenizers: give its tokenizer.json")
-    if packages & {"tokenizers", "transformers"}:
+    backend = getattr(value, "backend_tokenizer", value)  # in transformers
+    if hasattr(backend, "to_str"):
         from lit_gptdata.tokens.libraries.hugging_face import HuggingFaceReference
 
-        try:
-            text = getattr(value, "backend_tokenizer", value).to_str()
-        except Exception as error:  # the package raises no other class
-            raise ValueError(f"the tokenizer has no tokenizer.json: {error}") from None
-        reference = HuggingFaceReference(text)
+        reference = HuggingFaceReference(backend.to_str())
         names = ("eos_token", "bos_token", "add_bos_token")
         reference.name_specials({name: getattr(value, name, None) for name in names})
         label = Path(getattr(value, "name_or_path", "") or "tokenizer").name
         return NamedTokenizer.of_object(label, reference, data_dir)
-    raise TypeError(f"tokenizer must be {ALLOWED}, got {value!r} ({kind})")
+    raise TypeError(f"tokenizer must be {ALLOWED}, got {value!r} ({type(value).__name__})")
 
 
 def _read_text(text: str, data_dir: Path) -> NamedTokenizer:
@@ -125,11 +118,9 @@ def _read_text(text: str, data_dir: Path) -> NamedTokenizer:
     if text.startswith("hf://"):
         check_hub_name(text)
         return NamedTokenizer("hub", text, data_dir)
-    # a checkpoint keeps the digest behind the path
-    name, digest = text[:-9], text[-8:]
-    if not re.fullmatch("#[0-9a-f]{8}", text[-9:]):
-        name, digest = text, ""
-    path = working_folder() / Path(name).expanduser() if name[:1] != "~" or "/" in name else Path(name)
+    has_digest = re.fullmatch("(.*)#([0-9a-f]{8})", text)  # in a checkpoint
+    name, digest = has_digest.groups() if has_digest else (text, "")
+    path = working_folder() / os.path.expanduser(name)
     if not path.exists() and (kept := data_dir / "tokenizers" / path.name).exists():
         path = kept  # the data_dir of a checkpoint may have moved
     if name and path.exists():
@@ -148,16 +139,15 @@ def _read_text(text: str, data_dir: Path) -> NamedTokenizer:
 def read_file(path: Path) -> Reference:
     """The tokenizer of a file, or of a folder with one; its content decides the format."""
     if path.is_dir():
-        names = ("tokenizer.json", "tokenizer.model", ENCODING_FILE)
-        found = [path / name for name in names if (path / name).is_file()]
+        found = [path / name for name in (*MODELS, ENCODING_FILE) if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"the folder {path} has neither tokenizer.json nor tokenizer.model")
+            raise FileNotFoundError(f"the folder {path} has neither {' nor '.join(MODELS)}")
         path = found[0]
     try:
         reference = _read_content(path.read_bytes())
         # beside a file of another name it may belong to another tokenizer
-        config = path.with_name("tokenizer_config.json")
-        if path.name in ("tokenizer.json", "tokenizer.model") and config.is_file():
+        config = path.with_name(CONFIG)
+        if path.name in MODELS and config.is_file():
             path = config
             reference.name_specials(json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -23,13 +23,12 @@ class SentencePieceReference(Reference):
     def __init__(self, proto: bytes) -> None:
         """`proto`: the contents of the model's file. Raises ValueError, ImportError."""
         sentencepiece = needs("sentencepiece", "tokenizers", "a sentencepiece model")
-        self._model: Any = sentencepiece.SentencePieceProcessor()
+        model = self.model = sentencepiece.SentencePieceProcessor()
         try:
-            self._model.LoadFromSerializedProto(proto)
+            model.LoadFromSerializedProto(proto)
         except RuntimeError as error:
             raise ValueError(f"sentencepiece cannot read it: {error}") from None
         self._proto = proto
-        model = self._model
         self.vocab_size: int = model.GetPieceSize()
         control = [id for id in range(self.vocab_size) if model.IsControl(id) or model.IsUnknown(id)]
         self.special_ids: dict[str, int] = {model.IdToPiece(id): id for id in control}
@@ -43,14 +42,14 @@ class SentencePieceReference(Reference):
         return digest_of([content, [*self.ends], [*self.begins]])
 
     def encode(self, text: str, allowed: frozenset[str]) -> np.ndarray:
-        return np.array(self._model.EncodeAsIds(text), np.uint32)
+        return np.array(self.model.EncodeAsIds(text), np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._model.DecodeIds([int(i) for i in ids]))
+        return str(self.model.DecodeIds([int(i) for i in ids]))
 
     def token_bytes(self) -> list[bytes]:
         special = set(self.special_ids.values())
-        pieces = (self._model.IdToPiece(id) for id in range(self.vocab_size))
+        pieces = (self.model.IdToPiece(id) for id in range(self.vocab_size))
         return [b"" if id in special else piece_bytes(piece) for id, piece in enumerate(pieces)]
 
     def content(self) -> bytes:

