@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from lit_gptdata.text.document import Document
 from lit_gptdata.tokens.build import local as build
-from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.manifest import ShardEntry
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ class RandomTokens:
             build.prepare_store(self, Tokenizer("gpt2"), data_dir / "tokens")
 
     def _write_shard(self, number: int, output: ShardOutput) -> ShardEntry:
-        writer = output.shard_writer(f"{number:05}-000", np.dtype("<u2"))
+        writer = ShardWriter(output.store, f"{number:05}-000", np.dtype("<u2"))
         ends = [self.n_tokens * i // self.shards for i in (number, number + 1)]
         begin, lengths = ends[0], np.random.default_rng(number)
         while begin < ends[1]:

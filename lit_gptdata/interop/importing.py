@@ -19,7 +19,7 @@ from lit_gptdata.interop.blocks import Block
 from lit_gptdata.text.document import Document, SourceEntry
 from lit_gptdata.text.files import printable
 from lit_gptdata.tokens.build.encode import progress_of
-from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.output import ShardOutput, Shards, ShardWriter
 from lit_gptdata.tokens.manifest import Manifest
 from lit_gptdata.tokens.store import vocab_table
 from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class IdFiles:
         """Write all ids as shards, which depend on ids, documents and files, but not on the format."""
         output.remove_unfinished({})  # of a killed process
         shards, readers = Shards(), [self.read(file) for _, file in self.files]
-        writer = output.shard_writer("00000-000", self.tokenizer.dtype)
+        writer = ShardWriter(output.store, "00000-000", self.tokenizer.dtype)
         n_bytes_of_files = sum(file.stat().st_size for _, file in self.files)
         try:
             with progress_of("importing", n_bytes_of_files) as progress:
@@ -80,7 +80,7 @@ class IdFiles:
                         if writer.n_tokens >= SHARD_IDS or writer.n_documents >= SHARD_DOCUMENTS:
                             shards.append(writer.finish())
                             name = f"00000-{len(shards):03d}"
-                            writer = output.shard_writer(name, self.tokenizer.dtype)
+                            writer = ShardWriter(output.store, name, self.tokenizer.dtype)
                         writer.start_chunk(*row)
                     writer.append(ids, n_bytes)
                     progress.add(ids.nbytes, len(ids))

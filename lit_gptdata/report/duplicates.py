@@ -37,7 +37,7 @@ def count_duplicates(store: TokenStore) -> int:
     ends = np.append(starts[1:] - (store.vocab["n_bytes"][last] == 0), store.n_tokens)
     lengths, n_of_length = np.unique(ends - starts, return_counts=True)
     chosen = np.flatnonzero(np.isin(ends - starts, lengths[n_of_length > 1]))
-    rows, tokens, first = bytearray(), store.tokens[:0], 0
+    hashes, tokens, first = bytearray(), store.tokens[:0], 0
     with progress_bar(desc="counting duplicates", total=len(chosen), unit=" documents") as bar:
         for begin, end in zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True):
             text = digest()
@@ -46,9 +46,9 @@ def count_duplicates(store: TokenStore) -> int:
                 if stop > first + len(tokens):
                     tokens, first = store.tokens[start : start + BLOCK_TOKENS], start
                 text.update(tokens[start - first : stop - first])
-            rows += bytes(4) + text.digest()  # without a source
+            hashes += text.digest()
             bar.update()
-    n = int(later_copies(np.frombuffer(rows, HASH)).sum())
+    n = int(later_copies(np.frombuffer(hashes, HASH)).sum())
     if record.parent.is_dir():  # not in a folder of published stores
         with contextlib.suppress(OSError):
             write_json(record, n)

@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         assert not [name for name in os.listdir() if "out" in name]
 
 
-INSTANTS = ["append", "complete", "vocab_table", "write_json", "_rename", "rmtree"]
+INSTANTS = ["ShardWriter", "complete", "vocab_table", "write_json", "_rename", "rmtree"]
 
 
 @pytest.mark.parametrize("instant", INSTANTS)
@@ -222,10 +222,9 @@ def test_a_kill_at_any_step_of_an_import_leaves_nothing_that_is_trusted(tmp_path
     def die(*args, **kwargs):
         raise Killed
 
-    target = {"append": local.FolderOutput, "complete": importing.IdFiles, "rmtree": local.shutil}
+    target = {"ShardWriter": importing, "complete": importing.IdFiles, "rmtree": local.shutil}
     with pytest.MonkeyPatch.context() as patch:
-        name = "shard_writer" if instant == "append" else instant
-        patch.setattr(target.get(instant, local), name, die)
+        patch.setattr(target.get(instant, local), instant, die)
         with contextlib.suppress(Killed):
             import_store("nanogpt", folder)
     root = Path("tokens")

@@ -22,7 +22,7 @@ from lit_gptdata._fsspec import RemoteError
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as module
 from lit_gptdata.tokens.build.local import find_store
-from lit_gptdata.tokens.build.output import FolderOutput
+from lit_gptdata.tokens.build.output import Folder, ShardOutput, ShardWriter
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.publish import publish, publish_text
@@ -95,7 +95,7 @@ def test_a_late_worker_of_an_older_plan_cannot_write(tmp_path, monkeypatch):
     with pytest.raises(UnicodeError):
         build(tmp_path, root)
     (store,) = root.glob(".building/*/store")
-    late = FolderOutput(store.parent).shard_writer("00000-000", GPT2.dtype)
+    late = ShardWriter(Folder(store), "00000-000", GPT2.dtype)
     encode_corpus = module.encode_corpus
 
     def meddled(*args):
@@ -117,8 +117,9 @@ def test_a_file_that_vanishes_during_the_listing_is_not_an_error(tmp_path):
     for name in ("store", "parts"):
         (tmp_path / name).mkdir()
     (tmp_path / "store" / ".00000-000.bin.tmp").symlink_to("gone")  # listed, but missing
-    FolderOutput(tmp_path).add_record(0, [])
-    assert FolderOutput(tmp_path).finished_units() == {0: []}
+    output = ShardOutput(Folder(tmp_path / "store"), Folder(tmp_path / "parts"))
+    output.add_record(0, [])
+    assert output.finished_units() == {0: []}
 
 
 def test_damaged_units_are_written_again(tmp_path, written):

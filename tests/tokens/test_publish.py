@@ -224,7 +224,7 @@ def test_a_kill_at_every_step_leaves_nothing_or_a_store(
 ):
     folder = f"{s3.url}/{instant}"
     with monkeypatch.context() as patch:
-        owners = {"add_record": module.UrlOutput, "remove_all": module.Objects}
+        owners = {"add_record": module.ShardOutput, "remove_all": module.Objects}
         patch.setattr(owners.get(instant, module), instant, die)
         with pytest.raises(KeyboardInterrupt):
             publish_text(corpus, GPT2, folder)

@@ -12,9 +12,9 @@ import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import INVALID
 from lit_gptdata.text.remote_file import map_in_threads
-from lit_gptdata.tokens.build.output import ShardOutput
+from lit_gptdata.tokens.build.output import Files
 from lit_gptdata.tokens.build.plan import BuildOptions
 from lit_gptdata.tokens.manifest import EXAMPLES, LeftOut
 
@@ -30,41 +30,36 @@ SPOOL_BYTES = 16 << 20  # of a document in memory; a longer one is in a temporar
 PART_HASHES = 1 << 22  # compared at once, in about 200 MB
 BLOCK_HASHES = 1 << 20  # read at once
 
-Problem = tuple[str, str]
-"""(kind, reason) for which a document is left out."""
-
-COPY: Problem = "duplicate", "an earlier document has the same text"
-
-HASH = np.dtype([("source", "<i4"), ("low", "<u8"), ("high", "<u8")])
-"""A row of one document: the index of its source, and the BLAKE2b hash of its text, 16 bytes."""
+HASH = np.dtype([("low", "<u8"), ("high", "<u8")])
+"""The BLAKE2b hash of one text, 16 bytes."""
 
 
 def kept(
-    documents: Iterable[Document], options: BuildOptions, judged: Container[int],
-    copies: Iterable[bool], left_out: LeftOut,
-) -> Iterator[Document]:  # fmt: skip
-    """The documents that are encoded; the others are added to `left_out`.
+    parts: Iterable[Document], options: BuildOptions, copies: Iterable[bool], left_out: LeftOut
+) -> Iterator[Document]:
+    """The documents that are encoded, in one part each; the others are added to `left_out`.
 
-    `judged`: numbers of the files that are cut into work units, which were checked as a whole.
-    `copies`: for each other good document, whether its text came earlier; empty: not known yet.
+    `copies`: for each good document, whether its text came earlier; empty: not known yet.
     """
     is_copy = iter(copies)
-    for document in documents:
-        if document.continues or document.number in judged:
-            yield document
-            continue
+    for document in joined(parts):
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
             problem = None
             if options.on_bad_document == "skip":  # read all of it before any of it is written
-                problem = problem_of(document, options, spool.write)
+                problem = problem_of(document, options, spool)
                 spool.seek(0)
                 document = replace(document, chunks=iter(lambda: spool.read(CHUNK_BYTES), b""))
             if problem is None and next(is_copy, False):
-                problem = COPY
+                problem = "duplicate", "an earlier document has the same text"
             if problem is None:
                 yield document
-            else:
-                add(left_out, document, problem)
+                continue
+        kind, reason = problem
+        left_out.counts[kind] = left_out.counts.get(kind, 0) + 1
+        if left_out.counts[kind] <= EXAMPLES:
+            place = document.source if document.place is None else document.place
+            example = {"source": document.number, "place": place, "kind": kind, "reason": reason}
+            left_out.examples.append(example)
 
 
 def joined(parts: Iterable[Document]) -> Iterator[Document]:
@@ -78,10 +73,8 @@ def joined(parts: Iterable[Document]) -> Iterator[Document]:
         yield replace(first, chunks=itertools.chain(first.chunks, rest))
 
 
-def problem_of(
-    document: Document, options: BuildOptions, on_block: Callable[[bytes], object]
-) -> Problem | None:
-    """(kind, reason) of a bad document; `on_block` gets its text, up to the limit."""
+def problem_of(document: Document, options: BuildOptions, text: IO[bytes]) -> tuple[str, str] | None:
+    """(kind, reason) of a bad document; writes its text, up to the limit, to `text`."""
     low, high = options.min_document_bytes, options.max_document_bytes
     n_bytes, problem = 0, document.problem
     try:
@@ -89,7 +82,7 @@ def problem_of(
             n_bytes += len(block)
             if high is not None and n_bytes > high:
                 return "too long", f"over {high:,} bytes"
-            on_block(block)
+            text.write(block)
     except UnicodeError as error:
         problem = INVALID, str(error)
     if problem:
@@ -98,17 +91,6 @@ def problem_of(
     if not n_bytes:
         return "empty", "0 bytes"
     return ("too short", f"{n_bytes:,} bytes") if low is not None and n_bytes < low else None
-
-
-def add(left_out: LeftOut, document: Document, problem: Problem) -> None:
-    """Count a document that is left out."""
-    kind, reason = problem
-    left_out.counts[kind] = left_out.counts.get(kind, 0) + 1
-    if left_out.counts[kind] <= EXAMPLES:
-        place = document.source if document.place is None else document.place
-        left_out.examples.append(
-            {"source": document.number, "place": place, "kind": kind, "reason": reason}
-        )
 
 
 def digest() -> Any:
@@ -136,25 +118,21 @@ def later_copies(hashes: np.ndarray) -> np.ndarray:
     return copies
 
 
-def find_copies(output: ShardOutput, units: Iterable[int], judged: Container[int]) -> list[int]:
-    """Record which documents of each work unit are copies; returns the `judged` files that are."""
-    found, begin = [], 0
+def find_copies(records: Files, units: Iterable[int]) -> None:
+    """Record which documents of each work unit are copies."""
     with tempfile.TemporaryFile() as file:
-        sizes = {unit: file.write(output.read_record(f"{unit:05d}.hash")) for unit in units}
+        sizes = {unit: file.write(records.read(f"{unit:05d}.hash")) for unit in units}
         file.flush()
         n = file.tell() // HASH.itemsize
-        hashes = np.memmap(file, HASH, "r", shape=n) if n else np.empty(0, HASH)
-        copies = later_copies(hashes)
-        for unit, size in sizes.items():
-            rows = slice(begin, begin := begin + size // HASH.itemsize)
-            sources, flags = hashes["source"][rows], copies[rows]
-            is_judged = np.array([source in judged for source in sources.tolist()], bool)
-            found += sources[is_judged & flags].tolist()
-            output.write_record(f"{unit:05d}.copies", flags[~is_judged].tobytes())
-    return found
+        copies = later_copies(np.memmap(file, HASH, "r", shape=n) if n else np.empty(0, HASH))
+    begin = 0
+    for unit, size in sizes.items():
+        end = begin + size // HASH.itemsize
+        records.write(f"{unit:05d}.copies", copies[begin:end].tobytes())
+        begin = end
 
 
-def left_out_of(output: ShardOutput, units: Iterable[int]) -> list[LeftOut]:
+def left_out_of(records: Files, units: Iterable[int]) -> list[LeftOut]:
     """What the work units recorded."""
-    records = map_in_threads(output.read_record, [f"{unit:05d}.left" for unit in units])
-    return [LeftOut(**json.loads(record)) for record in records]
+    contents = map_in_threads(records.read, [f"{unit:05d}.left" for unit in units])
+    return [LeftOut(**json.loads(content)) for content in contents]

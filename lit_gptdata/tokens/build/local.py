@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from lit_gptdata._io import locked, sync_folder, write_json, write_whole
 from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.tokens.build.encode import Runner, encode_corpus
-from lit_gptdata.tokens.build.output import FolderOutput
+from lit_gptdata.tokens.build.output import Folder, ShardOutput
 from lit_gptdata.tokens.build.plan import (
     DEFAULT_OPTIONS,
     BuildOptions,
@@ -158,7 +158,7 @@ def _rename(store: Path, published: Path) -> None:
 def _build(plan: BuildPlan, folder: Path, runner: Runner, sources: list[SourceEntry] | None) -> str:
     """Write `folder`/store and return the fingerprint; `sources`: the hashes of the files, if known."""
     with _hash_in_background(plan.corpus, sources) as hashed_sources:
-        output = FolderOutput(folder)
+        output = ShardOutput(Folder(folder / "store"), Folder(folder / "parts"))
         corpus: Any = getattr(plan.corpus, "corpus", None)
         is_ids = hasattr(corpus, "complete")  # `IdFiles` in interop/importing.py
         made = (corpus.write(output), []) if is_ids else encode_corpus(plan, output, runner)

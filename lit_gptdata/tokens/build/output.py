@@ -1,16 +1,15 @@
-"""Write shards, and a record of each work unit that is finished, to a folder or a URL.
+"""Write shards, and a record of each work unit that is finished, to a folder or a URL."""
 
-`FolderOutput` writes to a folder. `UrlOutput` in remote/publish.py uploads to a URL.
-"""
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,56 +25,84 @@ BATCH_BYTES = 1 << 22
 so the thread waits some milliseconds for each of its steps: they must be few."""
 
 
+class Files(Protocol):
+    """Named files, each complete or absent: a `Folder`, or `Objects` below a URL. Picklable."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+
+    def create(self, name: str) -> Any:
+        """A new file: `write` its content, then `commit` or `discard` it."""
+
+    def sizes(self) -> dict[str, int]:
+        """The size in bytes of every file, by name."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of a folder on this machine; every method raises OSError."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        write_whole(self.path / name, content)
+
+    def create(self, name: str) -> AtomicFile:
+        return AtomicFile(self.path / name)
+
+    def sizes(self) -> dict[str, int]:  # not of temporary files, which may vanish
+        return {path.name: path.stat().st_size for path in self.path.glob("[!.]*")}
+
+
+@dataclass(frozen=True)
 class ShardOutput:
-    """A destination for shards and records of work units; picklable, because worker processes use it.
+    """A destination for shards, and for records of work units; picklable, because workers use it."""
 
-    A subclass has `open(name)`, a file to write the ids of a shard to; `save(name, file, index)`, which
-    makes it the shard's .bin file and `index` its .idx file; `write_record(name, content)`,
-    `read_record(name)`, and `record_names()`; `sizes()` of saved files by name; and
-    `remove_unfinished(finished)`.
-    """
-
-    open: Callable[[str], Any]
-    save: Callable[[str, Any, bytes], None]
-    write_record: Callable[[str, bytes], None]
-    read_record: Callable[[str], bytes]
-    record_names: Callable[[], list[str]]
-    sizes: Callable[[], dict[str, int]]
-    remove_unfinished: Callable[[Mapping[int, Shards]], None]
-    """Remove the files of other work units, which a killed build or its last workers left."""
-
-    def shard_writer(self, name: str, dtype: np.dtype[np.unsignedinteger]) -> "ShardWriter":
-        """A writer of the shard with this name."""
-        return ShardWriter(self, name, dtype)
+    store: Files
+    records: Files
 
     def add_record(self, unit: int, shards: Shards) -> None:
         """Record that a work unit is finished and that these are its shards."""
-        self.write_record(f"{unit:05d}.json", as_json([asdict(shard) for shard in shards]))
+        self.records.write(f"{unit:05d}.json", as_json([asdict(shard) for shard in shards]))
 
     def finished_units(self) -> dict[int, Shards]:
         """The shards of each work unit with a readable record, if each file has the recorded size."""
-        finished, sizes = {}, self.sizes()
-        names = sorted(name for name in self.record_names() if name.endswith(".json"))
-        for name, content in zip(names, map_in_threads(self.read_record, names), strict=True):
+        finished, sizes = {}, self.store.sizes()
+        names = sorted(name for name in self.records.sizes() if name.endswith(".json"))
+        for name, content in zip(names, map_in_threads(self.records.read, names), strict=True):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 shards = [ShardEntry.from_dict(shard) for shard in json.loads(content)]
                 if all(sizes.get(file.name) == file.size for shard in shards for file in shard.files):
                     finished[int(name.removesuffix(".json"))] = shards
         return finished
 
+    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
+        """Remove the files of other work units, which a killed build or its last workers left."""
+        if not isinstance(self.store, Folder):
+            return  # a run on another machine may write the same files now
+        keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
+        for path in self.store.path.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
 
 class ShardWriter:
     """Writes one shard: its ids, and an index of its chunks. The files get their names in `finish`."""
 
-    def __init__(self, output: ShardOutput, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(self, store: Files, name: str, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.n_tokens = self.n_bytes = self.n_documents = 0
-        self._output, self._name, self._dtype = output, name, dtype
-        self._file = output.open(name)
+        self._store, self._name, self._dtype = store, name, dtype
+        self._file = store.create(f"{name}.bin")
         self._rows: list[tuple[int, int, int, int]] = []
-        self._digest = hashlib.sha256()
-        self._batch = bytearray()
+        self._batch, self._digest = bytearray(), hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
-        self._in_progress: Future[None] | None = None
+        self._in_progress = self._thread.submit(self._hash_and_write, b"")
 
     def start_chunk(self, source: int, starts_document: bool) -> None:
         """Record that a chunk starts at the next id."""
@@ -90,25 +117,24 @@ class ShardWriter:
         if len(self._batch) >= BATCH_BYTES:
             self._write_batch()
 
-    def _write_batch(self) -> Future[None]:
+    def _write_batch(self) -> None:
         """Hash and write the last ids in a thread, after the ids before them are written."""
-        if self._in_progress is not None:
-            self._in_progress.result()
+        self._in_progress.result()
         self._in_progress = self._thread.submit(self._hash_and_write, self._batch)
         self._batch = bytearray()
-        return self._in_progress
 
-    def _hash_and_write(self, ids: bytearray) -> None:
+    def _hash_and_write(self, ids: bytes | bytearray) -> None:
         self._digest.update(ids)
         self._file.write(ids)
 
     def finish(self) -> ShardEntry:
         """Give the files their names and return the shard's entry for the manifest."""
-        last = self._write_batch()
+        self._write_batch()
         index = np.array(self._rows, dtype=ROW).tobytes()
-        last.result()
+        self._in_progress.result()
         self._thread.shutdown()
-        self._output.save(self._name, self._file, index)
+        self._store.write(f"{self._name}.idx", index)
+        self._file.commit()
         size = self.n_tokens * self._dtype.itemsize
         ids = FileEntry(name=f"{self._name}.bin", size=size, sha256=self._digest.hexdigest())
         return ShardEntry(
@@ -121,37 +147,4 @@ class ShardWriter:
     def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
         self._thread.shutdown()
-        if isinstance(self._file, AtomicFile):
-            self._file.discard()
-
-
-@dataclass(frozen=True)
-class FolderOutput(ShardOutput):
-    """Shards in `folder`/store and records in `folder`/parts; every method raises OSError."""
-
-    folder: Path
-
-    def open(self, name: str) -> AtomicFile:
-        return AtomicFile(self.folder / "store" / f"{name}.bin")
-
-    def save(self, name: str, file: AtomicFile, index: bytes) -> None:
-        write_whole(file.path.with_suffix(".idx"), index)
-        file.commit()
-
-    def write_record(self, name: str, content: bytes) -> None:
-        write_whole(self.folder / "parts" / name, content)
-
-    def read_record(self, name: str) -> bytes:
-        return (self.folder / "parts" / name).read_bytes()
-
-    def record_names(self) -> list[str]:
-        return [path.name for path in (self.folder / "parts").glob("[!.]*")]
-
-    def sizes(self) -> dict[str, int]:  # not of temporary files, which may vanish
-        return {path.name: path.stat().st_size for path in (self.folder / "store").glob("[!.]*")}
-
-    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        keep = {file.name for shards in finished.values() for shard in shards for file in shard.files}
-        for path in (self.folder / "store").iterdir():
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+        self._file.discard()

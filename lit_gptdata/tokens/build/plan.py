@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer, plain
 from lit_gptdata.text.document import Corpus, Document, SourceEntry
-from lit_gptdata.text.files import FilesCorpus, FindCut
+from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, format_of
-from lit_gptdata.text.remote_file import OnBytes, TextFile, size_of
+from lit_gptdata.text.remote_file import OnBytes, TextFile
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
@@ -104,8 +104,8 @@ class DocumentCorpus:
     def __iter__(self) -> Iterator[Document]:
         return iter(self.corpus)
 
-    def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
-        return []  # the documents can only be read in one pass
+    def work_units(self, *_: object) -> list[list[Corpus]]:
+        return [[self.corpus]]  # the documents can only be read in one pass
 
     def __repr__(self) -> str:
         return repr(self.corpus)
@@ -141,18 +141,14 @@ class BuildPlan:
     def name(self) -> str:
         """Names the folder of the build; the next build of the same plan continues in it."""
         # with the limits, because finished units are not checked again
-        low, high = self.options.min_document_bytes, self.options.max_document_bytes
-        details = [FORMAT, self.file_stats, self.shard_bytes, high, *([low] if low else [])]
-        return f"{self.key}-{_hash(details)}"
+        limits = [self.options.min_document_bytes, self.options.max_document_bytes]
+        return f"{self.key}-{_hash([FORMAT, limits, self.shard_bytes, self.file_stats])}"
 
-    def work_units(self) -> dict[int, list[FileSlice]]:
-        """The work units by number, none for one pass; raises ValueError for a too long document."""
-        high, low = self.options.max_document_bytes, self.options.min_document_bytes
-        if self.options.on_bad_document == "error" and (high is not None or low is not None):
-            for file in self.corpus.files:  # a worker sees only a slice of a large file
-                if format_of(file).cut == "inside_text" and (size := size_of(file)) > self.shard_bytes:
-                    check_document(file, size, low, high)
-        rule = self.tokenizer.cut_rule
+    def work_units(self) -> dict[int, Sequence[FileSlice | Corpus]]:
+        """The work units by number."""
+        options, rule = self.options, self.tokenizer.cut_rule
+        if options.filters or options.min_document_bytes or options.max_document_bytes:
+            rule = None  # a text is not cut, because a worker must see all of it to check it
         units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
         return dict(enumerate(units))
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
-from lit_gptdata.text.formats import FileSlice
-from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
+from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens, encode_here
 from lit_gptdata.tokens.build.output import Shards
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def encode_units(encoder: Encoder, units: WorkUnits, on_progress: OnProgress) ->
         log.warning("this process may not start others, so it tokenizes without %d workers", workers)
         workers = 1
     if workers == 1:
-        return {unit: encoder.encode_unit(unit, units[unit], on_progress) for unit in units}
+        return encode_here(encoder, units, on_progress)
     spawn = multiprocessing.get_context("spawn")  # a fork may hang if torch has started threads
     lifeline, parent_end = spawn.Pipe(duplex=False)
     start = _start_worker, (encoder, lifeline)
@@ -103,6 +103,6 @@ def _exit_with_parent(lifeline: Connection) -> None:
     os._exit(1)
 
 
-def _encode_unit(unit: int, slices: list[FileSlice]) -> Shards:
+def _encode_unit(unit: int, parts: Any) -> Shards:
     assert _encoder is not None
-    return _encoder.encode_unit(unit, slices)
+    return _encoder.encode_unit(unit, parts)

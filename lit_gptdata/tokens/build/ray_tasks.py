@@ -16,8 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_gptdata.text.formats import FileSlice
-from lit_gptdata.text.remote_file import TextFile
 from lit_gptdata.tokens.build.encode import Encoder, OnProgress, WorkUnits, bytes_and_tokens
 from lit_gptdata.tokens.build.output import Shards
 
@@ -54,9 +52,9 @@ def encode_units(encoder: Encoder, units: WorkUnits, on_progress: OnProgress) ->
             while True:
                 n_cores = int(ray.cluster_resources().get("CPU", 0))
                 limit = workers or TASKS_PER_CORE * max(1, n_cores)
-                for unit, slices in itertools.islice(waiting, max(0, limit - len(running))):
-                    slices = [replace(s, path=_absolute(s.path)) for s in slices]
-                    running[_encode_task.remote(shared, unit, slices)] = unit
+                for unit, parts in itertools.islice(waiting, max(0, limit - len(running))):
+                    task = _encode_task.remote(shared, unit, list(map(_absolute, parts)))
+                    running[task] = unit
                 if not running:
                     return finished
                 ended = ray.wait(list(running), timeout=timeout_s)[0]
@@ -74,9 +72,9 @@ def encode_units(encoder: Encoder, units: WorkUnits, on_progress: OnProgress) ->
                 ray.cancel(task, force=True)
 
 
-def _absolute(file: TextFile) -> TextFile:
-    """For a worker, which has another current folder."""
-    return file.absolute() if isinstance(file, Path) else file
+def _absolute(part: Any) -> Any:
+    """A slice for a worker, which has another current folder."""
+    return replace(part, path=part.path.absolute()) if isinstance(part.path, Path) else part
 
 
 def _result(task: Any, workers: int | None) -> Any:
@@ -122,8 +120,8 @@ def _fetch_encoder(shared: Any) -> Encoder:
     return ray.get(shared)  # type: ignore[no-any-return]
 
 
-def _encode_unit(shared: Any, unit: int, slices: list[FileSlice]) -> Shards:
-    return _fetch_encoder(shared[0]).encode_unit(unit, slices)
+def _encode_unit(shared: Any, unit: int, parts: Any) -> Shards:
+    return _fetch_encoder(shared[0]).encode_unit(unit, parts)
 
 
 _encode_task = ray.remote(num_cpus=1, max_retries=RETRIES)(_encode_unit)

@@ -6,7 +6,10 @@ Credentials come from the places that fsspec's packages document, such as the en
 role of an instance, and never from the URL.
 """
 
+from __future__ import annotations
+
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -77,11 +80,28 @@ class Objects:
                     fs.rm_file(path)
             raise
 
+    def create(self, name: str) -> Upload:
+        """A new file: `write` its content, then `commit` or `discard` it."""
+        return Upload(self, name)
+
     def remove_all(self) -> None:
         """Remove every file below the URL."""
         fs, root = self.open()
         with contextlib.suppress(FileNotFoundError):
             retry(self.url, lambda: fs.rm(root, recursive=True), done="removed")
+
+
+class Upload(io.BytesIO):
+    """A new file in memory, which `commit` sends."""
+
+    def __init__(self, target: Objects, name: str) -> None:
+        super().__init__()
+        self._target, self._name = target, name
+
+    def commit(self) -> None:
+        self._target.write(self._name, self.getvalue())
+
+    discard = io.BytesIO.close
 
 
 def check_url(url: str) -> None:

@@ -7,11 +7,8 @@ The manifest is written last. A killed run publishes nothing, and the next one s
 """
 
 import hashlib
-import io
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from lit_gptdata._fsspec import is_url
@@ -21,7 +18,7 @@ from lit_gptdata.text.files import PathLike
 from lit_gptdata.text.remote_file import size_of
 from lit_gptdata.tokens.build.encode import encode_corpus, progress_of
 from lit_gptdata.tokens.build.local import make_runner
-from lit_gptdata.tokens.build.output import ShardOutput, Shards
+from lit_gptdata.tokens.build.output import ShardOutput
 from lit_gptdata.tokens.build.plan import DEFAULT_OPTIONS, BuildOptions, BuildPlan, as_plan_corpus
 from lit_gptdata.tokens.manifest import FileEntry
 from lit_gptdata.tokens.remote.objects import Objects
@@ -75,7 +72,7 @@ def publish_text(
     target = _target(url, plan.fingerprint(sources))
     records = Objects(f"{target.url}/.parts-{plan.name}")
     if "manifest.json" not in target.sizes():
-        shards, left_out = encode_corpus(plan, UrlOutput(target, records), runner)
+        shards, left_out = encode_corpus(plan, ShardOutput(target, records), runner)
         vocab = vocab_table(tokenizer).tobytes()
         try:
             manifest = plan.manifest(sources, shards, vocab, left_out)
@@ -90,36 +87,6 @@ def publish_text(
         target.write("manifest.json", manifest.to_json())
     records.remove_all()
     return target.url
-
-
-@dataclass(frozen=True)
-class UrlOutput(ShardOutput):
-    """Shards at a URL, each in memory until it is complete, and records at another. RemoteError."""
-
-    store: Objects
-    records: Objects
-
-    def open(self, name: str) -> io.BytesIO:
-        return io.BytesIO()
-
-    def save(self, name: str, file: io.BytesIO, index: bytes) -> None:
-        self.store.write(f"{name}.idx", index)
-        self.store.write(f"{name}.bin", file.getvalue())
-
-    def write_record(self, name: str, content: bytes) -> None:
-        self.records.write(name, content)
-
-    def read_record(self, name: str) -> bytes:
-        return self.records.read(name)
-
-    def record_names(self) -> list[str]:
-        return list(self.records.sizes())
-
-    def sizes(self) -> dict[str, int]:
-        return self.store.sizes()
-
-    def remove_unfinished(self, finished: Mapping[int, Shards]) -> None:
-        """Does nothing: a run on another machine may write the same files now."""
 
 
 def _target(url: PathLike, fingerprint: str) -> Objects:
