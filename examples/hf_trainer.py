@@ -58,3 +58,5 @@ size = {"n_positions": data.max_length, "n_embd": 16, "n_layer": 1, "n_head": 2}
 model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=data.vocab_size, **size))
 trainer = WindowTrainer(model, args, callbacks=[SavePosition])
 trainer.train(resume_from_checkpoint=last and str(last.parent))
+# Otherwise a thread of gloo may still free the tensors of the last gather while Python exits: it aborts.
+trainer.accelerator.wait_for_everyone()

