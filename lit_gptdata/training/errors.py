@@ -17,6 +17,9 @@ from yaml import MarkedYAMLError
 from lit_gptdata._io import close_bars
 from lit_gptdata.configs import conf_dir, default_groups, quote_value, similar_keys, typed_command
 
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+ADVICE = dict.fromkeys(_DENIED, ": give another folder, or change its permissions")
+ADVICE[errno.ENOSPC] = ": make room on the disk, and run the same command again"
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
 _PACKAGES = ("lit_gptdata", "__main__", "lightning")
 PLUGIN = r"hydra/(launcher|sweeper)/(joblib|submitit|optuna)"  # configs of Hydra that need an extra
@@ -63,8 +66,7 @@ def describe(error: BaseException, command: Sequence[str] = ()) -> str:
     if message := _about_config(cause, text, command):
         return one_line(message)
     if isinstance(cause, OSError) and cause.strerror and cause.filename:
-        denied = cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        advice = ": give another folder, or change its permissions" if denied else ""
+        advice = ADVICE.get(cause.errno or 0, "")
         return f"{cause.filename}: {cause.strerror}{advice}"
     if "No supported gpu backend" in text:
         return "torch finds no GPU on this machine: train on its CPU with trainer=cpu"
