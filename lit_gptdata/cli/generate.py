@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +86,12 @@ def read_checkpoint(ckpt: str) -> tuple[Path, dict[str, Any], Any]:
     `ckpt`: a file of train.py or LightningCLI, or the folder of a run. Raises FileNotFoundError and
     ValueError.
     """
-    import torch
     from omegaconf import OmegaConf
 
+    from lit_gptdata.training.folder import load_checkpoint
+
     file = find_checkpoint(Path(str(ckpt)).expanduser())  # ckpt=3 is read as a number
-    try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        content["state_dict"]
-    except (RuntimeError, UnpicklingError, LookupError, TypeError, EOFError) as error:
-        raise ValueError(f"{file} is not a checkpoint of Lightning: {type(error).__name__}") from error
+    content = load_checkpoint(file, {"state_dict"}, "give the .ckpt file or the folder of a run")
     config = file.absolute().parents[1] / "config.yaml"
     return file, content, OmegaConf.load(config) if config.is_file() else OmegaConf.create()
 
@@ -154,6 +150,7 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():  # the tool of lightning.pytorch fails with the parts that trainer=fsdp saves
         command = f"python -m lightning.fabric.utilities.consolidate_checkpoint {shlex.quote(str(path))}"
         raise ValueError(f"{path} has the parts of a checkpoint. Make one file of them: {command}")
+    path.stat()  # raises FileNotFoundError
     return path
 
 

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -77,15 +76,13 @@ def main(cfg: DictConfig) -> float:
 
 @contextmanager
 def without_empty_folder() -> Iterator[None]:
-    """Remove Hydra's folder at the end if nothing is in it, because output_dir names another one."""
+    """Remove Hydra's folder and its parents if they are empty, because output_dir names another one."""
     try:
         yield
     finally:
         if HydraConfig.initialized():
             with suppress(OSError):
-                path = Path(HydraConfig.get().runtime.output_dir)
-                path.rmdir()
-                path.parent.rmdir()  # the date
+                os.removedirs(HydraConfig.get().runtime.output_dir)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -119,8 +116,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         # TokenBudget of this process have not seen it.
         data.trainer = trainer
         data.setup()
-        metrics = name_losses(trainer.callback_metrics, monitor)
-        metrics = {name: float(value) for name, value in metrics.items()}
+        losses = name_losses(trainer.callback_metrics, monitor)
+        result["metrics"] = metrics = {name: float(value) for name, value in losses.items()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.mean:
                 metrics["tokens_per_second"] = callback.mean
@@ -130,20 +127,12 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["parameters"] = sum(p.numel() for p in model.parameters())
         result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
         result["val_text"] = scored_text(data)
-        result["metrics"] = metrics
         is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
         splits = ["test"] if is_scored else ["val", "test"]
         metrics |= evaluate(trainer, model, data, *splits, monitor=monitor)
         metrics.pop("tokens", None)
-        save_summary(
-            trainer,
-            model,
-            data,
-            metrics,
-            folder,
-            rows | last_rows(cfg, folder, trainer, data, result),
-            monitor,
-        )
+        rows |= last_rows(cfg, folder, trainer, data, result)
+        save_summary(trainer, model, data, metrics, folder, rows, monitor)
 
 
 def keep_memory() -> None:
@@ -180,8 +169,7 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
         if signal.getsignal(signal.SIGTERM) is stop:  # otherwise the Trainer stops, between two steps
             raise SIGTERMException
 
-    is_main = threading.current_thread() is threading.main_thread()
-    if catches := is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    if catches := signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, stop)
     try:
         yield
@@ -192,11 +180,13 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
             raise
         text = "stopped before the first step. Finished tokens are kept: run the same command again"
         if in_sweep():  # its checkpoints have only weights
-            text = "stopped. To run the jobs that did not complete:\n  lit-gptdata rerun"
-            text += f" {shown(folder.parent)} --unfinished"
+            command = f"lit-gptdata rerun {shown(folder.parent)} --unfinished"
+            text = f"stopped. To run the jobs that did not complete:\n  {command}"
         elif path := kept_checkpoint(trainer):
-            text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
-            text += f"\n  {resume_command(shown(folder))}"
+            command = resume_command(shown(folder))
+            text = (
+                f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:\n  {command}"
+            )
         close_bars()
         rank_zero_only(print)(text, file=sys.stderr)
         raise SystemExit(128 + number) from error
@@ -217,15 +207,13 @@ def train_own_tokenizer(cfg: DictConfig, path: Path) -> None:
     A resumed run keeps the tokenizer of its run, even if the text has changed.
     """
     if (given := cfg.data.get("tokenizer", "gpt2")) != "gpt2":
-        problem = f"vocab_size={cfg.vocab_size} trains a tokenizer, but data.tokenizer={given} names one"
-        raise ValueError(f"{problem}: give one of them")
+        raise ValueError(f"vocab_size trains a tokenizer: leave it or data.tokenizer={given} out")
     if cfg.ckpt_path is None:
         lines = train_on(instantiate(cfg.data), path, cfg.vocab_size)
     else:
         kept = Path(cfg.ckpt_path).parents[1] / path.name
         if not kept.is_file():
-            problem = f"vocab_size trains no tokenizer for a resumed run, and {kept} does not exist"
-            raise ValueError(f"{problem}: set data.tokenizer to the tokenizer.json of the run")
+            raise ValueError(f"{kept} does not exist: set data.tokenizer to the tokenizer of the run")
         write_whole(path, kept.read_bytes())
         lines = [f"{kept}: {Tokenizer(str(path)).vocab_size:,} tokens, from the run that continues"]
     rank_zero_only(print)(*lines, sep="\n")
@@ -264,18 +252,13 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
         raise ValueError(f"{name} needs a stem: leave stem=none out, or choose another model")
     model = make(**{key: given[key] for key in given if key in takes and key not in make.keywords})
     if not isinstance(model, L.LightningModule):
-        advice = "import lightning as L, and subclass L.LightningModule, as in examples/own_model"
-        raise TypeError(
-            f"model._target_ must make a LightningModule, got {type(model).__name__}: {advice}"
-        )
+        raise TypeError(f"{name} must be a lightning.LightningModule, as in examples/own_model")
     if (parameters := [*model.parameters()]) and not any(each.requires_grad for each in parameters):
-        raise ValueError(
-            f"{name} has no parameters to train: with stem.freeze=true, give it more layers"
-        )
+        raise ValueError(f"{name} has no parameters to train: add layers, or leave stem.freeze out")
     names = [key for key, value in model.hparams.items() if not is_plain(value)]
     if names and cfg.trainer.get("enable_checkpointing", True):
-        problem = f"{name} saves hyperparameters that are not plain values, so no run could resume"
-        raise ValueError(f"{problem}: write self.save_hyperparameters(ignore={names}) in its __init__")
+        advice = f"write self.save_hyperparameters(ignore={names}) in its __init__"
+        raise ValueError(f"{name} saves values that no checkpoint can hold: {advice}")
     return model
 
 
@@ -284,10 +267,8 @@ def build_stem(cfg: DictConfig, data: GPTDataModule) -> torch.nn.Module:
     make, takes = constructor(cfg, "stem")
     stem: torch.nn.Module = make(**({"vocab_size": data.vocab_size} if "vocab_size" in takes else {}))
     if getattr(stem, "max_length", data.max_length) < data.max_length:
-        raise ValueError(
-            f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}: leave"
-            " stem.max_length out, or make it at least as large"
-        )
+        problem = f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}"
+        raise ValueError(f"{problem}: leave stem.max_length out, or make it at least as large")
     return stem.requires_grad_(False) if cfg.stem.get("freeze") else stem
 
 
@@ -333,10 +314,8 @@ def check_options(cfg: DictConfig) -> None:
     """Raise ValueError or TypeError for options that Hydra or the Trainer would accept and misuse."""
     for group in ("data", "stem", "model", "trainer"):
         if not isinstance(cfg.get(group), DictConfig) and (group, cfg.get(group)) != ("stem", None):
-            raise TypeError(
-                f"{group} must have options, got {group}={cfg[group]}: this config has no choices for"
-                f" {group}, so leave {group}=… out and set options such as {group}.…=…"
-            )
+            advice = f"leave {group}=… out, and set options such as {group}.…=…"
+            raise TypeError(f"this config has no choices for {group}: {advice}")
     for name in ("callbacks", "logger"):
         if name in cfg.trainer:
             raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")

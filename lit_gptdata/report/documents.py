@@ -16,6 +16,7 @@ import numpy as np
 
 from lit_gptdata._io import AtomicFile, aligned, write_whole
 from lit_gptdata.report.show import visible
+from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.manifest import total
 from lit_gptdata.tokens.store import TokenStore
 
@@ -118,21 +119,13 @@ def check_output(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "Is a folder: set output=… to a file", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
-    if not os.access(path.parent, os.W_OK):
-        problem = "Permission denied: set output=… to a file in another folder"
-        raise PermissionError(errno.EACCES, problem, str(path))
     if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            advice = "pip install 'lit-gptdata[parquet]', or set output=scores.csv"
-            raise ImportError(f"{path.name} needs pyarrow: {advice}") from error
+        needs("pyarrow.parquet", "parquet", path.name)
 
 
 def write_scores(path: Path, sets: Sequence[DocumentLosses]) -> None:
     """Write a row for each document, atomically; raises OSError."""
-    file = AtomicFile(path)
-    blocks = (block for each in sets for block in each.blocks())
+    file, blocks = AtomicFile(path), (block for each in sets for block in each.blocks())
     try:
         if path.suffix == ".parquet":
             import pyarrow
@@ -149,6 +142,8 @@ def write_scores(path: Path, sets: Sequence[DocumentLosses]) -> None:
                 csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
                 file.write(text.getvalue().encode(errors="backslashreplace"))
         file.commit()
+    except OSError as error:  # pyarrow's does not name the file
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
     finally:
         file.discard()
 
@@ -158,59 +153,53 @@ def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) ->
     rows = [["set", "documents", "tokens", "bytes", "nats per token", "bits per byte"]]
     for each in sets:
         n, nats, n_bytes = int(each.tokens.sum()), float(each.nats.sum()), int(each.bytes.sum())
-        is_known = bool(each.known[each.tokens > 0].all()) and n_bytes > 0
-        bits = f"{nats / math.log(2) / n_bytes:.4f}" if is_known else "not known"
-        counts = [f"{np.count_nonzero(each.tokens):,}", f"{n:,}", f"{n_bytes:,}" if is_known else ""]
-        rows.append([each.name or "corpus", *counts, f"{nats / max(1, n):.4f}", bits])
-    unit, losses = losses_of(sets, min_tokens)
-    of = np.concatenate([np.full(len(each), i) for i, each in enumerate(losses)])
-    values, indices = np.concatenate(losses), np.concatenate([np.arange(len(each)) for each in losses])
-    order = np.argsort(values, kind="stable")
-    order = order[: np.count_nonzero(~np.isnan(values))]
-    lists = {f"highest {unit}": order[::-1][:LISTED], f"lowest {unit}": order[:LISTED]}
+        size, rate = "", "not known"
+        if n_bytes and each.known[each.tokens > 0].all():
+            size, rate = f"{n_bytes:,}", f"{nats / math.log(2) / n_bytes:.4f}"
+        counts = [f"{np.count_nonzero(each.tokens):,}", f"{n:,}", size, f"{nats / max(1, n):.4f}"]
+        rows.append([each.name or "corpus", *counts, rate])
+    bits = bits_of_long(sets, min_tokens)
+    firsts, values = np.cumsum([0, *map(len, bits)]), np.concatenate(bits)
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
+    lists = {"highest bits per byte": order[::-1][:LISTED], "lowest bits per byte": order[:LISTED]}
     if len(order) <= 2 * LISTED:
-        lists = {f"{unit}, the highest first": order[::-1]}
+        lists = {"bits per byte, the highest first": order[::-1]}
     about = f"of the {len(order):,} documents with ≥ {min_tokens} tokens (min_tokens=…)"
     lines = aligned(rows)
     for title, chosen in lists.items():
         lines += ["", f"{title}, {about}:"]
-        rows = [["source", "document", "tokens", "bytes", unit, "text"]]
+        rows = [["source", "document", "tokens", "bytes", "bits per byte", "text"]]
         for at in chosen.tolist():
-            each, i = sets[of[at]], int(indices[at])
+            number = int(np.searchsorted(firsts, at, side="right")) - 1
+            each, i = sets[number], at - int(firsts[number])
             path = each.source(i).removeprefix(f"{Path.cwd()}/")
             source = ": ".join(filter(None, [each.name, path]))
             source = source if len(source) <= 40 else f"…{source[-39:]}"
-            size = f"{each.bytes[i]:,}" if each.known[i] else ""
-            counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", size, f"{values[at]:.4f}"]
+            counts = [f"{n:,}" for n in (each.first + i, each.tokens[i], each.bytes[i])]
+            counts.append(f"{values[at]:.4f}")
             rows.append([visible(source, "⏎", "⇥"), *counts, each.text(i, tokenizer)])
         lines += aligned(rows)
     return lines
 
 
-def losses_of(sets: Sequence[DocumentLosses], min_tokens: int) -> tuple[str, list[np.ndarray]]:
-    """The unit, and the loss of each document, float64 (D,) per set; nan for short documents.
-
-    The unit is bits per byte, or nats per token if the bytes of none of them are known.
-    """
-    is_long = [each.tokens >= max(1, min_tokens) for each in sets]
-    unit, losses = "bits per byte", [each.bits for each in sets]
-    if not any(np.isfinite(each[of]).any() for each, of in zip(losses, is_long, strict=True)):
-        unit, losses = "nats per token", [each.nats / np.maximum(1, each.tokens) for each in sets]
-    return unit, [np.where(of, each, np.nan) for each, of in zip(losses, is_long, strict=True)]
+def bits_of_long(sets: Sequence[DocumentLosses], min_tokens: int) -> list[np.ndarray]:
+    """The bits per byte of each document, float64 (D,) per set; nan for short documents."""
+    return [np.where(each.tokens >= max(1, min_tokens), each.bits, np.nan) for each in sets]
 
 
 def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> None:
     """Write a PNG: a histogram of the documents' losses, per set."""
     from matplotlib.figure import Figure
 
-    unit, losses = losses_of(sets, min_tokens)
-    losses = [each[np.isfinite(each)] for each in losses]
+    losses = [each[np.isfinite(each)] for each in bits_of_long(sets, min_tokens)]
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     n = sum(map(len, losses))
     bins = np.histogram_bin_edges(np.concatenate(losses), min(60, 10 + n // 20))
     style: Any = "step" if len(sets) > 1 else "stepfilled"
     axes.hist(losses, bins.tolist(), histtype=style, log=True, label=[each.name for each in sets])
-    axes.set(xlabel=unit, ylabel="documents, on a log scale", ylim=(0.5, None))  # 1 is visible
+    axes.set(
+        xlabel="bits per byte", ylabel="documents, on a log scale", ylim=(0.5, None)
+    )  # 1 is visible
     axes.set_title(f"loss of {n:,} documents with ≥ {min_tokens} tokens")
     axes.grid(alpha=0.3)
     if len(sets) > 1:

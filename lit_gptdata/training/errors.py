@@ -17,15 +17,12 @@ from yaml import MarkedYAMLError
 from lit_gptdata._io import close_bars
 from lit_gptdata.configs import conf_dir, default_groups, quote_value, similar_keys, typed_command
 
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+ADVICE = dict.fromkeys(_DENIED, ": give another folder, or change its permissions")
+ADVICE[errno.ENOSPC] = ": make room on the disk, and run the same command again"
 # These packages raise errors about what the user gave. Others, such as torch, may need a traceback.
 _PACKAGES = ("lit_gptdata", "__main__", "lightning")
-# Hydra config → the extra of this package that installs it.
-EXTRAS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_local": "submitit",
-    "hydra/launcher/submitit_slurm": "submitit",
-    "hydra/sweeper/optuna": "optuna",
-}
+PLUGIN = r"hydra/(launcher|sweeper)/(joblib|submitit|optuna)"  # configs of Hydra that need an extra
 
 
 @contextmanager
@@ -69,8 +66,7 @@ def describe(error: BaseException, command: Sequence[str] = ()) -> str:
     if message := _about_config(cause, text, command):
         return one_line(message)
     if isinstance(cause, OSError) and cause.strerror and cause.filename:
-        denied = cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        advice = ": give another folder, or change its permissions" if denied else ""
+        advice = ADVICE.get(cause.errno or 0, "")
         return f"{cause.filename}: {cause.strerror}{advice}"
     if "No supported gpu backend" in text:
         return "torch finds no GPU on this machine: train on its CPU with trainer=cpu"
@@ -102,8 +98,8 @@ def _about_config(error: BaseException, text: str, command: Sequence[str]) -> st
     """Explain an error of Hydra, OmegaConf or YAML; "" for another error."""
     if isinstance(error, MissingConfigException) and (file := error.missing_cfg_file):
         group, _, name = file.partition("/") if file.startswith("data/") else file.rpartition("/")
-        if extra := EXTRAS.get(file):
-            return f"{group}={name} needs an extra: pip install 'lit-gptdata[{extra}]'"
+        if plugin := re.match(PLUGIN, file):
+            return f"{group}={name} needs an extra: pip install 'lit-gptdata[{plugin[2]}]'"
         if error.options:
             names = ", ".join(name for name in error.options if name != "options")
             own = "; for your own text, data=files data.corpus=PATH" if group == "data" else ""
@@ -133,16 +129,12 @@ def _about_override(word: str, text: str, command: Sequence[str]) -> str:
     if word:
         return f"{word!r} is not an option: options have the form key=value, such as {word}=…"
     if found := re.match("Could not override '(.*)'", text):
-        near, node = similar_keys(found[1]), found[1].partition(".")[0]
-        hint = "`lit-gptdata train --help` describes all options."
-        if (conf_dir() / found[1]).is_dir() and found[1] not in default_groups():
-            return f"{found[1]}=… needs a plus sign: +{found[1]}=…"
-        if found[1] in near and "." in found[1]:  # a dict with other keys than the config's
-            own = "; for your own mixture: data=sources 'data.corpus={…}'" * (found[1] == "data.corpus")
-            return f"{found[1]}=… has keys that the config does not have: ++{found[1]}=… adds them{own}"
-        if found[1] in near:  # data=files, with a config in which it replaces all of `data`
-            hint = f"leave {node}=… out, because this config has no choices for {node}"
-        elif near:
-            hint = f"did you mean {' or '.join(near)}?"
-        return f"the option {found[1]} does not exist: {hint} (+{found[1]}=… adds a new option)"
+        near = similar_keys(key := found[1])
+        if (conf_dir() / key).is_dir() and key not in default_groups():
+            return f"{key}=… needs a plus sign: +{key}=…"
+        if key in near:  # a dict with other keys than the config's
+            own = "; for your own mixture: data=sources 'data.corpus={…}'" * (key == "data.corpus")
+            return f"{key}=… has keys that the config does not have: ++{key}=… adds them{own}"
+        hint = f"did you mean {' or '.join(near)}?" if near else "train --help describes all options"
+        return f"the option {key} does not exist: {hint} (+{key}=… adds a new option)"
     return text

@@ -28,10 +28,7 @@ from lit_gptdata.configs import conf_dir, own_folders
 log = logging.getLogger(__name__)
 # Environment variable with the name of the run's folder (conf/train.yaml). Unset: the current time.
 RUN = "LIT_GPTDATA_RUN"
-_FORK_HINT = (
-    "Without torchrun, every sweep works with trainer.strategy=ddp_fork (CPUs) or ddp_spawn, which are"
-    " slower and log only the last validation in metrics.csv"
-)
+_FORK_HINT = "Without torchrun, set trainer.strategy=ddp_fork (CPUs) or ddp_spawn, which are slower"
 
 
 def share_run_name() -> None:
@@ -69,17 +66,16 @@ def check_launcher(trainer: L.Trainer) -> None:
     if processes == 1 or isinstance(strategy.launcher, _MultiProcessingLauncher):
         return
     if isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
-        raise ValueError(
-            f"a sweep (-m) cannot start {processes} processes per job with {type(strategy).__name__}:"
-            " each would run the whole sweep again. Run each job without -m, or start them once:"
-            f" torchrun --nproc-per-node {trainer.num_devices} train.py -m …. {_FORK_HINT}"
+        problem = (
+            f"{processes} processes per job with {type(strategy).__name__} would each run the sweep"
         )
+        command = f"torchrun --nproc-per-node {trainer.num_devices} train.py -m …"
+        raise ValueError(f"{problem} (-m): start them with {command}. {_FORK_HINT}")
     hydra, basic = HydraConfig.get(), "hydra._internal.core_plugins.basic_"
-    plugins = (hydra.sweeper._target_, hydra.launcher._target_)
-    if others := [name for name in plugins if not name.startswith(basic)]:
-        needs = f"in {processes} processes needs hydra/sweeper=basic and hydra/launcher=basic"
-        problem = f"{', '.join(others)} may choose different jobs in each process"
-        raise ValueError(f"a sweep (-m) {needs}: {problem}. {_FORK_HINT}")
+    for name in (hydra.sweeper._target_, hydra.launcher._target_):
+        if not name.startswith(basic):
+            problem = f"{name} may choose other jobs in each of {processes} processes"
+            raise ValueError(f"{problem}: set hydra/sweeper=basic hydra/launcher=basic. {_FORK_HINT}")
 
 
 def find_checkpoint(given: str, last: Path) -> str:
@@ -95,15 +91,21 @@ def find_checkpoint(given: str, last: Path) -> str:
         if inside.exists():
             raise IsADirectoryError(f"ckpt_path={given} is a folder: set ckpt_path={inside}")
     if not (path / "meta.pt").exists():  # which is in a distributed checkpoint, a folder
-        try:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            if missing := {"state_dict", "optimizer_states", "loops"} - content.keys():
-                raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")
-        except Exception as error:
-            reason = str(error.args[-1] if error.args else "").partition("\n")[0]
-            problem = f"{path} is not a Lightning checkpoint that a run can resume from"
-            raise ValueError(f"{problem} ({type(error).__name__}: {reason}): {advice}") from error
+        load_checkpoint(path, {"state_dict", "optimizer_states", "loops"}, advice)
     return str(path)
+
+
+def load_checkpoint(path: Path, keys: set[str], advice: str) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, its tensors when they are used; raises ValueError with `advice`."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if missing := keys - content.keys():
+            raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")
+    except Exception as error:
+        reason = str(error.args[-1] if error.args else "").partition("\n")[0]
+        problem = f"{path} is not a Lightning checkpoint ({type(error).__name__}: {reason})"
+        raise ValueError(f"{problem}: {advice}") from error
+    return content
 
 
 def make_folder(cfg: DictConfig) -> Path:
@@ -133,11 +135,9 @@ def record_config(cfg: DictConfig, folder: Path) -> None:
     own = Path(cfg.ckpt_path or "/").is_relative_to(folder)  # resumed here: the folder has the whole run
     recorded = {"output_dir": None, "ckpt_path": None if own else cfg.ckpt_path}
     for key in recorded:
-        cfg[key] = f"<{key} of the job>"
+        cfg[key] = f"\\${{{key}}}"  # an escaped reference, so that options that refer to it still do
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     text = OmegaConf.to_yaml(OmegaConf.create(values | recorded))
-    for key in recorded:
-        text = text.replace(f"<{key} of the job>", f"${{{key}}}")
     hydra = OmegaConf.load(conf_dir() / "train.yaml").hydra  # folders of runs and sweeps, the report
     if HydraConfig.initialized() and (folders := own_folders(HydraConfig.get())):
         hydra.searchpath = [f"file://{path}" for path in folders]  # for the modules in them

@@ -147,11 +147,11 @@ def test_a_run_with_its_own_tokenizer_resumes_with_it_also_on_other_text(tmp_pat
     assert data.tokenizer.fingerprint == Tokenizer(str(path)).fingerprint
     path.unlink()
     printed = run_train(*SMALL, *files, *more, *resumed, cwd=tmp_path, expect=1)
-    assert "set data.tokenizer to the tokenizer.json of the run" in printed
+    assert "set data.tokenizer to the tokenizer of the run" in printed
 
 
 def test_train_py_refuses_vocab_size_with_another_tokenizer():
-    message = r"vocab_size=300 trains a tokenizer, but data\.tokenizer=o200k_base names one: give one"
+    message = r"vocab_size trains a tokenizer: leave it or data\.tokenizer=o200k_base out"
     with pytest.raises(ValueError, match=message):
         run_train_here(*SMALL, "vocab_size=300", "data.tokenizer=o200k_base", "output_dir=run")
 

@@ -64,7 +64,7 @@ WRONG = {
     "lit-gptdata seen nope.ckpt": "nope.ckpt: No such file or directory",
     "lit-gptdata generate nope.ckpt": "nope.ckpt: No such file or directory",
     "lit-gptdata generate books": "books has no .ckpt file: give the folder of a run",
-    "lit-gptdata generate books/a.txt": "a.txt is not a checkpoint of Lightning",
+    "lit-gptdata generate books/a.txt": "a.txt is not a Lightning checkpoint",
     "lit-gptdata generate books It was": "got 2 prompts, ['It', 'was']: put the prompt in quotes",
     "lit-gptdata generate books temprature=0": "did you mean temperature=…?",
     "lit-gptdata export hf out": "give a checkpoint and nothing else, got '': lit-gptdata export hf",

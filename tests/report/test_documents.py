@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import math
+import resource
 from collections import defaultdict
 
 import numpy as np
@@ -22,6 +24,7 @@ from lit_gptdata.tokens.build import encode, plan
 from lit_gptdata.tokens.build.local import prepare_store
 from lit_gptdata.tokens.store import TokenStore
 from lit_gptdata.tokens.tokenizer import Tokenizer
+from lit_gptdata.training.errors import describe as describe_error
 from tests.conftest import ListCorpus
 
 TEXTS = ["one two", "", "", "three four five six seven", "é🙂 eight", "", "nine " * 400, "ten", ""]
@@ -120,6 +123,22 @@ def test_csv_and_parquet_have_the_same_rows(store, tmp_path, monkeypatch):
     assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in table] == found
     assert table == [row for each in sets for row in rows(each)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.parquet"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_full_disk_is_named_with_the_file_and_what_to_do(name, store, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # a file that cannot grow
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_scores(tmp_path / name, [scored(store, 0, store.n_tokens)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert describe_error(caught.value) == f"{tmp_path / name}: File too large"
+    full = OSError(errno.ENOSPC, "No space left on device", caught.value.filename)
+    assert describe_error(full).endswith("make room on the disk, and run the same command again")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_short_documents_are_not_in_the_lists_and_text_is_visible(store):

@@ -143,7 +143,7 @@ def test_a_group_in_place_of_an_option_is_named(group, value):
         return  # a model without a stem
     cfg = compose_config(*TEXT, "output_dir=run")
     cfg[group] = value
-    with pytest.raises(TypeError, match=f"no choices for {group}, so leave {group}=… out"):
+    with pytest.raises(TypeError, match=f"no choices for {group}: leave {group}=… out"):
         train.main(cfg)
 
 
