@@ -52,6 +52,7 @@ _KINDS = (
     (rb"\xff\xfe|\xfe\xff", "UTF-16", _ICONV % "utf-16"),
     (rb"[^\x1b\0]*\x1b\$[@B]", "ISO-2022-JP", _ICONV % "iso-2022-jp"),
     (rb".{257}ustar", "a tar archive", "mkdir {new} && tar -xf {path} -C {new}"),
+    (rb"(?:<\?xml[^>]*>\s*)?<Error>", "an error message of a server", "cat {path}"),
     (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
     (rb"/annex/objects/", "a git-annex pointer", "git annex get {path}"),
     (rb"\x93NUMPY", "a NumPy array", _IMPORT % "npy"),

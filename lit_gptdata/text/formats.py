@@ -36,12 +36,13 @@ from lit_gptdata.text.content import (
 )
 from lit_gptdata.text.document import Document, utf8
 from lit_gptdata.text.gutenberg import strip_gutenberg
-from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw
+from lit_gptdata.text.remote_file import RemoteFile, TextFile, open_raw, size_of
 
 EncodingErrors = Literal["strict", "replace"]
 NULL, INVALID = "null", "invalid UTF-8"  # kinds of a `Document.problem`
 LINE_LIMIT = 1 << 28  # bytes of a JSON line, which is held in memory; a longer one is hardly JSON Lines
 ROWS = 64  # of a parquet file per read: 256 are not faster, and each row may repeat one long text
+INDEX_BYTES = 1 << 20  # of a parquet file, between its data and its footer
 BATCH_BYTES = 16 << 20  # of parquet rows per read, estimated from the file's metadata
 
 
@@ -334,6 +335,7 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         if names.count(column) != 1:
             problem = f"has columns {sorted(names)}, not one named {column!r}"
             raise ValueError(f"{path} {problem}: set data.text_column")
+        _check_single(table.metadata, path)
         kind = table.schema_arrow.field(column).type
         if not re.match(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,|$)", str(kind)):
             raise ValueError(f"{path}: {column!r} holds {kind}, not text: set data.text_column")
@@ -347,6 +349,19 @@ def _parquet_text(value: bytes | None, reading: Reading, source: str) -> bytes |
         return None if value is None else value.decode(errors=reading.encoding_errors).encode()
     except UnicodeDecodeError as error:
         raise _invalid(error, source, 0, f"Repair it, or {ADVICE}") from None
+
+
+def _check_single(metadata: Any, path: TextFile) -> None:
+    """Raise ValueError for several Parquet files in one, of which only the last footer is read."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    data_bytes = sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
+    # in a single file these are indexes, otherwise also the files before the last one
+    other_bytes = size_of(path) - len(b"PAR1") - data_bytes - metadata.serialized_size - 8
+    if other_bytes > 0:
+        with open_raw(path, max(0, other_bytes - INDEX_BYTES), other_bytes + 4) as raw:
+            if b"PAR1PAR1" in raw.read(INDEX_BYTES + 4):
+                advice = "give the original files, or join them with pyarrow"
+                raise ValueError(f"{path} holds several Parquet files one after another: {advice}")
 
 
 def _values(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[bytes | None]:

@@ -76,6 +76,10 @@ BINARY = {
     "bz2": (bz2.compress(LINE.encode()), "is bzip2 data: run bunzip2 -c a.txt > a-text.txt"),
     "tar": (tarred(), "is a tar archive: run mkdir a-text && tar -xf a.txt -C a-text"),
     "gnu tar": (tarred(tarfile.GNU_FORMAT), "is a tar archive"),
+    "error": (
+        b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
+        "is an error message of",
+    ),
     "pdf": (
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
         "is a PDF document: run pdftotext a.txt a-text.txt",

@@ -57,6 +57,19 @@ def write_parquet(path: Path, columns: dict[str, object], **options) -> Path:
     return path
 
 
+def test_a_parquet_file_that_would_lose_rows_is_refused(tmp_path):
+    for index in (False, True):
+        one = write_parquet(tmp_path / "a.parquet", {"text": ["one"] * 9}, write_page_index=index)
+        assert texts(one) == ["one"] * 9
+        for n in (1, 5000):  # the second part is longer, or shorter
+            two = write_parquet(tmp_path / "b.parquet", {"text": [str(i) for i in range(n)]})
+            for parts in ((one, two), (two, one)):
+                both = tmp_path / "c.parquet"
+                both.write_bytes(b"".join(part.read_bytes() for part in parts))
+                with pytest.raises(ValueError, match=r"c.parquet holds several Parquet files one after"):
+                    texts(both)
+
+
 def test_a_parquet_file_with_two_columns_of_the_name_is_refused(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"])

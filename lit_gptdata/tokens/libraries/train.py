@@ -51,9 +51,7 @@ def train_tokenizer(
         copied = [_copy(corpus, part, file) for corpus, part in texts]
         file.flush()
         if not (n_bytes := sum(n for n, _ in copied)):
-            problem = (
-                "no text is left to train on before the first space or line end where val can start"
-            )
+            problem = "no text is left to train on before the first space or line end to cut at"
             raise ValueError(f"{problem}: give more text, or set val_fraction and test_fraction to 0")
         library, model = _train(file, vocab_size, tokenizers)
     model.decoder = tokenizers.decoders.ByteLevel()
