@@ -119,22 +119,20 @@ def inside_a_step(trainer: Any) -> bool:
     return current.ready > current.processed or bool(waiting and not epoch_is_over(trainer))
 
 
-def tells_sets_apart(trainer: L.Trainer) -> bool:
-    """Whether the step of the model that now runs takes `dataloader_idx`."""
-    steps = {"test": "test_step", "predict": "predict_step"}
-    step = getattr(trainer.lightning_module, steps.get(trainer.state.fn or "", "validation_step"))
-    return is_param_in_hook_signature(step, "dataloader_idx", explicit=True)
-
-
 def sets_to_load(data: Any, split: str) -> list[Windows]:
     """The windows of each loader of `data`: one for all sets if the model cannot tell them apart."""
     sets = [found.windows for found in data.eval_sets(split)]
     trainer = data.trainer
     if not sets and trainer is not None and trainer.state.fn != "fit":
         rank_zero_warn(f"no {split} split to run on: set data.{split}_fraction, such as 0.1")
-    if len(sets) > 1 and not (trainer is not None and tells_sets_apart(trainer)):
-        return [data._data.eval_windows(split)]
-    return sets
+    if len(sets) < 2:
+        return sets
+    if trainer is not None:
+        names = {"test": "test_step", "predict": "predict_step"}
+        step = getattr(trainer.lightning_module, names.get(trainer.state.fn, "validation_step"))
+        if is_param_in_hook_signature(step, "dataloader_idx", explicit=True):
+            return sets
+    return [data._data.eval_windows(split)]
 
 
 def check_trainer(trainer: L.Trainer | None) -> None:

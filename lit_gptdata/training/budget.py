@@ -58,37 +58,39 @@ class TokenBudget(L.Callback):
             data.train_dataloader()  # raises the error, before the model's schedule misses an end
         tokens_per_batch = data.train_steps.width * data.max_length  # over all ranks
         self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
-        if self.max_tokens is not None and (self._sets_limit or trainer.max_steps == -1):
-            self._sets_limit = True
-            self._limit(trainer, data, self.max_tokens)
+        self._sets_limit |= self.max_tokens is not None and trainer.max_steps == -1
+        if self._sets_limit:
+            self._limit(trainer)
         if self.val_every_tokens is not None:
             trainer._val_check_time_interval = None
             trainer.val_check_interval = max(1, round(self.val_every_tokens / tokens_per_batch))
             trainer.check_val_every_n_epoch = None  # count batches across epochs
 
-    def _limit(self, trainer: L.Trainer, data: Any, tokens: int, resumed: bool = False) -> None:
-        """End the run after `tokens` tokens, counted from its beginning."""
+    def _limit(self, trainer: Any, resumed: bool = False) -> None:
+        """End the run after `max_tokens` tokens, counted from its beginning."""
+        data = trainer.datamodule
         if not data.train_steps.limited(trainer.limit_train_batches):
             trainer.fit_loop.epoch_loop.max_steps = 0  # limit_train_batches=0 ends without training
             return
-        steps = data._resume.steps_within(tokens)
+        steps = data._resume.steps_within(self.max_tokens)
         if not steps and not resumed:
-            step = "(batch_size × max_length × ranks × accumulate_grad_batches)"
-            least = f"at least one optimizer step of {self._tokens_per_step:,} tokens {step}"
-            raise ValueError(f"max_tokens must be {least}, got {tokens:,}: raise it or lower batch_size")
+            raise ValueError(
+                f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens "
+                "(batch_size × max_length × ranks × accumulate_grad_batches), got "
+                f"{self.max_tokens:,}: raise it or lower batch_size"
+            )
         if trainer.lightning_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = steps
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
         tokens = f", {state['tokens']:,} tokens" if state else ""
         resumed = f"resumed from step {checkpoint['global_step']:,}{tokens} ({trainer.ckpt_path})"
         rank_zero_only(logging.getLogger(__name__).info)("%s", resumed)
-        if not self._sets_limit or self.max_tokens is None or not state:
-            return
-        self._limit(trainer, trainer.datamodule, self.max_tokens, resumed=True)
+        if self._sets_limit and state:
+            self._limit(trainer, resumed=True)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._stop_at_limit(trainer)  # a resumed run may have reached it
@@ -110,9 +112,7 @@ class TokenBudget(L.Callback):
         self._stop_at_limit(trainer)
 
     def _stop_at_limit(self, trainer: Any) -> None:
-        if self.max_tokens is None or not self._sets_limit:
-            return
-        if not trainer.lightning_module.automatic_optimization:  # a step is a batch
+        if self._sets_limit and not trainer.lightning_module.automatic_optimization:  # a step is a batch
             before, done = trainer.datamodule._resume.tokens_before, batches_done(trainer)
             own = before(done + 1) - before(done)
             trainer.should_stop |= self.tokens + own > self.max_tokens

@@ -151,7 +151,7 @@ def window_loader(
     """Make a DataLoader of one rank's batches, int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
-    starts. `order=None`: the order of the windows. Raises ValueError if there is no batch.
+    starts. `order=None`: the order of the windows. Raises ValueError without a batch.
     """
     check_integer("num_workers", num_workers, 0, "the number of processes that load batches")
     if not may_be_empty:
@@ -181,14 +181,9 @@ def check_not_empty(steps: Steps) -> None:
 
 
 def create_dataloader(
-    text: str,
-    batch_size: int = 4,
-    max_length: int = 256,
-    stride: int = 128,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    num_workers: int = 0,
-) -> DataLoader[Batch]:
+    text: str, batch_size: int = 4, max_length: int = 256, stride: int = 128, shuffle: bool = True,
+    drop_last: bool = True, num_workers: int = 0,
+) -> DataLoader[Batch]:  # fmt: skip
     """The course's helper: a text, tokenized as gpt2, in batches of windows.
 
     Without `shuffle`, the windows are in text order. With it, each `iter()` gives every window once in
@@ -204,13 +199,8 @@ def create_dataloader(
 
 
 def create_dataloader_v1(
-    txt: str,
-    batch_size: int = 4,
-    max_length: int = 256,
-    stride: int = 128,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    num_workers: int = 0,
-) -> DataLoader[Batch]:
+    txt: str, batch_size: int = 4, max_length: int = 256, stride: int = 128, shuffle: bool = True,
+    drop_last: bool = True, num_workers: int = 0,
+) -> DataLoader[Batch]:  # fmt: skip
     """`create_dataloader` with the course's name and arguments: `txt` is the text."""
     return create_dataloader(txt, batch_size, max_length, stride, shuffle, drop_last, num_workers)

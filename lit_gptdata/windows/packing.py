@@ -165,13 +165,12 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
         return
     shard_ends = np.cumsum([shard.n_tokens for shard in store.shards])
     first, last = np.searchsorted(shard_ends, begin), np.searchsorted(shard_ends, end, side="right")
-    starts, is_first, is_checked = np.empty(0, np.int64), True, False
+    starts, is_checked = np.empty(0, np.int64), False
     for shard in range(int(first), min(int(last) + 1, len(store.shards))):
         found = store.document_rows([shard])["token"]
         found = found[(begin <= found) & (found <= end)]
-        if is_first and len(found):
-            is_first = False
-            found = found if found[0] <= begin + 1 else np.append(begin, found)
+        if not len(starts) and len(found) and found[0] > begin + 1:
+            found = np.append(begin, found)
         if not is_checked and len(inner := found[(begin < found) & (found < end)]):
             is_checked = True
             _check_separators(store, inner[:100] - 1)
@@ -179,7 +178,7 @@ def document_blocks(store: TokenStore, begin: int, end: int) -> Iterator[Documen
         while len(starts) > 2 * BLOCK_DOCUMENTS:
             yield starts[:BLOCK_DOCUMENTS], starts[1 : BLOCK_DOCUMENTS + 1] - 1
             starts = starts[BLOCK_DOCUMENTS:]
-    if is_first:  # the range is inside a document
+    if not len(starts):  # the range is inside a document
         starts = np.array([begin])
     ends = np.append(starts[1:] - 1, end)
     if starts[-1] == end < store.n_tokens and _has_text(store, starts[-1:] - 1)[0]:
@@ -280,11 +279,8 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
             windows[chosen] = np.repeat(opened, per_window)[: len(chosen)]
             done += len(chosen)
             full, rest = divmod(len(chosen), per_window)
-            for n_put, group in (
-                (per_window, opened[:full]),
-                (rest, opened[full : full + 1]),
-                (0, opened[full + 1 :]),
-            ):
+            groups = opened[:full], opened[full : full + 1], opened[full + 1 :]
+            for n_put, group in zip((per_window, rest, 0), groups, strict=True):
                 if len(group) and (left := space - n_put * length):
                     by_space[left].append(group)
                     spaces |= 1 << left

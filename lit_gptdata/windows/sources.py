@@ -279,11 +279,9 @@ class Sources:
 
     def _check_val_corpus(self) -> None:
         """Raise ValueError if a text of `val_corpus` is in a source that trains, by its contents."""
-        trained = {
-            entry.sha256: (name, entry.path)
-            for name, source in self.trained.items() if self.val_corpus
-            for entry in source.store.manifest.sources
-        }  # fmt: skip
+        trained: dict[str, tuple[str, str]] = {}
+        for name, source in self.trained.items() if self.val_corpus else ():
+            trained |= {entry.sha256: (name, entry.path) for entry in source.store.manifest.sources}
         for name, source in self.val_corpus.items():
             for entry in source.store.manifest.sources:
                 if entry.sha256 in trained:
