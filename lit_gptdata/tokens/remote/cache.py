@@ -65,8 +65,6 @@ class Cache:
         """
         if self.has(file):
             return
-        with writing(self.folder):
-            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
         with writing(self.folder), self._lock(file.sha256):
             if self.has(file):  # another process fetched it while this one waited for the lock
                 return
@@ -109,4 +107,5 @@ class Cache:
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""
+        (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".locks" / name).acquire(timeout)
