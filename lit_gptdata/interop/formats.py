@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 import lit_gptdata.interop.columns as columns
-import lit_gptdata.interop.llmc as llmc
+import lit_gptdata.interop.flat as flat
 import lit_gptdata.interop.megatron as megatron
-import lit_gptdata.interop.nanogpt as nanogpt
-import lit_gptdata.interop.npy as npy
 from lit_gptdata.interop.blocks import Block, Part
 
 SPLITS = ("train", "val", "test")
@@ -33,12 +31,12 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "nanogpt": Format(".bin", nanogpt.read, nanogpt.write),
-    "llmc": Format(".bin", llmc.read, llmc.write),
+    "nanogpt": Format(".bin", flat.read_nanogpt, flat.write_nanogpt),
+    "llmc": Format(".bin", flat.read_llmc, flat.write_llmc),
     "megatron": Format(".idx", megatron.read, megatron.write),
     "parquet": Format(".parquet", columns.read, columns.write),
     "arrow": Format(".arrow", columns.read),
-    "npy": Format(".npy", npy.read),
+    "npy": Format(".npy", flat.read_npy),
 }
 
 

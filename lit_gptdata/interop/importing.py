@@ -141,12 +141,6 @@ class IdFiles:
         if n_joined and separator >= 0 and not self.separate:
             what = "start without an end-of-document id before them. To add it, use --separate"
             log.warning("%s documents %s", f"{n_joined:,}", what)
-        sizes = dict(zip(self._begins, np.diff([*self._begins.values(), n_ids]).tolist(), strict=True))
-        for split, size in sizes.items():
-            if len(sizes) > 1 and size < 2:
-                file = next(file for has, file in self.files if has == split)
-                problem = f"{file}: {split} has {size} of the 2 tokens that a window needs"
-                raise ValueError(f"{problem}: give more, or leave the files of {split} out")
 
     def _checked(self, file: Path, block: Block) -> np.ndarray:
         """The ids in the store's dtype; raises ValueError for one that the tokenizer does not have."""
@@ -162,7 +156,16 @@ class IdFiles:
         return found.astype(self.tokenizer.dtype)
 
     def complete(self, manifest: Manifest) -> Manifest:
-        """The manifest with the sources and the split, and a fingerprint of the ids and documents."""
+        """The manifest with the sources and the split, and a fingerprint of the ids and documents.
+
+        Raises ValueError for a split without a window.
+        """
+        ends = [*self._begins.values(), manifest.n_tokens][1:]
+        for (split, begin), end in zip(self._begins.items(), ends, strict=True):
+            if len(ends) > 1 and end - begin < 2:
+                file = next(file for has, file in self.files if has == split)
+                problem = f"{file}: {split} has {end - begin} of the 2 tokens that a window needs"
+                raise ValueError(f"{problem}: give more, or leave the files of {split} out")
         test = self._begins.get("test", manifest.n_tokens)
         cuts = (self._begins.get("val", test), test) if len(self._begins) > 1 else None
         files = [file.sha256 for shard in manifest.shards for file in shard.files]

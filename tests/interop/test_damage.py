@@ -240,7 +240,7 @@ def test_a_killed_process_leaves_no_file_with_a_final_name(tmp_path, command):
 import time
 from pathlib import Path
 from tests.interop.token_files import export_store, import_store
-from lit_gptdata.interop import blocks, importing, nanogpt
+from lit_gptdata.interop import blocks, flat, importing
 blocks.BLOCK_IDS, importing.SHARD_IDS = 100, 320
 if {command!r} == "export":
     store = import_store("nanogpt", {str(folder)!r})
@@ -249,8 +249,8 @@ def slowly(blocks):
         yield block
         print("block", flush=True)
         time.sleep(0.1)
-read, write = nanogpt.read_binary, blocks.Part.blocks
-nanogpt.read_binary = lambda *args: slowly(read(*args))
+read, write = flat.read_binary, blocks.Part.blocks
+flat.read_binary = lambda *args: slowly(read(*args))
 blocks.Part.blocks = lambda part: slowly(write(part))
 import_store("nanogpt", {str(folder)!r}) if {command!r} == "import" else export_store("nanogpt", store)
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lit_gptdata import GPTDataModule, Tokenizer
-from lit_gptdata.interop import importing, llmc
+from lit_gptdata.interop import flat, importing
 from lit_gptdata.interop.formats import find_files
 from lit_gptdata.tokens.manifest import Manifest
 from lit_gptdata.tokens.store import TokenStore
@@ -96,7 +96,7 @@ def test_llmc_files_keep_ids_and_documents(tmp_path, monkeypatch):
     assert store.n_documents == len(TRAIN + VAL)
     assert store.manifest.cuts == (len(train), len(train + val))
 
-    monkeypatch.setattr(llmc, "FILE_IDS", 250)
+    monkeypatch.setattr(flat, "FILE_IDS", 250)
     files = sorted(export_store("llmc", store).glob("train_*.bin"))
     assert len(files) == -(-len(train) // 250)
     ids = np.concatenate([read_llmc(file) for file in files])

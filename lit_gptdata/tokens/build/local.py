@@ -66,17 +66,16 @@ def prepare_store(
             _remove_build(root, folder)
         return _checked(store, options)
     runner = make_runner(options)
-    with writing(root), contextlib.ExitStack() as stack:
+    with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(_lock_file(root, key), f"builds the tokens of {corpus!r}"))
-        # another process may have built it in the meantime
-        store = _look_up(root, key, plan_corpus, check_contents=True)
-        if store is None:
-            _lookup_record(root, key).unlink(missing_ok=True)  # `find_store` would not read the contents
-            _remove_leftovers(root, key)
-            plan = BuildPlan(plan_corpus, tokenizer, options)
-            store = _publish_store(plan, root, runner)
+        with locked(_lock_file(root, key), f"builds the tokens of {corpus!r}"):
+            # another process may have built it in the meantime
+            store = _look_up(root, key, plan_corpus, check_contents=True)
+            if store is None:
+                _lookup_record(root, key).unlink(missing_ok=True)  # `find_store` reads no contents
+                _remove_leftovers(root, key)
+                store = _publish_store(BuildPlan(plan_corpus, tokenizer, options), root, runner)
     return _checked(store, options)
 
 
@@ -125,8 +124,8 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     # an existing store can hold this text under another key, for example after its files were moved
     any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
     sources = plan.corpus.sources() if any_store else None
-    fingerprint = plan.fingerprint(sources) if sources else None
-    if sources and fingerprint and (root / fingerprint).is_dir():
+    if sources and (root / plan.fingerprint(sources)).is_dir():
+        fingerprint = plan.fingerprint(sources)
         plan.check_unchanged(sources)
     else:
         for other in _builds(root, plan.key):

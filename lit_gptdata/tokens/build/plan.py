@@ -1,12 +1,12 @@
 """The plan of a build: a corpus, a tokenizer, and the options that say how to build their store."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from lit_gptdata._checks import check_choice, check_flag, check_integer, plain
-from lit_gptdata.text.document import Corpus, Document, SourceEntry
+from lit_gptdata.text.document import Corpus, SourceEntry
 from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.text.formats import FileSlice, format_of
 from lit_gptdata.text.remote_file import OnBytes, TextFile
@@ -101,9 +101,6 @@ class DocumentCorpus:
     def sources(self, *_: OnBytes) -> list[SourceEntry]:
         return [SourceEntry(path=repr(self.corpus), size=None, sha256=self.corpus.fingerprint)]
 
-    def __iter__(self) -> Iterator[Document]:
-        return iter(self.corpus)
-
     def work_units(self, *_: object) -> list[list[Corpus]]:
         return [[self.corpus]]  # the documents can only be read in one pass
 
@@ -196,12 +193,13 @@ class BuildPlan:
 
 def check_document(source: object, n_bytes: int, low: int | None, high: int | None) -> None:
     """Raise ValueError if the length of a document is outside the limits."""
+    skip = "set on_bad_document=skip, or"
     if high is not None and n_bytes > high:
-        problem = f"the document is longer than max_document_bytes={high:,}"
-        raise ValueError(f"{source}: {problem}: set on_bad_document=skip, or raise the limit")
+        problem = f"longer than max_document_bytes={high:,}: {skip} raise the limit"
+        raise ValueError(f"{source}: the document is {problem}")
     if low is not None and n_bytes < low:
-        problem = f"the document is shorter than min_document_bytes={low:,}"
-        raise ValueError(f"{source}: {problem}: set on_bad_document=skip, or lower the limit")
+        problem = f"shorter than min_document_bytes={low:,}: {skip} lower the limit"
+        raise ValueError(f"{source}: the document is {problem}")
 
 
 def _reading(corpus: PlanCorpus, options: BuildOptions) -> dict[str, Any]:

@@ -58,23 +58,13 @@ class Cache:
             return path.stat().st_ino
         return 0
 
-    def check_room(self, file: FileEntry) -> None:
-        """Raise ValueError if this file alone is larger than the bound."""
-        if self.bound is not None and file.size > self.bound:
-            problem = f"is too small: {file.name} alone has {file.size:,} bytes"
-            advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
-            raise ValueError(f"cache_gb={self.bound / 1e9:g} {problem}. {advice}")
-
     def fetch(self, file: FileEntry, source: Objects) -> None:
         """Fetch a file unless the cache has it; one process fetches it while the others wait.
 
-        Raises ValueError for a wrong SHA-256 or too large a file, OSError for the URL or a full disk.
+        Raises ValueError for a wrong SHA-256, OSError for the URL or a full disk.
         """
         if self.has(file):
             return
-        self.check_room(file)
-        with writing(self.folder):
-            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
         with writing(self.folder), self._lock(file.sha256):
             if self.has(file):  # another process fetched it while this one waited for the lock
                 return
@@ -117,4 +107,5 @@ class Cache:
 
     def _lock(self, name: str, timeout: float = -1) -> contextlib.AbstractContextManager[object]:
         """Take a lock that ends with the process; -1 waits for it, 0 raises Timeout at once."""
+        (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".locks" / name).acquire(timeout)

@@ -86,7 +86,11 @@ class RemoteStore(TokenStore):
     def __init__(self, source: Objects, cache: Cache) -> None:
         self.source, self.cache = source, cache
         super().__init__(_manifest_folder(source.url, cache))
-        cache.check_room(max(self.files, key=lambda file: file.size))
+        file = max(self.files, key=lambda file: file.size)
+        if cache.bound is not None and file.size > cache.bound:
+            problem = f"is too small: {file.name} alone has {file.size:,} bytes"
+            advice = f"Set cache_gb >= {file.size / 1e9:g}, better the size of the store"
+            raise ValueError(f"cache_gb={cache.bound / 1e9:g} {problem}. {advice}")
 
     @property
     def location(self) -> str:
