@@ -107,13 +107,15 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
         return f"{encoding[:6].upper()} without a byte order mark", _ICONV % encoding
     if n_nuls <= max(FEW_NULS, len(head) / 100):
         return None
-    if _is_utf8(head) and not has_controls(head.replace(b"\0", b"")):
+    if not has_controls(head.replace(b"\0", b"")):
         return "text with many NUL bytes", r"tr -d '\0' < {path} > {new}{suffix}"
     return _BINARY
 
 
 def _utf16_or_32(data: bytes) -> str:
     """The encoding of a text in UTF-16 or UTF-32 without a byte order mark, or ""."""
+    if not has_controls(data):  # an alphabet has small upper bytes, and other scripts any lower byte
+        return ""
     for encoding in ("utf-32le", "utf-32be", "utf-16le", "utf-16be"):
         text = data[:SAMPLE_BYTES].decode(encoding, "replace").replace("\ufffd", "\0")
         # numbers such as token ids give unassigned characters, too, and hardly any spaces
@@ -210,11 +212,11 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     stem, suffix = os.path.splitext(bare)
     names = {"path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text", "suffix": suffix}
     run = command.format(**{name: value and shlex.quote(value) for name, value in names.items()})
-    if compression and run:
+    if compression:
         run = f"{_UNPACK[compression]} {shlex.quote(packed)} && {run}"
-    advice = f"run {run} and give the result as the corpus" if run else "give the text itself"
+    advice = f"run {run} and give the result as the corpus"
     if run.startswith("lit-gptdata"):
         advice = f"to train on token ids, run {run}"
-    if run and is_remote:
+    if is_remote:
         advice = f"copy it to this machine, {advice}"
     return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")

@@ -55,11 +55,15 @@ def open_corpus(
     entries = corpus_names(corpus)
     if entries == ["sample"]:
         return SampleCorpus()
-    downloaded = () if stream else ("http://", "https://")
     names: list[PathLike] = []
     for entry in entries:
-        own = entry == "stdlib" and isinstance(entry, str)
-        names += _stdlib() if own else [_resolve(entry, downloads, download, downloaded)]
+        name = NAMED_URLS.get(entry, entry) if isinstance(entry, str) else os.fspath(entry)
+        if entry == "stdlib":  # a path of that name is not equal
+            names += _stdlib()
+        elif is_url(name) and name.lower().startswith(("http://", "https://")) and not stream:
+            names.append(_downloaded(name, downloads, download))
+        else:
+            names.append(name)
     return FilesCorpus(names, reading, folder, not_searched, keep_empty)
 
 
@@ -70,14 +74,15 @@ def corpus_names(corpus: CorpusLike) -> list[PathLike]:
     if entries == ["sample"]:
         return entries
     for entry in entries:
-        if entry == "sample" and isinstance(entry, str):
+        if entry == "sample":
             raise ValueError("corpus='sample' cannot be part of a list. A file of that name is ./sample")
         if not isinstance(entry, (str, os.PathLike)):
-            given, kind = reprlib.repr(corpus), type(entry).__name__
-            problem = f"corpus={given}: expected the name of a text, got {kind}"
-            names, quotes = f"one of {sorted(NAMED_URLS)}", hydra_quotes("corpus", entry)
-            advice = f"Give 'sample', 'stdlib', {names}, a URL, a path, a glob, a list or a Corpus"
-            raise TypeError(f"{problem}. {advice}{quotes}")
+            problem = f"expected the name of a text, got {type(entry).__name__}"
+            advice = (
+                f"Give 'sample', 'stdlib', one of {sorted(NAMED_URLS)}, a URL, a path, a glob or a list"
+            )
+            quotes = hydra_quotes("corpus", entry)
+            raise TypeError(f"corpus={reprlib.repr(corpus)}: {problem}. {advice}{quotes}")
     return entries
 
 
@@ -87,11 +92,8 @@ def _stdlib() -> list[Path]:
     return sorted(path for path in folder.glob("*.py") if path.is_file() and path.stat().st_size)
 
 
-def _resolve(entry: PathLike, downloads: Path, download: bool, schemes: tuple[str, ...]) -> PathLike:
-    """The path or URL to read for an entry: URLs that start with one of `schemes` are downloaded."""
-    url = NAMED_URLS.get(entry, entry) if isinstance(entry, str) else os.fspath(entry)
-    if not (is_url(url) and url.lower().startswith(schemes)):
-        return url
+def _downloaded(url: str, downloads: Path, download: bool) -> Path:
+    """The file in `downloads` of an http(s) URL, which is downloaded now or must be there."""
     path = download_path(url, downloads)
     if download:
         return fetch(url, path)
