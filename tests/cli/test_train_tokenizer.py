@@ -73,11 +73,11 @@ def test_only_a_tokenizer_json_is_replaced(capsys, monkeypatch, tmp_path):
     Path("folder.json").mkdir()
     words = ["train-tokenizer", "vocab_size=257", "data.val_fraction=0"]
     printed = run(capsys, *words, "folder.json", expect=1)
-    assert "folder.json exists and is a folder: give another name" in printed
+    assert "folder.json exists and is not a tokenizer.json: give another name" in printed
     for content in ('{"model": "gpt"}', "[1]", "x", "{}"):
         Path("data.json").write_text(content)
         printed = run(capsys, *words, "data.json", expect=1)
-        assert "data.json exists and is not a tokenizer.json: give another name, or remove it" in printed
+        assert "data.json exists and is not a tokenizer.json: give another name" in printed
         assert Path("data.json").read_text() == content
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for _ in range(2):
