@@ -177,10 +177,8 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
             command = f"lit-gptdata rerun {shown(folder.parent)} --unfinished"
             text = f"stopped. To run the jobs that did not complete:\n  {command}"
         elif path := kept_checkpoint(trainer):
-            command = resume_command(shown(folder))
-            text = (
-                f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:\n  {command}"
-            )
+            text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
+            text += f"\n  {resume_command(shown(folder))}"
         close_bars()
         rank_zero_only(print)(text, file=sys.stderr)
         raise SystemExit(128 + number) from error

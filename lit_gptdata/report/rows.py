@@ -200,16 +200,10 @@ def t_quantile(df: int) -> float:
     return float(np.sqrt(df) * np.tan(np.interp(0.95, inside / inside[-1], angles)))
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether Hydra ran a sweep in a folder. Its Optuna sweeper leaves a file only at the end."""
-    marks = ("multirun.yaml", "optimization_results.yaml", *(f"0/{name}" for name in JOB_FILES))
-    return any((folder / mark).exists() for mark in marks)
-
-
 def check_sweep(folder: Path) -> Path:
-    """Return the folder of a sweep; raises ValueError for another folder, with what to give instead."""
-    if is_sweep(folder):
-        return folder
-    near = filter(is_sweep, [folder.resolve().parent, *sorted(folder.glob("*/"), reverse=True)])
-    advice = next((str(path) for path in near), "a folder under multirun/ that `train -m` made")
-    raise ValueError(f"{folder} is not the folder of a sweep: give {advice}")
+    """Return the folder of a sweep of Hydra; raises ValueError for another folder."""
+    # Hydra's Optuna sweeper leaves a file only at the end.
+    marks = ("multirun.yaml", "optimization_results.yaml", *(f"0/{name}" for name in JOB_FILES))
+    if not any((folder / mark).exists() for mark in marks):
+        raise ValueError(f"{folder} is not the folder of a sweep: give one that `train -m` made")
+    return folder

@@ -461,11 +461,11 @@ def test_the_command_refuses_a_folder_that_is_not_a_sweep(grid, capsys, tmp_path
     (tmp_path / "outputs" / "run" / "result.json").write_text("{}")
     (grid / "multirun.yaml").touch()  # by Hydra
     for folder, message in (
-        (tmp_path / "outputs" / "run", "is not the folder of a sweep: give a folder under multirun/"),
+        (tmp_path / "outputs" / "run", "is not the folder of a sweep: give one that"),
         (tmp_path / "none", "is not the folder of a sweep"),
         (tmp_path / "empty", "is not the folder of a sweep"),
-        (grid.parent, f"is not the folder of a sweep: give {grid}"),
-        (grid / "0", f"is not the folder of a sweep: give {grid}"),
+        (grid.parent, "is not the folder of a sweep"),
+        (grid / "0", "is not the folder of a sweep"),
         (grid / "0" / "result.json", "is not the folder of a sweep"),
     ):
         assert main(["report", str(folder)]) == 1
