@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from lit_gptdata._io import aligned
-from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
+from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, open_data
 from lit_gptdata.configs import as_override
 
 KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
@@ -32,7 +32,7 @@ def info(args: argparse.Namespace) -> None:
     from lit_gptdata.report.overview import overview
 
     data = open_data(args.overrides)
-    named, budget = data._data.is_named, budget_of(compose_config(args.overrides), data)
+    named, budget = data._data.is_named, budget_of(args.overrides, data)
     first, *lines, last = str(data).splitlines()
     print(first, *(overview(data._data, budget) if named else lines), last, sep="\n")
     n_train, n_val = len(data.train_dataloader()), len(data.val_dataloader())
@@ -84,18 +84,18 @@ def publish(args: argparse.Namespace) -> None:
         raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
     folder = Path(args.url)
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/manifest.json")):
-        problem = f"{folder} contains other files: give a URL or a new folder, and then the text"
-        raise ValueError(f"{problem}: lit-gptdata publish s3://bucket/tokens {args.url}")
+        example = f"lit-gptdata publish s3://bucket/tokens {args.url}"
+        raise ValueError(f"{folder} contains other files: give a URL, and then the text: {example}")
     data = build_data(args.overrides)
     urls = data.publish(args.url)
     if isinstance(urls, str):
         print(urls)
         return
-    words, given = ["data=sources"], data._data
-    for option, sources in (("corpus", given.sources), ("val_corpus", given.val_corpus)):
-        published: dict[str, dict[str, object]] = {name: {"store_url": urls[name]} for name in sources}
-        for name, source in sources.items():
-            published[name] |= {k: v for k, v in source.hparams.items() if k in KEPT}
-        words += [f"data.{option}={as_override(published)}"] if sources else []
-    words += [f"data.stages={as_override(given.stages)}"] if given.stages else []
-    print(shlex.join(words))
+    options: dict[str, object] = {"stages": data._data.stages}
+    for option, sources in (("corpus", data._data.sources), ("val_corpus", data._data.val_corpus)):
+        options[option] = {
+            name: {"store_url": urls[name]} | {k: v for k, v in source.hparams.items() if k in KEPT}
+            for name, source in sources.items()
+        }
+    words = [f"data.{option}={as_override(value)}" for option, value in options.items() if value]
+    print(shlex.join(["data=sources", *words]))

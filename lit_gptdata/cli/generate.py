@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lit_gptdata._checks import accepted, check_integer
+from lit_gptdata.cli.overrides import split_options
 
 if TYPE_CHECKING:
     from lit_gptdata.tokens.tokenizer import Tokenizer
@@ -53,31 +53,19 @@ def generate(args: argparse.Namespace) -> None:
     prompt += tokenizer.encode(text)
     if not prompt or getattr(model, "document_mask", False):  # it has learned that documents start so
         prompt.insert(0, tokenizer.end_of_document)
-    try:
-        for number in range(seed, seed + n):
-            title = f"\n--- seed={number}\n" if number > seed else ""
-            pieces = stream_text(tokenizer, prompt, new_ids(model, prompt, number, options))
-            print(f"{title}{text}{next(pieces)}", end="", flush=True)  # after the first error, if any
-            for piece in pieces:
-                print(piece, end="", flush=True)
-            print()
-    except KeyboardInterrupt:
-        print()
-        raise SystemExit(130) from None
-
-
-def split_options(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Separate the words that are not options, and read the options like Hydra."""
-    from omegaconf import OmegaConf
-
-    given = [word for word in words if "=" in word and word.partition("=")[0] in defaults]
-    others = [word for word in words if word not in given]
-    for word in others:
-        name, is_option, _ = word.partition("=")
-        if is_option and (near := difflib.get_close_matches(name, defaults)):
-            raise ValueError(f"{name}=… does not exist: did you mean {near[0]}=…?")
-    read: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
-    return others, {**defaults, **read}
+    n_new, takes = options.pop("max_new_tokens"), accepted(model.generate)
+    for number in range(seed, seed + n):
+        torch.manual_seed(number)  # for a foreign model, which may take no generator
+        options["generator"] = torch.Generator(model.device).manual_seed(number)
+        given = {name: value for name, value in options.items() if name in takes}
+        with torch.no_grad():
+            (ids,) = model.generate(torch.tensor([prompt], device=model.device), n_new, **given).tolist()
+        new = ids[len(prompt) :]
+        new = new[: new.index(tokenizer.separator)] if tokenizer.separator in new else new
+        title = f"\n--- seed={number}\n" if number > seed else ""
+        print(
+            f"{title}{text}{tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]}", flush=True
+        )
 
 
 def read_checkpoint(ckpt: str) -> tuple[Path, dict[str, Any], Any]:
@@ -121,16 +109,13 @@ def load_model(
         kind: Any = get_class(name or "lit_gptdata.GPT")
         get_class(stem)  # loading a checkpoint imports no stem
     except ImportError as error:
-        advice = "put the folder of its module on PYTHONPATH"
-        raise ValueError(f"cannot import the model of {config}: {advice}") from error
+        problem = f"cannot import the model of {config}"
+        raise ValueError(f"{problem}: put the folder of its module on PYTHONPATH") from error
     try:
         model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
     except TypeError as error:  # it has not saved its arguments
         if "data" not in cfg:
-            problem = f"{file} is not a checkpoint of GPT"
-            raise ValueError(
-                f"{problem}, and no config.yaml of its run is in {config.parent}"
-            ) from error
+            raise ValueError(f"{file} is not of GPT, and has no config.yaml of its run") from error
         from lit_gptdata.cli.train import build_model
 
         length = cfg.data.max_length
@@ -169,35 +154,3 @@ def find_tokenizer(hparams: Mapping[str, Any], given: Any, run: Path) -> Tokeniz
         return Tokenizer(name, **policy, data_dir=Path(hparams.get("data_dir", "data")))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}. If it is elsewhere, give tokenizer=…") from None
-
-
-def new_ids(model: Any, prompt: list[int], seed: int, options: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the ids after a prompt, each when it is known; a foreign model may give all at the end."""
-    import torch
-
-    from lit_gptdata.model.gpt import GPT
-    from lit_gptdata.model.sampling import sample_tokens
-
-    ids = torch.tensor([prompt], device=model.device)  # (1, T)
-    torch.manual_seed(seed)
-    options = {**options, "generator": torch.Generator(model.device).manual_seed(seed)}
-    if getattr(type(model), "generate", None) is GPT.generate:
-        yield from map(int, sample_tokens(model, ids, **options))
-        return
-    n, takes = options.pop("max_new_tokens"), accepted(model.generate)
-    with torch.no_grad():
-        out = model.generate(ids, n, **{k: v for k, v in options.items() if k in takes})
-    yield from out[0, len(prompt) :].tolist()
-
-
-def stream_text(tokenizer: Tokenizer, prompt: list[int], new: Iterable[int]) -> Iterator[str]:
-    """Yield the text after a prompt up to end-of-text, as soon as its characters are complete."""
-    ids, done = [*prompt], len(tokenizer.decode(prompt))
-    for id in new:
-        if id == tokenizer.separator:
-            break
-        ids.append(id)
-        text = tokenizer.decode(ids).rstrip("\ufffd")  # perhaps the first bytes of a character
-        yield text[done:]
-        done = max(done, len(text))
-    yield tokenizer.decode(ids)[done:]

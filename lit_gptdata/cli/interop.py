@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 from lit_gptdata._io import working_folder
-from lit_gptdata.cli.generate import load_run, split_options
-from lit_gptdata.cli.overrides import add_overrides, build_data, open_data
+from lit_gptdata.cli.generate import load_run
+from lit_gptdata.cli.overrides import add_overrides, build_data, open_data, split_options
 from lit_gptdata.configs import quote_value, shorten_warnings
 
 WRITTEN = ("nanogpt", "llmc", "megatron", "parquet")  # the formats of an export
@@ -19,11 +19,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     add("words", metavar="PATH", nargs="+", help="files or folders; also tokenizer=…, data_dir=…")
     add("--dtype", choices=("uint16", "uint32"), help="of nanogpt's ids; default: by the vocabulary")
     add("--column", help="with the ids, in parquet and arrow; default: input_ids")
-    add(
-        "--separate",
-        action="store_true",
-        help="put an end-of-document id between documents that have none",
-    )
+    add("--separate", action="store_true", help="put an end-of-document id between documents")
 
 
 def import_ids(args: argparse.Namespace) -> None:

@@ -7,9 +7,9 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_gptdata.configs import conf_dir, quote_text, register_resolvers, shorten_warnings, similar_keys
 
@@ -43,6 +43,23 @@ def as_overrides(words: Sequence[str]) -> list[str]:
             raise ValueError(f"{texts[0]} and {word} both name a text: leave one of them out")
     values = ",".join(map(quote_text, texts))
     return ["data=files", f"data.corpus={f'[{values}]' if len(texts) > 1 else values}", *options]
+
+
+def split_options(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Separate a command's own options from the other words, and read them like Hydra.
+
+    (["n=3", "books/"], {"n": 1}) → (["books/"], {"n": 3}).
+    """
+    from omegaconf import OmegaConf
+
+    given = [word for word in words if "=" in word and word.partition("=")[0] in defaults]
+    others = [word for word in words if word not in given]
+    for word in others:
+        name, is_option, _ = word.partition("=")
+        if is_option and (near := difflib.get_close_matches(name, defaults, cutoff=0.8)):
+            raise ValueError(f"{name}=… does not exist: did you mean {near[0]}=…?")
+    read: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    return others, {**defaults, **read}
 
 
 def _is_text(word: str) -> bool:
@@ -87,17 +104,19 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     return data
 
 
-def count_ranks(cfg: DictConfig) -> int:
+def count_ranks(overrides: Sequence[str]) -> int:
     """The number of ranks of the Trainer, or 1 if the config has no number."""
-    counts = (cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1))
+    trainer = compose_config(overrides).trainer
+    counts = (trainer.get("devices", 1), trainer.get("num_nodes", 1))
     return math.prod(n for n in counts if isinstance(n, int) and n > 0)
 
 
-def budget_of(cfg: DictConfig, data: GPTDataModule) -> int | None:
+def budget_of(overrides: Sequence[str], data: GPTDataModule) -> int | None:
     """The training tokens of a run, all ranks together; None: no limit."""
+    cfg = compose_config(overrides)
     if (steps := cfg.trainer.get("max_steps", -1)) == -1:
         return cast("int | None", cfg.max_tokens)
-    batches = int(steps) * int(cfg.trainer.get("accumulate_grad_batches", 1)) * count_ranks(cfg)
+    batches = int(steps) * int(cfg.trainer.get("accumulate_grad_batches", 1)) * count_ranks(overrides)
     return batches * data.batch_size * data.max_length
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -46,8 +45,7 @@ def rerun(args: argparse.Namespace) -> None:
     print("", *aligned(rows), sep="\n")
     if different := sum(row[-1] == "different" for row in rows):
         problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
-        advice = "Text, packages, hardware or threads have changed, or it was resumed with other options"
-        raise ValueError(f"{problem}. {advice}")
+        raise ValueError(f"{problem}: text, packages, hardware, threads or options have changed")
 
 
 def why_not(folder: Path, recorded: dict[str, Any]) -> str:
@@ -59,12 +57,10 @@ def why_not(folder: Path, recorded: dict[str, Any]) -> str:
     if not (folder / "config.yaml").is_file():
         return "has no config.yaml: give the folder of a run, such as multirun/…/3"
     if (status := recorded.get("status")) != "completed":
-        advice = f"in a sweep, lit-gptdata rerun {folder.resolve().parent} --unfinished runs it"
-        return f"is not complete, its status is {status}: {advice}"
+        return f"is not complete, its status is {status}: give the sweep's folder, and --unfinished"
     cfg: Any = OmegaConf.load(folder / "config.yaml")
-    if cfg.get("output_dir") is not None:  # it would overwrite the old run
-        again = shlex.join(["lit-gptdata", "train", *recorded["overrides"]])
-        return f"is of an old version, whose config.yaml names its own folder: {again}"
+    if cfg.get("output_dir") is not None:
+        return "is of an old version, and would be overwritten: run its command again"
     if (nodes := cfg.trainer.get("num_nodes", 1)) != 1:
         again = f"lit-gptdata train --config-path={folder} --config-name=config"
         return f"ran on {nodes} machines: on each of them run {again}"
@@ -78,7 +74,7 @@ def finish_sweep(folder: Path) -> None:
     from lit_gptdata.report.rows import check_sweep
 
     if not (check_sweep(folder) / "multirun.yaml").is_file():
-        advice = "run its command again with hydra.sweeper.storage and study_name, which adds trials"
+        advice = "run its command again, with the storage of the study"
         raise ValueError(f"{folder} has no multirun.yaml, as after an Optuna sweep: {advice}")
     hydra: Any = OmegaConf.load(folder / "multirun.yaml").hydra
     flags = {"main": "--config-path", "command-line": "--config-dir"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from lit_gptdata._checks import accepted, check_choice, check_integer
 from lit_gptdata._io import is_terminal
-from lit_gptdata.cli.generate import load_model, read_checkpoint, split_options
-from lit_gptdata.cli.overrides import as_overrides, compose_config
+from lit_gptdata.cli.generate import load_model, read_checkpoint
+from lit_gptdata.cli.overrides import as_overrides, compose_config, split_options
 
 OPTIONS = {"split": None, "output": None, "min_tokens": 32}
 SPLITS = ("val", "test", "train", "all")
@@ -85,8 +85,7 @@ def data_options(cfg: Any, overrides: list[str]) -> dict[str, Any]:
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
         if key.partition(".")[0] not in ("data", "trainer"):
-            problem = f"{word} has no effect, because the model is the checkpoint's"
-            raise ValueError(f"{problem}. Give data.…, trainer.…, or one of {', '.join(OPTIONS)}")
+            raise ValueError(f"{word} has no effect, because the model is the checkpoint's")
     values: Any = OmegaConf.to_container(cfg.data, resolve=True)
     names = {key.split(".")[1] if "." in key else "corpus" for key in keys if key.startswith("data")}
     return {name: value for name, value in values.items() if name in names}

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 
+from lit_gptdata._checks import check_integer
 from lit_gptdata._io import aligned
-from lit_gptdata.cli.overrides import add_overrides, compose_config, count_ranks, open_data
+from lit_gptdata.cli.overrides import add_overrides, count_ranks, open_data, split_options
 
 SHOWN_RANGES = 8  # ranges of documents in a row of the table; JSON has all
 
@@ -17,19 +17,11 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the text of a training step=N or of a train window=N."""
-    kind, number, overrides = split_selector(args.overrides)
-    print(open_data(overrides).show(**{kind: number}))
-
-
-def split_selector(words: Sequence[str]) -> tuple[str, int, list[str]]:
-    """Separate what to show: ["step=3", "data=files"] → ("step", 3, ["data=files"])."""
-    selectors = [word for word in words if re.match("(step|window)=", word)]
-    if len(selectors) > 1:
-        raise ValueError(f"got {' and '.join(selectors)}: give only one step=N or window=N")
-    kind, _, number = (selectors or ["step=0"])[0].partition("=")
-    if not re.fullmatch("[0-9]+", number):
-        raise ValueError(f"{kind} must be an integer ≥ 0, got {number}. For example: {kind}=3")
-    return kind, int(number), [word for word in words if word not in selectors]
+    overrides, options = split_options(args.overrides, {"step": None, "window": None})
+    step, window = options["step"], options["window"]
+    if None not in (step, window):
+        raise ValueError(f"got step={step} and window={window}: give only one step=N or window=N")
+    print(open_data(overrides).show(step or 0, window=window))
 
 
 def seen_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,25 +37,24 @@ def seen(args: argparse.Namespace) -> None:
 
     files = [word for word in args.overrides if word.endswith(".ckpt") and "=" not in word]
     words = [word for word in args.overrides if word not in files]
-    kind, step, overrides = split_selector(words)
-    has_step = len(words) > len(overrides)
-    if kind != "step" or not (files or has_step):
+    overrides, options = split_options(words, {"step": None})
+    if (step := options["step"]) is not None:
+        check_integer("step", step, 0)
+    elif not files:
         raise ValueError("give step=N or the checkpoint of a run: lit-gptdata seen step=1000")
-    if len(files + overrides) > 1 and files:
-        others = " ".join((files + overrides)[1:])
-        raise ValueError(f"{files[0]} has the options of its run: remove {others}")
+    if files and (others := files[1:] + overrides):
+        raise ValueError(f"{files[0]} has the options of its run: remove {' '.join(others)}")
     ranks = None
     if files:
         data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
         data.setup()
-        step = (
-            step if has_step else number_after(data._resume.all_segments, data.state_dict()["batches"])
-        )
+        if step is None:
+            step = number_after(data._resume.all_segments, data.state_dict()["batches"])
     else:
         data = open_data(overrides)
         if data.shuffle and data.seed is None:
             raise ValueError("seed=None: each run draws its own order: give the run's checkpoint")
-        ranks = count_ranks(compose_config(overrides))
+        ranks = count_ranks(overrides)
     if step:
         data.windows_at(step - 1, world_size=ranks)  # raises for a step that does not exist
     history = data._resume.history(ranks)

@@ -67,22 +67,16 @@ def main(cfg: DictConfig) -> float:
         check_options(cfg)
         folder = make_folder(cfg)
         name_run(cfg, folder)
-        with without_empty_folder(), record_result(folder) as result:
-            record_config(cfg, folder)
-            train(cfg, folder, result)
+        try:
+            with record_result(folder) as result:
+                record_config(cfg, folder)
+                train(cfg, folder, result)
+        finally:
+            if HydraConfig.initialized():  # its folder is empty if output_dir names another one
+                with suppress(OSError):
+                    os.removedirs(HydraConfig.get().runtime.output_dir)
     metrics = result["metrics"]
     return float(metrics.get("val_loss", metrics.get("train_loss", math.nan)))
-
-
-@contextmanager
-def without_empty_folder() -> Iterator[None]:
-    """Remove Hydra's folder and its parents if they are empty, because output_dir names another one."""
-    try:
-        yield
-    finally:
-        if HydraConfig.initialized():
-            with suppress(OSError):
-                os.removedirs(HydraConfig.get().runtime.output_dir)
 
 
 def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
@@ -121,6 +115,8 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.mean:
                 metrics["tokens_per_second"] = callback.mean
+        if data.train_windows.kind != "sliding":
+            metrics["padding"] = data.train_windows.padding
         result["tokens"] = max(budget.tokens, int(metrics.pop("tokens", 0)))
         result["steps"] = trainer.global_step or None
         result["seed"] = getattr(data, "seed", None)
@@ -131,7 +127,7 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         splits = ["test"] if is_scored else ["val", "test"]
         metrics |= evaluate(trainer, model, data, *splits, monitor=monitor)
         metrics.pop("tokens", None)
-        rows |= last_rows(cfg, folder, trainer, data, result)
+        rows |= last_rows(cfg, folder, trainer, result)
         save_summary(trainer, model, data, metrics, folder, rows, monitor)
 
 
@@ -145,13 +141,11 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap does not shrink
 
 
-def last_rows(
-    cfg: DictConfig, folder: Path, trainer: L.Trainer, data: Any, result: Any
-) -> dict[str, str]:
+def last_rows(cfg: DictConfig, folder: Path, trainer: L.Trainer, result: Any) -> dict[str, str]:
     """The end of the summary: the folder, the checkpoint, and the command that trains longer."""
     rows = {"trained on": f"{result['tokens']:,} tokens in {trainer.global_step:,} steps"}
-    if (windows := data.train_windows).kind != "sliding":
-        rows["trained on"] += f", about {result['tokens'] * windows.padding:,.0f} of them padding"
+    if padding := result["metrics"].get("padding"):
+        rows["trained on"] += f", about {result['tokens'] * padding:,.0f} of them padding"
     rows |= {"folder": shown(folder), "checkpoint": shown(kept_checkpoint(trainer))}
     if rows["checkpoint"] and not in_sweep():
         limit = ("max_tokens", cfg.max_tokens or result["tokens"])
@@ -183,10 +177,8 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
             command = f"lit-gptdata rerun {shown(folder.parent)} --unfinished"
             text = f"stopped. To run the jobs that did not complete:\n  {command}"
         elif path := kept_checkpoint(trainer):
-            command = resume_command(shown(folder))
-            text = (
-                f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:\n  {command}"
-            )
+            text = f"stopped after {budget.tokens:,} tokens. Kept: {shown(path)}. To continue:"
+            text += f"\n  {resume_command(shown(folder))}"
         close_bars()
         rank_zero_only(print)(text, file=sys.stderr)
         raise SystemExit(128 + number) from error

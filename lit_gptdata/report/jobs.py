@@ -54,10 +54,8 @@ class Job:
     """COUNTS and final metrics. If the job did not complete: the last values that it logged."""
     seed: str
     """Of the weights; "3/5" if the windows have another one. "" if unknown."""
-    val_sources: Sequence[str]
-    """The names of the sources that its val_loss covers; empty for a corpus without names."""
     val_text: Mapping[str, Any]
-    """Source → the text that its val_loss covers: a hash of the text, and a range of its bytes."""
+    """What its val_loss covers: a hash of the texts, and ranges of their bytes; {} if unknown."""
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """For each of METRICS: (tokens trained on, finite value), ordered by tokens."""
 
@@ -83,52 +81,59 @@ def read_job(folder: Path, name: str) -> Job:
         problem = f"cannot read result.json: {error}"
     status = result.get("status")
     status = status if status in STATUSES else "unfinished"  # "running" while a job runs
-    overrides = result.get("overrides")
-    overrides = None if overrides is None else _parse_overrides(overrides)
+    given = result.get("overrides")
+    overrides = None if given is None else _parse_overrides(given)
     config = _flatten(read_yaml(folder / "config.yaml"))
     monitor = config.get("monitor", "null")
     curves = read_curves(folder / "metrics.csv", None if monitor == "null" else monitor)
-    given = {k: config.get(k, v) if "${" in v else v for k, v in (overrides or {}).items()}
-    metrics = {  # strict JSON has no NaN or infinity, so they are strings
-        name: float(value) if isinstance(value, str) else value
-        for name, value in result.get("metrics", {}).items()
-    }
-    if status != "completed":
-        ends = {metric: curve[-1] for metric, curve in curves.items() if curve}
-        metrics = {metric: value for metric, (_, value) in ends.items()} | metrics
-        if ends:
-            metrics["tokens"] = int(max(tokens for tokens, _ in ends.values()))
+    values = config | {k: config.get(k, v) if "${" in v else v for k, v in (overrides or {}).items()}
+    metrics = {}
+    for metric, curve in curves.items():
+        if curve and status != "completed":  # the last values that it logged
+            tokens, metrics[metric] = curve[-1]
+            metrics["tokens"] = max(int(tokens), metrics.get("tokens", 0))
+    for metric, value in result.get("metrics", {}).items():
+        metrics[metric] = (
+            float(value) if isinstance(value, str) else value
+        )  # JSON has no NaN or infinity
     return Job(
         name=name,
         status=status,
         error=(result.get("error") or "").strip() or problem or STATUSES[status],
         overrides=overrides,
-        values=config | given,
+        values=values,
         metrics=metrics | {k: n for k in COUNTS if (n := _number(result.get(k))) is not None},
-        seed=_seed(result, config | given),
-        val_sources=result.get("val_sources", []),
+        seed=_seed(result, values),
         val_text=result.get("val_text", {}),
         curves=curves,
     )
 
 
+def read_columns(metrics_csv: Path) -> dict[str, dict[float, float]]:
+    """Column of Lightning's metrics.csv → {tokens trained on: value}, which may be NaN or infinite."""
+    text = metrics_csv.read_text(encoding="utf-8", errors="replace") if metrics_csv.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # an unfinished last line may end in half a number
+    reader = csv.DictReader(line.replace("\0", "") for line in lines)
+    columns: dict[str, dict[float, float]] = {name: {} for name in reader.fieldnames or []}
+    for row in reader:
+        for name, column in columns.items():
+            with suppress(KeyError, TypeError, ValueError):  # a row has only some of the columns
+                column[float(row["tokens"])] = float(row[name])
+    return columns
+
+
 def read_curves(metrics_csv: Path, monitor: str | None = None) -> dict[str, list[tuple[float, float]]]:
-    """Read the points (tokens, value) of each of METRICS from Lightning's metrics.csv.
+    """Read the points (tokens, finite value) of each of METRICS.
 
     `monitor` is the column of the val loss; None: see `find_loss`.
     """
-    text = metrics_csv.read_text(encoding="utf-8", errors="replace") if metrics_csv.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()  # an unfinished last line may end in half a number
-    points: dict[str, dict[float, float]] = {metric: {} for metric in METRICS}
-    reader = csv.DictReader(line.replace("\0", "") for line in lines)
-    losses = {f"{split}_loss": find_loss(reader.fieldnames or [], split, monitor) for split in SPLITS}
-    for row in reader:
-        tokens = _number(row.get("tokens"))
-        for metric, curve in points.items():
-            value = _number(row.get(losses.get(metric) or metric))
-            if tokens is not None and value is not None:
-                curve[tokens] = value
-    return {metric: sorted(curve.items()) for metric, curve in points.items()}
+    columns = read_columns(metrics_csv)
+    losses = {f"{split}_loss": find_loss(columns, split, monitor) for split in SPLITS}
+    curves = {metric: columns.get(losses.get(metric) or metric, {}) for metric in METRICS}
+    return {
+        metric: sorted(point for point in curve.items() if None not in map(_number, point))
+        for metric, curve in curves.items()
+    }
 
 
 def canonical(value: str) -> Value:

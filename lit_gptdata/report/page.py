@@ -16,7 +16,7 @@ from lit_gptdata.report.jobs import COUNTS, METRICS, STATUSES, canonical, shorte
 from lit_gptdata.report.plots import Picture, draw
 from lit_gptdata.report.rows import Row, Sweep, read_sweep
 
-# Of every sweep.csv; no metric may have such a name.
+# Of every sweep.csv, next to the keys and the metrics; no metric may have such a name.
 COLUMNS = ("job", "status", "seed", *COUNTS, "error")
 MAX_TIED = 3  # rows in the headline
 
@@ -70,9 +70,7 @@ def as_csv(sweep: Sweep) -> str:
     writer = csv.writer(file, lineterminator="\n")
     metrics = [*COUNTS, *_metric_names(sweep)]
     summary = ["seeds", f"{sweep.metric} mean", f"{sweep.metric} ci95"]
-    taken = {*COLUMNS, *metrics, *summary}
-    keys = [f"override {key}" if key in taken else key for key in sweep.keys]
-    writer.writerow(["job", "status", *keys, "seed", *metrics, "error", *summary])
+    writer.writerow(["job", "status", *sweep.keys, "seed", *metrics, "error", *summary])
     for row in sweep.rows:
         result = [len(row.seeds), *(x if math.isfinite(x) else None for x in row.score)]
         for job in row.jobs:

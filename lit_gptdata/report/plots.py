@@ -74,20 +74,19 @@ def _draw_curves(sweep: Sweep) -> tuple[str, Figure]:
         has_band = not math.isnan(halves[-1])
         settings = [_format(canonical(row.value(key) or "?")) for key in sweep.keys]
         name = shorten(" · ".join([shorten(row.name, 16), *settings]), 48)
-        status = "" if row.status == "completed" else f" ({row.status})"
+        status, line = ("", "-") if row.status == "completed" else (f" ({row.status})", "--")
         half = f" ± {halves[-1]:.2g}" if has_band else ""
         label = f"{sweep.mark(row)} {name}{status} → {means[-1]:#.4g}{half}"  # matplotlib hides "_…"
         if i >= len(COLORS):
             label = "other jobs" if i == len(COLORS) else ""
         style: Any = {"color": COLORS[i] if i < len(COLORS) else "#bbb", "zorder": 3 - i / len(rows)}
-        style |= {"lw": 2.2 if row in sweep.leaders else 1.2, "marker": "." if len(tokens) < 30 else ""}
+        style |= {"lw": 2.2 if row in sweep.leaders else 1.2, "ls": line}
+        style |= {"marker": "." if len(tokens) < 30 else ""}
         for axes in panels:
-            axes.plot(
-                tokens, means, "-" if row.status == "completed" else "--", label=label or None, **style
-            )
+            axes.plot(tokens, means, label=label or None, **style)
             if has_band:
-                band: Any = {"color": style["color"], "alpha": 0.2 if len(rows) <= 4 else 0.1, "lw": 0}
-                axes.fill_between(tokens, means - halves, means + halves, **band)
+                low, high, color = means - halves, means + halves, style["color"]
+                axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
     for axes in panels:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel(METRICS[sweep.metric])

@@ -15,17 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gptdata.report.jobs import (
-    METRICS,
-    SEEDS,
-    STATUSES,
-    Job,
-    Value,
-    canonical,
-    pad,
-    read_job,
-    read_yaml,
-)
+from lit_gptdata.report.jobs import METRICS, SEEDS, STATUSES, Job, canonical, pad, read_job, read_yaml
 
 JOB_FILES = {"result.json", "config.yaml"}  # only a config.yaml if a job was killed early
 
@@ -132,7 +122,7 @@ class Sweep:
         """Return ★ for a row of `leaders`, ≠ for one of `others`."""
         return "★" if self.verdict and row in self.leaders else "≠" if row in self.others else ""
 
-    def values(self, key: str) -> list[Value]:
+    def values(self, key: str) -> list[str | float]:
         """Return the distinct known values of a key: numbers by size, then texts."""
         values = {canonical(value) for row in self.rows if (value := row.value(key)) is not None}
         return sorted(values, key=lambda v: (1, 0, pad(v)) if isinstance(v, str) else (0, v, ""))
@@ -183,7 +173,7 @@ def same_text(one: Job, other: Job) -> bool:
     1 % of the bytes may differ, because tokenizers cut a text at different bytes.
     """
     if not (one.val_text and other.val_text):
-        return one.val_sources == other.val_sources
+        return True
     if one.val_text.get("sha256") != other.val_text.get("sha256"):
         return False
     edges = one.val_text.get("bytes", []), other.val_text.get("bytes", [])
@@ -210,16 +200,10 @@ def t_quantile(df: int) -> float:
     return float(np.sqrt(df) * np.tan(np.interp(0.95, inside / inside[-1], angles)))
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether Hydra ran a sweep in a folder. Its Optuna sweeper leaves a file only at the end."""
-    marks = ("multirun.yaml", "optimization_results.yaml", *(f"0/{name}" for name in JOB_FILES))
-    return any((folder / mark).exists() for mark in marks)
-
-
 def check_sweep(folder: Path) -> Path:
-    """Return the folder of a sweep; raises ValueError for another folder, with what to give instead."""
-    if is_sweep(folder):
-        return folder
-    near = filter(is_sweep, [folder.resolve().parent, *sorted(folder.glob("*/"), reverse=True)])
-    advice = next((str(path) for path in near), "a folder under multirun/ that `train -m` made")
-    raise ValueError(f"{folder} is not the folder of a sweep: give {advice}")
+    """Return the folder of a sweep of Hydra; raises ValueError for another folder."""
+    # Hydra's Optuna sweeper leaves a file only at the end.
+    marks = ("multirun.yaml", "optimization_results.yaml", *(f"0/{name}" for name in JOB_FILES))
+    if not any((folder / mark).exists() for mark in marks):
+        raise ValueError(f"{folder} is not the folder of a sweep: give one that `train -m` made")
+    return folder

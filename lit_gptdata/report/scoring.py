@@ -165,8 +165,6 @@ class DocumentScores(L.Callback):
         if trainer.is_global_zero:
             for each in self.sets:
                 each.finish()
-            if not any((each.tokens >= self.min_tokens).any() for each in self.sets):
-                self.min_tokens = 1  # otherwise the lists would be empty
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)

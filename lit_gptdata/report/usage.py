@@ -15,7 +15,6 @@ from lit_gptdata.windows.mixture import Mixture
 
 CHUNK = 1 << 20  # token ids counted at a time; numpy widens them to 8 bytes each
 INTERVALS = 60  # of a run; the picture has a share for each
-MAX_NAMES = 10  # sources with a color; the others, with smaller shares, are gray
 MAX_SHARDS = 16  # of a store, whose documents are measured; the index of each is a file
 MAX_BYTES = 16  # tokens of this many UTF-8 bytes or more share the last bar
 
@@ -61,7 +60,7 @@ def draw_shares(
     say (wide); and the documents of its stores by length."""
     length, names = mixture.spans.max_length, [*mixture.sizes]
     fills = np.array([1.0 - windows.padding for windows in mixture.parts])
-    colors = matplotlib.color_sequences["tab10"]
+    colors = matplotlib.color_sequences["tab20"]
     ends = np.unique(np.linspace(0, max(1, tokens // length), INTERVALS + 1).astype(int))
     counts = np.array([list(mixture.count(end).values()) for end in ends.tolist()])  # (E, S)
     shares = np.diff(counts, axis=0) * fills
@@ -74,10 +73,9 @@ def draw_shares(
     axes, document_axes = figure.subplots(1, 2)
     ranked = np.argsort(-counts[-1], kind="stable").tolist()
     for rank, i in enumerate(ranked):
-        others = "other sources" if rank == MAX_NAMES else None  # one label for all of them
-        color, name = (colors[rank], names[i]) if rank < MAX_NAMES else ("#bbb", others)
+        color = colors[rank % len(colors)]
         axes.plot(edges * length, np.repeat(targets[:, i], 2), color=color, alpha=0.3, linewidth=6)
-        axes.stairs(shares[:, i], ends * length, baseline=None, color=color, label=name)
+        axes.stairs(shares[:, i], ends * length, baseline=None, color=color, label=names[i])
     axes.set(xlabel="tokens trained on", ylabel="share of the training tokens", ylim=(0, None))
     axes.set_title("share of each source (wide: target, thin: run)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-try:
-    import jsonargparse  # noqa: F401
-except ImportError as error:
-    raise ImportError("LightningCLI needs jsonargparse: pip install 'lit-gptdata[cli]'") from error
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_gptdata._checks import accepted
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.model.gpt import GPT
 from lit_gptdata.model.stem import EmbeddingStem
+from lit_gptdata.text.formats import needs
+
+needs("jsonargparse", "cli", "LightningCLI")
 
 
 class GPTCLI(LightningCLI):

@@ -1,6 +1,5 @@
 """The results of a finished run: final metrics, a table of results, a generated text and a plot."""
 
-import csv
 import io
 import math
 import re
@@ -18,6 +17,7 @@ from lit_gptdata._fsspec import redacted
 from lit_gptdata._io import write_whole
 from lit_gptdata.configs import SPLITS, find_loss
 from lit_gptdata.datamodule import GPTDataModule
+from lit_gptdata.report.jobs import read_columns
 from lit_gptdata.training.val_sets import coverage
 
 PROMPT_TOKENS = 8
@@ -45,10 +45,8 @@ def evaluate(
             for found in run(model, datamodule=data, verbose=False):  # none if the split is empty
                 metrics |= name_losses(found, monitor)
                 if monitor and step == "validation_step" and monitor not in found:
-                    logged = f"validation_step logs {', '.join(found)}"
-                    raise ValueError(
-                        f"monitor must be a name that the model logs, got {monitor}: {logged}"
-                    )
+                    problem = f"monitor must be a name that the model logs, got {monitor}"
+                    raise ValueError(f"{problem}: it logs {', '.join(found)}")
             if trainer.received_sigterm:  # in the last batch, after which Lightning ignores it
                 raise SIGTERMException
     return metrics
@@ -174,19 +172,15 @@ def plot_losses(metrics_csv: Path, png: Path, monitor: str | None = None) -> Non
     """
     from matplotlib.figure import Figure  # not pyplot, which has global state and needs a display
 
-    with open(metrics_csv, newline="") as file:
-        rows = list(reader := csv.DictReader(file))
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    names = reader.fieldnames or []
-    train, val = find_loss(names, "train"), find_loss(names, "val", monitor)
-    of_sets = [name for name in names if name.startswith("val_loss/")]
+    columns = read_columns(metrics_csv)
+    train, val = find_loss(columns, "train"), find_loss(columns, "val", monitor)
+    of_sets = [name for name in columns if name.startswith("val_loss/")]
     for name in dict.fromkeys(filter(None, [train, val, *of_sets])):
-        scored = [row for row in rows if row.get(name) and row.get("tokens")]
-        points = {float(row["tokens"]): float(row[name]) for row in scored}
-        if not points:
+        if not columns[name]:
             continue
-        x, y = zip(*sorted(points.items()), strict=True)
-        bad = [tokens for tokens, loss in points.items() if not math.isfinite(loss)]
+        x, y = zip(*sorted(columns[name].items()), strict=True)
+        bad = [tokens for tokens, loss in columns[name].items() if not math.isfinite(loss)]
         label = name.replace("_", " ") + (f", NaN or inf from {min(bad):,.0f} tokens" if bad else "")
         if name == train and len(x) > 5:
             (line,) = axes.plot(x, y, alpha=0.3)

@@ -6,6 +6,7 @@ train.py  ──▶ <job>/result.json, written when a job starts and when it end
 
 import gc
 import hashlib
+import json
 import math
 import os
 import shlex
@@ -22,7 +23,7 @@ from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lit_gptdata._io import as_json, write_json
+from lit_gptdata._io import as_json, write_whole
 from lit_gptdata.configs import typed_command
 from lit_gptdata.datamodule import GPTDataModule
 from lit_gptdata.training.errors import root_cause
@@ -35,13 +36,19 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     """Write `result.json` into a job's folder when the block starts and when it ends; errors propagate.
 
     The job adds its numbers to the yielded dict. Afterwards the memory of the job is freed for the next.
-    The file is strict JSON: NaN and infinity are the strings "nan", "inf" and "-inf".
+    The file is strict JSON: metrics that are NaN or infinite are the strings "nan", "inf" and "-inf".
     """
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
     counts = ("tokens", "steps", "seconds", "parameters", "global_seed", "seed")
     result |= dict.fromkeys(counts) | {"val_sources": [], "val_text": {}, "metrics": {}}
-    write = rank_zero_only(lambda: write_json(folder / "result.json", _as_strict(result)))
+
+    @rank_zero_only
+    def write() -> None:
+        metrics = {name: x if math.isfinite(x) else str(x) for name, x in result["metrics"].items()}
+        text = json.dumps(result | {"metrics": metrics}, indent=1, allow_nan=False)
+        write_whole(folder / "result.json", text.encode())
+
     write()
     start = time.perf_counter()
     try:
@@ -81,17 +88,6 @@ def scored_text(data: GPTDataModule) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(as_json(contents)).hexdigest(), "bytes": edges}
 
 
-def _as_strict(value: Any) -> Any:
-    """Replace what JSON or UTF-8 cannot contain: numbers that are not finite, and lone surrogates."""
-    if isinstance(value, dict):
-        return {name: _as_strict(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_as_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
 class SweepFolder(Callback):
     """Hydra callback that remembers the path of the sweep's folder, for the report."""
 
@@ -105,11 +101,9 @@ class SweepFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [word for word in config.hydra.overrides.task if word.startswith("output_dir=")]
-        if given or config.get("output_dir") is not None:
-            advice = "leave it out, or set hydra.sweep.dir, which gets one folder per job"
-            raise SystemExit(
-                f"error: output_dir={config.output_dir} is for a single run: {advice}"
-            )  # Hydra would only log an Exception
+        if given or config.get("output_dir") is not None:  # Hydra would only log an Exception
+            advice = "set hydra.sweep.dir, the folder of the sweep"
+            raise SystemExit(f"error: output_dir={config.output_dir} is for a single run: {advice}")
         SweepFolder.folder = Path(config.hydra.sweep.dir).resolve()
         os.environ[SHARED_WORDS] = "\n".join(config.hydra.overrides.task)
 

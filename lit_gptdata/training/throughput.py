@@ -48,7 +48,7 @@ class Throughput(L.Callback):
             self._paused = None
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self._tokens += count_tokens(trainer, batch) * trainer.world_size
         loop = trainer.fit_loop
@@ -109,7 +109,7 @@ class TokenBar(TQDMProgressBar):
         )  # fmt: skip
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         bar = self.train_progress_bar
         if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:

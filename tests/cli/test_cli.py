@@ -167,7 +167,7 @@ def test_show_prints_one_window(prepared, capsys):
 def test_show_refuses_a_wrong_step_or_window(prepared, capsys):
     for words, message in (
         (["window=100000"], "window must be an integer in [0, "),
-        (["step=-1"], "step must be an integer ≥ 0, got -1"),
+        (["step=-1"], "step=-1 does not exist"),
         (["step=1", "window=2"], "got step=1 and window=2: give only one"),
     ):
         assert message in run(capsys, "show", *words, *prepared[1], expect=1)

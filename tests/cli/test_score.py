@@ -112,7 +112,7 @@ def test_another_text_is_scored_as_a_whole_even_a_short_one(capsys):
     save(made())
     capsys.readouterr()
     Path("other.txt").write_text(" a few words")
-    (row,) = scored("other.txt", file="a-scores-all.csv")
+    (row,) = scored("other.txt", "min_tokens=1", file="a-scores-all.csv")
     assert (row["source"], row["tokens"]) == (str(Path("other.txt").absolute()), "2")
     assert (row["byte_begin"], row["byte_end"]) == ("2", "12")
     assert "of the 1 documents with ≥ 1 tokens" in capsys.readouterr().out

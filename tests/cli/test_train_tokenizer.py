@@ -72,19 +72,15 @@ def test_a_wrong_command_line_gets_one_line_that_helps(words, message, capsys):
     assert not Path("own.json").exists()
 
 
-def test_only_a_tokenizer_json_is_replaced(capsys, monkeypatch, tmp_path):
+def test_no_file_is_replaced(capsys, monkeypatch, tmp_path):
     Path("folder.json").mkdir()
+    Path("data.json").write_text("{}")
     words = ["train-tokenizer", "vocab_size=257", "data.val_fraction=0"]
-    printed = run(capsys, *words, "folder.json", expect=1)
-    assert "folder.json exists and is a folder: give another name" in printed
-    for content in ('{"model": "gpt"}', "[1]", "x", "{}"):
-        Path("data.json").write_text(content)
-        printed = run(capsys, *words, "data.json", expect=1)
-        assert "data.json exists and is not a tokenizer.json: give another name, or remove it" in printed
-        assert Path("data.json").read_text() == content
+    for name in ("folder.json", "data.json"):
+        assert f"{name} exists: give another name, or" in run(capsys, *words, name, expect=1)
+    assert Path("data.json").read_text() == "{}"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for _ in range(2):
-        assert f"data.tokenizer={tmp_path}/home/own.json" in run(capsys, *words, "~/own.json")
+    assert f"data.tokenizer={tmp_path}/home/own.json" in run(capsys, *words, "~/own.json")
 
 
 def test_other_commands_name_the_command_that_trains(capsys):

@@ -278,7 +278,7 @@ def test_the_plot_is_over_tokens_and_names_a_loss_that_is_not_finite(monkeypatch
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
     train_losses = [f"{512 * i},{'nan' if i > 6 else 9 - i}," for i in range(1, 9)]
     Path("metrics.csv").write_text(
-        "\n".join(["tokens,train_loss,val_loss", "0,,10.8", *train_losses, "4096,,5"])
+        "\n".join(["tokens,train_loss,val_loss", "0,,10.8", *train_losses, "4096,,5", ""])
     )
     summary.plot_losses(Path("metrics.csv"), Path("loss.png"))
     raw, smoothed, val = figures[0].axes[0].lines

@@ -159,7 +159,9 @@ def test_the_name_of_the_val_loss_is_an_option_that_is_checked_before_training()
     (state,) = [each for key, each in best["callbacks"].items() if "val/nats" in key]
     assert state["best_model_score"] == 2.0
     assert {value for _, value in read_job(Path("run"), "0").curves["val_loss"]} == {2.0}
-    with pytest.raises(ValueError, match="monitor must be a name that the model logs, got val/x: valid"):
+    with pytest.raises(
+        ValueError, match="monitor must be a name that the model logs, got val/x: it logs"
+    ):
         own_model(LogsTwo, "monitor=val/x", output_dir="other")
     assert not Path("other/checkpoints").exists()
 

@@ -136,7 +136,7 @@ assert CountModules.alive == [2, 2, 2, 2], CountModules.alive
 @pytest.mark.heavy
 def test_jobs_that_would_overwrite_each_other_are_rejected(tmp_path, sweep):
     printed = sweep("-m", "seed=0,1", "output_dir=one", "hydra.sweep.dir=sweep", expect=1)
-    assert "error: output_dir=one is for a single run: leave it out" in printed
+    assert "error: output_dir=one is for a single run: set hydra.sweep.dir" in printed
     assert not (tmp_path / "one").exists()
 
 

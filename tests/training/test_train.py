@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from lit_gptdata import GPT, GPTDataModule
 from lit_gptdata.cli import train
+from lit_gptdata.report.rows import read_sweep
 from tests.http_server import FileServer
 from tests.training.run_train import (
     CONF,
@@ -94,6 +95,8 @@ def test_the_summary_names_windows_of_documents_and_their_padding(capsys):
     assert re.search(
         r"^trained on +128 tokens in 4 steps, about [1-9]\d of them padding$", printed, re.M
     )
+    padding = read_sweep(Path.cwd()).jobs[0].metrics["padding"]  # a column of a sweep's report
+    assert 0.1 < padding < 0.8
 
 
 @pytest.mark.heavy
