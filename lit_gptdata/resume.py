@@ -145,7 +145,7 @@ class Resume(L.Callback):
         *_, current = (segment for segment in planned if segment.batch <= batch)
         gap = next((segment for segment in planned if segment.skip and segment.batch <= batch), None)
         there = gap.start if gap else current.position(batch)
-        ended = start.index and there == Position(start.epoch + 1, 0)  # no more batch fits
+        ended = start.index and there == Position(start.epoch + 1, 0)  # the epoch has no batch left
         if not (same and current.limit and (there == start or ended)):
             return False
         self._segments, self._current = [*before, *planned], current.rest(batch)
