@@ -114,12 +114,12 @@ class Resume(L.Callback):
     ) -> list[RunSegment]:  # fmt: skip
         """The segments of a run from a batch on, which starts at `start` after the segments `before`."""
         trainer, steps, sizes = self._data.trainer, steps or self._data.train_steps, []
-        tokens = self.tokens_before(batch, before)
+        end = -self.tokens_before(batch, before)  # of each size, in tokens from here
         for part in self._data._data.batch_schedule or []:
-            tokens -= part["tokens"] or 0
+            end += part["tokens"] or 0
             size = replace(steps, batch_size=part["batch_size"])
             check_not_empty(size)
-            sizes.append((part["tokens"] and -(tokens // self._data.max_length), size))
+            sizes.append((part["tokens"] and -(-end // self._data.max_length), size))
         skip, before = self._data._data.skip_steps, [*self._earlier_ones, *before] if batch else before
         options: dict[str, Any] = {"accumulate": self._accumulate, "step": step, "skip": skip or []}
         if trainer is not None:
@@ -141,11 +141,12 @@ class Resume(L.Callback):
         """Plan the last segment again, and continue in it if the run would come to the same position."""
         *before, last = self._segments
         planned = self.plan(last.batch, last.start, before, last.step)
-        current = [segment for segment in planned if segment.batch <= batch][-1]
-        gaps = [segment.start for segment in planned if segment.skip and segment.batch <= batch]
-        ends = [start, Position(start.epoch + 1, 0)] if start.index else [start]
         same = replace(planned[0], end=last.end) == last  # another gap may end its first epoch
-        if not same or not current.limit or [*gaps, current.position(batch)][0] not in ends:
+        *_, current = (segment for segment in planned if segment.batch <= batch)
+        gap = next((segment for segment in planned if segment.skip and segment.batch <= batch), None)
+        there = gap.start if gap else current.position(batch)
+        ended = start.index and there == Position(start.epoch + 1, 0)  # the epoch has no batch left
+        if not (same and current.limit and (there == start or ended)):
             return False
         self._segments, self._current = [*before, *planned], current.rest(batch)
         return True
@@ -187,8 +188,7 @@ class Resume(L.Callback):
         tokens = count_windows(segments, batch) * int(self._data.max_length)
         start = segments[0].batch if segments else batch
         for data in reversed(self._earlier):
-            windows = count_windows(segments_of(data), min(start, batch))
-            tokens += windows * data["data"]["max_length"]
+            tokens += count_windows(segments_of(data), min(start, batch)) * data["data"]["max_length"]
             start = data["legs"][0]["batch"]
         return tokens
 
@@ -239,9 +239,8 @@ class Resume(L.Callback):
         else:
             begun = [run for run in runs if run[1][0].start.epoch <= epoch]
         data, segments = (begun or runs)[-1]
-        windows = self._data.train_windows
-        if data is not runs[-1][0]:
-            windows = windows_of(data, self._data._data)
+        is_present = data is runs[-1][0]
+        windows = self._data.train_windows if is_present else windows_of(data, self._data._data)
         seed = data["seed"] if data["shuffle"] else None
         found = windows_of_batch(segments, step, epoch, rank=rank, seed=seed, order=windows.order)
         return windows, found
@@ -273,9 +272,8 @@ class Resume(L.Callback):
         segments, position = self._history_of_data(None), self._sampler.position(unfinished=1)
         steps = self._data.train_steps
         if (state := self.loaded_state) and segments[-1].steps != steps:
-            start, limit = Position(state["epoch"], state["index"]), steps.remaining()
-            current = RunSegment(batch=state["batches"], start=start, steps=steps, limit=limit)
-            segments = [*segments, current]
+            start, n = Position(state["epoch"], state["index"]), steps.remaining()
+            segments = [*segments, RunSegment(batch=state["batches"], start=start, steps=steps, limit=n)]
         return self._state(segments, segments[-1].batches_before(position), position, None)
 
     def _state(
@@ -309,11 +307,13 @@ class Resume(L.Callback):
         done, batch = done - lost, progress.total.processed - lost
         begun = [s for s in self._segments if (s.start.epoch, s.step) <= (epoch, done)]
         segment = (begun or self._segments)[-1]
-        start = segment.start if segment.start.epoch == epoch else Position(epoch, 0)
-        done -= segment.step if segment.start.epoch == epoch else 0
-        index = start.index + done * segment.steps.width
-        gaps = [segment.start for segment in self._segments if segment.skip and segment.batch == batch]
-        return batch, [*gaps, Position(epoch + 1, 0) if is_over else Position(epoch, index)][0]
+        index = done * segment.steps.width
+        if segment.start.epoch == epoch:  # its steps before may have had another size
+            index += segment.start.index - segment.step * segment.steps.width
+        for gap in self._segments:
+            if gap.skip and gap.batch == batch:
+                return batch, gap.start
+        return batch, Position(epoch + 1, 0) if is_over else Position(epoch, index)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self.planned_by:
@@ -344,12 +344,13 @@ class Resume(L.Callback):
         if self.on_change == "refuse":
             check_same(state["data"], identity)
         batch, start = state["batches"], Position(state["epoch"], state["index"])
-        legs, self._earlier = state["legs"], state.get("earlier", [])
-        legs = [leg for leg in legs if leg["batch"] < batch]  # the others are a plan
+        legs = [leg for leg in state["legs"] if leg["batch"] < batch]  # the others are a plan
+        self._earlier = state.get("earlier", [])
         if changes:
             log_info(f"continue with new data at batch {batch:,}: {'; '.join(changes)}")
-            earlier = [{"data": state["data"], "legs": legs}] if legs else []
-            self._earlier, legs = [*self._earlier, *earlier], []
+            if legs:
+                self._earlier = [*self._earlier, {"data": state["data"], "legs": legs}]
+            legs = []
         self._segments = [RunSegment.from_dict(leg, steps.n) for leg in legs]
         if not self._segments or not self._continues_as_planned(batch, start):
             inside = changes and start.index  # new data starts with an epoch

@@ -78,7 +78,7 @@ def test_rows_of_val_and_test_batches_map_to_the_tokens_of_the_store(story, tmp_
             pairs = zip(ids, expected, strict=True)
             assert {e for id, e in pairs if id != e} <= {data.tokenizer.end_of_document}
             found += [t for t in tokens.flat if t >= 0]
-        begin, end = getattr(data._split, split)
+        begin, end = getattr(data._data.first.split, split)
         assert sorted(found) == list(range(begin + (kind == "sliding"), end))
     shares = [data.windows_at(1, split="val", rank=rank, world_size=2).tolist() for rank in (0, 1)]
     assert shares == [[8, 9, 10, 11], [12, 13, 14, 15]]

@@ -83,7 +83,7 @@ def test_the_losses_of_all_documents_sum_to_the_val_loss(capsys, drawn):
     expected = save(data := made())
     found = scored()
     assert mean(found) == pytest.approx(expected["val_loss"], rel=1e-6)
-    begin, end = data.store.manifest.cuts or data._split.val
+    begin, end = data.store.manifest.cuts or data._data.first.split.val
     assert sum(int(row["tokens"]) for row in found) == end - begin - 1
     n_bytes = sum(int(row["byte_end"]) - int(row["byte_begin"]) for row in found)
     bits = sum(float(row["nats"]) for row in found) / math.log(2) / n_bytes
@@ -100,7 +100,7 @@ def test_the_losses_of_all_documents_sum_to_the_val_loss(capsys, drawn):
 def test_train_and_all_of_a_corpus_can_be_scored_and_other_options_of_the_data_apply():
     expected = save(data := made())
     train = scored("split=train", "output=t.csv", file="t.csv")
-    assert sum(int(row["tokens"]) for row in train) == data._split.train[1] - 1
+    assert sum(int(row["tokens"]) for row in train) == data._data.first.split.train[1] - 1
     every = scored("split=all", "output=e.csv", file="e.csv")
     assert sum(int(row["tokens"]) for row in every) == data.store.n_tokens - 1
     assert [row["document"] for row in every] == [str(n) for n in range(1, 17)]

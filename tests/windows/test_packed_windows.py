@@ -248,7 +248,7 @@ def test_val_bits_per_byte_count_the_same_bytes_whatever_the_windows(folder):
         counts[kind] = n, data.scored_bytes("val", n, int(n_bytes.sum()), special)
         assert data.scored_bytes("val", n - 1, 77, special) in (77, counts[kind][1])
     (n, n_bytes), (n_packed, n_bytes_packed) = counts["sliding"], counts["packed"]
-    begin, end = data._split.val
+    begin, end = data._data.first.split.val
     first = data.token_bytes[data.store.tokens[begin : begin + 1]][0]
     assert n == end - begin - 1
     assert n_bytes_packed == data.store.byte_at(end) - data.store.byte_at(begin) == n_bytes + first
