@@ -315,7 +315,7 @@ def test_another_schedule_continues_at_its_tokens(half, tmp_path):
     ("schedule", "message"),
     [
         ([{"tokens": 9}], r"batch_schedule\[0\] must have the keys tokens and batch_size, got"),
-        ([{"tokens": 9, "batch_size": 2}], r"batch_schedule\[0\]\.tokens is 9, but the last one has no"),
+        ([{"tokens": 9, "batch_size": 2}], r"batch_schedule\[0\]\.tokens is 9, but only the last one"),
         ([{"batch_size": 2}, {"batch_size": 4}], r"\[0\]\.tokens is None, but only the last one"),
         ([{"batch_size": 0}], r"batch_schedule\[0\]\.batch_size must be an integer ≥ 1, got 0"),
         ({"batch_size": 2}, "batch_schedule must be a list of"),

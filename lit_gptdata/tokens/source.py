@@ -9,13 +9,12 @@ Both have the same methods. `prepare()` runs once per machine, then `find()` run
 import functools
 import logging
 import math
-import numbers
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_gptdata._checks import hydra_quotes, plain
+from lit_gptdata._checks import check_number, hydra_quotes, plain
 from lit_gptdata._fsspec import local_path, redacted
 from lit_gptdata._io import working_folder
 from lit_gptdata.text.corpus import CorpusLike, corpus_names, open_corpus
@@ -129,17 +128,13 @@ class PublishedStore:
         """Open the store. Raises RuntimeError if `prepare()` has not run on this machine."""
         store = open_store(self._url, self._cache)
         if store is None:
-            raise RuntimeError(
-                f"the store at {self.name} was not opened on this machine yet, under "
-                f"{self._cache.folder}: call prepare_data() first; a Trainer does so"
-            )
+            problem = f"{self.name} was not opened on this machine yet, under {self._cache.folder}"
+            raise RuntimeError(f"the store at {problem}: call prepare_data() first; a Trainer does so")
         self._check_tokenizer(store)
         return store
 
     def publish(self, url: str | os.PathLike[str]) -> str:
         """Upload the store of a folder of this machine."""
-        if self.is_remote:
-            raise ValueError(f"{redacted(self.name)} is published already")
         return publish(self.prepare(), url)
 
     @property
@@ -159,10 +154,10 @@ class PublishedStore:
         theirs, ours = store.manifest.tokenizer, self.tokenizer
         if theirs.fingerprint != ours.fingerprint:
             inserted = " and ".join(theirs.separators or [END_OF_TEXT])
+            made = f"tokenizer={theirs.name!r}, special_tokens={theirs.special_tokens!r} and {inserted}"
             raise ValueError(
-                f"the store {store.location} was made with tokenizer={theirs.name!r} and special_tokens="
-                f"{theirs.special_tokens!r} ({theirs.fingerprint[:8]}), {inserted} between documents. "
-                f"This run has {ours!r} ({ours.fingerprint[:8]}). Set the store's values"
+                f"the store {store.location} was made with {made} between documents. This run has "
+                f"{ours!r}. Set the store's values"
             )
 
 
@@ -170,7 +165,11 @@ def choose_source(
     local: LocalBuild, store_url: str | os.PathLike[str] | None, cache_gb: float | None
 ) -> LocalBuild | PublishedStore:
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
-    limit = _cache_bytes(cache_gb)
+    limit = None
+    if cache_gb is not None and cache_gb != math.inf:
+        limit = int(1e9 * check_number("cache_gb", cache_gb, math.inf))
+        if not limit:
+            raise ValueError(f"cache_gb must be positive, or None for no limit, got {cache_gb!r}")
     if store_url is None:
         if not hasattr(type(local.corpus), "fingerprint"):
             corpus_names(local.corpus)  # checks them
@@ -192,15 +191,6 @@ def local_folder(data_dir: str | os.PathLike[str]) -> Path:
     return working_folder() / Path(plain(data_dir)).expanduser()
 
 
-def _cache_bytes(cache_gb: float | None) -> int | None:
-    if cache_gb is None or cache_gb == math.inf:
-        return None
-    if isinstance(cache_gb, bool) or not isinstance(cache_gb, numbers.Real) or not 0 < cache_gb < 1e12:
-        allowed = "a positive number of 10^9 bytes, such as 32.0, or None for no limit"
-        raise ValueError(f"cache_gb must be {allowed}, got {cache_gb!r}")
-    return int(cache_gb * 1e9)
-
-
 def shuffle_warning(store: TokenStore) -> str | None:
     """A warning if shuffled windows of this store are slow, because its cache is smaller than it."""
     bound = store.cache.bound if isinstance(store, RemoteStore) else None
@@ -208,8 +198,6 @@ def shuffle_warning(store: TokenStore) -> str | None:
     if bound is None or size <= bound:
         return None
     gb = f"{size / 1e9:.3g}"
-    return (
-        f"the store has {gb} GB, but its cache holds at most {bound / 1e9:g}. With shuffle=True nearly "
-        "every batch needs shards from the whole store, which are fetched again and again. The batches "
-        f"are the same, but slow. Set cache_gb >= {gb}, or shuffle=False"
-    )
+    problem = f"the store has {gb} GB, but its cache holds at most {bound / 1e9:g}"
+    advice = f"Set cache_gb >= {gb}, or shuffle=False"
+    return f"{problem}. Shuffled batches are slow, because they fetch shards again and again. {advice}"

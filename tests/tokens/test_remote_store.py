@@ -568,7 +568,7 @@ def test_errors_contain_no_secret(monkeypatch, s3):
 
 
 def test_another_tokenizer_is_refused_by_both_names(url):
-    message = r"tokenizer='gpt2' and special_tokens='allow' .* This run has .*special_tokens='text'"
+    message = r"tokenizer='gpt2', special_tokens='allow' and .* This run has .*special_tokens='text'"
     with pytest.raises(ValueError, match=message):
         remote(url, special_tokens="text").prepare_data()
 
@@ -578,9 +578,9 @@ def test_setup_before_prepare_data_is_refused(url):
         remote(url).setup()
 
 
-@pytest.mark.parametrize("cache_gb", [0, -1, True, float("nan")])
+@pytest.mark.parametrize("cache_gb", [0, -1, float("nan")])
 def test_an_invalid_bound_is_refused(cache_gb):
-    with pytest.raises(ValueError, match=r"cache_gb.* 10\^9 bytes, such as 32.0"):
+    with pytest.raises(ValueError, match="cache_gb must be "):
         GPTDataModule(cache_gb=cache_gb)
 
 
