@@ -76,22 +76,20 @@ class FileSlice:
 class Format:
     """What the rest of the package has to know about a file format."""
 
-    suffix: str
-    """The end of the file name, such as ".txt"; .gz or .zst may follow."""
+    suffixes: tuple[str, ...]
+    """The ends of file names, such as ".txt"; .gz or .zst may follow. The first one is in manifests."""
     cut: Literal["inside_text", "after_newline", "never"]
     """Where a large file may be cut: "inside_text" continues a document, "never" means compressed."""
     read: Callable[[FileSlice, Reading], Iterator[Document]]
     """The documents of a slice in order, each read before the next one."""
     kind_of: Callable[[bytes, str, str], tuple[str, str] | None] | None = None
     """(first bytes, name in lowercase, `text_column`) → (its real format, command), or None."""
-    aliases: tuple[str, ...] = ()
-    """Other suffixes of the format."""
     compression: Literal["", ".gz", ".zst"] = ""
 
     @property
     def name(self) -> str:
         """The name in manifests: "txt", "jsonl.gz"."""
-        return self.suffix[1:] + self.compression
+        return self.suffixes[0][1:] + self.compression
 
 
 def format_of(file: TextFile) -> Format:
@@ -101,7 +99,7 @@ def format_of(file: TextFile) -> Format:
 
 @functools.cache
 def _format(suffix: str, compression: Any) -> Format:
-    format = next(format for format in FORMATS if (suffix or ".txt") in (format.suffix, *format.aliases))
+    format = next(format for format in FORMATS if (suffix or ".txt") in format.suffixes)
     return replace(format, cut="never", compression=compression) if compression else format
 
 
@@ -125,7 +123,7 @@ def read_documents(file: FileSlice, reading: Reading, keep_bad: bool = False) ->
     try:
         for document in format.read(file, reading):
             if reading.strip_gutenberg and not document.problem:
-                document = _stripped(document, format.suffix == ".txt")
+                document = _stripped(document, required=".txt" in format.suffixes)
             if keep_bad or not document.problem:
                 yield document
             elif document.problem[0] != NULL:
@@ -379,17 +377,15 @@ def _values(table: Any, column: str, path: TextFile, arrow: Any) -> Iterator[byt
         raise OSError(f"{path} is broken ({error}): fetch it again") from error
 
 
+JSON_LINES = (".jsonl", ".json", ".ndjson", ".jsonlines")
 FORMATS = (
-    Format(suffix=".txt", cut="inside_text", read=_read_txt, kind_of=kind_of_plain),
-    Format(
-        suffix=".jsonl", cut="after_newline", read=_read_jsonl, kind_of=kind_of_rows,
-        aliases=(".json", ".ndjson", ".jsonlines"),
-    ),
-    Format(suffix=".parquet", cut="never", read=_read_parquet),
-    Format(suffix=TABLES[0], cut="never", read=_read_txt, kind_of=kind_of_table, aliases=TABLES[1:]),
-)  # fmt: skip
+    Format(suffixes=(".txt",), cut="inside_text", read=_read_txt, kind_of=kind_of_plain),
+    Format(suffixes=JSON_LINES, cut="after_newline", read=_read_jsonl, kind_of=kind_of_rows),
+    Format(suffixes=(".parquet",), cut="never", read=_read_parquet),
+    Format(suffixes=TABLES, cut="never", read=_read_txt, kind_of=kind_of_table),
+)
 
-_NAMES = [name for format in FORMATS for name in (format.suffix, *format.aliases)]
+_NAMES = [suffix for format in FORMATS for suffix in format.suffixes]
 ALL_SUFFIXES = [name + packed for name in ("", *_NAMES) for packed in ("", ".gz", ".zst")]
 _SUFFIXES = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})?(\.gz|\.zst)?$")
 # The names that a search through a folder includes, for messages.

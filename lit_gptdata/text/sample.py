@@ -13,13 +13,9 @@ class SampleCorpus:
 
     @functools.cached_property
     def topics(self) -> dict[str, str]:
-        """Topic name → text; raises ModuleNotFoundError if this Python has no help texts."""
-        try:
-            from pydoc_data.topics import topics
-        except ModuleNotFoundError as error:
-            problem = "corpus='sample' reads pydoc_data, which this Python lacks"
-            advice = "install your system's full Python, or use your own text: data.corpus=book.txt"
-            raise ModuleNotFoundError(f"{problem}: {advice}") from error
+        """Topic name → text."""
+        from pydoc_data.topics import topics
+
         return dict(sorted(topics.items()))
 
     def __iter__(self) -> Iterator[Document]:
