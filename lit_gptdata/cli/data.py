@@ -84,8 +84,7 @@ def publish(args: argparse.Namespace) -> None:
         raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
     folder = Path(args.url)
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/manifest.json")):
-        example = f"lit-gptdata publish s3://bucket/tokens {args.url}"
-        raise ValueError(f"{folder} contains other files: give a URL, and then the text: {example}")
+        raise ValueError(f"{folder} has other files: lit-gptdata publish s3://bucket/tokens {args.url}")
     data = build_data(args.overrides)
     urls = data.publish(args.url)
     if isinstance(urls, str):

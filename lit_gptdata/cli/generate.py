@@ -109,8 +109,7 @@ def load_model(
         kind: Any = get_class(name or "lit_gptdata.GPT")
         get_class(stem)  # loading a checkpoint imports no stem
     except ImportError as error:
-        problem = f"cannot import the model of {config}"
-        raise ValueError(f"{problem}: put the folder of its module on PYTHONPATH") from error
+        raise ValueError(f"{config}: {error}. Put the folder of the module on PYTHONPATH") from error
     try:
         model = kind.load_from_checkpoint(file, map_location="cpu", weights_only=True)
     except TypeError as error:  # it has not saved its arguments

@@ -37,8 +37,7 @@ def import_ids(args: argparse.Namespace) -> None:
     files = find_files(paths, format.suffix)
     metas = [meta for _, file in files if (meta := file.with_name("meta.pkl")).is_file()]
     if args.format == "nanogpt" and metas and not any("tokenizer=" in word for word in options):
-        problem = "nanoGPT writes it for ids of its own characters, which are not ids of gpt2"
-        raise ValueError(f"{metas[0]}: {problem}. Give their tokenizer, tokenizer=…, or remove it")
+        raise ValueError(f"{metas[0]} is for other ids than gpt2's: give their tokenizer, tokenizer=…")
     overrides = [f"data.{word.removeprefix('data.')}" for word in options]
     data = build_data(overrides)
     dtype = np.dtype(args.dtype or data.tokenizer.dtype)
@@ -101,8 +100,7 @@ def export_model(folder: Path, words: list[str]) -> None:
 
     others, options = split_options(words, {"ckpt": None, "tokenizer": None})
     if others or options["ckpt"] is None:
-        example = "lit-gptdata export hf OUT ckpt=outputs/<date>/<time>"
-        raise ValueError(f"give a checkpoint and nothing else, got {' '.join(words)!r}: {example}")
+        raise ValueError(f"give a checkpoint, ckpt=PATH, and nothing else, got {' '.join(words)!r}")
     check_new(folder)
     model, tokenizer = load_run(**options)
     shorten_warnings()

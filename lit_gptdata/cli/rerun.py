@@ -44,8 +44,7 @@ def rerun(args: argparse.Namespace) -> None:
         rows.append([name, a, b, "bitwise equal" if a == b else "different"])
     print("", *aligned(rows), sep="\n")
     if different := sum(row[-1] == "different" for row in rows):
-        problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
-        raise ValueError(f"{problem}: text, packages, hardware, threads or options have changed")
+        raise ValueError(f"{different} of {len(rows) - 1} metrics differ: text or software has changed")
 
 
 def why_not(folder: Path, recorded: dict[str, Any]) -> str:
@@ -74,8 +73,9 @@ def finish_sweep(folder: Path) -> None:
     from lit_gptdata.report.rows import check_sweep
 
     if not (check_sweep(folder) / "multirun.yaml").is_file():
-        advice = "run its command again, with the storage of the study"
-        raise ValueError(f"{folder} has no multirun.yaml, as after an Optuna sweep: {advice}")
+        raise ValueError(
+            f"{folder} has no multirun.yaml, as after an Optuna sweep: run its command again"
+        )
     hydra: Any = OmegaConf.load(folder / "multirun.yaml").hydra
     flags = {"main": "--config-path", "command-line": "--config-dir"}
     sources = [each for each in hydra.runtime.config_sources if each.provider in flags]

@@ -39,7 +39,6 @@ def score(args: argparse.Namespace) -> None:
     from lit_gptdata.report.scoring import DocumentScores, ScoredData, check_model
 
     words, options = split_options(args.words, OPTIONS)
-    own = options["split"]
     file, content, cfg = read_checkpoint(args.ckpt)
     overrides = as_overrides(words)
     precision = OmegaConf.select(cfg, "trainer.precision") or "32-true"
@@ -47,7 +46,7 @@ def score(args: argparse.Namespace) -> None:
     composed = compose_config([*defaults, *overrides])
     given = data_options(composed, overrides)
     is_other = bool(given.keys() & {"corpus", "store_url"})
-    split = check_choice("split", own or ("all" if is_other else "val"), SPLITS)
+    split = check_choice("split", options["split"] or ("all" if is_other else "val"), SPLITS)
     output = Path(options["output"] or file.with_name(f"{file.stem}-scores-{split}.csv"))
     check_output(output := output.expanduser().absolute())
     min_tokens = check_integer("min_tokens", options["min_tokens"], 0, "tokens of a document in lists")

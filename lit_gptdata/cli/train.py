@@ -249,8 +249,9 @@ def build_model(cfg: DictConfig, data: GPTDataModule) -> L.LightningModule:
         raise ValueError(f"{name} has no parameters to train: add layers, or leave stem.freeze out")
     names = [key for key, value in model.hparams.items() if not is_plain(value)]
     if names and cfg.trainer.get("enable_checkpointing", True):
-        advice = f"write self.save_hyperparameters(ignore={names}) in its __init__"
-        raise ValueError(f"{name} saves values that no checkpoint can hold: {advice}")
+        raise ValueError(
+            f"{name} could not resume: write self.save_hyperparameters(ignore={names}) in it"
+        )
     return model
 
 
@@ -259,8 +260,8 @@ def build_stem(cfg: DictConfig, data: GPTDataModule) -> torch.nn.Module:
     make, takes = constructor(cfg, "stem")
     stem: torch.nn.Module = make(**({"vocab_size": data.vocab_size} if "vocab_size" in takes else {}))
     if getattr(stem, "max_length", data.max_length) < data.max_length:
-        problem = f"stem.max_length={stem.max_length} is less than data.max_length={data.max_length}"
-        raise ValueError(f"{problem}: leave stem.max_length out, or make it at least as large")
+        problem = f"stem.max_length must be ≥ data.max_length={data.max_length}, or left out"
+        raise ValueError(f"{problem}, got {stem.max_length}")
     return stem.requires_grad_(False) if cfg.stem.get("freeze") else stem
 
 
@@ -306,8 +307,7 @@ def check_options(cfg: DictConfig) -> None:
     """Raise ValueError or TypeError for options that Hydra or the Trainer would accept and misuse."""
     for group in ("data", "stem", "model", "trainer"):
         if not isinstance(cfg.get(group), DictConfig) and (group, cfg.get(group)) != ("stem", None):
-            advice = f"leave {group}=… out, and set options such as {group}.…=…"
-            raise TypeError(f"this config has no choices for {group}: {advice}")
+            raise TypeError(f"no choices for {group}: leave {group}=… out, and set {group}.…=…")
     for name in ("callbacks", "logger"):
         if name in cfg.trainer:
             raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")

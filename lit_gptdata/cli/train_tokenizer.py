@@ -19,8 +19,7 @@ EXAMPLE = "lit-gptdata train-tokenizer OUT.json vocab_size=8192 books/"
 
 
 def train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    words = "the OUT.json to write; vocab_size=N, with 256 bytes and <|endoftext|>; others: "
-    add_overrides(parser, words)
+    add_overrides(parser, "OUT.json, vocab_size=N (with 256 bytes and <|endoftext|>); others: ")
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
@@ -31,8 +30,6 @@ def train_tokenizer(args: argparse.Namespace) -> None:
     words = [word for word in args.overrides if word not in files]
     if len(files) != 1 or (cfg := compose_config(words)).vocab_size is None:
         raise ValueError(f"give one .json file to write, and vocab_size=N: {EXAMPLE}")
-    if sum("vocab_size=" in word for word in words) > 1:
-        raise ValueError(f"give vocab_size once, got {words}")
     path = Path(files[0]).expanduser()
     if path.exists():
         raise FileExistsError(f"{path} exists: give another name, or remove it")

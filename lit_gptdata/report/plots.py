@@ -17,15 +17,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from lit_gptdata.report.jobs import METRICS, Value, canonical, shorten
 from lit_gptdata.report.rows import Sweep
 
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "text.parse_math": False,  # "$x$" in a value is text, not a formula
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
+# "$x$" in a value is text, not a formula.
+STYLE: dict[Any, Any] = {"font.size": 8, "text.parse_math": False, "axes.grid": True, "grid.alpha": 0.25}
 
 MAX_LINES = 10  # in the picture of one key; for more settings of the other keys it shows points
 MAX_EVEN_NUMBERS = 12  # up to this many have equal distances on an axis, and room for their labels

@@ -50,8 +50,7 @@ class ScoredData(GPTDataModule):
         for source in self._data.all if self.scored in ("train", "test") else ():
             source.split = replace(source.split, val=getattr(source.split, self.scored))
         if not len(self.val_windows):
-            problem = f"there is no {self.scored} split to score"
-            raise ValueError(f"{problem}: give a text, split=all, or data.{self.scored}_fraction=0.1")
+            raise ValueError(f"there is no {self.scored} split: give a text, or split=all")
 
     def predict_dataloader(self) -> Any:
         steps = self._steps(len(self.val_windows))
@@ -63,8 +62,7 @@ class ScoredData(GPTDataModule):
 def check_model(model: L.LightningModule) -> None:
     """Raise TypeError for a model without its own predict_step."""
     if not is_overridden("predict_step", model):
-        problem = f"{type(model).__name__} has no predict_step"
-        raise TypeError(f"{problem}: add predict_step(self, batch, batch_idx). {RETURNS}")
+        raise TypeError(f"{type(model).__name__} has no predict_step: add one. {RETURNS}")
 
 
 class DocumentScores(L.Callback):

@@ -80,11 +80,8 @@ class BestCheckpoint(_Checkpoint):
             super().on_validation_end(trainer, pl_module)
         elif trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or self._warned):
             self._warned = True
-            ours = {"tokens", "tokens_per_second", "data_wait", "train_loss"}
-            names = ", ".join(trainer.callback_metrics.keys() - ours) or "nothing"
-            advice = f"Log {self.monitor} in validation_step, set monitor, or callbacks.best=null"
-            problem = f"validation logs {names}, and not {self.monitor}"
-            rank_zero_warn(f"no best checkpoint is kept: {problem}. {advice}")
+            problem = f"the model logs {', '.join(trainer.callback_metrics)}, and not {self.monitor}"
+            rank_zero_warn(f"no best checkpoint is kept: {problem}. Set monitor, or callbacks.best=null")
 
 
 class LastCheckpoint(_Checkpoint):

@@ -74,8 +74,8 @@ def check_launcher(trainer: L.Trainer) -> None:
     hydra, basic = HydraConfig.get(), "hydra._internal.core_plugins.basic_"
     for name in (hydra.sweeper._target_, hydra.launcher._target_):
         if not name.startswith(basic):
-            problem = f"{name} may choose other jobs in each of {processes} processes"
-            raise ValueError(f"{problem}: set hydra/sweeper=basic hydra/launcher=basic. {_FORK_HINT}")
+            plugins = "hydra/sweeper=basic hydra/launcher=basic"
+            raise ValueError(f"{name} may choose other jobs per process: set {plugins}. {_FORK_HINT}")
 
 
 def find_checkpoint(given: str, last: Path) -> str:

@@ -147,7 +147,7 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
                 run.define_metric("*", step_metric="tokens")
             logger.log_metrics = partial(_log, logger, budget)
             # Lightning would log the model's arguments, too, and end the run with each validation.
-            logger.log_hyperparams = logger.finalize = _ignore
+            logger.log_hyperparams = logger.finalize = lambda *_: None
         if clients:
             trainer.callbacks.append(LambdaCallback(on_fit_start=partial(_describe, clients, config)))
         yield
@@ -160,8 +160,7 @@ def open_runs(trainer: Any, cfg: DictConfig, folder: Path, budget: Any) -> Itera
             try:
                 _close(logger, status, folder)
             except Exception as error:  # it must not hide an error of the training
-                problem = f"did not close: {type(error).__name__}: {error}"
-                print(f"warning: {type(logger).__name__} {problem}", file=sys.stderr)
+                print(f"warning: {type(logger).__name__} did not close: {error!r}", file=sys.stderr)
 
 
 def _log(logger: Any, budget: Any, metrics: Any, step: int | None = None) -> None:
@@ -169,10 +168,6 @@ def _log(logger: Any, budget: Any, metrics: Any, step: int | None = None) -> Non
     if not isinstance(logger, WandbLogger):  # whose x axis is any metric
         values, x = values | {"step": step}, budget.tokens
     type(logger).log_metrics(logger, values, x)
-
-
-def _ignore(*_: Any) -> None:
-    pass
 
 
 @rank_zero_only

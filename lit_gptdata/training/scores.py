@@ -34,8 +34,9 @@ class Scores(L.Callback):
             self._sums = self._sums or ScoreSums(trainer)
             self._sums.add(losses, targets, dataloader_idx)
         elif outputs is not None:
-            needs = "losses (B, T) or logits (B, T, V), as a tensor or in a dict"
-            rank_zero_warn(f"Scores logs nothing: it needs a validation_step that returns {needs}")
+            rank_zero_warn(
+                "Scores needs a validation_step that returns losses (B, T) or logits (B, T, V)"
+            )
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._sums is not None:

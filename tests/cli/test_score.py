@@ -273,7 +273,7 @@ def test_wrong_options_are_refused_in_one_line(capsys):
     for word, message in {
         "output=folder.csv": "folder.csv: Is a folder: set output=… to a file",
         "split=dev": "split must be one of ('val', 'test', 'train', 'all'), got 'dev'",
-        "split=test": "there is no test split to score: give a text, split=all, or",
+        "split=test": "there is no test split: give a text, or split=all",
         "model.n_heads=2": "model.n_heads=2 has no effect, because the model is the checkpoint's",
         "data.max_lenght=8": "did you mean data.max_length?",
         "output=a.txt": "output must be a .csv or .parquet file",

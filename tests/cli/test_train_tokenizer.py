@@ -51,7 +51,6 @@ def test_a_file_name_with_special_characters_is_quoted_in_the_next_command(capsy
         (["own.model", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
         (["own.json", "b.json", "vocab_size=300"], "give one .json file to write, and vocab_size=N"),
         (["own.json"], "give one .json file to write, and vocab_size=N"),
-        (["own.json", "vocab_size=300", "vocab_size=400"], "give vocab_size once, got ["),
         (["own.json", "vocab_size=300,400"], "vocab_size=300,400 has a comma"),
         (["own.json", "vocab_size=256"], "vocab_size must be an integer ≥ 257, got 256"),
         (["own.json", "vocab_size=8k"], "vocab_size must be an integer ≥ 257, got '8k'"),

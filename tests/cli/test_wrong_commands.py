@@ -21,7 +21,7 @@ WRONG = {
     "lit-gptdata info --plots a.png": "did you mean --plot?",
     "lit-gptdata info --plot": "argument --plot: expected one argument (lit-gptdata info --help)",
     "lit-gptdata export": "required: FORMAT, OUT (lit-gptdata export --help)",
-    "lit-gptdata publish books/": "the text: lit-gptdata publish s3://bucket/tokens books/",
+    "lit-gptdata publish books/": "other files: lit-gptdata publish s3://bucket/tokens books/",
     # flags, keys and values
     "lit-gptdata train --batch-size 8": "did you mean data.batch_size=…?",
     "lit-gptdata train --lr=1e-3": "did you mean model.learning_rate=…?",
@@ -67,7 +67,7 @@ WRONG = {
     "lit-gptdata generate books/a.txt": "a.txt is not a Lightning checkpoint",
     "lit-gptdata generate books It was": "got 2 prompts, ['It', 'was']: put the prompt in quotes",
     "lit-gptdata generate books temprature=0": "did you mean temperature=…?",
-    "lit-gptdata export hf out": "give a checkpoint and nothing else, got '': lit-gptdata export hf",
+    "lit-gptdata export hf out": "give a checkpoint, ckpt=PATH, and nothing else, got ''",
     "lit-gptdata export hf books ckpt=a.ckpt": "books exists and is not empty: give a new folder",
     "lit-gptdata report books": "books is not the folder of a sweep",
     "lit-gptdata rerun nope": "nope has no config.yaml: give the folder of a run, such as",

@@ -148,7 +148,7 @@ def test_a_model_that_logs_other_names_trains_without_a_best_checkpoint(tmp_path
     trainer = make_trainer(
         max_steps=4, val_check_interval=2, callbacks=callback, enable_checkpointing=True
     )
-    with pytest.warns(UserWarning, match=r"logs .*val/nats, and not val_loss. Log val_loss in"):
+    with pytest.warns(UserWarning, match=r"logs .*val/nats.*, and not val_loss. Set monitor"):
         trainer.fit(model, datamodule=make_data(tmp_path))
     assert not (tmp_path / "best").exists()
     assert best.state_key.startswith("ModelCheckpoint{")

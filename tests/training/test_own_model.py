@@ -222,7 +222,7 @@ def test_a_model_gets_the_stem_the_vocabulary_and_the_options_that_it_takes():
     [
         (["stem=none"], "GPT needs a stem: leave stem=none out"),
         ([target(nn.Identity)], "Identity must be a lightning.LightningModule, as in examples"),
-        ([target(SavesStem)], r"write self.save_hyperparameters\(ignore=\['stem'\]\) in its __init__"),
+        ([target(SavesStem)], r"write self.save_hyperparameters\(ignore=\['stem'\]\) in it"),
         (["model=bigram", "model.n_layers=0", "stem.freeze=true"], "GPT has no parameters to train"),
     ],
 )
