@@ -84,7 +84,8 @@ def data_options(cfg: Any, overrides: list[str]) -> dict[str, Any]:
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
         if key.partition(".")[0] not in ("data", "trainer"):
-            raise ValueError(f"{word} has no effect, because the model is the checkpoint's")
+            problem = f"{word} has no effect, because the model is the checkpoint's"
+            raise ValueError(f"{problem}. Give data.…, trainer.…, or one of {', '.join(OPTIONS)}")
     values: Any = OmegaConf.to_container(cfg.data, resolve=True)
     names = {key.split(".")[1] if "." in key else "corpus" for key in keys if key.startswith("data")}
     return {name: value for name, value in values.items() if name in names}

@@ -119,6 +119,9 @@ def check_output(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "Is a folder: set output=… to a file", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} does not exist: make this folder, or set output=…")
+    if not os.access(path.parent, os.W_OK):
+        problem = "Permission denied: set output=… to a file in another folder"
+        raise PermissionError(errno.EACCES, problem, str(path))
     if path.suffix == ".parquet":
         needs("pyarrow.parquet", "parquet", path.name)
 
@@ -158,48 +161,54 @@ def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) ->
             size, rate = f"{n_bytes:,}", f"{nats / math.log(2) / n_bytes:.4f}"
         counts = [f"{np.count_nonzero(each.tokens):,}", f"{n:,}", size, f"{nats / max(1, n):.4f}"]
         rows.append([each.name or "corpus", *counts, rate])
-    bits = bits_of_long(sets, min_tokens)
-    firsts, values = np.cumsum([0, *map(len, bits)]), np.concatenate(bits)
+    unit, losses = losses_of(sets, min_tokens)
+    firsts, values = np.cumsum([0, *map(len, losses)]), np.concatenate(losses)
     order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]
-    lists = {"highest bits per byte": order[::-1][:LISTED], "lowest bits per byte": order[:LISTED]}
+    lists = {f"highest {unit}": order[::-1][:LISTED], f"lowest {unit}": order[:LISTED]}
     if len(order) <= 2 * LISTED:
-        lists = {"bits per byte, the highest first": order[::-1]}
+        lists = {f"{unit}, the highest first": order[::-1]}
     about = f"of the {len(order):,} documents with ≥ {min_tokens} tokens (min_tokens=…)"
     lines = aligned(rows)
     for title, chosen in lists.items():
         lines += ["", f"{title}, {about}:"]
-        rows = [["source", "document", "tokens", "bytes", "bits per byte", "text"]]
+        rows = [["source", "document", "tokens", "bytes", unit, "text"]]
         for at in chosen.tolist():
             number = int(np.searchsorted(firsts, at, side="right")) - 1
             each, i = sets[number], at - int(firsts[number])
             path = each.source(i).removeprefix(f"{Path.cwd()}/")
             source = ": ".join(filter(None, [each.name, path]))
             source = source if len(source) <= 40 else f"…{source[-39:]}"
-            counts = [f"{n:,}" for n in (each.first + i, each.tokens[i], each.bytes[i])]
-            counts.append(f"{values[at]:.4f}")
+            size = f"{each.bytes[i]:,}" if each.known[i] else ""
+            counts = [f"{each.first + i:,}", f"{each.tokens[i]:,}", size, f"{values[at]:.4f}"]
             rows.append([visible(source, "⏎", "⇥"), *counts, each.text(i, tokenizer)])
         lines += aligned(rows)
     return lines
 
 
-def bits_of_long(sets: Sequence[DocumentLosses], min_tokens: int) -> list[np.ndarray]:
-    """The bits per byte of each document, float64 (D,) per set; nan for short documents."""
-    return [np.where(each.tokens >= max(1, min_tokens), each.bits, np.nan) for each in sets]
+def losses_of(sets: Sequence[DocumentLosses], min_tokens: int) -> tuple[str, list[np.ndarray]]:
+    """The unit, and the loss of each document, float64 (D,) per set; nan for short documents.
+
+    The unit is bits per byte, or nats per token if the bytes of none of them are known.
+    """
+    is_long = [each.tokens >= max(1, min_tokens) for each in sets]
+    unit, losses = "bits per byte", [each.bits for each in sets]
+    if not any(np.isfinite(each[of]).any() for each, of in zip(losses, is_long, strict=True)):
+        unit, losses = "nats per token", [each.nats / np.maximum(1, each.tokens) for each in sets]
+    return unit, [np.where(of, each, np.nan) for each, of in zip(losses, is_long, strict=True)]
 
 
 def draw_scores(sets: Sequence[DocumentLosses], min_tokens: int, path: Path) -> None:
     """Write a PNG: a histogram of the documents' losses, per set."""
     from matplotlib.figure import Figure
 
-    losses = [each[np.isfinite(each)] for each in bits_of_long(sets, min_tokens)]
+    unit, losses = losses_of(sets, min_tokens)
+    losses = [each[np.isfinite(each)] for each in losses]
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
     n = sum(map(len, losses))
     bins = np.histogram_bin_edges(np.concatenate(losses), min(60, 10 + n // 20))
     style: Any = "step" if len(sets) > 1 else "stepfilled"
     axes.hist(losses, bins.tolist(), histtype=style, log=True, label=[each.name for each in sets])
-    axes.set(
-        xlabel="bits per byte", ylabel="documents, on a log scale", ylim=(0.5, None)
-    )  # 1 is visible
+    axes.set(xlabel=unit, ylabel="documents, on a log scale", ylim=(0.5, None))  # 1 is visible
     axes.set_title(f"loss of {n:,} documents with ≥ {min_tokens} tokens")
     axes.grid(alpha=0.3)
     if len(sets) > 1:

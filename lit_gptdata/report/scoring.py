@@ -50,7 +50,8 @@ class ScoredData(GPTDataModule):
         for source in self._data.all if self.scored in ("train", "test") else ():
             source.split = replace(source.split, val=getattr(source.split, self.scored))
         if not len(self.val_windows):
-            raise ValueError(f"there is no {self.scored} split: give a text, or split=all")
+            advice = f"give a text, split=all, or data.{self.scored}_fraction=0.1"
+            raise ValueError(f"there is no {self.scored} split to score: {advice}")
 
     def predict_dataloader(self) -> Any:
         steps = self._steps(len(self.val_windows))
@@ -62,7 +63,8 @@ class ScoredData(GPTDataModule):
 def check_model(model: L.LightningModule) -> None:
     """Raise TypeError for a model without its own predict_step."""
     if not is_overridden("predict_step", model):
-        raise TypeError(f"{type(model).__name__} has no predict_step: add one. {RETURNS}")
+        problem = f"{type(model).__name__} has no predict_step"
+        raise TypeError(f"{problem}: add predict_step(self, batch, batch_idx). {RETURNS}")
 
 
 class DocumentScores(L.Callback):
@@ -163,6 +165,8 @@ class DocumentScores(L.Callback):
         if trainer.is_global_zero:
             for each in self.sets:
                 each.finish()
+            if not any((each.tokens >= self.min_tokens).any() for each in self.sets):
+                self.min_tokens = 1  # otherwise the lists would be empty
             write_scores(self.output, self.sets)
             picture = self.output.with_suffix(".png")
             draw_scores(self.sets, self.min_tokens, picture)

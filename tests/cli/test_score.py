@@ -112,7 +112,7 @@ def test_another_text_is_scored_as_a_whole_even_a_short_one(capsys):
     save(made())
     capsys.readouterr()
     Path("other.txt").write_text(" a few words")
-    (row,) = scored("other.txt", "min_tokens=1", file="a-scores-all.csv")
+    (row,) = scored("other.txt", file="a-scores-all.csv")
     assert (row["source"], row["tokens"]) == (str(Path("other.txt").absolute()), "2")
     assert (row["byte_begin"], row["byte_end"]) == ("2", "12")
     assert "of the 1 documents with ≥ 1 tokens" in capsys.readouterr().out
@@ -273,7 +273,7 @@ def test_wrong_options_are_refused_in_one_line(capsys):
     for word, message in {
         "output=folder.csv": "folder.csv: Is a folder: set output=… to a file",
         "split=dev": "split must be one of ('val', 'test', 'train', 'all'), got 'dev'",
-        "split=test": "there is no test split: give a text, or split=all",
+        "split=test": "there is no test split to score: give a text, split=all, or",
         "model.n_heads=2": "model.n_heads=2 has no effect, because the model is the checkpoint's",
         "data.max_lenght=8": "did you mean data.max_length?",
         "output=a.txt": "output must be a .csv or .parquet file",
