@@ -144,7 +144,9 @@ def encoding_advice(data: bytes, position: int, offset: int) -> str:
     if has_controls(data[position : position + SAMPLE_BYTES]):
         if encoding := _utf16_or_32(data):
             return f"It looks like {encoding[:6].upper()}: convert it (iconv -f {encoding} -t utf-8 …)"
-        return f"Binary data starts near offset {offset + position}: take it out of the text"
+        ids = _IMPORT.replace("{path}", "FILE") % "nanogpt"
+        start = f"Binary data starts near offset {offset + position}"
+        return f"{start}: take it out of the text. If the file has token ids, run {ids}"
     convert = "convert it if all of it has another encoding (iconv -f latin1 -t utf-8 …, or cp1252, …)"
     return f"Repair this place, {convert}, or {ADVICE}"
 

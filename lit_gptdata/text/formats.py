@@ -329,10 +329,12 @@ def _read_parquet(file: FileSlice, reading: Reading) -> Iterator[Document]:
         problem = f"is not a parquet file, or cut short: {error}"
         raise ValueError(f"{path} {problem}. Fetch it again, or remove it") from None
     with table:
-        names = table.schema_arrow.names
+        names, kinds = table.schema_arrow.names, map(str, table.schema_arrow.types)
         if names.count(column) != 1:
+            has_ids = any(re.search("list<.*int", kind) for kind in kinds)
+            ids = f", or for token ids: lit-gptdata import parquet {path}" if has_ids else ""
             problem = f"has columns {sorted(names)}, not one named {column!r}"
-            raise ValueError(f"{path} {problem}: set data.text_column")
+            raise ValueError(f"{path} {problem}: set data.text_column{ids}")
         _check_single(table.metadata, path)
         kind = table.schema_arrow.field(column).type
         if not re.match(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,|$)", str(kind)):

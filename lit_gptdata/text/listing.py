@@ -12,6 +12,7 @@ import functools
 import glob
 import logging
 import os
+import shlex
 import stat
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -102,8 +103,12 @@ def _other_files(folder: str, names: Iterable[str]) -> str:
     ).most_common(5)
     if not counts:
         return ""
-    pattern = f"{folder.rstrip('/')}/**/*{counts[0][0]}"
     found = ", ".join(f"{n:,} *{suffix}" for suffix, n in counts)
+    formats = {".bin": "nanogpt", ".idx": "megatron", ".npy": "npy", ".arrow": "arrow"}
+    if ids := [formats[suffix] for suffix, _ in counts if suffix in formats]:
+        command = f"lit-gptdata import {min(ids)} {shlex.quote(folder)}"  # megatron has .bin files, too
+        return f"It holds {found}. For token ids: {command}"
+    pattern = f"{folder.rstrip('/')}/**/*{counts[0][0]}"
     return f"It holds {found}. To read them, give a glob such as {pattern!r}"
 
 
