@@ -44,7 +44,8 @@ def rerun(args: argparse.Namespace) -> None:
         rows.append([name, a, b, "bitwise equal" if a == b else "different"])
     print("", *aligned(rows), sep="\n")
     if different := sum(row[-1] == "different" for row in rows):
-        raise ValueError(f"{different} of {len(rows) - 1} metrics differ: text or software has changed")
+        problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
+        raise ValueError(f"{problem}: the text, packages, hardware, threads or options have changed")
 
 
 def why_not(folder: Path, recorded: dict[str, Any]) -> str:

@@ -93,9 +93,8 @@ def read_job(folder: Path, name: str) -> Job:
             tokens, metrics[metric] = curve[-1]
             metrics["tokens"] = max(int(tokens), metrics.get("tokens", 0))
     for metric, value in result.get("metrics", {}).items():
-        metrics[metric] = (
-            float(value) if isinstance(value, str) else value
-        )  # JSON has no NaN or infinity
+        # JSON has no NaN or infinity, so they are strings
+        metrics[metric] = float(value) if isinstance(value, str) else value
     return Job(
         name=name,
         status=status,
