@@ -52,7 +52,7 @@ def train_tokenizer(
         file.flush()
         if not (n_bytes := sum(n for n, _ in copied)):
             problem = "no text is left to train on before the first space or line end to cut at"
-            raise ValueError(f"{problem}: give more text, or set val_fraction and test_fraction to 0")
+            raise ValueError(f"{problem}: give more text, or lower val_fraction and test_fraction")
         library, model = _train(file, vocab_size, tokenizers)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens([END_OF_TEXT])
