@@ -39,7 +39,7 @@ def rerun(args: argparse.Namespace) -> None:
         raise SystemExit(status)
     old, metrics = recorded["metrics"], read_result(new)["metrics"]
     rows = [["metric", str(folder), str(new), ""]]
-    for name in (name for name in old | metrics if name not in SPEEDS):
+    for name in (name for name in old if name not in SPEEDS):  # an old version recorded fewer
         a, b = str(old.get(name)), str(metrics.get(name))
         rows.append([name, a, b, "bitwise equal" if a == b else "different"])
     print("", *aligned(rows), sep="\n")
@@ -57,7 +57,7 @@ def why_not(folder: Path, recorded: dict[str, Any]) -> str:
     if not (folder / "config.yaml").is_file():
         return "has no config.yaml: give the folder of a run, such as multirun/…/3"
     if (status := recorded.get("status")) != "completed":
-        return f"is not complete, its status is {status}: give the sweep's folder, and --unfinished"
+        return f"is not complete, its status is {status}: in a sweep, give its folder, and --unfinished"
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     if cfg.get("output_dir") is not None:
         return "is of an old version, and would be overwritten: run its command again"

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -73,8 +74,10 @@ def main(cfg: DictConfig) -> float:
                 train(cfg, folder, result)
         finally:
             if HydraConfig.initialized():  # its folder is empty if output_dir names another one
+                path = Path(HydraConfig.get().runtime.output_dir)
                 with suppress(OSError):
-                    os.removedirs(HydraConfig.get().runtime.output_dir)
+                    path.rmdir()
+                    path.parent.rmdir()  # the date, and nothing above it: perhaps the working folder
     metrics = result["metrics"]
     return float(metrics.get("val_loss", metrics.get("train_loss", math.nan)))
 
@@ -163,7 +166,8 @@ def explain_stop(folder: Path, trainer: L.Trainer, budget: TokenBudget) -> Itera
         if signal.getsignal(signal.SIGTERM) is stop:  # otherwise the Trainer stops, between two steps
             raise SIGTERMException
 
-    if catches := signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if catches := is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, stop)
     try:
         yield

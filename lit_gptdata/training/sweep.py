@@ -46,7 +46,7 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     @rank_zero_only
     def write() -> None:
         metrics = {name: x if math.isfinite(x) else str(x) for name, x in result["metrics"].items()}
-        text = json.dumps(result | {"metrics": metrics}, indent=1, allow_nan=False)
+        text = json.dumps(result | {"metrics": metrics}, indent=1, allow_nan=False) + "\n"
         write_whole(folder / "result.json", text.encode())
 
     write()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import math
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,3 +212,21 @@ def test_a_preempted_run_resumes_exactly(tmp_path):
         assert resumed
         assert resumed == {step: expected[step] for step in expected if step >= min(resumed)}
     assert len(column(tmp_path / "second", "train_loss")) < 30
+
+
+def test_a_run_with_output_dir_leaves_an_empty_working_folder(tmp_path):
+    (work := tmp_path / "work").mkdir()
+    words = (f"output_dir={tmp_path / 'run'}", "data=files", "data.corpus=missing.txt")
+    run_train(*words, f"data.data_dir={tmp_path / 'data'}", cwd=work, expect=1)
+    assert work.is_dir()
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
+
+
+def test_a_run_in_a_thread_trains(tmp_path):
+    (tmp_path / "story.txt").write_text(STORY)
+    words = ["debug=fast", "data=files", f"data.corpus={tmp_path / 'story.txt'}"]
+    words += [f"data.data_dir={tmp_path}", f"output_dir={tmp_path / 'run'}"]
+    thread = threading.Thread(target=run_train_here, args=words)
+    thread.start()
+    thread.join()
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "completed"
