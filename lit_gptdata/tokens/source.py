@@ -155,9 +155,11 @@ class PublishedStore:
         if theirs.fingerprint != ours.fingerprint:
             inserted = " and ".join(theirs.separators or [END_OF_TEXT])
             made = f"tokenizer={theirs.name!r}, special_tokens={theirs.special_tokens!r} and {inserted}"
+            # two tokenizers may have the same name
             raise ValueError(
-                f"the store {store.location} was made with {made} between documents. This run has "
-                f"{ours!r}. Set the store's values"
+                f"the store {store.location} was made with {made} between documents "
+                f"({theirs.fingerprint[:8]}). This run has {ours!r} ({ours.fingerprint[:8]}). Set the "
+                "store's values"
             )
 
 
