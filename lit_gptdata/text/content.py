@@ -35,7 +35,7 @@ _CSV = (  # with csv, because pandas turns texts such as NA into nulls
 )
 _UNPACK = {".gz": "gunzip -k", ".zst": "zstd -d"}
 # (pattern of the first bytes, what the file is, the command that makes text of it). Names in a command:
-# {path}: the file, uncompressed, {bare}: without .gz or .zst, {stem}: no suffix, {new}: new.
+# {path}: the file, uncompressed, {bare}: without .gz or .zst, {stem}: no suffix, {new}: new. "": none.
 _KINDS = (
     (_GZIP, "gzip data", "mv {path} {bare}.gz"),
     (_ZSTD, "zstd data", "mv {path} {bare}.zst"),
@@ -52,7 +52,7 @@ _KINDS = (
     (rb"\xff\xfe|\xfe\xff", "UTF-16", _ICONV % "utf-16"),
     (rb"[^\x1b\0]*\x1b\$[@B]", "ISO-2022-JP", _ICONV % "iso-2022-jp"),
     (rb".{257}ustar", "a tar archive", "mkdir {new} && tar -xf {path} -C {new}"),
-    (rb"(?:<\?xml[^>]*>\s*)?<Error>", "an error message of a server", "cat {path}"),
+    (rb"(?:<\?xml[^>]*>\s*)?<Error>\s*<Code>", "an error message of a server", ""),
     (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
     (rb"/annex/objects/", "a git-annex pointer", "git annex get {path}"),
     (rb"\x93NUMPY", "a NumPy array", _IMPORT % "npy"),
@@ -107,7 +107,7 @@ def _kind_with_nuls(head: bytes) -> tuple[str, str] | None:
         return f"{encoding[:6].upper()} without a byte order mark", _ICONV % encoding
     if n_nuls <= max(FEW_NULS, len(head) / 100):
         return None
-    if not has_controls(head.replace(b"\0", b"")):
+    if _is_utf8(head) and not has_controls(head.replace(b"\0", b"")):
         return "text with many NUL bytes", r"tr -d '\0' < {path} > {new}{suffix}"
     return _BINARY
 
@@ -161,7 +161,7 @@ def kind_of_plain(head: bytes, name: str, text_column: str) -> tuple[str, str] |
     if start[:1] == b"{" and _is_json_lines(start, text_column, suffix):
         return "JSON Lines, not one text", "mv {path} {stem}.jsonl"
     has_key = json.dumps(text_column).encode() in start
-    if re.match(rb'\[\s*\{\s*"', start) and (has_key or suffix in ("", ".txt")):
+    if re.match(rb'\[\s*\{\s*"[^"]*"\s*:', start) and (has_key or suffix in ("", ".txt")):
         return "a JSON array", _JQ % ".[]"
     return None
 
@@ -214,11 +214,13 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     stem, suffix = os.path.splitext(bare)
     names = {"path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text", "suffix": suffix}
     run = command.format(**{name: value and shlex.quote(value) for name, value in names.items()})
-    if compression:
+    if compression and run:
         run = f"{_UNPACK[compression]} {shlex.quote(packed)} && {run}"
     advice = f"run {run} and give the result as the corpus"
+    if not run:
+        advice = "remove it and fetch the text again"
     if run.startswith("lit-gptdata"):
         advice = f"to train on token ids, run {run}"
-    if is_remote:
+    if is_remote and run:
         advice = f"copy it to this machine, {advice}"
     return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")

@@ -193,6 +193,9 @@ class _Download:
             if not head:
                 problem = "the server sent an empty body (0 bytes), expected text"
                 raise self.error(problem, "Check the address in a browser")
+            if re.match(rb'\s*\{\s*"error"\s*:', head) and b'"text"' not in head:
+                problem = f"the server sent an error: {head[:200]!r}"
+                raise self.error(problem, "Check the address in a browser")
             return self.stored_path(response, head)
         except OSError:  # also a DownloadError; on a full disk this frees space
             self.discard()
@@ -203,7 +206,8 @@ class _Download:
         header = Message()
         header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
         after_redirects = urlsplit(response.url).path
-        names = (header.get_filename() or "", after_redirects, self.target.name)
+        is_table = response.headers.get("Content-Type", "").startswith("text/csv")
+        names = (header.get_filename() or "", after_redirects, ".csv" * is_table, self.target.name)
         suffix = next((suffixes(name)[0] for name in names if any(suffixes(name))), "")
         if suffix in ("", ".txt"):
             suffix = rows_format(head) or ".txt"

@@ -293,9 +293,11 @@ def _json_text(line: bytes, offset: int, reading: Reading, source: str) -> bytes
     except (ValueError, RecursionError) as error:
         problem = f"is not JSON ({error}): it reads {line[:60]!r}. A line must be one object"
         raise ValueError(f"{source} {problem}") from None
-    if not isinstance(row, dict) or column not in row:
-        found = f"an object with the keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
-        problem = f"holds {found}, expected an object with the key {column!r}"
+    if not isinstance(row, dict):
+        problem = f"holds {type(row).__name__}, expected an object with the key {column!r}"
+        raise ValueError(f"{source} {problem}")
+    if column not in row:
+        problem = f"has the keys {sorted(row)}, not {column!r}"
         raise ValueError(f"{source} {problem}: set data.text_column (not to a key inside of an object)")
     if (value := row[column]) is None:
         return None

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
 Pattern = tuple[str, ...]  # for a path below a folder, one per level: ("**", "*.txt")
 BELOW = ("**", "*")  # matches all files in a folder and its subfolders
-RUN_FILES = ("result.json", "summary.txt", "tokenizer.json")  # train.py writes them next to config.yaml
+RUN_FILES = ("result.json", "summary.txt", "tokenizer.json", "wandb")  # of train.py, beside config.yaml
 MAX_COMPARED = 10_000  # names in a folder that are compared with a misspelled one
 
 
@@ -137,18 +137,18 @@ def _search(
             mode = _mode(path)
             if stat.S_ISDIR(mode) and real_root.startswith(f"{real}/"):
                 _log_once(f"{path} leads to a folder around {root}, which is not searched")
-            elif stat.S_ISDIR(mode) and real not in not_searched:
+            elif stat.S_ISDIR(mode):
                 # links come last, so that files have their own paths if these are searched, too
                 add = folders.appendleft if is_link else folders.append
-                if below := _below(path, rests):
+                if real not in not_searched and (below := _below(path, rests)):
                     add((path, real, below))
             elif () in rests and (is_text(entry.name) or not texts_only):
                 _checked(Path(path))
                 found[path] = real
-            else:
+            elif not mode:
+                _log_once(f"{path} is a broken link to {os.readlink(path)}, which is left out")
+            elif () in rests:
                 left_out.append(entry.name)
-                if not mode:
-                    _log_once(f"{path} is a broken link to {os.readlink(path)}, which is left out")
     files: dict[str, Path] = {}
     for path in sorted(found, key=lambda path: path.split("/")):
         first = files.setdefault(found[path], Path(path))
@@ -240,7 +240,7 @@ def _list(fs: Any, path: str, url: str) -> Infos:
                         level[child] = below
                 elif () in rests and (is_text(child) or not texts_only):
                     found[child] = info
-                else:
+                elif () in rests:
                     left_out.append(basename(child))
     if not found:
         problem = _no_text(redact(url), left_out) if texts_only else "matches no file: check the pattern"

@@ -155,9 +155,11 @@ class PublishedStore:
         if theirs.fingerprint != ours.fingerprint:
             inserted = " and ".join(theirs.separators or [END_OF_TEXT])
             made = f"tokenizer={theirs.name!r}, special_tokens={theirs.special_tokens!r} and {inserted}"
+            # two tokenizers may have the same name
             raise ValueError(
-                f"the store {store.location} was made with {made} between documents. This run has "
-                f"{ours!r}. Set the store's values"
+                f"the store {store.location} was made with {made} between documents "
+                f"({theirs.fingerprint[:8]}). This run has {ours!r} ({ours.fingerprint[:8]}). Set the "
+                "store's values"
             )
 
 
@@ -167,7 +169,7 @@ def choose_source(
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
     limit = None
     if cache_gb is not None and cache_gb != math.inf:
-        limit = int(1e9 * check_number("cache_gb", cache_gb, math.inf))
+        limit = int(1e9 * check_number("cache_gb", cache_gb, 1e12))
         if not limit:
             raise ValueError(f"cache_gb must be positive, or None for no limit, got {cache_gb!r}")
     if store_url is None:

@@ -78,7 +78,7 @@ BINARY = {
     "gnu tar": (tarred(tarfile.GNU_FORMAT), "is a tar archive"),
     "error": (
         b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
-        "is an error message of",
+        "is an error message of a server: remove it and fetch the text again",
     ),
     "pdf": (
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
@@ -113,6 +113,7 @@ BINARY = {
         bytes(2 * [7, 0, 40, 0, 1, 0, 64, 0, 13, 0] * 99),
         "is binary data, perhaps token ids",
     ),
+    "png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is binary data, perhaps token ids"),
     "iso-2022-jp": (JAPANESE.encode("iso-2022-jp"), "is ISO-2022-JP: run iconv -f iso-2022-jp -t utf-8"),
     "zeros": (bytes(4000), "is text with many NUL bytes"),
     "NULs": (b"word\0\0\0\0" * 99, r"is text with many NUL bytes: run tr -d '\0' < a.txt > a-text.txt"),

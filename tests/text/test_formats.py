@@ -177,7 +177,7 @@ def test_the_text_column_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"content": "a", "id": 1}', r" holds an object with the keys \['content', 'id'\], expected"),
+        (b'{"content": "a", "id": 1}', r" has the keys \['content', 'id'\], not 'text': set"),
         (b'["a"]', " holds list, expected an object with the key 'text'"),
         (b'"a"', " holds str, expected an object"),
         (b'{"text": 5}', ": 'text' holds int, not text: set data.text_column"),

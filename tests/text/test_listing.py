@@ -145,6 +145,7 @@ def test_a_file_that_is_named_in_two_spellings_is_refused():
 
 def test_a_search_leaves_out_what_runs_wrote():
     run = ["config.yaml", "result.json", "summary.txt", "train.log", "tokenizer.json"]
+    run += ["wandb/run-1/files/requirements.txt"]
     write("c/a.txt", "c/book/config.yaml", "c/book/b.txt", *(f"c/outputs/1/{name}" for name in run))
     for name in ("c", "c/**/*.txt"):
         assert found(name) == ["c/a.txt", "c/book/b.txt"]
@@ -158,6 +159,29 @@ def test_a_search_names_the_files_that_it_leaves_out(caplog):
     assert found("c") == found("c/") == ["c/a.txt"]
     assert "c also has files that are not read. It holds 2 *.md, 1 *.xz. To read them" in caplog.text
     assert "a glob such as 'c/**/*.md'" in caplog.text
+
+
+def test_a_glob_leaves_out_a_folder_that_is_not_searched(caplog):
+    write("c/a.txt", "c/data/tokens/b.bin", "c/data/c.txt", "c/sub/d.txt")
+    not_searched = frozenset([os.path.realpath("c/data")])
+    for glob in ("c/**", "c/**/*", "c/*/"):
+        paths = FilesCorpus(glob, not_searched=not_searched).files
+        assert [str(path.relative_to(Path.cwd())) for path in paths][-1:] == ["c/sub/d.txt"]
+        assert not any("data" in path.parts for path in paths)
+    assert not caplog.text
+
+
+def test_a_glob_says_nothing_of_files_that_it_does_not_match(caplog):
+    write("n/a.txt", "n/b.md", "n/sub/c.txt", "n/sub/d.py")
+    assert found("n/**/*.txt") == ["n/a.txt", "n/sub/c.txt"]
+    assert found("n/*/*.txt") == ["n/sub/c.txt"]
+    memory = fsspec.filesystem("memory")
+    for name in ("a.txt", "b.md", "sub/c.txt"):
+        memory.pipe_file(f"/unmatched/{name}", b"text")
+    assert len(FilesCorpus("memory://unmatched/**/*.txt").files) == 2
+    assert not caplog.text
+    assert found("n/*/") == ["n/sub/c.txt"]
+    assert "n/*/ also has files that are not read. It holds 1 *.py. To read them" in caplog.text
 
 
 def test_a_glob_that_matches_folders_says_that_it_does_not_search_them(caplog):

@@ -23,7 +23,8 @@ from lit_gptdata.text.files import FilesCorpus
 from lit_gptdata.tokens.build import local as module
 from lit_gptdata.tokens.build.local import find_store
 from lit_gptdata.tokens.build.output import Folder, ShardOutput, ShardWriter
-from lit_gptdata.tokens.build.plan import BuildOptions
+from lit_gptdata.tokens.build.plan import BuildOptions, BuildPlan, _hash
+from lit_gptdata.tokens.manifest import FORMAT
 from lit_gptdata.tokens.remote.cache import Cache
 from lit_gptdata.tokens.remote.publish import publish, publish_text
 from lit_gptdata.tokens.remote.store import prepare_store_at
@@ -336,3 +337,13 @@ def test_ctrl_c_ends_a_build_at_once(tmp_path, when):
     for name in "ab":
         (folder / f"{name}.txt.gz").unlink()
     assert_holds(build(folder, root), small)
+
+
+def test_a_killed_build_continues_unless_documents_are_checked_in_another_way(tmp_path):
+    text = write_txt(tmp_path / "a.txt", "text")
+    options = [{}, {"on_bad_document": "skip"}, {"max_document_bytes": 9}, {"min_document_bytes": 1}]
+    plans = [BuildPlan(FilesCorpus(text), GPT2, BuildOptions(**given)) for given in options]
+    names = {plan.name.partition("-")[2] for plan in plans}
+    assert len(names) == len(plans)
+    # builds of earlier versions, which had no filters in their names
+    assert _hash([FORMAT, plans[0].file_stats, plans[0].shard_bytes, None]) in names

@@ -139,12 +139,18 @@ class BuildPlan:
         """Names the folder of the build; the next build of the same plan continues in it."""
         # with the limits, because finished units are not checked again
         limits = [self.options.min_document_bytes, self.options.max_document_bytes]
-        return f"{self.key}-{_hash([FORMAT, limits, self.shard_bytes, self.file_stats])}"
+        checks = limits if self._checks_documents else None
+        return f"{self.key}-{_hash([FORMAT, self.file_stats, self.shard_bytes, checks])}"
+
+    @property
+    def _checks_documents(self) -> bool:
+        options = self.options
+        return bool(options.filters or options.min_document_bytes or options.max_document_bytes)
 
     def work_units(self) -> dict[int, Sequence[FileSlice | Corpus]]:
         """The work units by number."""
-        options, rule = self.options, self.tokenizer.cut_rule
-        if options.filters or options.min_document_bytes or options.max_document_bytes:
+        rule = self.tokenizer.cut_rule
+        if self._checks_documents:
             rule = None  # a text is not cut, because a worker must see all of it to check it
         units = self.corpus.work_units(self.shard_bytes, rule.first_cut if rule else None)
         return dict(enumerate(units))
