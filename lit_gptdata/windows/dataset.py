@@ -250,6 +250,8 @@ def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _as_rows(ids: np.ndarray, n_ids: np.ndarray, length: int) -> np.ndarray:
     """Rows (B, length) of ids that come one row after the other; a short row ends with any ids."""
+    if len(ids) == len(n_ids) * length:  # no short row
+        return ids.reshape(-1, length)
     every_row = sliding_window_view(np.append(ids, np.zeros(length, ids.dtype)), length)
     return every_row[np.cumsum(n_ids) - n_ids]  # type: ignore[no-any-return]
 
