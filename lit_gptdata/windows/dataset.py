@@ -128,7 +128,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """
         starts, most = self.starts(indices), self.spans.max_length + 1
         n_ids = np.where(starts < self.end - 1, np.minimum(self.end - starts, most), 0)
-        return _as_rows(self.tokens.ranges(starts, n_ids), n_ids, most), n_ids
+        rows, is_full = np.zeros((len(starts), most), self.tokens.dtype), n_ids == most
+        rows[is_full] = self.tokens.gather(starts[is_full], most)  # faster than `ranges`
+        for row in np.flatnonzero(~is_full).tolist():
+            rows[row, : n_ids[row]] = self.tokens[int(starts[row]) : int(starts[row] + n_ids[row])]
+        return rows, n_ids
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
