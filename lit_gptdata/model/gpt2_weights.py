@@ -46,11 +46,12 @@ INDEX = "model.safetensors.index.json"  # which shard has which tensor
 def read_gpt2(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a GPT-2: arguments of GPT, and weights under GPT's names.
 
-    `path`: a folder, or a name on the hub (see `GPT.from_gpt2`). Raises FileNotFoundError, ImportError
-    without the package safetensors, ConnectionError for the hub, and ValueError for files that our GPT
-    does not support. Nothing is unpickled.
+    `path`: a folder, its model.safetensors, or a name on the hub (see `GPT.from_gpt2`). Raises
+    FileNotFoundError, ImportError without the package safetensors, ConnectionError for the hub, and
+    ValueError for files that our GPT does not support. Nothing is unpickled.
     """
     folder = _download(name) if (name := _hub_name(path)) else Path(path)
+    folder = folder.parent if folder.name == "model.safetensors" else folder
     weights, index = folder / "model.safetensors", folder / INDEX
     files = _shards(index) if index.exists() and not weights.exists() else [weights]
     for file in (folder / "config.json", *files):

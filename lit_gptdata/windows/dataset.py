@@ -128,7 +128,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """
         starts, most = self.starts(indices), self.spans.max_length + 1
         n_ids = np.where(starts < self.end - 1, np.minimum(self.end - starts, most), 0)
-        return _as_rows(self.tokens.ranges(starts, n_ids), n_ids, most), n_ids
+        rows, is_full = np.zeros((len(starts), most), self.tokens.dtype), n_ids == most
+        rows[is_full] = self.tokens.gather(starts[is_full], most)  # faster than `ranges`
+        for row in np.flatnonzero(~is_full).tolist():
+            rows[row, : n_ids[row]] = self.tokens[int(starts[row]) : int(starts[row] + n_ids[row])]
+        return rows, n_ids
 
     def starts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The first token of each window, as its number in `tokens`: (B,) → int64 (B,)."""
@@ -250,6 +254,8 @@ def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _as_rows(ids: np.ndarray, n_ids: np.ndarray, length: int) -> np.ndarray:
     """Rows (B, length) of ids that come one row after the other; a short row ends with any ids."""
+    if len(ids) == len(n_ids) * length:  # no short row
+        return ids.reshape(-1, length)
     every_row = sliding_window_view(np.append(ids, np.zeros(length, ids.dtype)), length)
     return every_row[np.cumsum(n_ids) - n_ids]  # type: ignore[no-any-return]
 

@@ -220,6 +220,10 @@ class ChainedWindows(JoinedWindows):
     def __str__(self) -> str:
         return f"{len(self):,} windows of {self.spans.max_length} tokens, of {len(self.parts)} sets"
 
+    def identity(self) -> list[int]:
+        """The number of windows, max_length and stride; states of val and test loaders have these."""
+        return [0, len(self), self.spans.max_length, self.spans.stride]
+
     @property
     def n_targets(self) -> int:
         return sum(part.n_targets for part in self.parts)

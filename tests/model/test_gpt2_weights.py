@@ -150,6 +150,10 @@ def test_save_pretrained_refuses_a_tokenizer_that_does_not_fit(model, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_from_gpt2_reads_the_file_of_a_folder(model, folder):
+    assert_same_weights(GPT.from_gpt2(folder / "model.safetensors"), model)
+
+
 def test_from_gpt2_reads_shards(model, folder):
     split_into_shards(folder)
     loaded = GPT.from_gpt2(folder).eval()

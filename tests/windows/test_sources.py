@@ -170,6 +170,19 @@ def test_a_data_module_state_continues_with_the_stages_of_its_run(folder, early,
     assert windows_of(again.batch_at(6)[0]) == at(whole, 24, 28), "the history is the checkpoint's"
 
 
+def test_the_state_of_a_val_loader_of_several_sets_tells_them_by_their_number_of_windows(folder):
+    data = opened(mixture(folder, val_fraction=0.3))
+    loader = data.val_dataloader()
+    expected = rows(loader)
+    rows(loader, 2)
+    state = loader.state_dict()
+    n = sum(len(found.windows) for found in data.eval_sets("val"))
+    assert state["windows"] == [0, n, LENGTH, LENGTH], "states of earlier versions have these, too"
+    resumed = data.val_dataloader()
+    resumed.load_state_dict(state)
+    assert rows(resumed) == expected[2 * 4 :]
+
+
 def test_a_data_module_refuses_the_state_of_other_weights(folder):
     data = opened(mixture(folder))
     rows(data.train_dataloader(), 3)
