@@ -47,7 +47,7 @@ def expand_path(
     if not is_folder and (mode or os.path.islink(path)):
         return {os.path.realpath(path): _checked(path)}
     root, pattern = path, Pattern()
-    while not os.path.lexists(root):
+    while not os.path.isdir(root):
         root, pattern = root.parent, (root.name, *pattern)
     texts_only = is_folder or os.fspath(name).endswith("/")  # as in a shell, d/*/ means the folders in d
     if texts_only:
@@ -58,8 +58,9 @@ def expand_path(
         return found
     if is_folder:
         raise FileNotFoundError(f"{path} {_no_text(str(name), left_out)}")
-    closest = difflib.get_close_matches(pattern[0], os.listdir(root)[:MAX_COMPARED], n=5, cutoff=0)
-    problem = f"no such file or folder: {str(name)!r:.200}. The closest names in {root}: {closest}"
+    problem = f"no such file or folder: {str(name)!r:.200}"
+    if closest := difflib.get_close_matches(pattern[0], os.listdir(root)[:MAX_COMPARED]):
+        problem += f". The closest names in {root}: {closest}"
     advice = "Give a path, a glob (** searches subfolders), a URL as a string, or 'sample'"
     raise FileNotFoundError(f"{problem}. {advice}. For a text itself, use create_dataloader")
 

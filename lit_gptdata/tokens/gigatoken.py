@@ -25,7 +25,7 @@ import numpy as np
 
 from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.chunks import CLASSES_DIFFER, RULES, VERSIONS, Ids, Ranges, encode_chunk
-from lit_gptdata.tokens.libraries.hugging_face import BYTES, steps
+from lit_gptdata.tokens.libraries.hugging_face import BYTES, HuggingFaceReference, steps
 from lit_gptdata.tokens.libraries.reference import Reference
 from lit_gptdata.tokens.libraries.sentencepiece_model import SentencePieceReference
 from lit_gptdata.tokens.libraries.tiktoken_encoding import read_ranks
@@ -100,14 +100,16 @@ class GigatokenEngine:
         self._differ = RULES[tokenizer.reference.rule].differ
         self._gigatoken = _Gigatoken(_loaders(tokenizer.reference, tokenizer.allowed_special))
         is_refused = tokenizer.special_tokens == "error"  # the library raises the error
-        self._refused = [special.encode() for special in tokenizer.special_ids if is_refused]
+        # texts with one of these go to the library
+        self._left_to_library = [special.encode() for special in tokenizer.special_ids if is_refused]
+        self._left_to_library += _overlapping(tokenizer.reference, tokenizer.allowed_special)
         self._bytes_to_compare = COMPARED_BYTES
 
     def encode(self, chunk: bytes, continues: bool = False) -> Ids:
         if self._bytes_to_compare > 0:
             self._compare(chunk)
-        is_refused = any(special in chunk for special in self._refused)
-        if self.name != "gigatoken" or is_refused or _classes_differ(chunk, self._differ):
+        is_left = any(text in chunk for text in self._left_to_library)
+        if self.name != "gigatoken" or is_left or _classes_differ(chunk, self._differ):
             return self._reference(chunk, continues)
         return encode_chunk(self._gigatoken.encode, chunk, continues, self._rule).astype(self._dtype)
 
@@ -240,14 +242,26 @@ def _checked_json(content: bytes, special_ids: Mapping[str, int]) -> str:
     # gigatoken looks for added tokens before it normalizes
     flags = ["lstrip", "rstrip", "single_word"] + ["normalized"] * bool(steps(values["normalizer"]))
     wrong += [flag for flag in flags if any(each[flag] for each in added)]
-    # tokenizers looks for tokens with `normalized` after the others, gigatoken for all at once
-    groups = [(each["content"], each["normalized"] if each in added else "left out") for each in tokens]
-    pairs = itertools.combinations(groups, 2)
-    if any(a_group != b_group and _can_overlap(a, b) for (a, a_group), (b, b_group) in pairs):
-        wrong.append("the order of added tokens that overlap")
     if wrong:
         raise ValueError(f"it ignores {' and '.join(wrong)}")
     return content.decode() if added == tokens else json.dumps(values | {"added_tokens": added})
+
+
+def _overlapping(reference: Reference, special_ids: Mapping[str, int]) -> list[bytes]:
+    """The added tokens that may overlap others in a text, where the library's choice is its own.
+
+    tokenizers looks for tokens with `normalized` after those without, and leaves out special ones if the
+    policy asks for it. gigatoken looks for all that it has at once.
+    """
+    if not isinstance(reference, HuggingFaceReference):
+        return []
+    groups: list[list[str]] = [[], [], []]  # in the order of the search; the last one is left out
+    for each in reference.added_tokens:
+        is_kept = not each["special"] or each["content"] in special_ids
+        groups[each["normalized"] if is_kept else 2].append(each["content"])
+    first, second, left_out = groups
+    pairs = [*itertools.product(second, first + left_out), *itertools.product(first, left_out)]
+    return [*{text.encode() for text, other in pairs if _can_overlap(text, other)}]
 
 
 def _can_overlap(a: str, b: str) -> bool:

@@ -74,7 +74,7 @@ WRONG = {
     "lit-gptdata rerun books": "books has no config.yaml",
     "lit-gptdata rerun books --unfinished": "books is not the folder of a sweep",
     "lit-gptdata rerun sweep": "sweep is a sweep: give the folder of one of its jobs, or --unfinished",
-    "lit-gptdata rerun sweep/0": "its status is failed: give the sweep's folder, and --unfinished",
+    "lit-gptdata rerun sweep/0": "its status is failed: in a sweep, give its folder, and --unfinished",
     "lit-gptdata rerun sweep/1": "is of an old version, and would be overwritten",
     "lit-gptdata rerun sweep/2": "ran on 2 machines: on each of them run lit-gptdata train ",
 }

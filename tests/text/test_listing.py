@@ -222,16 +222,17 @@ def test_a_leading_tilde_is_home_or_part_of_the_name(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "closest"),
+    ("name", "advice"),
     [
-        ("bokos/a.txt", r"/.*: \['books'\]"),
-        ("books/frank", r"/.*/books: \['frank.txt'\]"),
+        ("bokos/a.txt", r"The closest names in /.*: \['books'\]"),
+        ("books/frank", r"The closest names in /.*/books: \['frank.txt'\]"),
+        ("books/frank.txt/a.txt", r"The closest names in /.*/books: \['frank.txt'\]"),
         (Path("https://a.org/b.txt"), ".* a URL as a string"),
     ],
 )
-def test_a_wrong_name_gets_similar_names(name, closest):
+def test_a_wrong_name_gets_similar_names(name, advice):
     write("books/frank.txt")
-    message = rf"no such file or folder: '{name}'\. The closest names in {closest}"
+    message = rf"no such file or folder: '{name}'\. {advice}"
     with pytest.raises(FileNotFoundError, match=message):
         FilesCorpus(name)
 

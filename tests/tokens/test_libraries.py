@@ -502,10 +502,10 @@ def test_added_tokens_that_overlap_are_found_in_the_librarys_order():
     pytest.importorskip("gigatoken")
     tokenizer = byte_level()
     tokenizer.add_tokens(["<a>b", tokenizers.AddedToken("<|end", normalized=False)])
-    assert load_engine(Tokenizer(tokenizer)).name == "gigatoken"
-    with pytest.raises(ValueError, match="it ignores the order of added tokens that overlap"):
-        load_engine(Tokenizer(tokenizer, "text"), "gigatoken")
     tokenizer.add_special_tokens(["<a>"])
     for policy, text in (("allow", "x<a>b"), ("text", "x<|endoftext|>"), ("allow", "x<a>b<|end<a>")):
         own = Tokenizer(tokenizer, policy)
-        assert load_engine(own).encode(text.encode()).tolist() == own.encode(text)
+        engine = load_engine(own)
+        engine.encode(b"a" * (1 << 17))  # the sample at the start of a build is over
+        assert engine.name == "gigatoken"
+        assert engine.encode(text.encode()).tolist() == own.encode(text)
