@@ -86,8 +86,7 @@ class GPTDataModule(L.LightningDataModule):
         batch_size: windows per batch, on each rank
         batch_schedule: train batch sizes that change: [{"tokens": n, "batch_size": b}, …]. `tokens` is
             as in `stages`; a size starts with an optimizer step. Val and test use `batch_size`
-        skip_steps: batches that do not train: [[begin, end], …], numbers as in `windows_at`.
-            `stages` and `batch_schedule` do not count their tokens; limit_train_batches counts them
+        skip_steps: batches that do not train: [[begin, end], …], numbers as in `windows_at`
         shuffle: train windows in a seeded order, a new one each epoch
         seed: seed of that order; None: rank 0 draws one, and a resumed run takes its checkpoint's
         drop_last: leave out an epoch's last, smaller train batch
@@ -221,6 +220,8 @@ class GPTDataModule(L.LightningDataModule):
     def store(self) -> TokenStore:
         """The token store of the only source; raises RuntimeError before `setup()` or for several."""
         return self._data.only_store
+
+    _split = property(lambda self: self._data.first.split)  # of the only source
 
     @property
     def token_bytes(self) -> np.ndarray:
