@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from lit_gptdata._io import aligned
-from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, open_data
+from lit_gptdata.cli.overrides import add_overrides, budget_of, build_data, compose_config, open_data
 from lit_gptdata.configs import as_override
 
 KEPT = ("weight", "val_fraction", "test_fraction")  # options of a source that a published store needs
@@ -32,7 +32,7 @@ def info(args: argparse.Namespace) -> None:
     from lit_gptdata.report.overview import overview
 
     data = open_data(args.overrides)
-    named, budget = data._data.is_named, budget_of(args.overrides, data)
+    named, budget = data._data.is_named, budget_of(compose_config(args.overrides), data)
     first, *lines, last = str(data).splitlines()
     print(first, *(overview(data._data, budget) if named else lines), last, sep="\n")
     n_train, n_val = len(data.train_dataloader()), len(data.val_dataloader())

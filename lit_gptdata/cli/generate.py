@@ -54,18 +54,17 @@ def generate(args: argparse.Namespace) -> None:
     if not prompt or getattr(model, "document_mask", False):  # it has learned that documents start so
         prompt.insert(0, tokenizer.end_of_document)
     n_new, takes = options.pop("max_new_tokens"), accepted(model.generate)
+    inputs, n_characters = torch.tensor([prompt], device=model.device), len(tokenizer.decode(prompt))
     for number in range(seed, seed + n):
         torch.manual_seed(number)  # for a foreign model, which may take no generator
         options["generator"] = torch.Generator(model.device).manual_seed(number)
         given = {name: value for name, value in options.items() if name in takes}
         with torch.no_grad():
-            (ids,) = model.generate(torch.tensor([prompt], device=model.device), n_new, **given).tolist()
-        new = ids[len(prompt) :]
-        new = new[: new.index(tokenizer.separator)] if tokenizer.separator in new else new
+            (ids,) = model.generate(inputs, n_new, **given).tolist()
+        if tokenizer.separator in ids[len(prompt) :]:
+            ids = ids[: ids.index(tokenizer.separator, len(prompt))]
         title = f"\n--- seed={number}\n" if number > seed else ""
-        print(
-            f"{title}{text}{tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]}", flush=True
-        )
+        print(f"{title}{text}{tokenizer.decode(ids)[n_characters:]}", flush=True)
 
 
 def read_checkpoint(ckpt: str) -> tuple[Path, dict[str, Any], Any]:

@@ -104,19 +104,17 @@ def build_data(overrides: Sequence[str]) -> GPTDataModule:
     return data
 
 
-def count_ranks(overrides: Sequence[str]) -> int:
+def count_ranks(cfg: DictConfig) -> int:
     """The number of ranks of the Trainer, or 1 if the config has no number."""
-    trainer = compose_config(overrides).trainer
-    counts = (trainer.get("devices", 1), trainer.get("num_nodes", 1))
+    counts = (cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1))
     return math.prod(n for n in counts if isinstance(n, int) and n > 0)
 
 
-def budget_of(overrides: Sequence[str], data: GPTDataModule) -> int | None:
+def budget_of(cfg: DictConfig, data: GPTDataModule) -> int | None:
     """The training tokens of a run, all ranks together; None: no limit."""
-    cfg = compose_config(overrides)
     if (steps := cfg.trainer.get("max_steps", -1)) == -1:
         return cast("int | None", cfg.max_tokens)
-    batches = int(steps) * int(cfg.trainer.get("accumulate_grad_batches", 1)) * count_ranks(overrides)
+    batches = int(steps) * int(cfg.trainer.get("accumulate_grad_batches", 1)) * count_ranks(cfg)
     return batches * data.batch_size * data.max_length
 
 

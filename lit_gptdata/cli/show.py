@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata._io import aligned
-from lit_gptdata.cli.overrides import add_overrides, count_ranks, open_data, split_options
+from lit_gptdata.cli.overrides import (
+    add_overrides,
+    compose_config,
+    count_ranks,
+    open_data,
+    split_options,
+)
 
 SHOWN_RANGES = 8  # ranges of documents in a row of the table; JSON has all
 
@@ -54,7 +60,7 @@ def seen(args: argparse.Namespace) -> None:
         data = open_data(overrides)
         if data.shuffle and data.seed is None:
             raise ValueError("seed=None: each run draws its own order: give the run's checkpoint")
-        ranks = count_ranks(overrides)
+        ranks = count_ranks(compose_config(overrides))
     if step:
         data.windows_at(step - 1, world_size=ranks)  # raises for a step that does not exist
     history = data._resume.history(ranks)

@@ -305,9 +305,13 @@ class GPT(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def generate(
-        self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Continue a prompt: integers (B, T) → int64 (B, T + max_new_tokens), the prompt included.
 
         Each token is drawn from softmax(logits / temperature) over the `top_k` most likely tokens

@@ -26,9 +26,14 @@ class Scores(L.Callback):
         self._sums = None
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int,
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         targets = inputs_and_targets(batch)[1]
         if (losses := read_losses(outputs, targets)) is not None:
             self._sums = self._sums or ScoreSums(trainer)

@@ -328,9 +328,10 @@ class GPTDatasetV1(WindowDataset):
 
 def check_enough(n_tokens: int, max_length: int, name: str, kind: WindowKind = "sliding") -> None:
     """Raise ValueError, which calls the text `name`, if `n_tokens` tokens make no window."""
-    needed = max_length + 1 if kind == "sliding" else 1
-    if n_tokens < needed:
+    if kind != "sliding" and not n_tokens:
+        raise ValueError(f"{name} has no tokens: give more text")
+    if kind == "sliding" and n_tokens < max_length + 1:
         shorter = f", or set max_length <= {n_tokens - 1}" if n_tokens > 1 else ""
-        needs = f"max_length={max_length} needs {needed:,}, targets included"
+        needs = f"max_length={max_length} needs {max_length + 1:,}, targets included"
         problem = f"{name} has {n_tokens:,} tokens, too few for one window"
         raise ValueError(f"{problem}: {needs}. Give more text{shorter}")

@@ -144,10 +144,18 @@ def collate(pairs: Sequence[tuple[Tensor, Tensor]], batch_format: BatchFormat) -
 
 
 def window_loader(
-    windows: Windows, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None,
-    num_workers: int = 0, batch_format: BatchFormat = "tuple", is_compact: bool = False,
-    keeps_state: bool = True, may_be_empty: bool = False, order: type[EpochPermutation] | None = None,
-) -> WindowLoader:  # fmt: skip
+    windows: Windows,
+    steps: Steps,
+    *,
+    seed: int | DrawnSeed | None,
+    rank: int | None = None,
+    num_workers: int = 0,
+    batch_format: BatchFormat = "tuple",
+    is_compact: bool = False,
+    keeps_state: bool = True,
+    may_be_empty: bool = False,
+    order: type[EpochPermutation] | None = None,
+) -> WindowLoader:
     """Make a DataLoader of one rank's batches, int64 (batch_size, max_length).
 
     `seed=None` means text order. `rank=None`: rank and world size of torch.distributed when an epoch
@@ -181,9 +189,14 @@ def check_not_empty(steps: Steps) -> None:
 
 
 def create_dataloader(
-    text: str, batch_size: int = 4, max_length: int = 256, stride: int = 128, shuffle: bool = True,
-    drop_last: bool = True, num_workers: int = 0,
-) -> DataLoader[Batch]:  # fmt: skip
+    text: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
     """The course's helper: a text, tokenized as gpt2, in batches of windows.
 
     Without `shuffle`, the windows are in text order. With it, each `iter()` gives every window once in
@@ -199,8 +212,13 @@ def create_dataloader(
 
 
 def create_dataloader_v1(
-    txt: str, batch_size: int = 4, max_length: int = 256, stride: int = 128, shuffle: bool = True,
-    drop_last: bool = True, num_workers: int = 0,
-) -> DataLoader[Batch]:  # fmt: skip
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
     """`create_dataloader` with the course's name and arguments: `txt` is the text."""
     return create_dataloader(txt, batch_size, max_length, stride, shuffle, drop_last, num_workers)

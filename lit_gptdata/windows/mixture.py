@@ -243,9 +243,13 @@ class Mixture(JoinedWindows):
     order = EpochPositions
 
     def __init__(
-        self, sources: Mapping[str, Windows], stages: Sequence[Stage], *, seed: int | DrawnSeed | None,
+        self,
+        sources: Mapping[str, Windows],
+        stages: Sequence[Stage],
+        *,
+        seed: int | DrawnSeed | None,
         first_epoch: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Each stage has a weight per source. The mixture starts in `first_epoch` of the run."""
         parts = list(sources.values())
         super().__init__(parts, pad=parts[0].spans.pad)

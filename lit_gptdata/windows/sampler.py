@@ -82,9 +82,14 @@ def positions_of(steps: Steps, step: int, rank: int, world_size: int | None = No
 
 
 def windows_of_batch(
-    segments: Sequence[RunSegment], step: int, epoch: int | None, *, rank: int, seed: int | None,
+    segments: Sequence[RunSegment],
+    step: int,
+    epoch: int | None,
+    *,
+    rank: int,
+    seed: int | None,
     order: type[EpochPermutation] = EpochPermutation,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The windows of a rank in the batch that `find_batch` finds: int64 (B,)."""
     segment, position = find_batch(segments, step, epoch)
     steps = segment.steps
@@ -105,9 +110,13 @@ class WindowSampler(DistributedSampler[Any]):
     """
 
     def __init__(
-        self, steps: Steps, *, seed: int | DrawnSeed | None, rank: int | None = None,
+        self,
+        steps: Steps,
+        *,
+        seed: int | DrawnSeed | None,
+        rank: int | None = None,
         order: type[EpochPermutation] = EpochPermutation,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._steps, self._rank, self.order_seed, self._order = steps, rank, seed, order
         self._plan: Sequence[RunSegment] = ()
         self.start_at(Position(0, 0))
