@@ -206,7 +206,10 @@ def _is_json_lines(start: bytes, text_column: str, suffix: str) -> bool:
 
 
 def refusal(path: TextFile, what: str, command: str, compression: str = "") -> ValueError:
-    """The error for a file that is not what its name promises, with the shell command that helps."""
+    """The error for a file that is not what its name promises; `command`: makes text of it, or ""."""
+    problem = f"{path} {'holds' if compression else 'is'} {what}"
+    if not command:
+        return ValueError(f"{problem}: remove it and fetch the text again")
     is_remote = isinstance(path, RemoteFile)
     packed = path.name if is_remote else str(path)
     inner = packed[: len(packed) - len(compression)]
@@ -214,13 +217,11 @@ def refusal(path: TextFile, what: str, command: str, compression: str = "") -> V
     stem, suffix = os.path.splitext(bare)
     names = {"path": inner, "bare": bare, "stem": stem, "new": f"{stem}-text", "suffix": suffix}
     run = command.format(**{name: value and shlex.quote(value) for name, value in names.items()})
-    if compression and run:
+    if compression:
         run = f"{_UNPACK[compression]} {shlex.quote(packed)} && {run}"
     advice = f"run {run} and give the result as the corpus"
-    if not run:
-        advice = "remove it and fetch the text again"
     if run.startswith("lit-gptdata"):
         advice = f"to train on token ids, run {run}"
-    if is_remote and run:
+    if is_remote:
         advice = f"copy it to this machine, {advice}"
-    return ValueError(f"{path} {'holds' if compression else 'is'} {what}: {advice}")
+    return ValueError(f"{problem}: {advice}")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
 Pattern = tuple[str, ...]  # for a path below a folder, one per level: ("**", "*.txt")
 BELOW = ("**", "*")  # matches all files in a folder and its subfolders
-RUN_FILES = ("result.json", "summary.txt", "tokenizer.json", "wandb")  # of train.py, beside config.yaml
+RUN_FILES = ("result.json", "summary.txt", "tokenizer.json", "wandb")  # of train.py, next to config.yaml
 MAX_COMPARED = 10_000  # names in a folder that are compared with a misspelled one
 
 

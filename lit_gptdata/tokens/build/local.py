@@ -124,8 +124,7 @@ def _publish_store(plan: BuildPlan, root: Path, runner: Runner) -> TokenStore:
     # an existing store can hold this text under another key, for example after its files were moved
     any_store = any(not entry.name.startswith(".") for entry in root.iterdir())
     sources = plan.corpus.sources() if any_store else None
-    if sources and (root / plan.fingerprint(sources)).is_dir():
-        fingerprint = plan.fingerprint(sources)
+    if sources and (root / (fingerprint := plan.fingerprint(sources))).is_dir():
         plan.check_unchanged(sources)
     else:
         for other in _builds(root, plan.key):
