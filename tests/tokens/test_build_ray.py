@@ -155,7 +155,7 @@ def test_a_package_that_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
 def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
     monkeypatch.setattr(ray_tasks, "SILENCE_S", 0.2)
     busy = ray.remote(num_cpus=1)(lambda seconds: time.sleep(seconds))
-    tasks = [busy.remote(2) for _ in range(2)]
+    tasks = [busy.remote(5) for _ in range(2)]
     write_txt(tmp_path / "a.txt", "some text")
     assert_holds(build(tmp_path, tmp_path / "t", build="ray"), ["some text"])
     assert "no task ended within 0 seconds. Each task needs a CPU; the Ray cluster has" in caplog.text
