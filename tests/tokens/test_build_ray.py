@@ -152,14 +152,36 @@ def test_a_package_that_a_node_lacks_is_named(tmp_path, connected, monkeypatch):
         prepare_store(FilesCorpus(tmp_path), only_here.Mine(), tmp_path / "t", BuildOptions(build="ray"))
 
 
+def _hold_core(folder: Path, name: str) -> None:
+    """Keep a core of the cluster until the file `free` appears."""
+    (folder / name).touch()
+    end = time.monotonic() + 60
+    while not (folder / "free").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_a_full_cluster_is_reported(tmp_path, connected, monkeypatch, caplog):
     monkeypatch.setattr(ray_tasks, "SILENCE_S", 0.2)
-    busy = ray.remote(num_cpus=1)(lambda seconds: time.sleep(seconds))
-    tasks = [busy.remote(5) for _ in range(2)]
     write_txt(tmp_path / "a.txt", "some text")
-    assert_holds(build(tmp_path, tmp_path / "t", build="ray"), ["some text"])
-    assert "no task ended within 0 seconds. Each task needs a CPU; the Ray cluster has" in caplog.text
+    signs = tmp_path / "signs"
+    signs.mkdir()
+    message = "no task ended within 0 seconds. Each task needs a CPU; the Ray cluster has"
+
+    def free_cores() -> None:
+        try:
+            wait_for(lambda: message in caplog.text, seconds=30)
+        finally:
+            (signs / "free").touch()
+
+    hold = ray.remote(num_cpus=1)(_hold_core)
+    tasks = [hold.remote(signs, name) for name in ("one", "two")]
+    wait_for(lambda: len(list(signs.iterdir())) == 2)
+    waiter = threading.Thread(target=free_cores)
+    waiter.start()
+    assert_holds(build(tmp_path / "a.txt", tmp_path / "t", build="ray"), ["some text"])
+    waiter.join()
     ray.get(tasks)
+    assert message in caplog.text
 
 
 def test_relative_paths_are_relative_to_the_driver(tmp_path, connected, monkeypatch):
