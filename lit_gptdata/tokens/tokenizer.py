@@ -150,8 +150,8 @@ class Tokenizer(NamedTokenizer):
         """The id that separates documents; raises ValueError if there is none, or several."""
         if (id := self.separator) is None:
             problem = f"tokenizer {self.name!r} does not tell which token ends a document"
-            advice = f"set end_of_document to one of {_some(self.special_ids)}, or give one document"
-            raise ValueError(f"{problem}: {advice}")
+            advice = f"set end_of_document to one of {_some(self.special_ids)}, or "
+            raise ValueError(f"{problem}: {advice * bool(self.special_ids)}give one document")
         return id
 
     @functools.cached_property

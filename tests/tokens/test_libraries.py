@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -416,6 +417,13 @@ def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
         Tokenizer("no/tok")
     with pytest.raises(FileNotFoundError, match=r"has neither tokenizer\.json nor tokenizer\.model"):
         Tokenizer(tmp_path)
+
+
+def test_an_object_with_parts_in_python_is_refused():
+    own = byte_level()
+    own.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(SimpleNamespace(pre_tokenize=print))
+    with pytest.raises(ValueError, match=r"the tokenizer has no tokenizer\.json: Custom"):
+        Tokenizer(own)
 
 
 def test_a_missing_package_is_named_with_its_extra(files, monkeypatch):

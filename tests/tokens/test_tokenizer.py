@@ -206,7 +206,7 @@ def test_an_encoding_that_gives_wrong_data_is_refused_at_once(changes, problem):
 
 
 def test_an_encoding_without_end_of_text_is_refused_between_documents():
-    with pytest.raises(ValueError, match=r"'bare-.*' does not tell which token ends a document"):
+    with pytest.raises(ValueError, match=r"'bare-.*' does not tell .* a document: give one document"):
         _ = with_gpt2_ranks(R50K_PATTERN, {}, "bare").end_of_document
 
 

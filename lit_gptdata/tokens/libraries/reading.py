@@ -101,7 +101,11 @@ def read_tokenizer(value: Any, data_dir: Path) -> NamedTokenizer:
     if hasattr(backend, "to_str"):
         from lit_gptdata.tokens.libraries.hugging_face import HuggingFaceReference
 
-        reference = HuggingFaceReference(backend.to_str())
+        try:
+            text = backend.to_str()
+        except Exception as error:  # the package raises no other class
+            raise ValueError(f"the tokenizer has no tokenizer.json: {error}") from None
+        reference = HuggingFaceReference(text)
         names = ("eos_token", "bos_token", "add_bos_token")
         reference.name_specials({name: getattr(value, name, None) for name in names})
         label = Path(getattr(value, "name_or_path", "") or "tokenizer").name
