@@ -32,13 +32,13 @@ def working_folder() -> Path:
 
 
 class AtomicFile:
-    """A file that other processes see complete or not at all: `write`, `commit`, and then `discard`."""
+    """A file that other processes see complete or not at all: `write`, `commit`, and then `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         # unique, so a process that outlives its parent cannot disturb the next one
         self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 commit or discard closes it
+        self._file = open(self.temporary, "xb", buffering=0)  # noqa: SIM115 `close` closes it
 
     def write(self, data: bytes | memoryview) -> None:
         remaining = memoryview(data).cast("B")
@@ -59,20 +59,17 @@ class AtomicFile:
         self._file.close()
         os.replace(self.temporary, self.path)
 
-    def discard(self) -> None:
-        """Close and remove the temporary file; does nothing after `commit`."""
+    def close(self) -> None:
+        """Remove the temporary file, which exists unless `commit` was called."""
         self._file.close()
         self.temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically; raises OSError."""
-    file = AtomicFile(path)
-    try:
+    with contextlib.closing(AtomicFile(path)) as file:
         file.write(content)
         file.commit()
-    finally:
-        file.discard()
     sync_folder(path.parent)
 
 

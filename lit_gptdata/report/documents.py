@@ -3,6 +3,7 @@
 DocumentLosses(store, begin, end)  ──add(losses, tokens)──▶  blocks() of rows, one per document
 """
 
+import contextlib
 import csv
 import errno
 import io
@@ -128,27 +129,26 @@ def check_output(path: Path) -> None:
 
 def write_scores(path: Path, sets: Sequence[DocumentLosses]) -> None:
     """Write a row for each document, atomically; raises OSError."""
-    file, blocks = AtomicFile(path), (block for each in sets for block in each.blocks())
+    blocks = (block for each in sets for block in each.blocks())
     try:
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
+        with contextlib.closing(AtomicFile(path)) as file:
+            if path.suffix == ".parquet":
+                import pyarrow
+                import pyarrow.parquet
 
-            schema = pyarrow.schema(COLUMNS.items())
-            with pyarrow.parquet.ParquetWriter(file.temporary, schema) as writer:
+                schema = pyarrow.schema(COLUMNS.items())
+                with pyarrow.parquet.ParquetWriter(file.temporary, schema) as writer:
+                    for block in blocks:
+                        writer.write_table(pyarrow.table(block, schema=schema))
+            else:
+                file.write(f"{','.join(COLUMNS)}\n".encode())
                 for block in blocks:
-                    writer.write_table(pyarrow.table(block, schema=schema))
-        else:
-            file.write(f"{','.join(COLUMNS)}\n".encode())
-            for block in blocks:
-                rows = zip(*block, strict=True)
-                csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
-                file.write(text.getvalue().encode(errors="backslashreplace"))
-        file.commit()
+                    rows = zip(*block, strict=True)
+                    csv.writer(text := io.StringIO(), lineterminator="\n").writerows(rows)
+                    file.write(text.getvalue().encode(errors="backslashreplace"))
+            file.commit()
     except OSError as error:  # pyarrow's does not name the file
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-    finally:
-        file.discard()
 
 
 def describe(sets: Sequence[DocumentLosses], min_tokens: int, tokenizer: Any) -> list[str]:

@@ -148,7 +148,7 @@ def _write(store: TokenStore, begin: int, end: int, length: int, kind: Kind, fol
             file.commit()
     finally:
         for file in files.values():
-            file.discard()
+            file.close()
     shapes = {name: (dtypes[name], sizes[name]) for name in ARRAYS}
     write_json(folder / "index.json", {"max_length": length, **totals, **shapes})
 

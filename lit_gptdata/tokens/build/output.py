@@ -35,7 +35,7 @@ class Files(Protocol):
         """Write a file atomically."""
 
     def create(self, name: str) -> Any:
-        """A new file: `write` its content, then `commit` or `discard` it."""
+        """A new file: `write` its content, `commit`, then `close`. Without `commit` nothing remains."""
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file, by name."""
@@ -147,4 +147,4 @@ class ShardWriter:
     def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
         self._thread.shutdown()
-        self._file.discard()
+        self._file.close()

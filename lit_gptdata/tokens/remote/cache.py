@@ -70,8 +70,8 @@ class Cache:
                 return
             for leftover in self.folder.glob(f".{file.sha256}.*"):  # of a process that was killed
                 leftover.unlink()
-            partial, digest = AtomicFile(self.path(file)), hashlib.sha256()
-            try:
+            digest = hashlib.sha256()
+            with contextlib.closing(AtomicFile(self.path(file))) as partial:
                 for block in source.blocks(file.name, file.size):
                     digest.update(block)
                     partial.write(block)
@@ -84,8 +84,6 @@ class Cache:
                 with self._lock("room"):
                     self._make_room(file.size)
                     partial.commit()
-            finally:
-                partial.discard()
 
     def _make_room(self, n_bytes: int) -> None:
         """Delete what killed fetches left, and the least recently used files, for `n_bytes` more."""

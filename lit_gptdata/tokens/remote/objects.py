@@ -81,7 +81,7 @@ class Objects:
             raise
 
     def create(self, name: str) -> Upload:
-        """A new file: `write` its content, then `commit` or `discard` it."""
+        """A new file: `write` its content, `commit`, then `close`. Without `commit` nothing remains."""
         return Upload(self, name)
 
     def remove_all(self) -> None:
@@ -100,8 +100,6 @@ class Upload(io.BytesIO):
 
     def commit(self) -> None:
         self._target.write(self._name, self.getvalue())
-
-    discard = io.BytesIO.close
 
 
 def check_url(url: str) -> None:
