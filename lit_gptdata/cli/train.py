@@ -124,7 +124,6 @@ def train(cfg: DictConfig, folder: Path, result: dict[str, Any]) -> None:
         result["steps"] = trainer.global_step or None
         result["seed"] = getattr(data, "seed", None)
         result["parameters"] = sum(p.numel() for p in model.parameters())
-        result["val_sources"] = [s.name for s in data.eval_sets("val") if s.name and s.trains]
         result["val_text"] = scored_text(data)
         is_scored = val_sets.step == trainer.global_step  # by the last validation of the fit
         splits = ["test"] if is_scored else ["val", "test"]

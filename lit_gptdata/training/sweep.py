@@ -41,7 +41,7 @@ def record_result(folder: Path) -> Iterator[dict[str, Any]]:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     result: dict[str, Any] = {"status": "running", "error": None, "overrides": overrides}
     counts = ("tokens", "steps", "seconds", "parameters", "global_seed", "seed")
-    result |= dict.fromkeys(counts) | {"val_sources": [], "val_text": {}, "metrics": {}}
+    result |= dict.fromkeys(counts) | {"val_text": {}, "metrics": {}}
 
     @rank_zero_only
     def write() -> None:
