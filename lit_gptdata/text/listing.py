@@ -24,7 +24,7 @@ from lit_gptdata._fsspec import RemoteNotFoundError, filesystem, local_path, red
 from lit_gptdata.text.formats import SEARCHED, is_text
 from lit_gptdata.text.remote_file import THREADS, RemoteFile, map_in_threads
 
-log = logging.getLogger(__name__)
+_log_once = functools.cache(logging.getLogger(__name__).warning)
 
 Infos = dict[str, dict[str, Any]]  # path in the file system → fsspec's metadata of the file
 Pattern = tuple[str, ...]  # for a path below a folder, one per level: ("**", "*.txt")
@@ -181,11 +181,6 @@ def _match_name(name: str, pattern: str) -> bool:
     """Match like a glob on disk: `*` does not match a hidden name, and brackets may be literal."""
     hidden = name == "__MACOSX" or (name.startswith(".") and not pattern.startswith("."))
     return name == pattern or (not hidden and fnmatch.fnmatchcase(name, pattern))
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    log.warning(message)
 
 
 def expand_url(url: str) -> list[RemoteFile]:
