@@ -145,6 +145,3 @@ class _Lines:
         if (text := text.strip()) and (now := time.monotonic()) - self._last >= 30:
             self._last = now
             print(text, file=self._file, flush=True)
-
-    def flush(self) -> None:
-        """Nothing to do: each line is written at once."""
