@@ -138,10 +138,6 @@ class PublishedStore:
         return publish(self.prepare(), url)
 
     @property
-    def is_remote(self) -> bool:
-        return local_path(self.name) is None
-
-    @property
     def _url(self) -> str:
         path = local_path(self.name)
         return self.name if path is None else str(self.folder / path)

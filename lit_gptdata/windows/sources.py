@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from lit_gptdata._fsspec import redacted
+from lit_gptdata._fsspec import local_path, redacted
 from lit_gptdata.text.document import Corpus
 from lit_gptdata.tokens.coverage import changed_val, covered
 from lit_gptdata.tokens.options import (
@@ -254,7 +254,7 @@ class Sources:
         urls = {}
         for source in self.all:
             name, text = source.name, source.text
-            is_kept = isinstance(text, PublishedStore) and text.is_remote and name != ""
+            is_kept = name and isinstance(text, PublishedStore) and local_path(text.name) is None
             with naming(name):
                 urls[name or "corpus"] = str(text.name) if is_kept else text.publish(url)
         return urls
