@@ -37,7 +37,6 @@ class TokenBudget(L.Callback):
         self.max_tokens, self.val_every_tokens = max_tokens, val_every_tokens
         self.tokens = 0
         self._tokens_of_steps = 0  # without batches whose gradients wait for an optimizer step
-        self._tokens_per_step = 0
         self._sets_limit = False  # whether the end of the run comes from `max_tokens`
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -57,7 +56,6 @@ class TokenBudget(L.Callback):
         if not data.train_steps.remaining():
             data.train_dataloader()  # raises the error, before the model's schedule misses an end
         tokens_per_batch = data.train_steps.width * data.max_length  # over all ranks
-        self._tokens_per_step = tokens_per_batch * trainer.accumulate_grad_batches
         self._sets_limit |= self.max_tokens is not None and trainer.max_steps == -1
         if self._sets_limit:
             self._limit(trainer)
@@ -74,8 +72,9 @@ class TokenBudget(L.Callback):
             return
         steps = data._resume.steps_within(self.max_tokens)
         if not steps and not resumed:
+            per_step = data.train_steps.width * data.max_length * trainer.accumulate_grad_batches
             raise ValueError(
-                f"max_tokens must be at least one optimizer step of {self._tokens_per_step:,} tokens "
+                f"max_tokens must be at least one optimizer step of {per_step:,} tokens "
                 "(batch_size × max_length × ranks × accumulate_grad_batches), got "
                 f"{self.max_tokens:,}: raise it or lower batch_size"
             )
@@ -121,7 +120,7 @@ class TokenBudget(L.Callback):
         pl_module.log("tokens", float(self.tokens))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self._tokens_of_steps, "per_step": self._tokens_per_step}
+        return {"tokens": self._tokens_of_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = self._tokens_of_steps = state_dict["tokens"]
