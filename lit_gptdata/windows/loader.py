@@ -6,14 +6,14 @@ create_dataloader(text, batch_size=4, max_length=256, stride=128)  ->  (inputs, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from lit_gptdata._checks import check_flag, check_integer
 from lit_gptdata.windows.dataset import (
@@ -137,10 +137,9 @@ class _Pass(Iterator[Any]):
             self._loader.waited += time.perf_counter() - asked
 
 
-def collate(pairs: Sequence[tuple[Tensor, Tensor]], batch_format: BatchFormat) -> Any:
+def collate(pairs: list[tuple[Tensor, Tensor]], batch_format: BatchFormat) -> Any:
     """Stack (inputs, targets) pairs, int64 (L,) each, into a batch, int64 (B, L) each."""
-    inputs, targets = zip(*pairs, strict=True)
-    return FORMATS[batch_format](torch.stack(inputs), torch.stack(targets))
+    return FORMATS[batch_format](*default_collate(pairs))
 
 
 def window_loader(
