@@ -7,7 +7,6 @@ with such an id, as llm.c writes it, or the last one ends with it, as nanoGPT do
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +32,7 @@ log = logging.getLogger(__name__)
 
 def separator_of(tokenizer: Tokenizer) -> int:
     """The id that ends a document, or -1."""
-    with suppress(ValueError):
-        return tokenizer.end_of_document
-    return -1
+    return -1 if tokenizer.separator is None else tokenizer.separator
 
 
 @dataclass(kw_only=True)
