@@ -69,7 +69,7 @@ def prepare_store(
     with writing(root):
         for name in (".requests", ".building", ".locks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        with locked(_lock_file(root, key), f"builds the tokens of {corpus!r}"):
+        with locked(root / ".locks" / key, f"builds the tokens of {corpus!r}"):
             # another process may have built it in the meantime
             store = _look_up(root, key, plan_corpus, check_contents=True)
             if store is None:
@@ -207,7 +207,7 @@ def _remove_build(root: Path, folder: Path) -> None:
     """Remove the folder of a build, unless a process works on it."""
     with (
         contextlib.suppress(Timeout, OSError),
-        FileLock(_lock_file(root, _key_of(folder))).acquire(timeout=0),
+        FileLock(root / ".locks" / _key_of(folder)).acquire(timeout=0),
     ):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -223,7 +223,3 @@ def _builds(root: Path, key: str) -> list[Path]:
 
 def _key_of(folder: Path) -> str:
     return folder.name.partition("-")[0]
-
-
-def _lock_file(root: Path, key: str) -> Path:
-    return root / ".locks" / key
