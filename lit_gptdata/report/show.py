@@ -72,7 +72,9 @@ class ShownText:
         lines = [f"{self.title}\n"] if self.title else []
         paint = colored if use_colors else separated
         for window in self.windows:
-            texts = list(decode_each(self.tokenizer.decode_each(window.inputs)))
+            # the text of each token; tokens that share a character come as one text
+            tokens = self.tokenizer.decode_each(window.inputs)
+            texts = list(codecs.iterdecode(tokens, "utf-8", "replace"))
             lines += [window.title, f"{paint(texts)}\n"]
         return "\n".join(lines)
 
@@ -123,13 +125,6 @@ def _origin(part: Windows, start: int, end: int, sources: Sources) -> str:
         return "an empty document"
     first, last = store.place(start), store.place(end - 1)
     return str(first) if first[:2] == last[:2] else f"{first}, to {last}"
-
-
-def decode_each(tokens: Sequence[bytes]) -> Iterator[str]:
-    """Yield the text of each token. Tokens that share a character come as one text."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    yield from filter(None, map(decoder.decode, tokens))
-    yield from filter(None, [decoder.decode(b"", final=True)])
 
 
 def separated(texts: Sequence[str]) -> str:
