@@ -179,14 +179,13 @@ def choose_source(
 
 def local_folder(data_dir: str | os.PathLike[str]) -> Path:
     """The absolute path of `data_dir`; later changes of the current folder do not move it."""
-    if not isinstance(data_dir, (str, os.PathLike)) or re.match(
-        r"$|\w\w+:/|~[^/]|.*\0", plain(data_dir)
-    ):
+    folder = plain(data_dir)
+    if not isinstance(folder, str) or re.match(r"$|\w\w+:/|~[^/]|.*\0", folder):
         raise ValueError(
             f"data_dir must be a folder on this machine, got {data_dir!r}. For a published store at a "
             f"URL set store_url, and for texts at a URL set corpus{hydra_quotes('data_dir', data_dir)}"
         )
-    return working_folder() / Path(plain(data_dir)).expanduser()
+    return working_folder() / Path(folder).expanduser()
 
 
 def shuffle_warning(store: TokenStore) -> str | None:
