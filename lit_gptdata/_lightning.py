@@ -17,10 +17,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lit_gptdata._checks import check_choice, check_flag, check_integer
+from lit_gptdata._checks import check_choice, check_flag, check_integer, check_number
 from lit_gptdata.windows.dataset import FORMATS, IGNORE_INDEX, BatchFormat, WindowKind, Windows
 from lit_gptdata.windows.ranks import Ranks
-from lit_gptdata.windows.split import check_fractions
 from lit_gptdata.windows.steps import RunSegment, count_updates
 
 # Lightning's warnings that no user of this module can act on.
@@ -46,8 +45,8 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "drop_last": lambda value: check_flag("drop_last", value),
     "drop_padded": lambda value: check_flag("drop_padded", value),
     "seed": lambda value: value if value is None else check_integer("seed", value),
-    "val_fraction": lambda value: check_fractions(value, 0.0)[0],
-    "test_fraction": lambda value: check_fractions(0.0, value)[1],
+    "val_fraction": lambda value: check_number("val_fraction", value, 1),
+    "test_fraction": lambda value: check_number("test_fraction", value, 1),
 }
 """Options that are attributes of GPTDataModule, which users may set later: name → check, plain value."""
 
