@@ -155,8 +155,8 @@ class Manifest:
         val, test = self.cuts or (1, self.n_tokens)
         if not 0 < val <= test <= self.n_tokens:
             raise ValueError(f"val starts at {val} and test at {test} of {self.n_tokens} tokens")
-        for name in COUNTS:
-            if (counted := total(self.shards, name)) != getattr(self, name):
+        for name, counted in totals(self.shards).items():
+            if counted != getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, but the shards have {counted}")
         itemsize = {"<u2": 2, "<u4": 4}[self.tokenizer.dtype]
         sizes = [(shard.ids, shard.n_tokens * itemsize) for shard in self.shards]
@@ -201,3 +201,8 @@ class Manifest:
 def total(shards: Iterable[ShardEntry], count: str) -> int:
     """The sum of one of the COUNTS over shards."""
     return sum(getattr(shard, count) for shard in shards)
+
+
+def totals(shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    """All COUNTS, summed over shards."""
+    return {name: total(shards, name) for name in COUNTS}

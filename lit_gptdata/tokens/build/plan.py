@@ -13,15 +13,7 @@ from lit_gptdata.text.remote_file import OnBytes, TextFile
 from lit_gptdata.tokens.build.output import Shards
 from lit_gptdata.tokens.engines import EngineName
 from lit_gptdata.tokens.libraries.reference import END_OF_TEXT, digest_of
-from lit_gptdata.tokens.manifest import (
-    COUNTS,
-    FORMAT,
-    FileEntry,
-    LeftOut,
-    Manifest,
-    TokenizerEntry,
-    total,
-)
+from lit_gptdata.tokens.manifest import FORMAT, FileEntry, LeftOut, Manifest, TokenizerEntry, totals
 from lit_gptdata.tokens.tokenizer import Tokenizer
 
 BuildName = Literal["processes", "ray"]
@@ -165,8 +157,8 @@ class BuildPlan:
         self, sources: list[SourceEntry], shards: Shards, vocab: bytes, parts: Sequence[LeftOut] = ()
     ) -> Manifest:
         """The manifest of the store; raises ValueError if empty, RuntimeError if a file has changed."""
-        left_out = LeftOut.merge(parts, sources)
-        if not total(shards, "n_bytes"):
+        left_out, counts = LeftOut.merge(parts, sources), totals(shards)
+        if not counts["n_bytes"]:
             if left_out:
                 advice = "change the limits, or run with on_bad_document=error to see the first problem"
                 raise ValueError(f"{self.corpus!r}: no text remains (left out {left_out}): {advice}")
@@ -176,7 +168,6 @@ class BuildPlan:
         entry["dtype"] = self.tokenizer.dtype.str
         if {*entry["separators"]} <= {END_OF_TEXT}:
             entry["separators"] = None
-        counts: dict[str, Any] = {count: total(shards, count) for count in COUNTS}
         return Manifest(
             fingerprint=self.fingerprint(sources),
             tokenizer=TokenizerEntry(**entry),
