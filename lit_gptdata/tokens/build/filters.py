@@ -74,6 +74,8 @@ def filtered(corpus: Corpus, options: BuildOptions) -> Iterator[Document]:
             part = FileSlice(path=file, number=number)
             yield from read_documents(part, corpus.reading, options.on_bad_document == "skip")
 
+    if not options.filters:
+        return documents()
     copies: Iterable[bool] = ()
     if options.drop_duplicates:
         hashes = bytearray()
