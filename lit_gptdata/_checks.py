@@ -60,9 +60,12 @@ def plain(value: Any) -> Any:
     return str.__str__(value) if isinstance(value, str) else value
 
 
-def check_number(name: str, value: Any, high: float, *, include_high: bool = False) -> float:
+def check_number(
+    name: str, value: Any, high: float, meaning: str = "", *, include_high: bool = False
+) -> float:
     """Return `value` as a float; raise TypeError or ValueError unless in [0, high), or [0, high]."""
-    problem = f"{name} must be a number in [0, {high}{']' if include_high else ')'}, got {value!r}"
+    problem = f"{name} must be a number in [0, {high:g}{']' if include_high else ')'}, got {value!r}"
+    problem += f": it is {meaning}" if meaning else ""
     if _is_boolean(value) or not isinstance(value, Real):
         raise TypeError(problem)
     if not 0 <= float(value) <= high or (value == high and not include_high):

@@ -38,7 +38,8 @@ _CREDENTIAL_ERROR = re.compile("Credential|Token|Auth|Profile")  # in the name o
 _PERMANENT = (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PERMANENT_ERRNO = (
-    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS, *_FULL_DISK,
+    errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EROFS, errno.ENOTDIR,
+    *_FULL_DISK,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -173,6 +174,9 @@ def _permanent_error(url: str, error: Exception, done: str = "read") -> RemoteEr
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return RemoteNotFoundError(f"{redact(url)} does not exist ({cause}): check the address")
     credentials = _CREDENTIAL_ERROR.search(type(error).__name__)
+    if isinstance(error, PermissionError) and local_path(url) is not None:
+        advice = "give another folder, or change its permissions"
+        return RemotePermissionError(f"{redact(url)} may not be {done} ({cause}): {advice}")
     if isinstance(error, PermissionError) or status in (401, 403) or credentials:
         import fsspec
 

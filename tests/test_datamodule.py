@@ -440,7 +440,7 @@ def test_a_batch_size_that_changes_between_epochs_is_a_new_run_segment(story, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache_gb": "32"}, "cache_gb must be a number in"),
+        ({"cache_gb": "no"}, r"cache_gb must be a number in \[0, 1e\+12\), got 'no': .* None: no limit"),
         ({"store_url": 5}, "store_url must be a URL or a folder of a published store, got 5"),
         ({"batch_format": "dict"}, r"batch_format must be one of \('tuple', 'hf'\), got 'dict'"),
         ({"store_url": ""}, "store_url must be a URL or a folder of a published store"),

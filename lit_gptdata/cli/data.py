@@ -82,7 +82,8 @@ def publish(args: argparse.Namespace) -> None:
     if args.url is None or re.match(r"[\w.@+~]+=", args.url):
         words = ["lit-gptdata publish s3://bucket/tokens", *filter(None, [args.url]), *args.overrides]
         raise ValueError(f"the URL to publish to comes first, for example: {' '.join(words)}")
-    folder = Path(args.url)
+    if (folder := Path(args.url)).is_file():
+        raise ValueError(f"{folder} is a file: lit-gptdata publish s3://bucket/tokens {args.url}")
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob("*/manifest.json")):
         raise ValueError(f"{folder} has other files: lit-gptdata publish s3://bucket/tokens {args.url}")
     data = build_data(args.overrides)

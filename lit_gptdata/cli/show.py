@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata._io import aligned
@@ -23,11 +24,10 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the text of a training step=N or of a train window=N."""
-    overrides, options = split_options(args.overrides, {"step": None, "window": None})
-    step, window = options["step"], options["window"]
-    if None not in (step, window):
-        raise ValueError(f"got step={step} and window={window}: give only one step=N or window=N")
-    print(open_data(overrides).show(step or 0, window=window))
+    overrides, options = split_options(args.overrides, {"step": 0, "window": None})
+    if len(given := [word for word in args.overrides if word not in overrides]) > 1:
+        raise ValueError(f"got {' and '.join(given)}: give only one step=N or window=N")
+    print(open_data(overrides).show(**options))
 
 
 def seen_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +38,15 @@ def seen_arguments(parser: argparse.ArgumentParser) -> None:
 def seen(args: argparse.Namespace) -> None:
     """List the text of each source that a run sees before step=N."""
     from lit_gptdata.datamodule import GPTDataModule
+    from lit_gptdata.training.folder import load_checkpoint
     from lit_gptdata.windows.identity import seen as seen_before
     from lit_gptdata.windows.steps import number_after
 
     files = [word for word in args.overrides if word.endswith(".ckpt") and "=" not in word]
     words = [word for word in args.overrides if word not in files]
     overrides, options = split_options(words, {"step": None})
+    if len(words) > len(overrides) + 1:
+        raise ValueError("step=N is given twice: give only one step=N")
     if (step := options["step"]) is not None:
         check_integer("step", step, 0)
     elif not files:
@@ -52,6 +55,8 @@ def seen(args: argparse.Namespace) -> None:
         raise ValueError(f"{files[0]} has the options of its run: remove {' '.join(others)}")
     ranks = None
     if files:
+        if (path := Path(files[0])).is_file():  # else Lightning names it
+            load_checkpoint(path, {"datamodule_hyper_parameters"}, "give the last.ckpt of a run")
         data = GPTDataModule.load_from_checkpoint(files[0], map_location="cpu", weights_only=True)
         data.setup()
         if step is None:

@@ -52,6 +52,7 @@ TRAINER_OPTIONS = {
     1: ("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"),
     None: ("gradient_clip_val", "overfit_batches", "limit_train_batches", "limit_val_batches"),
 }
+NOT_NULL = ("max_steps", "accumulate_grad_batches")  # Lightning would compare null with a number
 log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()
 register_resolvers()  # also in the worker processes of a launcher
@@ -317,7 +318,8 @@ def check_options(cfg: DictConfig) -> None:
     for low, names in TRAINER_OPTIONS.items():
         for name in names:
             value = cfg.trainer.get(name)
-            if value is not None and low is not None:
+            is_null = value is None and name in NOT_NULL and name in cfg.trainer
+            if low is not None and (value is not None or is_null):
                 check_integer(f"trainer.{name}", value, low)
             elif value is not None:
                 check_number(f"trainer.{name}", value, math.inf)

@@ -41,6 +41,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 
 def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:
     """Train on the train splits of all sources, whatever their weights; returns lines with figures."""
+    from lit_gptdata.tokens.build.filters import filtered
     from lit_gptdata.tokens.engines import encode_text
     from lit_gptdata.tokens.libraries.train import train_tokenizer
     from lit_gptdata.tokens.source import LocalBuild
@@ -50,7 +51,8 @@ def train_on(data: GPTDataModule, path: Path, vocab_size: int) -> list[str]:
     for source in data._data.trained.values():
         if not isinstance(source.text, LocalBuild):
             raise ValueError(f"{source.text.name} is a store without text: give its text, data.corpus=…")
-        texts.append((source.text._open(download=True), 1 - sum(source.fractions)))
+        documents = filtered(source.text._open(download=True), source.text.options)
+        texts.append((documents, 1 - sum(source.fractions)))
     n_bytes, library, held_out = train_tokenizer(path, vocab_size, texts)
     seconds, own = time.perf_counter() - start, Tokenizer(str(path))
     made = f"{path}: {own.vocab_size:,} tokens, of which {own.vocab_size - 257:,} are merges"

@@ -88,7 +88,7 @@ class GPT(L.LightningModule):
     ) -> None:
         super().__init__()
         self.stem = check_stem(build_stem(stem) if isinstance(stem, Mapping) else stem)
-        if len(betas) != 2:
+        if not hasattr(betas, "__len__") or len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
         ratio = check_number("min_learning_rate_ratio", min_learning_rate_ratio, 1, include_high=True)
         # Plain values, and the stem as its arguments: GPT.load_from_checkpoint(path) then needs no other
@@ -187,7 +187,7 @@ class GPT(L.LightningModule):
             options["positions"] = document_positions(ids, self.eot)[:, begin:]
         elif caches:
             options["positions"] = torch.arange(begin, ids.shape[1], device=ids.device)
-        x = self.stem(ids[:, begin:], **options)  # (B, T - begin, D)
+        x = self.stem(ids[:, begin:] if begin else ids, **options)  # (B, T - begin, D)
         # your own block need not take a mask
         masks = {"mask": self._mask(ids, begin)} if self.document_mask else {}
         for i, block in enumerate(self.blocks):

@@ -50,6 +50,8 @@ class ScoredData(GPTDataModule):
         for source in self._data.all if self.scored in ("train", "test") else ():
             source.split = replace(source.split, val=getattr(source.split, self.scored))
         if not len(self.val_windows):
+            if self.scored == "all":
+                raise ValueError("the text has only one token, with none before it: give more text")
             advice = f"give a text, split=all, or data.{self.scored}_fraction=0.1"
             raise ValueError(f"there is no {self.scored} split to score: {advice}")
 

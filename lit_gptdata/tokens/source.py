@@ -165,7 +165,7 @@ def choose_source(
     """The store at `store_url` if it is given, else the local build; checks `cache_gb`."""
     limit = None
     if cache_gb is not None and cache_gb != math.inf:
-        limit = int(1e9 * check_number("cache_gb", cache_gb, 1e12))
+        limit = int(1e9 * check_number("cache_gb", cache_gb, 1e12, "10^9 bytes; None: no limit"))
         if not limit:
             raise ValueError(f"cache_gb must be positive, or None for no limit, got {cache_gb!r}")
     if store_url is None:

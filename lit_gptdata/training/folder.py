@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import re
+import zipfile
 import zlib
 from datetime import datetime
 from pathlib import Path
@@ -98,6 +99,8 @@ def find_checkpoint(given: str, last: Path) -> str:
 def load_checkpoint(path: Path, keys: set[str], advice: str) -> dict[str, Any]:
     """Read a checkpoint on the CPU, its tensors when they are used; raises ValueError with `advice`."""
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise ValueError("torch.save did not write it, or it was cut short")
         content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if missing := keys - content.keys():
             raise KeyError(f"without {', '.join(sorted(missing))}; a sweep keeps only weights")

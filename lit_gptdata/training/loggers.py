@@ -114,7 +114,9 @@ def _load(name: str) -> Any:
 def prepare_loggers(cfg: DictConfig) -> None:
     """Make the experiment of MLflow; raises ImportError without mlflow."""
     nodes = cfg.get("logger") or []
-    for node in filter(None, nodes.values() if isinstance(nodes, DictConfig) else nodes):
+    for node in nodes.values() if isinstance(nodes, DictConfig) else nodes:
+        if not isinstance(node, DictConfig):  # null, or what `build_all` refuses
+            continue
         if "MLFlowLogger" not in str(node.get("_target_")) or "tracking_uri" not in node:
             continue
         mlflow = needs("mlflow", "integrations", node._target_)

@@ -169,6 +169,8 @@ def test_show_refuses_a_wrong_step_or_window(prepared, capsys):
         (["window=100000"], "window must be an integer in [0, "),
         (["step=-1"], "step=-1 does not exist"),
         (["step=1", "window=2"], "got step=1 and window=2: give only one"),
+        (["step=1", "step=2"], "got step=1 and step=2: give only one"),
+        (["step="], "step must be an integer, got None"),
     ):
         assert message in run(capsys, "show", *words, *prepared[1], expect=1)
 

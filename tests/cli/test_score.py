@@ -269,10 +269,12 @@ def test_other_models_need_a_predict_step_that_returns_losses_or_logits(capsys):
 def test_wrong_options_are_refused_in_one_line(capsys):
     save(made())
     Path("folder.csv").mkdir()
+    Path("one.txt").write_text("a")
     capsys.readouterr()
     for word, message in {
         "output=folder.csv": "folder.csv: Is a folder: set output=… to a file",
         "split=dev": "split must be one of ('val', 'test', 'train', 'all'), got 'dev'",
+        "one.txt": "the text has only one token, with none before it: give more text",
         "split=test": "there is no test split to score: give a text, split=all, or",
         "model.n_heads=2": "model.n_heads=2 has no effect, because the model is the checkpoint's",
         "data.max_lenght=8": "did you mean data.max_length?",

@@ -102,6 +102,36 @@ def test_no_text_of_val_or_test_trains_the_tokenizer(fractions, monkeypatch):
     assert 0.96 * n_train < made[0][0] <= n_train
 
 
+@pytest.mark.parametrize(
+    "options", [{"on_bad_document": "skip", "max_document_bytes": 100}, {"drop_duplicates": True}]
+)
+def test_documents_that_the_build_leaves_out_do_not_train_it(options, monkeypatch):
+    texts = [f"apple {i:03d} " * 5 for i in range(60)] + ["secret " * 40] * 30  # 50, 280 bytes
+    Path("a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    made = []
+    copy = train._copy
+    monkeypatch.setattr(train, "_copy", lambda *args: made.append(copy(*args)) or made[-1])
+    data = GPTDataModule("a.jsonl", val_fraction=0.3, **options)
+    with pytest.warns(UserWarning, match="yields"):
+        train_on(data, Path("own.json"), 500)
+    data.prepare_data()
+    data.setup()
+    source = data._data.first
+    n_train = source.store.byte_at(source.split.train[1])
+    assert 0.9 * n_train < made[0][0] <= n_train
+    assert "secret" not in json.loads(Path("own.json").read_bytes())["model"]["vocab"]
+
+
+def test_an_invalid_text_is_skipped_as_the_message_says():
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("apple " * 5000)
+    Path("texts/b.txt").write_bytes(b"pear \xff")
+    with pytest.raises(UnicodeError, match="on_bad_document=skip"):
+        train_on(GPTDataModule("texts"), Path("own.json"), 300)
+    with pytest.warns(UserWarning, match="yields"):
+        train_on(GPTDataModule("texts", on_bad_document="skip"), Path("own.json"), 300)
+
+
 def test_a_mixture_trains_on_the_train_split_of_each_source():
     Path("a.txt").write_text("apple " * 1000)
     rows = [json.dumps({"body": text}) for text in ("banana " * 1000, *["secret"] * 500)]

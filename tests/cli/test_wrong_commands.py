@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_gptdata.cli.main import main
 from tests.training.run_train import STORY
@@ -22,6 +23,7 @@ WRONG = {
     "lit-gptdata info --plot": "argument --plot: expected one argument (lit-gptdata info --help)",
     "lit-gptdata export": "required: FORMAT, OUT (lit-gptdata export --help)",
     "lit-gptdata publish books/": "other files: lit-gptdata publish s3://bucket/tokens books/",
+    "lit-gptdata publish books/a.txt": "is a file: lit-gptdata publish s3://bucket/tokens books/a.txt",
     # flags, keys and values
     "lit-gptdata train --batch-size 8": "did you mean data.batch_size=…?",
     "lit-gptdata train --lr=1e-3": "did you mean model.learning_rate=…?",
@@ -64,7 +66,10 @@ WRONG = {
     "lit-gptdata seen nope.ckpt": "nope.ckpt: No such file or directory",
     "lit-gptdata generate nope.ckpt": "nope.ckpt: No such file or directory",
     "lit-gptdata generate books": "books has no .ckpt file: give the folder of a run",
-    "lit-gptdata generate books/a.txt": "a.txt is not a Lightning checkpoint",
+    "lit-gptdata seen text.ckpt": "text.ckpt is not a Lightning checkpoint (ValueError: torch.save did",
+    "lit-gptdata seen own.ckpt": "own.ckpt is not a Lightning checkpoint (KeyError: without datamodul",
+    "lit-gptdata seen step=1 step=2": "give only one step=N",
+    "lit-gptdata generate books/a.txt": "a.txt is not a Lightning checkpoint (ValueError: torch.sav",
     "lit-gptdata generate books It was": "got 2 prompts, ['It', 'was']: put the prompt in quotes",
     "lit-gptdata generate books temprature=0": "did you mean temperature=…?",
     "lit-gptdata export hf out": "give a checkpoint, ckpt=PATH, and nothing else, got ''",
@@ -86,6 +91,8 @@ def _files():
     for name in ("books", "empty", "bad", "sweep/0", "sweep/1", "sweep/2"):
         Path(name).mkdir(parents=True)
     Path("books/a.txt").write_text(STORY)
+    Path("text.ckpt").write_text(STORY)
+    torch.save({"state_dict": {}}, "own.ckpt")
     Path("bad/config.yaml").write_text("a: [1\nb: {")
     jobs = [("failed", ""), ("completed", "output_dir: /a"), ("completed", "trainer: {num_nodes: 2}")]
     for number, (status, config) in enumerate(jobs):

@@ -320,6 +320,7 @@ def test_n_heads_must_divide_embedding_dim():
         ("weight_decay", math.nan, "[0, inf)"),
         ("min_learning_rate_ratio", 1.5, "[0, 1]"),
         ("betas", (0.9,), "two numbers"),
+        ("betas", 0.9, "two numbers"),
         ("betas", (0.9, 1.0), "a number in [0, 1)"),
         ("dropout", 1, "a number in [0, 1)"),
     ],

@@ -382,6 +382,22 @@ def test_wrong_credentials_name_the_places_to_look(s3, folder):
         assert open_corpus(url).files == corpus.files  # nothing of the failure is kept
 
 
+@pytest.mark.parametrize("url", ["/data/x.bin", "file:///data/x.bin"])
+def test_a_folder_of_this_machine_has_permissions_instead_of_credentials(url):
+    def refuse():
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(PermissionError, match=r"may not be written .*: give another folder, or change"):
+        _fsspec.retry(url, refuse, done="written")
+
+
+def test_a_file_in_place_of_a_folder_is_not_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("a")
+    monkeypatch.setattr(_fsspec.time, "sleep", lambda _: pytest.fail("tried again"))
+    with pytest.raises(OSError, match="cannot be read: NotADirectoryError"):
+        _fsspec.retry(str(tmp_path / "a/b"), (tmp_path / "a/b").read_bytes)
+
+
 @pytest.mark.usefixtures("_new_client")
 def test_missing_credentials_name_the_places_to_look(s3, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

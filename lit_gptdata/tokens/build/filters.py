@@ -19,8 +19,9 @@ from typing import IO, Any
 import numpy as np
 
 from lit_gptdata._io import CHUNK_BYTES
-from lit_gptdata.text.document import Document
-from lit_gptdata.text.formats import INVALID
+from lit_gptdata.text.document import Corpus, Document
+from lit_gptdata.text.files import FilesCorpus
+from lit_gptdata.text.formats import INVALID, FileSlice, read_documents
 from lit_gptdata.text.remote_file import map_in_threads
 from lit_gptdata.tokens.build.output import Files
 from lit_gptdata.tokens.build.plan import BuildOptions
@@ -60,6 +61,31 @@ def kept(
             place = document.source if document.place is None else document.place
             example = {"source": document.number, "place": place, "kind": kind, "reason": reason}
             left_out.examples.append(example)
+
+
+def filtered(corpus: Corpus, options: BuildOptions) -> Iterator[Document]:
+    """The documents of a corpus that a build with `options` encodes, for other uses of the text."""
+
+    def documents() -> Iterator[Document]:
+        if not isinstance(corpus, FilesCorpus):
+            yield from corpus
+            return
+        for number, file in enumerate(corpus.files):
+            part = FileSlice(path=file, number=number)
+            yield from read_documents(part, corpus.reading, options.on_bad_document == "skip")
+
+    if not options.filters:
+        return documents()
+    copies: Iterable[bool] = ()
+    if options.drop_duplicates:
+        hashes = bytearray()
+        for document in kept(documents(), options, (), LeftOut()):
+            text = digest()
+            for block in document.chunks:
+                text.update(block)
+            hashes += text.digest()
+        copies = later_copies(np.frombuffer(hashes, HASH))
+    return kept(documents(), options, copies, LeftOut())
 
 
 def joined(parts: Iterable[Document]) -> Iterator[Document]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from lit_gptdata._checks import check_integer
 from lit_gptdata._io import write_whole
-from lit_gptdata.text.document import Corpus
+from lit_gptdata.text.document import Document
 from lit_gptdata.text.formats import needs
 from lit_gptdata.tokens.chunks import CLASSES_DIFFER, GPT2_PATTERN, RULES, safe_chunks
 from lit_gptdata.tokens.gigatoken import CHARACTERS, output_hidden
@@ -33,7 +33,7 @@ NEW = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CLASSES_DIFFER) 
 
 
 def train_tokenizer(
-    path: Path, vocab_size: int, texts: Iterable[tuple[Corpus, float]]
+    path: Path, vocab_size: int, texts: Iterable[tuple[Iterable[Document], float]]
 ) -> tuple[int, str, list[str]]:
     """Train on the first part of each corpus, given as a fraction of its bytes; write a tokenizer.json.
 
@@ -63,7 +63,7 @@ def train_tokenizer(
     return n_bytes, library, [text for _, rest in copied for text in rest]
 
 
-def _copy(corpus: Corpus, part: float, file: IO[bytes]) -> tuple[int, list[str]]:
+def _copy(corpus: Iterable[Document], part: float, file: IO[bytes]) -> tuple[int, list[str]]:
     """Append the first `part` of a corpus; returns its bytes, and the start of the rest by document."""
     n_bytes, starts = 0, [(0, file.tell())]  # bytes of text → position in the file, every 0.1 %
     for document in corpus:
