@@ -27,6 +27,8 @@ def show(args: argparse.Namespace) -> None:
     overrides, options = split_options(args.overrides, {"step": 0, "window": None})
     if len(given := [word for word in args.overrides if word not in overrides]) > 1:
         raise ValueError(f"got {' and '.join(given)}: give only one step=N or window=N")
+    if given and given[0].endswith("="):
+        raise ValueError(f"{given[0]} has no number: give step=N or window=N")
     print(open_data(overrides).show(**options))
 
 

@@ -317,12 +317,12 @@ def check_options(cfg: DictConfig) -> None:
             raise ValueError(f"trainer.{name} has no effect here: set {name}, such as {name}=none")
     for low, names in TRAINER_OPTIONS.items():
         for name in names:
-            value = cfg.trainer.get(name)
-            is_null = value is None and name in NOT_NULL and name in cfg.trainer
-            if low is not None and (value is not None or is_null):
-                check_integer(f"trainer.{name}", value, low)
-            elif value is not None:
-                check_number(f"trainer.{name}", value, math.inf)
+            if cfg.trainer.get(name) is None and (name not in cfg.trainer or name not in NOT_NULL):
+                continue
+            if low is None:
+                check_number(f"trainer.{name}", cfg.trainer[name], math.inf)
+            else:
+                check_integer(f"trainer.{name}", cfg.trainer[name], low)
     max_threads = 64 * (os.cpu_count() or 1)  # torch crashes with more
     for name, least, most in (("seed", 0, 2**32 - 1), ("threads", 1, max_threads)):
         if cfg[name] is not None and check_integer(name, cfg[name], least) > most:

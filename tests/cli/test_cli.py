@@ -170,7 +170,8 @@ def test_show_refuses_a_wrong_step_or_window(prepared, capsys):
         (["step=-1"], "step=-1 does not exist"),
         (["step=1", "window=2"], "got step=1 and window=2: give only one"),
         (["step=1", "step=2"], "got step=1 and step=2: give only one"),
-        (["step="], "step must be an integer, got None"),
+        (["step="], "step= has no number: give step=N or window=N"),
+        (["window="], "window= has no number"),
     ):
         assert message in run(capsys, "show", *words, *prepared[1], expect=1)
 
