@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from lit_gptdata._checks import check_flag, check_integer
-from lit_gptdata.windows.dataset import FORMATS, Batch, BatchFormat, WindowDataset, Windows, split
+from lit_gptdata.windows.dataset import (
+    FORMATS,
+    Batch,
+    BatchFormat,
+    WindowDataset,
+    Windows,
+    batches_of,
+    split,
+)
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed
 from lit_gptdata.windows.sampler import EpochSlice, TextOrderSampler, WindowSampler
@@ -86,7 +94,7 @@ class WindowLoader(DataLoader[Any]):
     def _loaded(self, epoch: EpochSlice) -> Iterator[np.ndarray]:
         """The rows from worker processes. The main process splits them."""
         options: dict[str, Any] = {name: getattr(self, name) for name in WORKER_OPTIONS}
-        windows, indices = _StoredWindows(self.dataset), epoch.batches()
+        windows, indices = _StoredWindows(self.dataset), batches_of(epoch.blocks())
         for rows in DataLoader(windows, batch_size=None, sampler=indices, **options):
             yield rows.numpy()
 

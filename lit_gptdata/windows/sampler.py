@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lit_gptdata.windows.dataset import Block, batches_of
+from lit_gptdata.windows.dataset import Block
 from lit_gptdata.windows.order import EpochPermutation
 from lit_gptdata.windows.ranks import DrawnSeed, Ranks, accelerate_reads, check_launched, current_ranks
 from lit_gptdata.windows.steps import Position, RunSegment, Steps, epoch_batches, find_batch
@@ -43,10 +43,6 @@ class EpochSlice:
             if number > full:
                 last = np.arange(*steps.rank_slice(index + full * steps.width, self.rank))
                 yield self.permutation.at(last), steps.batch_size
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """The windows of each batch, int64."""
-        return batches_of(self.blocks())
 
     def position(self, n_batches: int) -> Position:
         """The position after `n_batches` of this rank's batches, at most the end of the epoch."""
