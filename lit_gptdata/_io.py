@@ -32,7 +32,7 @@ def working_folder() -> Path:
 
 
 class AtomicFile:
-    """A file that other processes see complete or not at all: `write`, `commit`, and then `close`."""
+    """A file that other processes see only when it is complete: `write`, `commit`, and then `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -44,7 +44,7 @@ def rerun(args: argparse.Namespace) -> None:
         rows.append([name, a, b, "bitwise equal" if a == b else "different"])
     print("", *aligned(rows), sep="\n")
     if different := sum(row[-1] == "different" for row in rows):
-        problem = f"{different} of {len(rows) - 1} metrics differ from those of {folder}"
+        problem = f"{different} of {len(rows) - 1} metrics differ from the metrics of {folder}"
         raise ValueError(f"{problem}: the text, packages, hardware, threads or options have changed")
 
 

@@ -187,6 +187,7 @@ class GPT(L.LightningModule):
             options["positions"] = document_positions(ids, self.eot)[:, begin:]
         elif caches:
             options["positions"] = torch.arange(begin, ids.shape[1], device=ids.device)
+        # without a slice, so that the stem names a wrong shape
         x = self.stem(ids[:, begin:] if begin else ids, **options)  # (B, T - begin, D)
         # your own block need not take a mask
         masks = {"mask": self._mask(ids, begin)} if self.document_mask else {}

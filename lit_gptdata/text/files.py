@@ -99,8 +99,12 @@ class FilesCorpus:
         return dict(zip(self._urls, map_in_threads(expand_url, self._urls), strict=True))
 
     def __iter__(self) -> Iterator[Document]:
+        return self.documents()
+
+    def documents(self, keep_bad: bool = False) -> Iterator[Document]:
+        """Like `iter`, or with `keep_bad` with bad documents as well, each with its `problem`."""
         for number, file in enumerate(self.files):
-            yield from read_documents(FileSlice(path=file, number=number), self.reading)
+            yield from read_documents(FileSlice(path=file, number=number), self.reading, keep_bad)
 
     def work_units(self, unit_bytes: int, find_cut: FindCut | None) -> list[list[FileSlice]]:
         """Work units of about `unit_bytes`: small files, or, with a `find_cut`, slices of large ones."""

@@ -88,18 +88,22 @@ def test_other_commands_name_the_command_that_trains(capsys):
     assert f"run {command}, then set data.tokenizer=OUT.json" in printed
 
 
-@pytest.mark.parametrize("fractions", [(0.1, 0.0), (0.3, 0.2), (0.02, 0.02), (0.0, 0.5)])
-def test_no_text_of_val_or_test_trains_the_tokenizer(fractions, monkeypatch):
+def trained_share(data: GPTDataModule, vocab_size: int, monkeypatch) -> float:
+    """Train own.json; return its bytes of text ÷ those of the train split of the build."""
     made = []
     copy = train._copy
     monkeypatch.setattr(train, "_copy", lambda *args: made.append(copy(*args)) or made[-1])
-    data = GPTDataModule("sample", val_fraction=fractions[0], test_fraction=fractions[1])
-    train_on(data, Path("own.json"), 300)
+    train_on(data, Path("own.json"), vocab_size)
     data.prepare_data()
     data.setup()
     source = data._data.first
-    n_train = source.store.byte_at(source.split.train[1])
-    assert 0.96 * n_train < made[0][0] <= n_train
+    return made[0][0] / source.store.byte_at(source.split.train[1])
+
+
+@pytest.mark.parametrize("fractions", [(0.1, 0.0), (0.3, 0.2), (0.02, 0.02), (0.0, 0.5)])
+def test_no_text_of_val_or_test_trains_the_tokenizer(fractions, monkeypatch):
+    data = GPTDataModule("sample", val_fraction=fractions[0], test_fraction=fractions[1])
+    assert 0.96 < trained_share(data, 300, monkeypatch) <= 1
 
 
 @pytest.mark.parametrize(
@@ -108,17 +112,10 @@ def test_no_text_of_val_or_test_trains_the_tokenizer(fractions, monkeypatch):
 def test_documents_that_the_build_leaves_out_do_not_train_it(options, monkeypatch):
     texts = [f"apple {i:03d} " * 5 for i in range(60)] + ["secret " * 40] * 30  # 50, 280 bytes
     Path("a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    made = []
-    copy = train._copy
-    monkeypatch.setattr(train, "_copy", lambda *args: made.append(copy(*args)) or made[-1])
     data = GPTDataModule("a.jsonl", val_fraction=0.3, **options)
     with pytest.warns(UserWarning, match="yields"):
-        train_on(data, Path("own.json"), 500)
-    data.prepare_data()
-    data.setup()
-    source = data._data.first
-    n_train = source.store.byte_at(source.split.train[1])
-    assert 0.9 * n_train < made[0][0] <= n_train
+        share = trained_share(data, 500, monkeypatch)
+    assert 0.9 < share <= 1
     assert "secret" not in json.loads(Path("own.json").read_bytes())["model"]["vocab"]
 
 

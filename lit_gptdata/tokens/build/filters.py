@@ -21,7 +21,7 @@ import numpy as np
 from lit_gptdata._io import CHUNK_BYTES
 from lit_gptdata.text.document import Corpus, Document
 from lit_gptdata.text.files import FilesCorpus
-from lit_gptdata.text.formats import INVALID, FileSlice, read_documents
+from lit_gptdata.text.formats import INVALID
 from lit_gptdata.text.remote_file import map_in_threads
 from lit_gptdata.tokens.build.output import Files
 from lit_gptdata.tokens.build.plan import BuildOptions
@@ -67,15 +67,12 @@ def filtered(corpus: Corpus, options: BuildOptions) -> Iterator[Document]:
     """The documents of a corpus that a build with `options` encodes, for other uses of the text."""
 
     def documents() -> Iterator[Document]:
-        if not isinstance(corpus, FilesCorpus):
-            yield from corpus
-            return
-        for number, file in enumerate(corpus.files):
-            part = FileSlice(path=file, number=number)
-            yield from read_documents(part, corpus.reading, options.on_bad_document == "skip")
+        if isinstance(corpus, FilesCorpus):
+            return corpus.documents(keep_bad=options.on_bad_document == "skip")
+        return iter(corpus)
 
     if not options.filters:
-        return documents()
+        return iter(corpus)
     copies: Iterable[bool] = ()
     if options.drop_duplicates:
         hashes = bytearray()
